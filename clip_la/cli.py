@@ -1,0 +1,87 @@
+"""The `clip-la` command: finds the verb, lets its file in `commands/` declare options and run, turns user errors into one line.
+
+Nothing heavy is imported here or at the top of a command file, so that `clip-la --help` answers at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from clip_la import __version__
+from clip_la.errors import EXIT_CODE, UserError, unknown
+
+VERBS = {
+    "demo": "the whole chain on real pairs: corpus, training, zero-shot, scaling plot; minutes on a CPU",
+    "data": "make, check and look at shards: starter, photos, scenes, pack, verify, read, show",
+    "train": "train image and text towers on shards",
+    "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
+    "scaling": "scaling laws from results: fit, plot",
+    "bench": "measured tables for this machine: kernels, data",
+    "models": "list the presets with parameters and FLOPs",
+    "export": "write a softmax model as an open_clip checkpoint",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors: one line, with the nearest option where one is near."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see `{self.prog} --help`)")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        known, extra = self.parse_known_args(args, namespace)
+        if extra:
+            options = [o for action in self._actions for o in action.option_strings]
+            raise unknown(f"{self.prog} option" if extra[0].startswith("-") else f"{self.prog} argument", extra[0], options)
+        return known
+
+
+def _overview() -> Parser:
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{text}" for verb, text in VERBS.items())
+    parser = Parser(
+        prog="clip-la",
+        description="Softmax against linear attention in CLIP-style models.",
+        epilog=f"commands:\n{verbs}\n\n`clip-la COMMAND --help` says more of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"clip-la {__version__}")
+    parser.add_argument("command", metavar="COMMAND")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command line (without the program's name) and returns its exit code; raises UserError."""
+    overview = _overview()
+    if not argv:
+        overview.print_help()
+        return EXIT_CODE
+    verb = overview.parse_args(argv[:1]).command
+    if verb not in VERBS:
+        raise unknown("command", verb, VERBS)
+    command = importlib.import_module(f"clip_la.commands.{verb}")
+    return int(command.main(list(argv[1:])) or 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"clip-la: error: {message}", file=sys.stderr)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        print("clip-la: interrupted; what was written is whole, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error, but Python would complain once more while shutting down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One file a verb of `clip-la`: its options and one call. Heavy imports happen inside functions."""

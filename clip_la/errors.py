@@ -1,0 +1,18 @@
+"""Errors that a user can mend: one clear line each, exit code 2, no traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_CODE = 2
+
+
+class UserError(ValueError):
+    """Wrong input. The message is one line that names the file, key or option and says what would be right."""
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name outside a registry, with the nearest names or, if none is near, all of them."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} '{name}'; {hint}")

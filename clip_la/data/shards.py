@@ -1,0 +1,118 @@
+"""Webdataset shards: tars in which the consecutive members KEY.jpg, KEY.txt, KEY.json make one sample.
+
+Keys and parts are split as webdataset does: the part is what follows the first dot of the file's name, the key all
+before it, folders included.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from types import TracebackType
+from typing import IO, Any
+
+from clip_la.atomic import atomic_write
+from clip_la.data import problems
+from clip_la.data.problems import OnProblem, Problem, log_problem
+from clip_la.data.sources import expand_urls, open_shard
+from clip_la.data.tar import TarDamage, read_members
+
+__all__ = ["ShardWriter", "expand_urls", "read_samples"]
+
+Sample = dict[str, Any]
+KEY = "__key__"
+SHARD = "__shard__"
+
+
+def read_samples(
+    url: str, *, on_problem: OnProblem = log_problem, opener: Callable[[str], IO[bytes]] = open_shard
+) -> Iterator[Sample]:
+    """The samples of one shard in order: `{"__key__": str, "__shard__": url, ".png": bytes, ".txt": bytes, ...}`.
+
+    Damage ends the shard after the last whole sample and goes to `on_problem`, as does each passed-over member. A part
+    name that comes twice under one key begins a new sample.
+
+    Raises:
+        UserError: the shard does not exist.
+    """
+    with opener(url) as stream:
+        yield from _group(stream, url, on_problem)
+
+
+def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sample]:
+    sample: Sample = {}
+    try:
+        for member in read_members(stream):
+            key, part = split_name(member.name)
+            reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
+            if reason:
+                on_problem(Problem(reason, url, member.name))
+                continue
+            if key != sample.get(KEY) or part in sample:
+                if sample:
+                    yield sample
+                sample = {KEY: key, SHARD: url}
+            sample[part] = member.data
+    except TarDamage as damage:
+        on_problem(Problem(damage.reason, url, damage.name))
+        if damage.name and split_name(damage.name)[0] == sample.get(KEY):
+            # One of its parts is lost: not a whole sample.
+            sample = {}
+    if sample:
+        yield sample
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`"a/b.c.png"` -> `("a/b", ".c.png")`; parts are lower-cased; either is empty where the name lacks it."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, part = base.partition(".")
+    return (f"{folder}{slash}{stem}" if stem else "", f".{part.lower()}" if dot and part else "")
+
+
+class ShardWriter:
+    """Writes one shard, whole or not at all; the same samples give the same bytes on every machine.
+
+    Parts are bytes, text (UTF-8), or for `.json` anything `json` writes (sorted keys). Members are sorted by part,
+    times and owners are zero.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.num_samples = 0
+        self._file = atomic_write(path)
+        self._tar = tarfile.TarFile(fileobj=self._file.__enter__(), mode="w", format=tarfile.GNU_FORMAT)
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        """Adds one sample, in the form that `read_samples` gives it; other `__names__` than the key are left out.
+
+        Raises:
+            ValueError: a key that would read back as another one (empty, or with a dot in its last part).
+        """
+        key = sample[KEY]
+        for part in sorted(name for name in sample if name.startswith(".")):
+            if split_name(key + part) != (key, part):
+                raise ValueError(f"key '{key}' with part '{part}' would not read back as written")
+            data = encode_part(sample[part])
+            info = tarfile.TarInfo(key + part)
+            info.size = len(data)
+            self._tar.addfile(info, BytesIO(data))
+        self.num_samples += 1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._tar.close()
+        self._file.__exit__(kind, error, trace)
+
+
+def encode_part(value: Any) -> bytes:
+    """Bytes as they are, text as UTF-8, anything else as JSON with sorted keys."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()

@@ -16,6 +16,7 @@ MAX_PIXELS = 1 << 26
 WHITE = (255, 255, 255)
 RGB = tuple[int, int, int]
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+Image.init()  # `formats=` finds only plugins that are loaded
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, background: RGB = WHITE) -> Image.Image:

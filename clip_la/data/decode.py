@@ -10,7 +10,7 @@ from clip_la.data import problems
 from clip_la.data.problems import BadSample
 
 # Formats whose decoders run inside Pillow; EPS and its like would start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # 8192 x 8192; below the size from which Pillow itself warns.
 MAX_PIXELS = 1 << 26
 WHITE = (255, 255, 255)

@@ -1,0 +1,49 @@
+"""Which path a call takes: CUDA with Triton -> kernels; anything else -> PyTorch. Never a silent change of result."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "torch", "triton")
+_override = "auto"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces "torch" or "triton" (for tests and measurements) inside the block; "auto" is the rule above."""
+    global _override
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    previous, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def has_triton() -> bool:
+    """Is Triton importable?"""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Does Triton run its kernels in the interpreter, on the CPU?"""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+HAS_TRITON = has_triton()
+
+
+def takes_kernels(x: Tensor) -> bool:
+    """Do the kernels serve this tensor? float64 is always PyTorch's."""
+    if _override == "torch" or x.dtype == torch.float64:
+        return False
+    if _override == "triton":
+        if not HAS_TRITON or not (x.is_cuda or interpreting()):
+            raise RuntimeError("the triton backend wants Triton and a CUDA tensor, or TRITON_INTERPRET=1")
+        return True
+    return HAS_TRITON and x.is_cuda and torch.version.hip is None

@@ -1,0 +1,128 @@
+"""ModelSpec: all that makes an architecture, in numbers and names. Plain Python, no torch."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from clip_la.errors import UserError, unknown
+from clip_la.models.attention.pattern import AttentionChoice, canonical_pattern, layer_choices
+
+# The means and deviations of OpenAI's CLIP, in RGB, for pixels scaled to [0, 1].
+OPENAI_PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+# Size and width of the byte-pair vocabulary of OpenAI's CLIP.
+CLIP_VOCAB_SIZE = 49408
+CLIP_CONTEXT_LENGTH = 77
+
+ACTIVATIONS = ("gelu", "quick_gelu")
+MLP_RATIO = 4
+
+_COUNTS = (
+    "embed_dim",
+    "image_size",
+    "patch_size",
+    "image_width",
+    "image_layers",
+    "image_heads",
+    "context_length",
+    "vocab_size",
+    "text_width",
+    "text_layers",
+    "text_heads",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A two-tower model. Sizes in pixels, widths in features, lengths in tokens, attention as patterns (pattern.py).
+
+    Raises UserError for numbers that do not fit together. `pixel_mean` and `pixel_std` are RGB for pixels in [0, 1];
+    `tokenizer` is a name that clip_la.data.tokenizer knows.
+    """
+
+    name: str
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    image_width: int
+    image_layers: int
+    image_heads: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    context_length: int = CLIP_CONTEXT_LENGTH
+    vocab_size: int = CLIP_VOCAB_SIZE
+    image_attention: str = "softmax"
+    text_attention: str = "softmax"
+    activation: str = "gelu"
+    pixel_mean: tuple[float, float, float] = OPENAI_PIXEL_MEAN
+    pixel_std: tuple[float, float, float] = OPENAI_PIXEL_STD
+    tokenizer: str = "clip"
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"model '{self.name}': {name} is {value!r}, not a whole number above zero")
+        self._must_divide("patch_size", "image_size")
+        self._must_divide("image_heads", "image_width")
+        self._must_divide("text_heads", "text_width")
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation", self.activation, ACTIVATIONS)
+        for tower in ("image", "text"):
+            try:
+                pattern = canonical_pattern(getattr(self, f"{tower}_attention"), getattr(self, f"{tower}_layers"))
+            except UserError as error:
+                raise UserError(f"{tower} tower of '{self.name}': {error}") from None
+            # A frozen dataclass is set this way in its own __post_init__.
+            object.__setattr__(self, f"{tower}_attention", pattern)
+
+    def _must_divide(self, divisor: str, number: str) -> None:
+        if getattr(self, number) % getattr(self, divisor):
+            values = f"{number} {getattr(self, number)} is no multiple of {divisor} {getattr(self, divisor)}"
+            raise UserError(f"model '{self.name}': {values}")
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def attention(self) -> str:
+        """Both towers' attention in one string: the shared one, else image/text."""
+        if self.image_attention == self.text_attention:
+            return self.image_attention
+        return f"{self.image_attention}/{self.text_attention}"
+
+    @property
+    def image_choices(self) -> tuple[AttentionChoice, ...]:
+        """The attention of each layer of the image tower."""
+        return layer_choices(self.image_attention, self.image_layers)
+
+    @property
+    def text_choices(self) -> tuple[AttentionChoice, ...]:
+        """The attention of each layer of the text tower."""
+        return layer_choices(self.text_attention, self.text_layers)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary of numbers, strings and lists, for checkpoints and JSON."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict; raises UserError for a missing or unknown field."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise unknown("field of a model specification", str(name), fields)
+        missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if missing:
+            raise UserError(f"the model specification lacks {', '.join(missing)}")
+        arguments: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**arguments)

@@ -1,0 +1,55 @@
+"""The text tower: causal timm blocks, pooled at the end-of-text token, and a projection."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer
+from clip_la.models.spec import MLP_RATIO, ModelSpec
+
+
+class TextTower(nn.Module):
+    """Token and position embeddings, causal blocks, norm, a bias-free projection of the end-of-text token.
+
+    Causal attention lets no token see what follows it, so padding after the end-of-text token changes nothing and a
+    batch may be trimmed to its longest caption.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(spec.vocab_size, spec.text_width)
+        self.position_embedding = nn.Parameter(torch.empty(spec.context_length, spec.text_width))
+        make_block = block_maker(spec.text_choices)
+        self.blocks = nn.ModuleList(
+            make_block(
+                depth=depth,
+                dim=spec.text_width,
+                num_heads=spec.text_heads,
+                mlp_ratio=MLP_RATIO,
+                qkv_bias=True,
+                norm_layer=norm_layer,
+                act_layer=ACTIVATION_LAYERS[spec.activation],
+            )
+            for depth in range(spec.text_layers)
+        )
+        self.norm = norm_layer(spec.text_width)
+        self.projection = nn.Linear(spec.text_width, spec.embed_dim, bias=False)
+        self.grad_checkpointing = False
+
+    def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch embed_dim"]:
+        """Features, not normalised, of captions padded with 0; the end-of-text token has the highest number of all.
+
+        Raises ValueError for captions longer than the context.
+        """
+        batch, length = tokens.shape
+        if length > self.position_embedding.shape[0]:
+            raise ValueError(f"captions of {length} tokens; this model takes {self.position_embedding.shape[0]}")
+        x = self.token_embedding(tokens) + self.position_embedding[:length]
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, is_causal=True, use_reentrant=False)
+            else:
+                x = block(x, is_causal=True)
+        pooled = x[torch.arange(batch, device=x.device), tokens.argmax(dim=-1)]
+        return self.projection(self.norm(pooled))

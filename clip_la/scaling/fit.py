@@ -1,0 +1,159 @@
+"""Power laws between compute and error, and the points they are fitted to. Arrays in, numbers out; numpy only.
+
+E = beta C^alpha is a straight line in log10 C and log10 E, fitted by least squares there (Cherti et al. 2023,
+"Reproducible scaling laws for contrastive language-image learning", whose three choices of points are the frontiers below).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from clip_la.errors import UserError, unknown
+
+MIN_POINTS = 3
+# Two computes nearer than this are one scale: sample counts are rounded to whole batches.
+SAME_COMPUTE_LOG10 = 0.01
+# Cherti et al. widen the range of log10 C by this, so that the largest run falls inside the last bin.
+BIN_MARGIN_LOG10 = 0.1
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """E = beta C^alpha, E the error as a fraction, C the compute in whatever unit the points had."""
+
+    log10_beta: float
+    alpha: float
+
+    @property
+    def beta(self) -> float:
+        return float(10**self.log10_beta)
+
+    def error_at(self, compute: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+        """The errors (fractions) that the law gives at `compute`."""
+        return np.asarray(10 ** (self.log10_beta + self.alpha * np.log10(compute)))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The points a fit sees: abscissa and ordinate in log10, and which of the given points they come from."""
+
+    log10_compute: Float[np.ndarray, "chosen"]
+    log10_error: Float[np.ndarray, "chosen"]
+    index: Int[np.ndarray, "chosen"]
+
+
+Frontier = Callable[[Float[np.ndarray, "points"], Float[np.ndarray, "points"]], Chosen]
+
+
+def choose_all(log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"]) -> Chosen:
+    """Every point, at its own compute."""
+    return Chosen(log10_compute, log10_error, np.arange(len(log10_compute)))
+
+
+def choose_pareto(log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"]) -> Chosen:
+    """The points with a lower error than every point of no more compute, in order of compute."""
+    order = np.lexsort((log10_error, log10_compute))
+    best_before = np.minimum.accumulate(np.concatenate(([np.inf], log10_error[order])))[:-1]
+    index = order[log10_error[order] < best_before]
+    return Chosen(log10_compute[index], log10_error[index], index)
+
+
+def choose_bins(
+    log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"], num_bins: int
+) -> Chosen:
+    """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], placed at the bin's centre."""
+    edges = np.linspace(log10_compute.min(), log10_compute.max() + BIN_MARGIN_LOG10, num_bins + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    bin_of = np.clip(np.searchsorted(edges, log10_compute, side="right") - 1, 0, num_bins - 1)
+    # The first of equals wins, so that the same points give the same choice.
+    order = np.lexsort((np.arange(len(bin_of)), log10_error, bin_of))
+    filled, first = np.unique(bin_of[order], return_index=True)
+    index = order[first]
+    return Chosen(centres[filled], log10_error[index], index)
+
+
+FRONTIERS = ("all", "pareto", "bins")
+
+
+def get_frontier(name: str, num_bins: int = 5) -> Frontier:
+    """The choice of points called `name`; `num_bins` matters to "bins" alone. Raises UserError for another name."""
+    if num_bins < MIN_POINTS:
+        raise UserError(f"a fit needs at least {MIN_POINTS} bins, not {num_bins}")
+    choices: dict[str, Frontier] = {
+        "all": choose_all,
+        "pareto": choose_pareto,
+        "bins": partial(choose_bins, num_bins=num_bins),
+    }
+    if name not in choices:
+        raise unknown("frontier", name, FRONTIERS)
+    return choices[name]
+
+
+def num_scales(log10_compute: Float[np.ndarray, "points"]) -> int:
+    """How many different computes there are, those within a few per cent of each other counted once."""
+    return 0 if len(log10_compute) == 0 else 1 + int((np.diff(np.sort(log10_compute)) > SAME_COMPUTE_LOG10).sum())
+
+
+def least_squares(x: Float[np.ndarray, "points"], y: Float[np.ndarray, "points"]) -> tuple[float, float]:
+    """Intercept and slope of the least-squares line through (x, y); x must hold two different values."""
+    centred = x - x.mean()
+    slope = float(centred @ y / (centred @ centred))
+    return float(y.mean() - slope * x.mean()), slope
+
+
+def fit_power_law(
+    compute: Float[np.ndarray, "points"], error: Float[np.ndarray, "points"], frontier: Frontier = choose_all
+) -> tuple[PowerLaw, Chosen]:
+    """Fits E = beta C^alpha by least squares in log10 to the points the frontier chooses.
+
+    Args:
+        compute: positive, any unit; beta is in the same.
+        error: fractions above 0.
+        frontier: which points enter.
+
+    Raises:
+        UserError: fewer than three points or fewer than two scales of compute are left to fit.
+    """
+    if len(compute) < MIN_POINTS:
+        raise UserError(f"{len(compute)} points, a fit needs at least {MIN_POINTS}")
+    chosen = frontier(np.log10(compute), np.log10(error))
+    if len(chosen.index) < MIN_POINTS:
+        raise UserError(
+            f"{len(chosen.index)} of {len(compute)} points on the frontier, a fit needs at least {MIN_POINTS}"
+        )
+    if num_scales(chosen.log10_compute) < 2:
+        raise UserError(f"{len(compute)} points at a single compute, a fit needs at least two computes")
+    return PowerLaw(*least_squares(chosen.log10_compute, chosen.log10_error)), chosen
+
+
+def mean_absolute_error(
+    law: PowerLaw, compute: Float[np.ndarray, "points"], error: Float[np.ndarray, "points"]
+) -> float:
+    """Mean of |E - predicted E| (fractions), each point at its own compute."""
+    return float(np.abs(law.error_at(compute) - error).mean())
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The largest scale, predicted from the smaller ones. Errors are fractions, means over the points at that scale."""
+
+    compute: float
+    num_points: int
+    predicted_error: float
+    measured_error: float
+
+
+def predict_largest(
+    compute: Float[np.ndarray, "points"], error: Float[np.ndarray, "points"], frontier: Frontier = choose_all
+) -> HeldOut | None:
+    """Fits without the points of the largest compute and predicts them; None where too few points would be left."""
+    largest = np.log10(compute) > np.log10(compute.max()) - SAME_COMPUTE_LOG10
+    try:
+        law, _ = fit_power_law(compute[~largest], error[~largest], frontier)
+    except UserError:
+        return None
+    predicted = law.error_at(compute[largest]).mean()
+    return HeldOut(float(compute.max()), int(largest.sum()), float(predicted), float(error[largest].mean()))

@@ -1,0 +1,94 @@
+"""The public result table of Cherti et al. 2023 (LAION-AI/scaling-laws-openclip, results/zeroshot_results.csv) as points.
+
+One row a (model, target); compute is `gmacs_total`: forward GMACs a pair times samples seen, as in that paper.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip_la.errors import UserError, unknown
+from clip_la.scaling.points import LeftOut, Point, Row, Selection, apply_filters, as_number, error_of, require_points
+
+# What the paper plots for each kind of target: the first of these that the target's rows hold.
+DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")
+METRICS = (*DEFAULT_METRICS, "acc5", "mean_per_class_recall", "text_retrieval_recall@5")
+COLUMNS = ("arch", "samples_seen", "gmacs_total", "gmacs", "upstream_dataset", "downstream_dataset", "name")
+# The one upstream set that is not LAION's: the private one of OpenAI's models.
+OPENAI_DATA = "CLIP-WIT"
+
+
+def read_laion(path: Path) -> list[Row]:
+    """The table's rows. Raises UserError for an absent, empty or foreign file."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            rows = [Row(f"{path}:{reader.line_num}", fields) for fields in reader]
+            names = reader.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    missing = [column for column in COLUMNS if column not in names]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; --format laion reads zeroshot_results.csv of LAION")
+    if not rows:
+        raise UserError(f"{path}: no results, only a header")
+    return rows
+
+
+def _pick_metric(rows: Sequence[Row], metric: str | None) -> str:
+    held = [name for name in METRICS if any(row.fields.get(name) for row in rows)]
+    if metric is None:
+        return next(name for name in DEFAULT_METRICS if name in held)
+    if metric not in held:
+        raise unknown("metric", metric, held)
+    return metric
+
+
+def _point(row: Row, metric: str) -> Point:
+    fields = row.fields
+    numbers = {name: as_number(fields[name], name, row.where) for name in ("gmacs", "gmacs_total", "samples_seen")}
+    try:
+        value = float(fields[metric])
+    except ValueError:
+        raise UserError(f"{row.where}: '{metric}' is {fields[metric]!r}, not a number") from None
+    data = fields["upstream_dataset"]
+    return Point(
+        where=row.where,
+        run=f"{fields['arch']} {fields['name']}",
+        attention="softmax",
+        model=fields["arch"],
+        train_data=data,
+        source="OpenAI" if data == OPENAI_DATA else "LAION",
+        seed=None,
+        schedule="cosine",
+        batch_size=None,
+        flops_per_sample=2e9 * numbers["gmacs"],
+        samples_seen=round(numbers["samples_seen"]),
+        compute=numbers["gmacs_total"],
+        error=error_of(value, metric, row.where),
+    )
+
+
+def laion_points(
+    paths: Sequence[Path], *, target: str | None, metric: str | None = None, filters: dict[str, str] | None = None
+) -> Selection:
+    """The points of one target of the LAION table; every model of it is a run trained to its end, so all enter.
+
+    Raises:
+        UserError: foreign or damaged file, unknown target or metric (with the nearest names), an accuracy of 1.
+    """
+    rows = apply_filters([row for path in paths for row in read_laion(path)], filters or {})
+    targets = {row.fields["downstream_dataset"] for row in rows}
+    if target is None:
+        raise UserError(f"the table has {len(targets)} targets: name one with --target, for example imagenet1k")
+    if target not in targets:
+        raise unknown("target", target, targets)
+    rows = [row for row in rows if row.fields["downstream_dataset"] == target]
+    metric = _pick_metric(rows, metric)
+    held = [row for row in rows if row.fields.get(metric)]
+    left_out = [LeftOut(row.where, row.fields["name"], f"no {metric}") for row in rows if not row.fields.get(metric)]
+    points = require_points((_point(row, metric) for row in held), left_out, target)
+    by = ("source", "attention", "model", "train_data")
+    return Selection(points, tuple(left_out), target, metric, "GMACs", by_choices=by)

@@ -1,0 +1,202 @@
+"""The figure: error against compute on log axes, a colour and marker a kind, fit lines with their bootstrap bands."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clip_la.atomic import atomic_write
+from clip_la.errors import UserError
+from clip_la.scaling.analysis import Analysis, SeriesFit
+from clip_la.scaling.bootstrap import CONFIDENCE
+from clip_la.scaling.points import Point
+from clip_la.scaling.report import compute_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by every common kind of colour blindness; yellow is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 3)))
+# Two columns of a paper's page; text at 8 pt is then readable in print.
+SIZE_INCHES = (6.6, 4.2)
+DPI = 200
+FONT_SIZE_PT = 8
+# Areas of the smallest and the largest model's marker.
+MARKER_AREA_PT2 = (18.0, 80.0)
+# More models than this in a legend of sizes cannot be told apart.
+MAX_SIZES = 6
+LINE_POINTS = 100
+# The line is drawn beyond the points by this share of their range.
+LINE_MARGIN = 0.06
+STYLE = {
+    "font.size": FONT_SIZE_PT,
+    "axes.labelsize": FONT_SIZE_PT + 1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "legend.frameon": False,
+    # Text stays text in the SVG, and equal input gives equal bytes.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clip_la",
+}
+READABLE_METRICS = {"top1": "top-1 accuracy", "acc1": "top-1 accuracy", "top5": "top-5 accuracy"}
+REFUSED_SUFFIXES = (".jpg", ".jpeg", ".pdf", ".eps", ".gif", ".webp")
+
+
+def output_paths(out: Path) -> tuple[Path, Path]:
+    """The PNG and the SVG that `out` stands for, with or without one of these suffixes; UserError for another format."""
+    if out.suffix.lower() in REFUSED_SUFFIXES:
+        raise UserError(f"the plot is written as PNG and SVG, not {out.suffix}: give --out {out.with_suffix('')}")
+    if out.is_dir() or not out.name:
+        raise UserError(f"--out is a folder: give a file name, for example {out / 'scaling'}")
+    stem = out.with_suffix("") if out.suffix.lower() in (".png", ".svg") else out
+    return stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+
+
+def marker_areas(points: Sequence[Point]) -> dict[str, float]:
+    """Marker area (pt^2) of each model, growing with the logarithm of its FLOPs a pair; smallest model first."""
+    flops = {point.model: point.flops_per_sample for point in sorted(points, key=lambda point: point.flops_per_sample)}
+    if len(flops) == 1:
+        return {model: sum(MARKER_AREA_PT2) / 2 for model in flops}
+    logs = np.log([*flops.values()])
+    share = (logs - logs.min()) / max(float(np.ptp(logs)), 1e-9)
+    low, high = MARKER_AREA_PT2
+    return {model: float(low + (high - low) * each) for model, each in zip(flops, share, strict=True)}
+
+
+def _legend_label(fit: SeriesFit) -> str:
+    """The law in mathtext, the exponent with its interval."""
+    exponent = math.floor(math.log10(fit.law.beta)) if fit.law.beta >= 1e4 else 0
+    mantissa = fit.law.beta / 10**exponent
+    beta = f"{mantissa:.3g}" + (rf" \cdot 10^{{{exponent}}}" if exponent else "")
+    bounds = fit.alpha_interval
+    spread = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+    law = rf"$E = {beta}\, C^{{\,{fit.law.alpha:.3f}}}$"
+    return f"{fit.name}: {law}{spread}, n = {len(fit.points)}"
+
+
+def _draw_points(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: str, marker: str) -> None:
+    fitted = set(fit.fitted)
+    for point in fit.points:
+        entered = point in fitted
+        if point.error_low is not None and point.error_high is not None:
+            bars = np.array([[point.error - point.error_low], [point.error_high - point.error]]).clip(min=0)
+            faint = {"elinewidth": 0.5, "alpha": 0.45 if entered else 0.2}
+            axes.errorbar([point.compute], [point.error], yerr=bars, fmt="none", ecolor=colour, zorder=2, **faint)
+        axes.scatter(
+            [point.compute],
+            [point.error],
+            s=areas[point.model],
+            marker=marker,
+            facecolor=colour if entered else "none",
+            edgecolor="white" if entered else colour,
+            linewidth=0.5,
+            alpha=1.0 if entered else 0.55,
+            zorder=4 if entered else 3,
+        )
+
+
+def _draw_law(axes: "Axes", fit: SeriesFit, grid: np.ndarray, colour: str, dashes: Any) -> Any:
+    """The fit line and, where there is an interval, its band; returns the line for the legend."""
+    if fit.alpha_interval is not None:
+        laws = fit.resampled[~np.isnan(fit.resampled).any(axis=1)]
+        errors = 10 ** (laws[:, :1] + laws[:, 1:] * np.log10(grid))
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(errors, [tail, 1 - tail], axis=0)
+        axes.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
+    return axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=1.3, zorder=3)[0]
+
+
+def _error_limits(points: Sequence[Point]) -> tuple[float, float]:
+    """Limits around points and error bars, not around bands: those of few runs would squeeze the points together."""
+    lows = [point.error if point.error_low is None else point.error_low for point in points]
+    highs = [point.error if point.error_high is None else point.error_high for point in points]
+    low, high = max(min(lows), 1e-6), max(highs)
+    margin = (high / low) ** 0.08
+    return low / margin, high * margin
+
+
+def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
+    from matplotlib import ticker
+
+    low, high = _error_limits(points)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    # Over less than a decade powers of ten leave the axis empty: round steps on the log axis instead.
+    if high / low < 10:
+        steps = ticker.MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        axes.yaxis.set_major_locator(ticker.FixedLocator([each for each in steps if low <= each <= high]))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value * 100:.4g}"))
+    axes.set_ylabel(f"error, 1 - {READABLE_METRICS.get(metric, metric)} (%)")
+
+
+def _compute_axis(axes: "Axes", grid: np.ndarray, unit: str) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(grid[0], grid[-1])
+    label = compute_label(unit).replace(" x ", r" $\times$ ")
+    axes.set_xlabel(f"compute: {label} ({unit})")
+
+
+def _size_legend(axes: "Axes", areas: dict[str, float]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="none", marker="o", color="#888888", markersize=math.sqrt(area), label=model)
+        for model, area in areas.items()
+    ]
+    axes.add_artist(axes.legend(handles=handles, loc="upper right", title="model", labelspacing=0.7))
+
+
+def draw(analysis: Analysis) -> "Figure":
+    """The figure of an analysis; needs matplotlib. Filled markers entered the fit, hollow ones are off the frontier."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    points = [point for fit in analysis.fits for point in fit.points]
+    areas = marker_areas(points)
+    logs = np.log10([point.compute for point in points])
+    margin = LINE_MARGIN * max(float(np.ptp(logs)), 0.1)
+    grid = np.logspace(logs.min() - margin, logs.max() + margin, LINE_POINTS)
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    handles = []
+    for number, fit in enumerate(analysis.fits):
+        colour, marker, dashes = (style[number % len(style)] for style in (COLOURS, MARKERS, DASHES))
+        _draw_law(axes, fit, grid, colour, dashes)
+        _draw_points(axes, fit, areas, colour, marker)
+        look = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.3, "markersize": 5}
+        handles.append(Line2D([], [], label=_legend_label(fit), **look))
+    _compute_axis(axes, grid, analysis.selection.compute_unit)
+    _error_axis(axes, points, analysis.selection.metric)
+    axes.grid(which="major", color="#e4e4e4", linewidth=0.5, zorder=0)
+    axes.set_axisbelow(True)
+    axes.set_title(analysis.selection.target, loc="left", fontsize=FONT_SIZE_PT + 1)
+    if 1 < len(areas) <= MAX_SIZES:
+        _size_legend(axes, areas)
+    figure.legend(handles=handles, loc="outside lower left", handlelength=3.2)
+    return figure
+
+
+def save_plot(analysis: Analysis, out: Path) -> tuple[Path, Path]:
+    """Draws the analysis and writes it as PNG and SVG; returns both paths.
+
+    Raises:
+        UserError: matplotlib is not installed, or `out` names a folder or another format.
+    """
+    png, svg = output_paths(out)
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("the plot needs matplotlib: pip install 'clip_la[plot]'") from None
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+        figure = draw(analysis)
+        for path, metadata in ((png, {}), (svg, {"Date": None})):
+            with atomic_write(path) as stream:
+                figure.savefig(stream, format=path.suffix[1:], metadata=metadata)
+    return png, svg

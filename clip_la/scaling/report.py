@@ -1,0 +1,175 @@
+"""An analysis as text for a person and as plain data for a script."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from clip_la.scaling.analysis import Analysis, Comparison, SeriesFit
+from clip_la.scaling.bootstrap import CONFIDENCE, Interval
+from clip_la.scaling.points import LeftOut, Point
+from clip_la.scaling.table import Table
+
+MAX_EXAMPLES = 3
+
+
+def compute_label(unit: str) -> str:
+    """What C is, with its unit; said wherever a compute stands."""
+    return f"forward {unit} a pair x samples seen"
+
+
+def _bounds(bounds: Interval | None) -> list[float] | None:
+    return None if bounds is None else list(bounds)
+
+
+def _point_data(point: Point) -> dict[str, Any]:
+    return {
+        "where": point.where,
+        "run": point.run,
+        "model": point.model,
+        "attention": point.attention,
+        "samples_seen": point.samples_seen,
+        "compute": point.compute,
+        "error": point.error,
+    }
+
+
+def fit_data(fit: SeriesFit) -> dict[str, Any]:
+    """One kind's fit as plain data: beta, alpha, their intervals, the counts, what it predicts, the points in it."""
+    held_out = fit.held_out
+    return {
+        "name": fit.name,
+        "beta": fit.law.beta,
+        "beta_interval": _bounds(fit.beta_interval),
+        "alpha": fit.law.alpha,
+        "alpha_interval": _bounds(fit.alpha_interval),
+        "n": len(fit.points),
+        "n_fitted": len(fit.fitted),
+        "n_runs": fit.num_runs,
+        "mean_absolute_error": fit.mean_absolute_error,
+        "largest_held_out": None
+        if held_out is None
+        else {
+            "compute": held_out.compute,
+            "n": held_out.num_points,
+            "predicted_error": held_out.predicted_error,
+            "measured_error": held_out.measured_error,
+        },
+        "fitted": [_point_data(point) for point in fit.fitted],
+    }
+
+
+def comparison_data(found: Comparison) -> dict[str, Any]:
+    """One paired comparison as plain data."""
+    return {
+        "name": found.name,
+        "baseline": found.baseline,
+        "n_pairs": found.num_pairs,
+        "n_runs": found.num_runs,
+        "n_best_of_several": found.num_repeated,
+        "error_ratio": found.error_ratio,
+        "error_ratio_interval": _bounds(found.error_ratio_interval),
+        "alpha_difference": found.alpha_difference,
+        "alpha_difference_interval": _bounds(found.alpha_difference_interval),
+        "compute_multipliers": [
+            {"error": each.error, "value": each.value, "interval": _bounds(each.interval)} for each in found.multipliers
+        ],
+    }
+
+
+def to_data(analysis: Analysis) -> dict[str, Any]:
+    """The analysis as plain data: what `clip-la scaling fit --json` prints."""
+    selection = analysis.selection
+    return {
+        "law": "error = beta * compute ** alpha",
+        "target": selection.target,
+        "metric": selection.metric,
+        "compute": compute_label(selection.compute_unit),
+        "by": analysis.by,
+        "frontier": analysis.frontier,
+        "confidence": CONFIDENCE,
+        "resamples": analysis.num_resamples,
+        "seed": analysis.seed,
+        "fits": [fit_data(fit) for fit in analysis.fits],
+        "comparisons": [comparison_data(found) for found in analysis.comparisons],
+        "left_out": [{"where": item.where, "what": item.what, "reason": item.reason} for item in selection.left_out],
+        "notes": list(analysis.notes),
+    }
+
+
+def number(value: float, bounds: Interval | None, digits: str) -> str:
+    """`value [low, high]`, or `value [no interval]`."""
+    inside = "no interval" if bounds is None else f"{bounds[0]:{digits}}, {bounds[1]:{digits}}"
+    return f"{value:{digits}} [{inside}]"
+
+
+def _fits_table(fits: Sequence[SeriesFit]) -> Table:
+    header = ("", "alpha", "beta", "points", "fitted", "runs", "mean abs. error", "largest: predicted, measured error")
+    rows = []
+    for fit in fits:
+        held_out = fit.held_out
+        rows.append(
+            (
+                fit.name,
+                number(fit.law.alpha, fit.alpha_interval, ".4f"),
+                number(fit.law.beta, fit.beta_interval, ".4g"),
+                str(len(fit.points)),
+                str(len(fit.fitted)),
+                str(fit.num_runs),
+                f"{100 * fit.mean_absolute_error:.2f} %",
+                "too few points"
+                if held_out is None
+                else f"{100 * held_out.predicted_error:.2f} %, {100 * held_out.measured_error:.2f} %",
+            )
+        )
+    return Table(header, tuple(rows))
+
+
+def _comparison_lines(found: Comparison) -> list[str]:
+    lines = [
+        f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
+        f"  error ratio           {number(found.error_ratio, found.error_ratio_interval, '.4f')}",
+    ]
+    if found.num_repeated:
+        lines.append(f"  several runs alike in {found.num_repeated} places: the best of each was taken")
+    if found.alpha_difference is None:
+        return [*lines, "  too few pairs for a difference of exponents"]
+    difference = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")
+    lines.append(f"  difference of alpha   {difference}")
+    for each in found.multipliers:
+        multiplier = number(each.value, each.interval, ".3f")
+        lines.append(f"  compute multiplier    {multiplier} at an error of {100 * each.error:.1f} %")
+    if not found.multipliers:
+        lines.append("  no compute multiplier: no error that both reach on a falling law")
+    return lines
+
+
+def _left_out_lines(left_out: Sequence[LeftOut], reasons: Sequence[tuple[str, int]]) -> list[str]:
+    lines = []
+    for reason, count in reasons:
+        lines.append(f"  {count} x {reason}")
+        alike = [item for item in left_out if item.reason == reason]
+        lines += [f"      {item.what}, {item.where}" for item in alike[:MAX_EXAMPLES]]
+        if count > MAX_EXAMPLES:
+            lines.append(f"      and {count - MAX_EXAMPLES} more (all with --json)")
+    return lines
+
+
+def to_text(analysis: Analysis) -> str:
+    """The analysis for a person: fits, comparisons, which points entered, which did not and why."""
+    selection = analysis.selection
+    lines = [
+        f"error = beta C^alpha on {selection.target}, error = 1 - {selection.metric},",
+        f"C = {compute_label(selection.compute_unit)}; points: {analysis.frontier};",
+        f"[95 % intervals from {analysis.num_resamples} resamples of runs]",
+        "",
+        _fits_table(analysis.fits).text(),
+        "",
+    ]
+    if analysis.comparisons:
+        lines.append("paired runs (alike in all but the kind), kind over baseline:")
+        for found in analysis.comparisons:
+            lines += _comparison_lines(found)
+        lines.append("")
+    lines.append(f"{len(selection.points)} points entered, {len(selection.left_out)} left out")
+    lines += _left_out_lines(selection.left_out, selection.reasons())
+    lines += [f"note: {note}" for note in analysis.notes]
+    return "\n".join(lines)

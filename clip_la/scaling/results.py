@@ -1,0 +1,230 @@
+"""The project's own result lines (JSON lines, one a checkpoint and data set) as points.
+
+Which lines enter: a cosine run at the end of its budget, and a cooled-down branch of a constant-rate run at the end of
+its own. A checkpoint from the middle of a cosine run, or from a constant-rate run that was not cooled down, has a learning
+rate too high for its sample count: its error says nothing of what that compute can reach.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_la.errors import UserError, unknown
+from clip_la.scaling.points import LeftOut, Point, Row, Selection, apply_filters, as_number, error_of, require_points
+
+DEFAULT_METRIC = "top1"
+FINISHING_SCHEDULES = ("cosine", "cooldown")
+# Without these a line is no result line; a value may be null, which leaves the line out instead.
+FIELDS = (
+    "run_id",
+    "seed",
+    "model",
+    "attention",
+    "flops_per_sample",
+    "samples_seen",
+    "budget_samples",
+    "schedule",
+    "train_data",
+    "dataset",
+    "metrics",
+)
+# Two lines compare only where the test set and the classifier were the same.
+EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash")
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """Each file itself; for a folder every `results.jsonl` below it. UserError for an absent path or a bare folder."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.rglob("results.jsonl"))
+            if not inside:
+                raise UserError(f"no results.jsonl below {path}: evaluate a run first (clip-la eval)")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"no such file: {path}")
+    return list(dict.fromkeys(found))
+
+
+def _parse(text: str, where: str) -> Row:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: not a JSON object")
+    missing = [name for name in FIELDS if name not in fields]
+    if missing:
+        raise UserError(f"{where}: no field {', '.join(missing)}")
+    if not isinstance(fields["metrics"], dict):
+        raise UserError(f"{where}: 'metrics' is not a JSON object")
+    return Row(where, fields)
+
+
+def read_results(paths: Iterable[Path]) -> list[Row]:
+    """All result lines of files and folders, in order. Raises UserError naming file and line of what is wrong."""
+    rows: list[Row] = []
+    for path in find_files(paths):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a text file of JSON lines") from None
+        here = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+        if not here:
+            raise UserError(f"{path}: no results in it")
+        rows += here
+    return rows
+
+
+def _reason_against(fields: Mapping[str, Any]) -> str | None:
+    """Why a line of the wanted target does not enter, or None."""
+    for name in ("samples_seen", "budget_samples", "schedule", "flops_per_sample", "run_id"):
+        if fields[name] is None:
+            return f"{name} is not recorded"
+    if fields["schedule"] not in FINISHING_SCHEDULES:
+        return f"schedule '{fields['schedule']}' without a cool-down"
+    if fields["samples_seen"] != fields["budget_samples"]:
+        return f"{fields['schedule']} run before the end of its budget"
+    return None
+
+
+def describe(fields: Mapping[str, Any]) -> str:
+    """One line that names a result's run for a person."""
+    return f"{fields['run_id']} ({fields['model']}, {fields['attention']}) at {fields['samples_seen']} samples"
+
+
+def _check_same_evaluation(rows: Sequence[Row], dataset: str) -> None:
+    for name in EVALUATION_FIELDS:
+        first: dict[Any, str] = {}
+        for row in rows:
+            first.setdefault(row.fields.get(name), row.where)
+        if len(first) > 1:
+            places = ", ".join(f"{value} in {where}" for value, where in list(first.items())[:2])
+            raise UserError(f"results on '{dataset}' differ in {name} ({places}): choose with --where {name}=VALUE")
+
+
+def _metric_range(row: Row, metric: str) -> tuple[float, float | None, float | None]:
+    """(error, its lower, its upper bound) of a line."""
+    entry = row.fields["metrics"][metric]
+    if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
+        raise UserError(f"{row.where}: metric '{metric}' has no numeric 'value'")
+    low, high = entry.get("low"), entry.get("high")
+    error = error_of(entry["value"], metric, row.where)
+    return error, None if high is None else 1 - high, None if low is None else 1 - low
+
+
+def _spread(error: float, parts: Sequence[float | None], errors: Sequence[float], sign: int) -> float | None:
+    """The bound of a mean over targets: independent half-widths add in quadrature."""
+    if any(part is None for part in parts):
+        return None
+    widths = [part - each for part, each in zip(parts, errors, strict=True) if part is not None]
+    return error + sign * sum(width**2 for width in widths) ** 0.5 / len(widths)
+
+
+def _point(rows: Sequence[Row], metric: str) -> Point:
+    """The point of one checkpoint: the mean error over its lines, one a target."""
+    first = rows[0]
+    fields = first.fields
+    errors, lows, highs = zip(*(_metric_range(row, metric) for row in rows), strict=True)
+    error = sum(errors) / len(errors)
+    flops = as_number(fields["flops_per_sample"], "flops_per_sample", first.where)
+    samples = as_number(fields["samples_seen"], "samples_seen", first.where)
+    return Point(
+        where=first.where,
+        # Branches of one constant-rate run share their weights up to the branch: one run, resampled whole.
+        run=str(fields.get("branch_of") or fields["run_id"]),
+        attention=str(fields["attention"]),
+        model=str(fields["model"]),
+        train_data=fields["train_data"],
+        source=str(fields["run_id"]),
+        seed=fields["seed"],
+        schedule=fields["schedule"],
+        batch_size=fields.get("batch_size"),
+        flops_per_sample=flops,
+        samples_seen=round(samples),
+        compute=flops * samples,
+        error=error,
+        error_low=_spread(error, lows, errors, -1),
+        error_high=_spread(error, highs, errors, +1),
+    )
+
+
+def _pick_targets(rows: Sequence[Row], targets: Sequence[str]) -> list[str]:
+    held = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
+    for target in targets:
+        if target not in held:
+            raise unknown("target", target, held)
+    if not targets and len(held) > 1:
+        raise UserError(
+            f"results on {len(held)} data sets ({', '.join(held)}): choose with --target, or several for a mean"
+        )
+    return list(targets) or held
+
+
+def _with_metric(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The lines that have the metric: a data set may also hold lines of another task, with other metrics."""
+    kept = [row for row in rows if metric in row.fields["metrics"]]
+    if not kept:
+        raise unknown("metric", metric, {name for row in rows for name in row.fields["metrics"]})
+    return kept
+
+
+def _enter(rows: Sequence[Row]) -> tuple[dict[tuple[Any, ...], Row], list[LeftOut]]:
+    """The lines of one data set that enter, by checkpoint (the last line of each), and those that do not."""
+    entered: dict[tuple[Any, ...], Row] = {}
+    left_out: list[LeftOut] = []
+    for row in rows:
+        reason = _reason_against(row.fields)
+        if reason is not None:
+            left_out.append(LeftOut(row.where, describe(row.fields), reason))
+            continue
+        key = (row.fields["run_id"], row.fields["schedule"], row.fields["samples_seen"])
+        earlier = entered.get(key)
+        if earlier is not None:
+            left_out.append(LeftOut(earlier.where, describe(earlier.fields), "evaluated again in a later line"))
+        entered[key] = row
+    return entered, left_out
+
+
+def result_points(
+    paths: Sequence[Path],
+    *,
+    targets: Sequence[str] = (),
+    metric: str | None = None,
+    filters: Mapping[str, str] | None = None,
+) -> Selection:
+    """The points of result files: error 1 - metric on a data set, or the mean error over several.
+
+    Args:
+        paths: files of result lines, or folders with `results.jsonl` in them.
+        targets: data sets; may be empty where the files hold one only.
+        metric: a key of `metrics`, "top1" if None.
+        filters: field -> value as text; other lines are as if they were not there.
+
+    Raises:
+        UserError: absent, empty or damaged files (with the line), unknown target, metric or field (with the nearest
+            names), lines that do not compare, an accuracy of 1, no line that enters.
+    """
+    metric = metric or DEFAULT_METRIC
+    rows = apply_filters(read_results(paths), filters or {})
+    targets = _pick_targets(rows, targets)
+    left_out: list[LeftOut] = []
+    by_target: list[dict[tuple[Any, ...], Row]] = []
+    for target in targets:
+        here = _with_metric([row for row in rows if row.fields["dataset"] == target], metric)
+        entered, out = _enter(here)
+        _check_same_evaluation(list(entered.values()), target)
+        by_target.append(entered)
+        left_out += out
+    complete = set(by_target[0]).intersection(*by_target[1:])
+    for entered in by_target:
+        rest = [row for key, row in entered.items() if key not in complete]
+        left_out += [LeftOut(row.where, describe(row.fields), "not evaluated on every target") for row in rest]
+    # In the order of the first target's lines: a set has none.
+    grouped = [[entered[key] for entered in by_target] for key in by_target[0] if key in complete]
+    name = " + ".join(targets)
+    points = require_points((_point(group, metric) for group in grouped), left_out, name)
+    return Selection(points, tuple(left_out), name, metric, "FLOPs")

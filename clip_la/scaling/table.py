@@ -1,0 +1,119 @@
+"""Tables as plain text and as Markdown, and the table of results: a row a checkpoint, a column a data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clip_la.errors import UserError
+from clip_la.scaling.points import Row
+from clip_la.scaling.results import DEFAULT_METRIC
+
+KILO = 1000.0
+SUFFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. Cells that begin with a digit or a sign are set right, the others left."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def _widths(self) -> list[int]:
+        return [max(len(cell) for cell in column) for column in zip(self.header, *self.rows, strict=True)]
+
+    def _is_number(self, column: int) -> bool:
+        return all(row[column][:1].isdigit() or row[column][:1] in ("-", "+") for row in self.rows)
+
+    def _padded(self, cells: Sequence[str]) -> list[str]:
+        widths = self._widths()
+        numeric = [self._is_number(column) for column in range(len(widths))]
+        sized = zip(cells, widths, numeric, strict=True)
+        return [cell.rjust(width) if right else cell.ljust(width) for cell, width, right in sized]
+
+    def text(self) -> str:
+        """Columns two spaces apart under a ruled header, for a terminal."""
+        rule = "  ".join("-" * width for width in self._widths())
+        lines = ["  ".join(self._padded(cells)).rstrip() for cells in (self.header, *self.rows)]
+        return "\n".join([lines[0], rule, *lines[1:]])
+
+    def markdown(self) -> str:
+        """A Markdown table, its numbers set right."""
+        ruler = [
+            "-" * (width - 1) + (":" if self._is_number(column) else "-") for column, width in enumerate(self._widths())
+        ]
+        lines = [self._padded(self.header), ruler, *(self._padded(row) for row in self.rows)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def with_suffix(value: float) -> str:
+    """Three significant digits with a decimal suffix: 160000 -> "160k", 2.4e13 -> "24T"."""
+    power = 0
+    # 999.5 rounds up to four digits.
+    while abs(value) >= 999.5 and power < len(SUFFIXES) - 1:
+        value /= KILO
+        power += 1
+    return f"{value:.3g}{SUFFIXES[power]}"
+
+
+def _percent(row: Row | None, metric: str) -> str:
+    if row is None or metric not in row.fields["metrics"]:
+        return "-"
+    entry = row.fields["metrics"][metric]
+    if entry.get("low") is None or entry.get("high") is None:
+        return f"{100 * entry['value']:.1f}"
+    return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+
+
+def _times_chance(row: Row | None, metric: str) -> str:
+    if row is None or metric not in row.fields["metrics"] or not row.fields.get("num_classes"):
+        return "-"
+    return f"{row.fields['metrics'][metric]['value'] * row.fields['num_classes']:.1f}"
+
+
+def results_table(rows: Sequence[Row], *, metric: str = DEFAULT_METRIC, chance: bool = True) -> Table:
+    """The table of results: model, attention, schedule, samples seen, compute, and the metric on each data set.
+
+    Args:
+        rows: result lines, from `read_results`; of lines on the same checkpoint and data set the last counts.
+        metric: a key of `metrics`, a fraction; shown in per cent with its 95 % interval.
+        chance: adds for each data set how many times chance (1 / classes) the metric is.
+
+    Rows are ordered by attention as first met, then compute. Raises UserError where there are no lines.
+    """
+    if not rows:
+        raise UserError("no results to put in a table")
+    datasets = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
+    kinds = list(dict.fromkeys(str(row.fields["attention"]) for row in rows))
+    checkpoints: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        fields = row.fields
+        key = (
+            kinds.index(str(fields["attention"])),
+            (fields["flops_per_sample"] or 0) * (fields["samples_seen"] or 0),
+            str(fields["model"]),
+            str(fields["run_id"]),
+            str(fields["schedule"]),
+        )
+        checkpoints.setdefault(key, {})[str(fields["dataset"])] = row
+    header = ["model", "attention", "schedule", "samples seen", "compute (FLOPs)"]
+    for dataset in datasets:
+        header.append(f"{metric} % {dataset}")
+        if chance:
+            header.append("x chance")
+    cells = []
+    for key, by_dataset in sorted(checkpoints.items(), key=lambda item: item[0]):
+        _, compute, model, _, schedule = key
+        fields = next(iter(by_dataset.values())).fields
+        line = [
+            model,
+            str(fields["attention"]),
+            schedule,
+            with_suffix(fields["samples_seen"] or 0),
+            with_suffix(compute),
+        ]
+        for dataset in datasets:
+            line.append(_percent(by_dataset.get(dataset), metric))
+            if chance:
+                line.append(_times_chance(by_dataset.get(dataset), metric))
+        cells.append(tuple(line))
+    return Table(tuple(header), tuple(cells))

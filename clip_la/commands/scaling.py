@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BINS = 5
 DESCRIPTIONS = {
-    "fit": "Power laws E = beta C^alpha between compute and error, with bootstrap intervals, a fit for each kind of attention.",
+    "fit": "Fits power laws E = beta C^alpha of error in compute, with bootstrap intervals, a law for each attention.",
     "plot": "Draws error against compute with the fits and their bands, as PNG and SVG.",
 }
 

@@ -33,6 +33,8 @@ from clip_la.scaling.points import Point, Selection
 
 # The first of these that is among the kinds is what the others are compared with.
 BASELINES = ("softmax", "LAION")
+# Percentile intervals of fewer runs are known to be too narrow.
+FEW_RUNS = 10
 # What two runs must share to be a pair, besides the field they differ in.
 PAIR_FIELDS = ("attention", "model", "train_data", "seed", "schedule", "batch_size", "samples_seen")
 
@@ -107,6 +109,10 @@ def _numbered(names: Sequence[object]) -> np.ndarray:
     return np.array([numbers[name] for name in names])
 
 
+def _power(log10_bounds: Interval | None) -> Interval | None:
+    return None if log10_bounds is None else (10 ** log10_bounds[0], 10 ** log10_bounds[1])
+
+
 def fit_series(
     name: str, points: Sequence[Point], *, frontier: Frontier, num_resamples: int = DEFAULT_RESAMPLES, seed: int = 0
 ) -> SeriesFit:
@@ -121,12 +127,11 @@ def fit_series(
     law, chosen = fit_power_law(compute, error, frontier)
     resampled = resampled_laws(compute, error, runs, frontier=frontier, num_resamples=num_resamples, seed=seed)
     num_runs = len(np.unique(runs))
-    log10_beta = interval(resampled[:, 0], num_runs)
     return SeriesFit(
         name=name,
         law=law,
         alpha_interval=interval(resampled[:, 1], num_runs),
-        beta_interval=None if log10_beta is None else (10 ** log10_beta[0], 10 ** log10_beta[1]),
+        beta_interval=_power(interval(resampled[:, 0], num_runs)),
         points=tuple(points),
         fitted=tuple(points[i] for i in chosen.index),
         num_runs=num_runs,
@@ -164,7 +169,7 @@ def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tu
 
 
 def _shared_errors(pairs: Pairs) -> list[float]:
-    """Two errors to compare compute at: the geometric middle of the range both kinds cover, and the lowest both reach."""
+    """Errors to compare compute at: the geometric middle of the range both kinds cover, and the lowest both reach."""
     lowest, highest = pairs.error.min(axis=0).max(), pairs.error.max(axis=0).min()
     return [float(np.sqrt(lowest * highest)), float(lowest)] if lowest < highest else []
 
@@ -173,10 +178,7 @@ def _multiplier(error: float, laws: np.ndarray, resamples: PairedResamples, num_
     value = float(10 ** log10_compute_multiplier(laws, error))
     if not np.isfinite(value):
         return None
-    log10_interval = interval(log10_compute_multiplier(resamples.laws, error), num_runs)
-    return Multiplier(
-        error, value, None if log10_interval is None else (10 ** log10_interval[0], 10 ** log10_interval[1])
-    )
+    return Multiplier(error, value, _power(interval(log10_compute_multiplier(resamples.laws, error), num_runs)))
 
 
 def compare(
@@ -188,10 +190,9 @@ def compare(
         return None
     resamples = resampled_pairs(pairs, frontier=frontier, num_resamples=num_resamples, seed=seed)
     num_runs = pairs.num_units
-    ratio_interval = interval(resamples.log10_error_ratio, num_runs)
     counts = (other.name, baseline.name, len(pairs.units), num_runs, num_repeated)
     ratio = float(10 ** log10_error_ratio(pairs))
-    spread = None if ratio_interval is None else (10 ** ratio_interval[0], 10 ** ratio_interval[1])
+    spread = _power(interval(resamples.log10_error_ratio, num_runs))
     laws = pairs.laws(frontier)
     # Two pairs make two exact lines: a difference of exponents without any residual is not a finding.
     if min(len(pairs.units), num_scales(np.log10(pairs.compute[:, 0])) + 1) < 3 or np.isnan(laws).any():
@@ -259,5 +260,12 @@ def analyse(
     for fit in fits:
         if fit.alpha_interval is None:
             notes.append(f"no interval for {fit.name}: {fit.num_runs} runs are too few to resample")
+        elif fit.num_runs < FEW_RUNS:
+            notes.append(
+                f"the interval of {fit.name} rests on {fit.num_runs} runs only: take it as a lower bound of the doubt"
+            )
+    few = [f"{fit.name} {fit.num_runs}" for fit in fits if fit.alpha_interval and fit.num_runs < FEW_RUNS]
+    if few:
+        notes.append(f"intervals from so few runs ({', '.join(few)}) are narrower than the truth")
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(selection, by, label, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes))

@@ -1,7 +1,7 @@
 """Intervals by resampling runs, and paired comparisons of two laws. Arrays in, numbers out; numpy only.
 
 What is drawn with replacement is a run with all its points (a cluster bootstrap): the branches of one constant-rate run
-share their weights, so their errors are not independent. Intervals are percentiles (Efron and Tibshirani 1993, chapter 13).
+share their weights, so their errors are not independent. Intervals are percentiles (Efron and Tibshirani 1993, ch. 13).
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 
 
 def interval(values: Float[np.ndarray, "resamples"], num_runs: int) -> Interval | None:
-    """The 95 % percentile interval of resampled values (NaN: undefined in that resample); None where it would mislead."""
+    """The 95 % percentile interval of resampled values (NaN: undefined there); None where it would mislead."""
     undefined = np.isnan(values)
     if num_runs < MIN_RUNS or undefined.mean() > MAX_UNDEFINED_SHARE:
         return None
@@ -59,7 +59,7 @@ def resampled_laws(
     num_resamples: int,
     seed: int,
 ) -> Float[np.ndarray, "resamples 2"]:
-    """(log10 beta, alpha) of each resample of runs, the frontier chosen anew in each; NaN where all fell on one compute."""
+    """(log10 beta, alpha) of each resample of runs, the frontier chosen anew in each; NaN at a single compute."""
     rng = np.random.default_rng(seed)
     x, y = np.log10(compute), np.log10(error)
     members = members_of(runs)
@@ -89,7 +89,7 @@ class Pairs:
 
 
 def log10_compute_multiplier(laws: Float[np.ndarray, "... 2 2"], error: float) -> Float[np.ndarray, "..."]:
-    """log10 of (compute the second kind needs / compute the first needs) to reach `error`; NaN where an error does not fall."""
+    """log10 of the compute the second kind needs to reach `error` over the first's; NaN where one does not fall."""
     log10_beta, alpha = laws[..., 0], laws[..., 1]
     falling = np.where(alpha < 0, alpha, np.nan)
     log10_compute = (np.log10(error) - log10_beta) / falling

@@ -1,7 +1,7 @@
 """Power laws between compute and error, and the points they are fitted to. Arrays in, numbers out; numpy only.
 
 E = beta C^alpha is a straight line in log10 C and log10 E, fitted by least squares there (Cherti et al. 2023,
-"Reproducible scaling laws for contrastive language-image learning", whose three choices of points are the frontiers below).
+"Reproducible scaling laws for contrastive language-image learning"; its choice of points is the frontier "bins").
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def choose_pareto(log10_compute: Float[np.ndarray, "points"], log10_error: Float
 def choose_bins(
     log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"], num_bins: int
 ) -> Chosen:
-    """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], placed at the bin's centre."""
+    """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], at the bin's centre."""
     edges = np.linspace(log10_compute.min(), log10_compute.max() + BIN_MARGIN_LOG10, num_bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     bin_of = np.clip(np.searchsorted(edges, log10_compute, side="right") - 1, 0, num_bins - 1)

@@ -1,4 +1,4 @@
-"""The public result table of Cherti et al. 2023 (LAION-AI/scaling-laws-openclip, results/zeroshot_results.csv) as points.
+"""The public result table of Cherti et al. 2023 as points: zeroshot_results.csv of LAION-AI/scaling-laws-openclip.
 
 One row a (model, target); compute is `gmacs_total`: forward GMACs a pair times samples seen, as in that paper.
 """

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by every common kind of colour blindness; yellow is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 3)))
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 3)))
 # Two columns of a paper's page; text at 8 pt is then readable in print.
 SIZE_INCHES = (6.6, 4.2)
 DPI = 200
 FONT_SIZE_PT = 8
+LINE_WIDTH_PT = 1.3
 # Areas of the smallest and the largest model's marker.
 MARKER_AREA_PT2 = (18.0, 80.0)
 # More models than this in a legend of sizes cannot be told apart.
@@ -33,7 +34,7 @@ MAX_SIZES = 6
 LINE_POINTS = 100
 # The line is drawn beyond the points by this share of their range.
 LINE_MARGIN = 0.06
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.size": FONT_SIZE_PT,
     "axes.labelsize": FONT_SIZE_PT + 1,
     "axes.spines.top": False,
@@ -49,7 +50,7 @@ REFUSED_SUFFIXES = (".jpg", ".jpeg", ".pdf", ".eps", ".gif", ".webp")
 
 
 def output_paths(out: Path) -> tuple[Path, Path]:
-    """The PNG and the SVG that `out` stands for, with or without one of these suffixes; UserError for another format."""
+    """The PNG and the SVG that `out` stands for, with or without a suffix; UserError for another format."""
     if out.suffix.lower() in REFUSED_SUFFIXES:
         raise UserError(f"the plot is written as PNG and SVG, not {out.suffix}: give --out {out.with_suffix('')}")
     if out.is_dir() or not out.name:
@@ -86,7 +87,7 @@ def _draw_points(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: 
         entered = point in fitted
         if point.error_low is not None and point.error_high is not None:
             bars = np.array([[point.error - point.error_low], [point.error_high - point.error]]).clip(min=0)
-            faint = {"elinewidth": 0.5, "alpha": 0.45 if entered else 0.2}
+            faint: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.45 if entered else 0.2}
             axes.errorbar([point.compute], [point.error], yerr=bars, fmt="none", ecolor=colour, zorder=2, **faint)
         axes.scatter(
             [point.compute],
@@ -109,7 +110,7 @@ def _draw_law(axes: "Axes", fit: SeriesFit, grid: np.ndarray, colour: str, dashe
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(errors, [tail, 1 - tail], axis=0)
         axes.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-    return axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=1.3, zorder=3)[0]
+    return axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)[0]
 
 
 def _error_limits(points: Sequence[Point]) -> tuple[float, float]:
@@ -132,15 +133,15 @@ def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
         steps = ticker.MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         axes.yaxis.set_major_locator(ticker.FixedLocator([each for each in steps if low <= each <= high]))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value * 100:.4g}"))
-    axes.set_ylabel(f"error, 1 - {READABLE_METRICS.get(metric, metric)} (%)")
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.set_ylabel(f"zero-shot error E = 1 - {READABLE_METRICS.get(metric, metric)} (fraction)")
 
 
 def _compute_axis(axes: "Axes", grid: np.ndarray, unit: str) -> None:
     axes.set_xscale("log")
     axes.set_xlim(grid[0], grid[-1])
     label = compute_label(unit).replace(" x ", r" $\times$ ")
-    axes.set_xlabel(f"compute: {label} ({unit})")
+    axes.set_xlabel(f"compute C = {label} ({unit})")
 
 
 def _size_legend(axes: "Axes", areas: dict[str, float]) -> None:
@@ -150,7 +151,7 @@ def _size_legend(axes: "Axes", areas: dict[str, float]) -> None:
         Line2D([], [], linestyle="none", marker="o", color="#888888", markersize=math.sqrt(area), label=model)
         for model, area in areas.items()
     ]
-    axes.add_artist(axes.legend(handles=handles, loc="upper right", title="model", labelspacing=0.7))
+    axes.legend(handles=handles, loc="upper right", title="model", labelspacing=0.7)
 
 
 def draw(analysis: Analysis) -> "Figure":
@@ -167,16 +168,26 @@ def draw(analysis: Analysis) -> "Figure":
     axes = figure.add_subplot()
     handles = []
     for number, fit in enumerate(analysis.fits):
-        colour, marker, dashes = (style[number % len(style)] for style in (COLOURS, MARKERS, DASHES))
+        place = number % len(COLOURS)
+        colour, marker, dashes = COLOURS[place], MARKERS[place], DASHES[place]
         _draw_law(axes, fit, grid, colour, dashes)
         _draw_points(axes, fit, areas, colour, marker)
-        look = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": 1.3, "markersize": 5}
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "linestyle": dashes,
+            "linewidth": 1.3,
+            "markersize": 5,
+        }
         handles.append(Line2D([], [], label=_legend_label(fit), **look))
     _compute_axis(axes, grid, analysis.selection.compute_unit)
     _error_axis(axes, points, analysis.selection.metric)
     axes.grid(which="major", color="#e4e4e4", linewidth=0.5, zorder=0)
     axes.set_axisbelow(True)
     axes.set_title(analysis.selection.target, loc="left", fontsize=FONT_SIZE_PT + 1)
+    if any(len(fit.fitted) < len(fit.points) for fit in analysis.fits):
+        grey: dict[str, Any] = {"loc": "right", "fontsize": FONT_SIZE_PT - 1, "color": "#666666"}
+        axes.set_title(f"filled: fitted ({analysis.frontier}); hollow: not", **grey)
     if 1 < len(areas) <= MAX_SIZES:
         _size_legend(axes, areas)
     figure.legend(handles=handles, loc="outside lower left", handlelength=3.2)
@@ -194,7 +205,9 @@ def save_plot(analysis: Analysis, out: Path) -> tuple[Path, Path]:
         import matplotlib
     except ImportError:
         raise UserError("the plot needs matplotlib: pip install 'clip_la[plot]'") from None
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
+    # From matplotlib's own defaults, so that nobody's matplotlibrc changes the figure.
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
+    with matplotlib.rc_context(settings):
         figure = draw(analysis)
         for path, metadata in ((png, {}), (svg, {"Date": None})):
             with atomic_write(path) as stream:

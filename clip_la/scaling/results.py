@@ -1,8 +1,8 @@
 """The project's own result lines (JSON lines, one a checkpoint and data set) as points.
 
 Which lines enter: a cosine run at the end of its budget, and a cooled-down branch of a constant-rate run at the end of
-its own. A checkpoint from the middle of a cosine run, or from a constant-rate run that was not cooled down, has a learning
-rate too high for its sample count: its error says nothing of what that compute can reach.
+its own. A checkpoint from the middle of a cosine run, or from a constant-rate run that was not cooled down, has a
+learning rate too high for its sample count: its error says nothing of what that compute can reach.
 """
 
 import json

@@ -1,0 +1,129 @@
+"""Writing a corpus: splits of shards, class lists, and a manifest, written last: its presence means whole."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_la.atomic import atomic_write
+from clip_la.data.corpora.captions import ZEROSHOT_TEMPLATES
+from clip_la.data.corpora.render import combined_hash, pixel_hash
+from clip_la.data.shards import ShardWriter
+from clip_la.errors import UserError
+
+FORMAT = 1
+SAMPLES_PER_SHARD = 500
+MANIFEST = "manifest.json"
+Record = dict[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON with sorted keys and a final newline, whole or not at all."""
+    with atomic_write(path, "w") as stream:
+        stream.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_split(
+    folder: Path, samples: Iterable[Record], classes: Sequence[str] | None = None, per_shard: int = SAMPLES_PER_SHARD
+) -> Record:
+    """Writes the samples of one split as `00000.tar`, ... with `sizes.json`, and returns its entry in the manifest.
+
+    A sample is the parts of `ShardWriter.write` without a key; its `.json` gets the key and the pixel hash. With
+    `classes` each needs `json["class"]`, gets `.cls` (its index), and the class list and prompt templates are written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {name: number for number, name in enumerate(classes or ())}
+    shards: list[Record] = []
+    batch: list[Record] = []
+    for sample in samples:
+        batch.append(sample)
+        if len(batch) == per_shard:
+            shards.append(_write_shard(folder, len(shards), batch, index))
+            batch = []
+    if batch:
+        shards.append(_write_shard(folder, len(shards), batch, index))
+    _remove_stale(folder, {shard["name"] for shard in shards})
+    write_json(folder / "sizes.json", {shard["name"]: shard["samples"] for shard in shards})
+    if classes is not None:
+        _write_classes(folder, classes)
+    record: Record = {"pairs": sum(shard["samples"] for shard in shards), "shards": shards}
+    return record if classes is None else {**record, "classes": len(classes)}
+
+
+def _write_shard(folder: Path, number: int, samples: list[Record], index: Mapping[str, int]) -> Record:
+    path = folder / f"{number:05d}.tar"
+    hashes = []
+    with ShardWriter(path) as writer:
+        for position, sample in enumerate(samples):
+            hashes.append(pixel_hash(sample[".png"]))
+            key = f"{number:05d}{position:04d}"
+            meta = {**sample[".json"], "key": key, "pixels_sha256": hashes[-1]}
+            parts = {**sample, "__key__": key, ".json": meta}
+            if index:
+                parts[".cls"] = str(index[meta["class"]])
+            writer.write(parts)
+    return {
+        "name": path.name,
+        "samples": len(samples),
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "pixels_sha256": combined_hash(hashes),
+    }
+
+
+def _write_classes(folder: Path, classes: Sequence[str]) -> None:
+    write_json(folder / "classes.json", list(classes))
+    # The two files that CLIP_benchmark reads beside its webdatasets.
+    for name, lines in (("classnames.txt", classes), ("zeroshot_classification_templates.txt", ZEROSHOT_TEMPLATES)):
+        with atomic_write(folder / name, "w") as stream:
+            stream.write("\n".join(lines) + "\n")
+
+
+def _remove_stale(folder: Path, keep: set[str]) -> None:
+    """Removes shards and temporary files of an earlier build that was stopped or made with other settings."""
+    for path in folder.iterdir():
+        if (path.suffix == ".tar" and path.name not in keep) or path.suffix == ".part":
+            path.unlink()
+
+
+def existing(out: Path, settings: Record, splits: Iterable[str]) -> Record | None:
+    """The manifest of a whole corpus in `out` made with the same settings, or None where one is to be built.
+
+    Raises:
+        UserError: `out` is no folder, holds files that are not ours, or a whole corpus made with other settings.
+    """
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the corpus")
+    manifest = _read_manifest(out / MANIFEST)
+    if manifest is None:
+        foreign = sorted(p.name for p in out.iterdir() if p.name not in set(splits) and p.suffix != ".part")
+        if foreign:
+            raise UserError(f"{out} holds other files ('{foreign[0]}'); name a new or empty folder for the corpus")
+        return None
+    if manifest.get("settings") != settings:
+        made = ", ".join(f"{key}={value}" for key, value in sorted(manifest.get("settings", {}).items()))
+        raise UserError(f"{out} holds a corpus made with other settings ({made}); name another folder or remove it")
+    return manifest if _is_whole(out, manifest) else None
+
+
+def _read_manifest(path: Path) -> Record | None:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+
+
+def _is_whole(out: Path, manifest: Record) -> bool:
+    files = [(out / split / s["name"], s["bytes"]) for split, r in manifest["splits"].items() for s in r["shards"]]
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def write_manifest(out: Path, settings: Record, splits: Mapping[str, Record], **more: Any) -> Record:
+    """Writes `manifest.json`, the last file of a corpus, and returns its content."""
+    manifest = {"format": FORMAT, "settings": settings, "splits": dict(splits), **more}
+    write_json(out / MANIFEST, manifest)
+    return manifest

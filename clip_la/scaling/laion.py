@@ -18,15 +18,21 @@ COLUMNS = ("arch", "samples_seen", "gmacs_total", "gmacs", "upstream_dataset", "
 OPENAI_DATA = "CLIP-WIT"
 
 
+def _row(names: Sequence[str], cells: Sequence[str], where: str) -> Row:
+    if len(cells) != len(names):
+        raise UserError(f"{where}: {len(cells)} columns, the header has {len(names)}")
+    return Row(where, dict(zip(names, cells, strict=True)))
+
+
 def read_laion(path: Path) -> list[Row]:
     """The table's rows. Raises UserError for an absent, empty or foreign file."""
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            rows = [Row(f"{path}:{reader.line_num}", fields) for fields in reader]
-            names = reader.fieldnames or []
+            reader = csv.reader(stream)
+            names = next(reader, [])
+            rows = [_row(names, cells, f"{path}:{reader.line_num}") for cells in reader if cells]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file ({error})") from None
     missing = [column for column in COLUMNS if column not in names]

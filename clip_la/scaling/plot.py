@@ -41,11 +41,20 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "legend.frameon": False,
-    # Text stays text in the SVG, and equal input gives equal bytes.
-    "svg.fonttype": "none",
+    # Letters are drawn as shapes, alike on machines without the font; equal input gives equal bytes.
+    "svg.fonttype": "path",
     "svg.hashsalt": "clip_la",
 }
-READABLE_METRICS = {"top1": "top-1 accuracy", "acc1": "top-1 accuracy", "top5": "top-5 accuracy"}
+READABLE_METRICS = {
+    "top1": "top-1 accuracy",
+    "acc1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+    "image_retrieval_recall@5": "image retrieval recall@5",
+    "text_retrieval_recall@5": "text retrieval recall@5",
+    "mean_average_precision": "mean average precision",
+}
 REFUSED_SUFFIXES = (".jpg", ".jpeg", ".pdf", ".eps", ".gif", ".webp")
 
 
@@ -76,9 +85,11 @@ def _legend_label(fit: SeriesFit) -> str:
     mantissa = fit.law.beta / 10**exponent
     beta = f"{mantissa:.3g}" + (rf" \cdot 10^{{{exponent}}}" if exponent else "")
     bounds = fit.alpha_interval
-    spread = f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
+    # In mathtext, so that a minus is a minus and not a hyphen.
+    spread = rf" $[{{{bounds[0]:.3f}}},\, {{{bounds[1]:.3f}}}]$" if bounds else ""
     law = rf"$E = {beta}\, C^{{\,{fit.law.alpha:.3f}}}$"
-    return f"{fit.name}: {law}{spread}, n = {len(fit.points)}"
+    runs = "" if fit.num_runs == len(fit.points) else f" of {fit.num_runs} runs"
+    return f"{fit.name}: {law}{spread}, {len(fit.points)} points{runs}"
 
 
 def _draw_points(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: str, marker: str) -> None:
@@ -102,15 +113,23 @@ def _draw_points(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: 
         )
 
 
-def _draw_law(axes: "Axes", fit: SeriesFit, grid: np.ndarray, colour: str, dashes: Any) -> Any:
-    """The fit line and, where there is an interval, its band; returns the line for the legend."""
+def widened(points: Sequence[Point]) -> tuple[float, float]:
+    """The range of compute of the points, a little wider at both ends."""
+    logs = np.log10([point.compute for point in points])
+    margin = LINE_MARGIN * max(float(np.ptp(logs)), 0.1)
+    return float(10 ** (logs.min() - margin)), float(10 ** (logs.max() + margin))
+
+
+def _draw_law(axes: "Axes", fit: SeriesFit, colour: str, dashes: Any) -> None:
+    """The fit line over the range of its own points and, where there is an interval, its band."""
+    grid = np.geomspace(*widened(fit.points), LINE_POINTS)
     if fit.alpha_interval is not None:
         laws = fit.resampled[~np.isnan(fit.resampled).any(axis=1)]
         errors = 10 ** (laws[:, :1] + laws[:, 1:] * np.log10(grid))
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(errors, [tail, 1 - tail], axis=0)
         axes.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-    return axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)[0]
+    axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)
 
 
 def _error_limits(points: Sequence[Point]) -> tuple[float, float]:
@@ -134,14 +153,14 @@ def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
         axes.yaxis.set_major_locator(ticker.FixedLocator([each for each in steps if low <= each <= high]))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axes.set_ylabel(f"zero-shot error E = 1 - {READABLE_METRICS.get(metric, metric)} (fraction)")
+    axes.set_ylabel(rf"zero-shot error $E$ = 1 $-$ {READABLE_METRICS.get(metric, metric)}")
 
 
-def _compute_axis(axes: "Axes", grid: np.ndarray, unit: str) -> None:
+def _compute_axis(axes: "Axes", points: Sequence[Point], unit: str) -> None:
     axes.set_xscale("log")
-    axes.set_xlim(grid[0], grid[-1])
+    axes.set_xlim(*widened(points))
     label = compute_label(unit).replace(" x ", r" $\times$ ")
-    axes.set_xlabel(f"compute C = {label} ({unit})")
+    axes.set_xlabel(rf"compute $C$ = {label} ({unit})")
 
 
 def _size_legend(axes: "Axes", areas: dict[str, float]) -> None:
@@ -161,26 +180,17 @@ def draw(analysis: Analysis) -> "Figure":
 
     points = [point for fit in analysis.fits for point in fit.points]
     areas = marker_areas(points)
-    logs = np.log10([point.compute for point in points])
-    margin = LINE_MARGIN * max(float(np.ptp(logs)), 0.1)
-    grid = np.logspace(logs.min() - margin, logs.max() + margin, LINE_POINTS)
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     handles = []
     for number, fit in enumerate(analysis.fits):
         place = number % len(COLOURS)
         colour, marker, dashes = COLOURS[place], MARKERS[place], DASHES[place]
-        _draw_law(axes, fit, grid, colour, dashes)
+        _draw_law(axes, fit, colour, dashes)
         _draw_points(axes, fit, areas, colour, marker)
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "linestyle": dashes,
-            "linewidth": 1.3,
-            "markersize": 5,
-        }
-        handles.append(Line2D([], [], label=_legend_label(fit), **look))
-    _compute_axis(axes, grid, analysis.selection.compute_unit)
+        look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": LINE_WIDTH_PT}
+        handles.append(Line2D([], [], label=_legend_label(fit), markersize=5, **look))
+    _compute_axis(axes, points, analysis.selection.compute_unit)
     _error_axis(axes, points, analysis.selection.metric)
     axes.grid(which="major", color="#e4e4e4", linewidth=0.5, zorder=0)
     axes.set_axisbelow(True)

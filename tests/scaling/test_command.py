@@ -1,0 +1,70 @@
+"""`clip-la scaling` as a user types it: what it prints, what it writes, and one line for wrong input."""
+
+import json
+
+import pytest
+
+from clip_la.cli import main
+
+
+def test_fit_prints_json(write_lines, two_laws, capsys) -> None:
+    assert main(["scaling", "fit", str(write_lines(two_laws)), "--json", "--resamples", "20"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [fit["name"] for fit in data["fits"]] == ["softmax", "linear"]
+    assert data["comparisons"][0]["alpha_difference"] == pytest.approx(-0.01)
+
+
+def test_frontier_and_bins(write_lines, two_laws, capsys) -> None:
+    options = ["--frontier", "bins", "--bins", "4", "--json", "--resamples", "20"]
+    assert main(["scaling", "fit", str(write_lines(two_laws)), *options]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["frontier"] == "best of 4 bins"
+    assert data["fits"][0]["n_fitted"] <= 4 < data["fits"][0]["n"]
+
+
+def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "law"
+    assert main(["scaling", "plot", str(write_lines(two_laws)), "--out", str(out), "--resamples", "5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {out}.png and {out}.svg"
+    assert (tmp_path / "law.png").stat().st_size > 10000
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "usage"),
+        (["fitt", "FILE"], "unknown scaling command 'fitt'; did you mean fit"),
+        (["fit"], "the following arguments are required: FILE"),
+        (
+            ["fit", "FILE", "--frontierr", "all"],
+            "option '--frontierr'; did you mean --frontier",
+        ),
+        (["fit", "FILE", "--frontier", "parreto"], "unknown frontier 'parreto'; did you mean pareto"),
+        (["fit", "FILE", "--format", "laion5b"], "unknown format 'laion5b'; did you mean laion"),
+        (["fit", "FILE", "--bins", "4"], "--bins belongs to --frontier bins"),
+        (["fit", "FILE", "--frontier", "bins", "--bins", "2"], "at least 3 bins, not 2"),
+        (["fit", "FILE", "--frontier", "bins", "--bins", "x"], "invalid int value: 'x'"),
+        (["fit", "FILE", "--resamples", "0"], "--resamples takes a number from 1"),
+        (["fit", "FILE", "--metric", "top3"], "unknown metric 'top3'; did you mean top1"),
+        (["fit", "FILE", "--target", "rendition"], "unknown target 'rendition'; did you mean renditions"),
+        (["fit", "FILE", "--by", "modle"], "unknown field to fit by 'modle'; did you mean model"),
+        (["fit", "FILE", "--where", "seed"], "a filter is FIELD=VALUE"),
+        (["fit", "absent.jsonl"], "no such file: absent.jsonl"),
+        (["fit", "FILE", "--format", "laion", "--target", "a", "--target", "b"], "one --target at a time"),
+        (["fit", "FILE", "--format", "laion", "--target", "a"], "no column arch"),
+        (["plot", "FILE"], "the following arguments are required: --out"),
+        (["plot", "FILE", "--out", "law.jpg"], "as PNG and SVG, not .jpg"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(write_lines, two_laws, capsys, options: list[str], says: str) -> None:
+    path = write_lines(two_laws)
+    argv = [str(path) if option == "FILE" else option for option in options]
+    assert main(["scaling", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    if options:
+        assert captured.err.count("\n") == 1
+        assert says in captured.err
+    else:
+        assert "usage: clip-la scaling {fit,plot}" in captured.err

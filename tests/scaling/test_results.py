@@ -1,0 +1,133 @@
+"""Which result lines become points, and what wrong files say."""
+
+from pathlib import Path
+
+import pytest
+
+from clip_la.errors import UserError
+from clip_la.scaling.points import parse_filters
+from clip_la.scaling.results import result_points
+
+
+def test_the_error_and_compute_of_a_line(write_lines, result_line) -> None:
+    path = write_lines([result_line(0.625)])
+    (point,) = result_points([path]).points
+    assert point.error == 0.375
+    assert point.compute == 1.5e7 * 40000
+    assert (point.error_low, point.error_high) == pytest.approx((0.345, 0.395))
+    assert point.where == f"{path}:1"
+
+
+def test_which_lines_enter_and_why_others_do_not(write_lines, result_line) -> None:
+    lines = [
+        result_line(0.30, run_id="a"),
+        result_line(0.31, run_id="b", samples_seen=20000),
+        result_line(0.32, run_id="c", schedule="constant"),
+        result_line(0.33, run_id="c-40k", schedule="cooldown", branch_of="c"),
+        result_line(0.34, run_id="d", samples_seen=None),
+        result_line(0.35, run_id="e", schedule="cooldown", samples_seen=30000),
+        result_line(0.36, run_id="a"),
+    ]
+    selection = result_points([write_lines(lines)])
+    assert [(point.run, point.source, round(1 - point.error, 2)) for point in selection.points] == [
+        ("a", "a", 0.36),
+        ("c", "c-40k", 0.33),
+    ]
+    assert {(item.what.split()[0], item.reason) for item in selection.left_out} == {
+        ("a", "evaluated again in a later line"),
+        ("b", "cosine run before the end of its budget"),
+        ("c", "schedule 'constant' without a cool-down"),
+        ("d", "samples_seen is not recorded"),
+        ("e", "cooldown run before the end of its budget"),
+    }
+
+
+def test_the_mean_over_targets_and_its_interval(write_lines, result_line) -> None:
+    lines = [
+        result_line(0.30, dataset="twemoji"),
+        result_line(0.50, dataset="openmoji"),
+        result_line(0.40, dataset="twemoji", run_id="other"),
+    ]
+    selection = result_points([write_lines(lines)], targets=["twemoji", "openmoji"])
+    (point,) = selection.points
+    assert point.error == pytest.approx(0.6)
+    # Two independent half-widths of 0.03 below (accuracy's upper bound) and 0.02 above.
+    assert point.error_low == pytest.approx(0.6 - 0.03 / 2**0.5)
+    assert point.error_high == pytest.approx(0.6 + 0.02 / 2**0.5)
+    assert selection.reasons() == [("not evaluated on every target", 1)]
+
+
+def test_a_folder_stands_for_the_results_below_it(write_lines, result_line, tmp_path) -> None:
+    write_lines([result_line(0.3, run_id="a")], "runs/a/results.jsonl")
+    write_lines([result_line(0.4, run_id="b")], "runs/b/results.jsonl")
+    assert [point.run for point in result_points([tmp_path / "runs"]).points] == ["a", "b"]
+
+
+def test_filters_leave_only_matching_lines(write_lines, result_line) -> None:
+    path = write_lines([result_line(0.3, run_id="a"), result_line(0.4, run_id="b", seed=1)])
+    (point,) = result_points([path], filters=parse_filters(["seed=1"])).points
+    assert point.run == "b"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([], "no results in it"),
+        (["", "  "], "no results in it"),
+        (['{"run_id": "a",'], "results.jsonl:1: not JSON"),
+        (["[1, 2]"], "results.jsonl:1: not a JSON object"),
+        (['{"run_id": "a"}'], "results.jsonl:1: no field seed, model, attention"),
+    ],
+)
+def test_a_damaged_file_names_its_line(write_lines, lines: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        result_points([write_lines(lines)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"metrics": {"top1": {"value": 1.0}}}, "results.jsonl:2: top1 is 1, and an error of 0 has no logarithm"),
+        ({"metrics": {"top1": {"value": 30.0}}}, "results.jsonl:2: top1 is 30.0, not a fraction"),
+        ({"metrics": {"top1": {"value": "x"}}}, "results.jsonl:2: metric 'top1' has no numeric 'value'"),
+        ({"metrics": []}, "results.jsonl:2: 'metrics' is not a JSON object"),
+        ({"flops_per_sample": -1}, "results.jsonl:2: 'flops_per_sample' is -1, not a positive number"),
+        ({"num_samples": 100}, "differ in num_samples"),
+        ({"templates_hash": "t1"}, "differ in templates_hash .* choose with --where templates_hash=VALUE"),
+    ],
+)
+def test_a_wrong_line_is_named(write_lines, result_line, fields: dict, says: str) -> None:
+    path = write_lines([result_line(0.3), {**result_line(0.4, run_id="b"), **fields}])
+    with pytest.raises(UserError, match=says):
+        result_points([path])
+
+
+def test_unknown_names_come_with_the_nearest(write_lines, result_line) -> None:
+    path = write_lines([result_line(0.3), result_line(0.4, dataset="concepts")])
+    with pytest.raises(UserError, match="unknown target 'concept'; did you mean concepts"):
+        result_points([path], targets=["concept"])
+    with pytest.raises(UserError, match="unknown metric 'top11'; did you mean top1"):
+        result_points([path], targets=["concepts"], metric="top11")
+    with pytest.raises(UserError, match="unknown field 'sed'; did you mean seed"):
+        result_points([path], filters={"sed": "0"})
+    with pytest.raises(UserError, match="unknown value of 'model' 'vit_nan'; did you mean vit_nano"):
+        result_points([path], filters={"model": "vit_nan"})
+    with pytest.raises(UserError, match=r"results on 2 data sets \(renditions, concepts\): choose with --target"):
+        result_points([path])
+
+
+def test_absent_files_and_wrong_filters(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file: .*absent\.jsonl"):
+        result_points([tmp_path / "absent.jsonl"])
+    with pytest.raises(UserError, match=r"no results\.jsonl below"):
+        result_points([tmp_path])
+    with pytest.raises(UserError, match="a filter is FIELD=VALUE, not 'seed'"):
+        parse_filters(["seed"])
+    with pytest.raises(UserError, match="two filters on 'seed'"):
+        parse_filters(["seed=1", "seed=2"])
+
+
+def test_no_line_that_enters_says_why(write_lines, result_line) -> None:
+    path = write_lines([result_line(0.3, schedule="constant"), result_line(0.3, schedule="constant", run_id="b")])
+    with pytest.raises(UserError, match=r"no point .* enters the fit \(2 x schedule 'constant' without a cool-down"):
+        result_points([path])

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clip_la.errors import unknown
 
 Tokenizer = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 CAPTION_ID_BYTES = 8
+# A small corpus has no more; of a large one nearly every caption is new, and this many take some 20 MB.
+REMEMBERED_CAPTIONS = 1 << 14
 
 
 @cache
@@ -36,6 +39,24 @@ def get_tokenizer(name: str = "clip", context_length: int = 77) -> Tokenizer:
     if name not in TOKENIZERS:
         raise unknown("tokenizer", name, TOKENIZERS)
     return TOKENIZERS[name](context_length)
+
+
+class CaptionEncoder:
+    """Captions to trimmed tokens and caption numbers; a caption that is still remembered is not worked out again."""
+
+    def __init__(self, tokenizer: str, context_length: int) -> None:
+        tokenize = get_tokenizer(tokenizer, context_length)
+
+        @lru_cache(maxsize=REMEMBERED_CAPTIONS)
+        def encode(caption: str) -> tuple[Int64[Tensor, " tokens"], int]:
+            return trim(tokenize([caption]))[0], caption_id(caption)
+
+        self._encode = encode
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "batch longest"], Int64[Tensor, " batch"]]:
+        """Tokens, zero-padded to the longest of these captions, and `caption_id` of each."""
+        tokens, ids = zip(*map(self._encode, captions), strict=True)
+        return pad_sequence(list(tokens), batch_first=True), torch.tensor(ids, dtype=torch.int64)
 
 
 def trim(tokens: Int64[Tensor, "batch context_length"]) -> Int64[Tensor, "batch longest"]:

@@ -1,0 +1,113 @@
+"""Random augmentation of training pictures, each a function of numbers drawn for the sample's position.
+
+`random_crop` draws as torchvision's RandomResizedCrop does, which is what open_clip trains with.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from clip_la.errors import UserError
+
+CROP_ATTEMPTS = 10
+RATIO_LOW, RATIO_HIGH = math.log(3 / 4), math.log(4 / 3)
+# Columns of the numbers drawn for one sample.
+CAPTION = slice(0, 2)
+FLIP = 2
+BACKGROUND = slice(3, 6)
+JITTER = slice(6, 9)
+CROP_PLACE = slice(9, 11)
+CROP_SHAPE = slice(11, 11 + 2 * CROP_ATTEMPTS)
+NUM_DRAWS = CROP_SHAPE.stop
+# ITU-R BT.601, as Pillow and torchvision weigh colours to grey.
+LUMA = (0.299, 0.587, 0.114)
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is varied in a training picture.
+
+    Args:
+        image_size: side of the square result, in pixels.
+        min_crop_area: least share of the picture's area that a random crop keeps, in (0, 1]; 1 takes the centre square.
+        flip: mirror half of the pictures left to right. Wrong for writing, and for captions that say left or right.
+        background: what shows through transparent pictures: white, or a random colour each time.
+        jitter: largest relative change of brightness, contrast and saturation, in [0, 1).
+    """
+
+    image_size: int
+    min_crop_area: float = 0.9
+    flip: bool = False
+    background: Literal["white", "random"] = "white"
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise UserError(f"image_size {self.image_size} must be at least 1 pixel")
+        if not 0 < self.min_crop_area <= 1:
+            raise UserError(f"min_crop_area {self.min_crop_area} must lie in (0, 1]; open_clip trains with 0.9")
+        if not 0 <= self.jitter < 1:
+            raise UserError(f"jitter {self.jitter} must lie in [0, 1)")
+
+    def crop(self, width: int, height: int, draws: Sequence[float]) -> Box:
+        """The part of the picture to keep: left, top, right, bottom in pixels."""
+        if self.min_crop_area == 1:
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            return left, top, left + side, top + side
+        return random_crop(width, height, self.min_crop_area, draws)
+
+    def background_color(self, draws: Sequence[float]) -> tuple[int, int, int]:
+        """The colour behind a transparent picture."""
+        if self.background == "white":
+            return 255, 255, 255
+        red, green, blue = (int(256 * draw) for draw in draws[BACKGROUND])
+        return red, green, blue
+
+    def is_flipped(self, draws: Sequence[float]) -> bool:
+        """Whether this sample is mirrored."""
+        return self.flip and draws[FLIP] < 0.5
+
+
+def random_crop(width: int, height: int, min_area: float, draws: Sequence[float]) -> Box:
+    """A random part of at least `min_area` of the picture, of aspect 3/4 to 4/3: left, top, right, bottom in pixels.
+
+    Ten attempts at area and aspect; if none fits, the largest centred part of an allowed aspect.
+    """
+    shapes = draws[CROP_SHAPE]
+    for area_draw, ratio_draw in zip(shapes[::2], shapes[1::2], strict=True):
+        area = width * height * (min_area + (1 - min_area) * area_draw)
+        ratio = math.exp(RATIO_LOW + (RATIO_HIGH - RATIO_LOW) * ratio_draw)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            across, down = draws[CROP_PLACE]
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if w / h < 3 / 4:
+        h = round(w / (3 / 4))
+    elif w / h > 4 / 3:
+        w = round(h * (4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def jitter_colors(
+    images: UInt8[Tensor, "batch 3 height width"], strength: float, draws: Float[Tensor, "batch 3"]
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Brightness, contrast and saturation of each picture times its own factor in [1 - strength, 1 + strength]."""
+    factors = (1 + strength * (2 * draws.to(images.device, torch.float32) - 1))[:, :, None, None, None]
+    pixels = images.float() * factors[:, 0]
+    grey = (pixels * torch.tensor(LUMA, device=images.device)[:, None, None]).sum(1, keepdim=True)
+    mean = grey.mean((2, 3), keepdim=True)
+    # Contrast c about the mean and saturation s about grey, in one linear step: c s x + c (1 - s) grey + (1 - c) mean.
+    contrast, saturation = factors[:, 1], factors[:, 2]
+    pixels = pixels * (contrast * saturation) + grey * (contrast * (1 - saturation)) + mean * (1 - contrast)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)

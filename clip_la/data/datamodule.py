@@ -1,0 +1,226 @@
+"""`ShardDataModule`: the stream as PyTorch Lightning wants it, its position in every checkpoint."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from clip_la.data.augment import Augmentation
+from clip_la.data.captions import Captions
+from clip_la.data.feed import counts
+from clip_la.data.position import Layout, choose_state
+from clip_la.data.rows import Limits
+from clip_la.data.sources import expand_urls
+from clip_la.data.stream import Batch, RankState, ShardStream, Source, StreamFailure
+from clip_la.errors import UserError
+
+
+class ShardLoader(DataLoader):
+    """A DataLoader over a ShardStream that raises what the stream could not go on with, as the one line it is."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, StreamFailure):
+                raise UserError(batch.message)
+            yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+class ShardDataModule(pl.LightningDataModule):
+    """Endless training batches from webdataset shards, resumed to the very next sample.
+
+    Args:
+        shards: paths, brace ranges ('/data/{00000..00099}.tar'), globs, folders, s3://, gs:// or http(s):// addresses,
+            or 'pipe:COMMAND'; a list of these is read as one source, or as one source each when `weights` are given.
+        batch_size: samples in a step over all processes together.
+        weights: how often samples are drawn from each entry of `shards`, relative to the others.
+        workers: loader processes of each rank; 0 reads in the training process.
+        seed: of the order, the choice of captions and the augmentation.
+        image_size: side of the pictures given to the model, in pixels.
+        context_length: longest caption, in tokens; longer ones are cut.
+        tokenizer: name of the tokenizer.
+        caption_fields: where captions are: part names ('txt') or keys of the JSON part ('json.caption').
+        caption_weights: probabilities of the caption fields; equal when left out.
+        cache: 'memory' decodes a small corpus once and makes batches by tensor operations; 'none' streams.
+        block_shards: shards a worker reads and shuffles at a time; also what resuming has to read again.
+        replacement: draw shards independently instead of each once before any comes again.
+        min_crop_area: least share of a picture's area that the random crop keeps; 1 takes the centre square.
+        flip: mirror half of the pictures left to right; wrong for captions that say left or right.
+        background: what shows through transparent pictures: 'white', or a 'random' colour each time.
+        jitter: largest relative change of brightness, contrast and saturation.
+        min_side_px: pictures with a shorter side are skipped.
+        max_aspect: pictures longer than this many times their width, or wider, are skipped.
+        max_pixels: larger pictures are skipped before they are decoded.
+        bad_share_limit: the run stops when a larger share of the samples cannot be used.
+        start_method: how loader processes start; the platform's way when left out. The order is the same.
+        prefetch_batches: batches that each worker makes ahead.
+        changed_layout: what to do when a checkpoint's position was taken with other shards, ranks, workers or order
+            options: 'stop', or 'reshuffle' to go on in a new random order, which begins a new pass.
+    """
+
+    def __init__(
+        self,
+        shards: list[str] | str,
+        batch_size: int = 256,
+        weights: list[float] | None = None,
+        workers: int = 4,
+        seed: int = 0,
+        image_size: int = 224,
+        context_length: int = 77,
+        tokenizer: str = "clip",
+        caption_fields: tuple[str, ...] = ("txt",),
+        caption_weights: tuple[float, ...] = (),
+        cache: Literal["none", "memory"] = "none",
+        block_shards: int = 1,
+        replacement: bool = False,
+        min_crop_area: float = 0.9,
+        flip: bool = False,
+        background: Literal["white", "random"] = "white",
+        jitter: float = 0.0,
+        min_side_px: int = 1,
+        max_aspect: float = 20.0,
+        max_pixels: int = Limits.max_pixels,
+        bad_share_limit: float = 0.1,
+        start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+        prefetch_batches: int = 2,
+        changed_layout: Literal["stop", "reshuffle"] = "stop",
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.skipped: Counter[str] = Counter()
+        self._sources = make_sources(shards, weights)
+        self._workers = workers
+        self._seed = seed
+        self._captions = Captions(tuple(caption_fields), tuple(caption_weights))
+        self._augmentation = Augmentation(image_size, min_crop_area, flip, background, jitter)
+        self._limits = Limits(min_side_px, max_aspect, max_pixels)
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self._in_memory = cache == "memory"
+        self._block_shards = block_shards
+        self._replacement = replacement
+        self._bad_share_limit = bad_share_limit
+        self._start_method = start_method
+        self._prefetch_batches = prefetch_batches
+        self._reshuffle = changed_layout == "reshuffle"
+        self._state: RankState | None = None
+        self._order_seed = seed
+        for name, value in {"batch_size": batch_size, "block_shards": block_shards}.items():
+            if value < 1:
+                raise UserError(f"{name} {value} must be at least 1")
+        if workers < 0:
+            raise UserError(f"workers {workers} must not be negative")
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches from the present position on, for this rank."""
+        assert self.trainer is not None
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if self.batch_size % world_size:
+            raise UserError(f"batch_size {self.batch_size} does not divide among {world_size} processes")
+        self._state = self._state or RankState.fresh(max(self._workers, 1), len(self._sources))
+        return ShardLoader(
+            self._stream(rank, world_size),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self._workers,
+            multiprocessing_context=self._start_method if self._workers else None,
+            prefetch_factor=self._prefetch_batches if self._workers else None,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _stream(self, rank: int, world_size: int) -> ShardStream:
+        assert self._state is not None
+        return ShardStream(
+            self._sources,
+            batch_size=self.batch_size // world_size,
+            rank=rank,
+            world_size=world_size,
+            workers=self._workers,
+            seed=self._order_seed,
+            captions=self._captions,
+            augmentation=self._augmentation,
+            limits=self._limits,
+            tokenizer=self._tokenizer,
+            context_length=self._context_length,
+            block_shards=self._block_shards,
+            replacement=self._replacement,
+            in_memory=self._in_memory,
+            bad_share_limit=self._bad_share_limit,
+            start=RankState.from_plain(self._state.to_plain()),
+        )
+
+    def consumed(self, batch: Batch) -> None:
+        """Moves the position behind `batch`; to be called once a step, when the batch has been trained on."""
+        assert self._state is not None
+        self._state.consumed(batch)
+        self.skipped.update(batch["skipped"])
+
+    def skipped_text(self) -> str:
+        """What this rank has skipped since the run began: `"image damaged 3, no caption 1"`."""
+        return counts(self.skipped)
+
+    def _layout(self) -> Layout:
+        assert self.trainer is not None
+        return Layout.of(
+            self._sources,
+            seed=self._seed,
+            world_size=self.trainer.world_size,
+            workers=max(self._workers, 1),
+            block_shards=self._block_shards,
+            replacement=self._replacement,
+            in_memory=self._in_memory,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions of all ranks. A collective call where several processes train: each of them must make it."""
+        if self._state is None:
+            return {}
+        mine = {**self._state.to_plain(), "skipped": dict(self.skipped)}
+        ranks: list[Any] = [mine]
+        if dist.is_available() and dist.is_initialized():
+            ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, mine)
+        return {"layout": self._layout().to_plain(), "order_seed": self._order_seed, "ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up this rank's position.
+
+        Raises:
+            UserError: the position was taken in another layout and `changed_layout` is 'stop'; says what differs.
+        """
+        assert self.trainer is not None
+        if not state_dict:
+            return
+        chosen = choose_state(state_dict, self._layout(), self.trainer.global_rank, reshuffle=self._reshuffle)
+        self._order_seed, self._state, self.skipped = chosen
+
+
+class StreamPosition(pl.Callback):
+    """Tells the data module which batches have been trained on, so that checkpoints hold the right position."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """After each step."""
+        batch = kwargs.get("batch", args[2] if len(args) > 2 else None)
+        trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
+
+
+def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[Source]:
+    """One source of everything, or one for each entry when there are weights.
+
+    Raises:
+        UserError: missing shards, or weights that do not fit.
+    """
+    if weights is None:
+        return [Source(tuple(expand_urls(shards)))]
+    entries = [shards] if isinstance(shards, str) else list(shards)
+    if len(weights) != len(entries):
+        raise UserError(f"weights has {len(weights)} numbers for {len(entries)} entries of shards")
+    if min(weights) <= 0:
+        raise UserError(f"weights {weights} must be positive; leave out an entry of shards that is not wanted")
+    return [Source(tuple(expand_urls(entry)), weight) for entry, weight in zip(entries, weights, strict=True)]

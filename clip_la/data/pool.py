@@ -1,0 +1,108 @@
+"""A small corpus decoded once into memory; batches are then made by tensor operations alone.
+
+Decoding 128 small PNGs and augmenting them one by one takes longer than a training step of a small model; from the pool
+a batch takes a few milliseconds.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from clip_la.data.augment import CAPTION, Augmentation
+from clip_la.data.captions import Captions
+from clip_la.data.problems import BadSample, OnProblem, Problem
+from clip_la.data.resample import resample
+from clip_la.data.rows import Limits, Row, jitter_batch, read_picture
+from clip_la.data.shards import KEY, SHARD
+from clip_la.errors import UserError
+
+# Decoded pixels that a pool may take; beyond, streaming is the right way.
+MAX_POOL_BYTES = 8 << 30
+OPAQUE = 255.0
+
+
+class Pool:
+    """All samples of some sources, decoded: centre squares of the side that random crops of the model's size need.
+
+    Transparent pictures keep their alpha, with colours multiplied by it, so that each time another background can show.
+    """
+
+    def __init__(self, captions: Captions, augmentation: Augmentation, limits: Limits) -> None:
+        self._captions = captions
+        self._augmentation = augmentation
+        self._limits = limits
+        self._side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
+        self._samples: list[tuple[str, str, list[list[str]]]] = []
+        self._pictures: list[UInt8[np.ndarray, "side channels side"]] = []
+        self._canvas: UInt8[Tensor, "samples side channels side"] | None = None
+
+    def add(self, samples: Iterable[dict[str, Any]], on_problem: OnProblem) -> range:
+        """Decodes samples into the pool and returns the numbers they got; what cannot be used goes to `on_problem`."""
+        first = len(self._samples)
+        for sample in samples:
+            try:
+                captions = self._captions.read(sample)
+                self._pictures.append(_premultiplied(_square(read_picture(sample, self._limits), self._side)))
+            except BadSample as bad:
+                on_problem(Problem(bad.reason, sample[SHARD], sample[KEY]))
+                continue
+            self._samples.append((sample[KEY], sample[SHARD], captions))
+            if len(self._samples) * self._pictures[-1].size > MAX_POOL_BYTES:
+                raise UserError(
+                    f"cache 'memory': more than {MAX_POOL_BYTES >> 30} GiB of decoded pictures; use cache 'none'"
+                )
+        return range(first, len(self._samples))
+
+    def seal(self) -> None:
+        """Puts all pictures into one tensor; nothing can be added afterwards."""
+        channels = max((picture.shape[1] for picture in self._pictures), default=3)
+        canvas = np.full((len(self._pictures), self._side, channels, self._side), int(OPAQUE), np.uint8)
+        for place, picture in zip(canvas, self._pictures, strict=True):
+            place[:, : picture.shape[1]] = picture
+        self._canvas = torch.from_numpy(canvas)
+        self._pictures = []
+
+    def row(self, number: int, draws: Sequence[float]) -> Row:
+        """The row of sample `number`; its picture is that number."""
+        key, shard, captions = self._samples[number]
+        return Row(key, shard, self._captions.pick(captions, draws[CAPTION]), number)
+
+    def images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
+        """The pictures of a batch, each augmented by its own draws."""
+        assert self._canvas is not None
+        augmentation, canvas = self._augmentation, self._canvas[[row.picture for row in rows]]
+        numbers = draws.tolist()
+        if augmentation.min_crop_area < 1:
+            boxes = torch.tensor([augmentation.crop(self._side, self._side, row) for row in numbers])
+            # Stored rows, channels, columns: the transpose gives the usual order without moving anything.
+            images = resample(canvas.float().transpose(1, 2), boxes.float(), augmentation.image_size)
+        else:
+            images = canvas.float().transpose(1, 2)
+        if images.shape[1] == 4:
+            colors = torch.tensor([augmentation.background_color(row) for row in numbers])[:, :, None, None]
+            images = torch.addcmul(images[:, :3], colors, 1 - images[:, 3:] / OPAQUE)
+        if augmentation.flip:
+            mirrored = torch.tensor([augmentation.is_flipped(row) for row in numbers])
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        pixels = images.round().clamp_(0, OPAQUE).to(torch.uint8).contiguous()
+        return jitter_batch(pixels, augmentation, draws) if augmentation.jitter else pixels
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    short = min(image.size)
+    left, top = (image.width - short) / 2, (image.height - short) / 2
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+
+
+def _premultiplied(image: Image.Image) -> UInt8[np.ndarray, "side channels side"]:
+    pixels = np.asarray(image)
+    if image.mode == "RGBA":
+        alpha = pixels[:, :, 3:].astype(np.float32) / OPAQUE
+        pixels = np.concatenate([(pixels[:, :, :3] * alpha).round().astype(np.uint8), pixels[:, :, 3:]], axis=2)
+    return pixels.transpose(0, 2, 1)

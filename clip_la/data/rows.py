@@ -1,0 +1,103 @@
+"""From the raw parts of a sample to a row of a batch: choose the caption, decode, crop and resize the picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from clip_la.data import problems
+from clip_la.data.augment import CAPTION, JITTER, Augmentation, jitter_colors
+from clip_la.data.captions import Captions
+from clip_la.data.decode import MAX_PIXELS, decode_keeping_alpha, flatten
+from clip_la.data.problems import BadSample
+from clip_la.data.shards import KEY, SHARD
+
+# By what shards call their picture; the bytes, not the name, say which format it is.
+IMAGE_PARTS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which pictures are used: shorter side at least `min_side_px`, at most `max_aspect` times as long as wide or the
+    other way round, and at most `max_pixels` in all, which is checked before anything is decoded."""
+
+    min_side_px: int = 1
+    max_aspect: float = 20.0
+    max_pixels: int = MAX_PIXELS
+
+    def check(self, width: int, height: int) -> None:
+        """Raises BadSample for a picture outside the limits."""
+        if width * height > self.max_pixels:
+            raise BadSample(problems.IMAGE_TOO_LARGE)
+        if min(width, height) < self.min_side_px:
+            raise BadSample(problems.IMAGE_TOO_SMALL)
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise BadSample(problems.IMAGE_TOO_LONG)
+
+
+class Row(NamedTuple):
+    """One sample, ready to be put in a batch."""
+
+    key: str
+    shard: str
+    caption: str
+    picture: Any
+
+
+def image_bytes(sample: dict[str, Any]) -> bytes:
+    """The sample's picture file; raises BadSample where it has none."""
+    for part in IMAGE_PARTS:
+        if part in sample:
+            return sample[part]
+    raise BadSample(problems.NO_IMAGE)
+
+
+def read_picture(sample: dict[str, Any], limits: Limits) -> Image.Image:
+    """The sample's picture, RGB or RGBA, within the limits; raises BadSample."""
+    image = decode_keeping_alpha(image_bytes(sample), max_pixels=limits.max_pixels)
+    limits.check(*image.size)
+    return image
+
+
+class StreamedRows:
+    """Rows made sample by sample, as they come from the shards."""
+
+    def __init__(self, captions: Captions, augmentation: Augmentation, limits: Limits) -> None:
+        self._captions = captions
+        self._augmentation = augmentation
+        self._limits = limits
+
+    def row(self, sample: dict[str, Any], draws: Sequence[float]) -> Row:
+        """The row of one sample; its picture is UInt8[3, image_size, image_size]. Raises BadSample."""
+        caption = self._captions.choose(sample, draws[CAPTION])
+        return Row(sample[KEY], sample[SHARD], caption, self._picture(sample, draws))
+
+    def images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
+        """The pictures of a batch."""
+        images = torch.stack([row.picture for row in rows])
+        if self._augmentation.jitter:
+            images = jitter_batch(images, self._augmentation, draws)
+        return images
+
+    def _picture(self, sample: dict[str, Any], draws: Sequence[float]) -> UInt8[Tensor, "3 size size"]:
+        image = read_picture(sample, self._limits)
+        if image.mode == "RGBA":
+            image = flatten(image, self._augmentation.background_color(draws))
+        size = self._augmentation.image_size
+        box = self._augmentation.crop(*image.size, draws)
+        pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        if self._augmentation.is_flipped(draws):
+            pixels = pixels[:, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def jitter_batch(
+    images: UInt8[Tensor, "batch 3 size size"], augmentation: Augmentation, draws: np.ndarray
+) -> UInt8[Tensor, "batch 3 size size"]:
+    """Colour jitter of a batch by the numbers drawn for it."""
+    return jitter_colors(images, augmentation.jitter, torch.from_numpy(draws[:, JITTER]))

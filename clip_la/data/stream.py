@@ -1,0 +1,216 @@
+"""`ShardStream`: an endless, seeded stream of batches that can be left and taken up again at any batch, to the sample.
+
+Each loader worker of each rank walks through its own blocks (see `order`). Every batch carries the cursor that the walk
+had after it, so the position that is saved is the position of what was trained on, whatever was prefetched.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import IO, Any
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from clip_la.data.augment import NUM_DRAWS, Augmentation
+from clip_la.data.blocks import Blocks, PoolBlocks, ShardBlocks, Walk
+from clip_la.data.captions import Captions
+from clip_la.data.feed import Feed, check_bad_share, nothing_usable
+from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
+from clip_la.data.pool import Pool
+from clip_la.data.problems import Problem
+from clip_la.data.rows import Limits, StreamedRows
+from clip_la.data.shards import read_samples
+from clip_la.data.sources import open_shard
+from clip_la.data.tokenizer import CaptionEncoder
+from clip_la.errors import UserError
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards that are mixed as one, and their share of all samples relative to other sources' weights."""
+
+    urls: tuple[str, ...]
+    weight: float = 1.0
+
+
+@dataclass
+class Position:
+    """Where one stream stands: samples delivered, and block and offset in each source."""
+
+    delivered: int = 0
+    places: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class RankState:
+    """Where all streams of one rank stand, and which of its workers delivers the next batch."""
+
+    next_worker: int
+    positions: list[Position]
+
+    @classmethod
+    def fresh(cls, workers: int, num_sources: int) -> "RankState":
+        """The state before the first batch."""
+        return cls(0, [Position(0, [(0, 0)] * num_sources) for _ in range(workers)])
+
+    def consumed(self, batch: Batch) -> None:
+        """Moves on to the position after `batch`."""
+        worker, delivered, places = batch["cursor"]
+        self.positions[worker] = Position(delivered, [(block, offset) for block, offset in places])
+        self.next_worker = (worker + 1) % len(self.positions)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Numbers and lists only, for a checkpoint."""
+        positions = [[p.delivered, [list(place) for place in p.places]] for p in self.positions]
+        return {"next_worker": self.next_worker, "positions": positions}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "RankState":
+        """What `to_plain` gave."""
+        positions = [Position(delivered, [(b, o) for b, o in places]) for delivered, places in plain["positions"]]
+        return cls(plain["next_worker"], positions)
+
+
+@dataclass(frozen=True)
+class StreamFailure:
+    """What a stream yields instead of a batch when it cannot go on: exceptions lose their shape between processes."""
+
+    message: str
+
+
+class ShardStream(IterableDataset):
+    """Batches without end from shards, for a DataLoader with `batch_size=None` and exactly `workers` workers.
+
+    Order is a function of `seed`, `world_size`, `workers` and position alone. A batch is a dict:
+    image UInt8[batch, 3, size, size]; tokens Int64[batch, longest], zero-padded; caption_id Int64[batch], equal for
+    equal captions; keys and shards, lists of str; cursor; skipped, a dict of counts by reason since this stream's last
+    batch; problems, a list of (reason, shard, key) of the same.
+
+    Args:
+        sources: what to read; with several, each sample's source is drawn by weight.
+        batch_size: samples in a batch, of this rank.
+        rank, world_size: this process and how many there are; said, never guessed.
+        workers: loader workers of a rank; 0 reads in the training process.
+        block_shards: shards that are shuffled together.
+        replacement: draw shards independently instead of in passes.
+        in_memory: decode everything once into memory; each pass is then one block.
+        bad_share_limit: share of samples tried that may be unusable, in [0, 1].
+        start: where to begin; None is the beginning.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+        seed: int,
+        captions: Captions,
+        augmentation: Augmentation,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        tokenizer: str = "clip",
+        context_length: int = 77,
+        block_shards: int = 1,
+        replacement: bool = False,
+        in_memory: bool = False,
+        bad_share_limit: float = 0.1,
+        opener: Callable[[str], IO[bytes]] = open_shard,
+        start: RankState | None = None,
+    ) -> None:
+        self._sources = tuple(sources)
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._workers = max(workers, 1)
+        self._seed = seed
+        self._captions = captions
+        self._augmentation = augmentation
+        self._limits = limits
+        self._encoder = partial(CaptionEncoder, tokenizer, context_length)
+        self._block_shards = block_shards
+        self._replacement = replacement
+        self._in_memory = in_memory
+        self._bad_share_limit = bad_share_limit
+        self._opener = opener
+        self._start = start or RankState.fresh(self._workers, len(self._sources))
+
+    def __iter__(self) -> Iterator[Batch | StreamFailure]:
+        info = get_worker_info()
+        if info is not None and info.num_workers != self._workers:
+            raise ValueError(f"a stream for {self._workers} workers cannot be read by {info.num_workers}")
+        # A DataLoader always asks its worker 0 first; the batch that is due next may be another's.
+        worker = ((info.id if info else 0) + self._start.next_worker) % self._workers
+        streams = Streams(self._seed, self._world_size, self._workers, self._rank, worker)
+        try:
+            yield from self._batches(streams, self._start.positions[worker])
+        except UserError as error:
+            yield StreamFailure(str(error))
+
+    def _batches(self, streams: Streams, position: Position) -> Iterator[Batch]:
+        lost: list[Problem] = []
+        rows_of, blocks = self._pooled(streams, lost) if self._in_memory else self._streamed(streams)
+        if position.delivered:
+            lost.clear()  # the batches before this position have told it
+        walks = [Walk(b, *place) for b, place in zip(blocks, position.places, strict=True)]
+        feeds = [
+            Feed(walk, rows_of.row, lost, self._bad_share_limit, partial(self._explain, source))
+            for walk, source in zip(walks, self._sources, strict=True)
+        ]
+        encode = self._encoder()
+        weights = tuple(source.weight for source in self._sources)
+        delivered = position.delivered
+        while True:
+            places = np.arange(delivered, delivered + self._batch_size)
+            draws = draws_for_samples(streams, places, NUM_DRAWS)
+            chosen = choose_sources(streams, places, weights) if len(feeds) > 1 else np.zeros_like(places)
+            rows = [feeds[i].next_row(numbers) for i, numbers in zip(chosen, draws.tolist(), strict=True)]
+            delivered += self._batch_size
+            cursor = (streams.worker, delivered, [(walk.number, walk.offset) for walk in walks])
+            tokens, ids = encode([row.caption for row in rows])
+            yield {
+                "image": rows_of.images(rows, draws),
+                "tokens": tokens,
+                "caption_id": ids,
+                "keys": [row.key for row in rows],
+                "shards": [row.shard for row in rows],
+                "cursor": cursor,
+                "skipped": dict(Counter(problem.reason for problem in lost)),
+                "problems": [(problem.reason, problem.shard, problem.key) for problem in lost],
+            }
+            lost.clear()
+
+    def _explain(self, source: Source, bad: Counter[str]) -> str:
+        return nothing_usable(source.urls, self._captions.fields, self._opener, bad)
+
+    def _streamed(self, streams: Streams) -> tuple[StreamedRows, list[Blocks]]:
+        blocks: list[Blocks] = []
+        for i, source in enumerate(self._sources):
+            order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
+            blocks.append(ShardBlocks(order, streams, source.urls, self._opener))
+        return StreamedRows(self._captions, self._augmentation, self._limits), blocks
+
+    def _pooled(self, streams: Streams, lost: list[Problem]) -> tuple[Pool, list[Blocks]]:
+        pool = Pool(self._captions, self._augmentation, self._limits)
+        blocks: list[Blocks] = []
+        for i, source in enumerate(self._sources):
+            found: list[Problem] = []
+            reads = (read_samples(url, on_problem=found.append, opener=self._opener) for url in source.urls)
+            members = pool.add(chain.from_iterable(reads), found.append)
+            bad = Counter(problem.reason for problem in found)
+            if not members:
+                raise UserError(self._explain(source, bad))
+            check_bad_share(bad, len(members) + len(found), self._bad_share_limit)
+            if len(members) < streams.num_streams:
+                raise UserError(f"{len(members)} samples cannot be dealt to {streams.num_streams} workers")
+            blocks.append(PoolBlocks(PoolOrder(i, self._replacement), streams, members))
+            # Every stream fills a pool of its own; the first one tells what was lost.
+            lost += found if streams.index == 0 else []
+        pool.seal()
+        return pool, blocks

@@ -1,0 +1,153 @@
+"""The command line as a whole: every verb is there, says what it does, answers wrong input with one line and code 2."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from clip_la import __version__, cli
+from clip_la.errors import UserError
+
+COMMANDS = Path(cli.__file__).parent / "commands"
+# Verbs with commands of their own, whose help is a page each.
+PARTS = {
+    "data": ("starter", "pack", "verify", "read", "show"),
+    "scaling": ("fit", "plot"),
+    "bench": ("kernels", "data"),
+}
+PAGES = [(verb, part) for verb in cli.VERBS for part in PARTS.get(verb, ())] + [(verb,) for verb in cli.VERBS]
+# The clearest misspelling of each page; what is needed besides comes first.
+MISSPELT = {
+    ("demo",): ["--sede", "0"],
+    ("data", "starter"): ["OUT", "--jsno"],
+    ("train",): ["--seed_everythin", "0"],
+    ("eval",): ["CHECKPOINT", "--jsno"],
+    ("scaling", "fit"): ["FILE", "--jsno"],
+    ("scaling", "plot"): ["FILE", "--out", "x", "--jsno"],
+    ("bench", "kernels"): ["--jsno"],
+    ("models",): ["--jsno"],
+    ("export",): ["CHECKPOINT", "OUT", "--jsno"],
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """The exit code of a command line; argparse leaves --help and --version through SystemExit."""
+    try:
+        return cli.main(argv)
+    except SystemExit as leave:
+        return int(leave.code or 0)
+
+
+def one_line_of_error(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command line that must fail with code 2 and one line on stderr; returns the line."""
+    assert run(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("clip-la: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_every_verb_has_a_command_file() -> None:
+    files = {path.stem for path in COMMANDS.glob("*.py")} - {"__init__"}
+    assert files == set(cli.VERBS)
+
+
+def test_overview_names_every_verb(capsys) -> None:
+    assert run(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"\n  {verb} " in overview for verb in cli.VERBS)
+    assert "epoch" not in overview.lower()
+
+
+def test_no_command_is_an_error_that_shows_the_overview(capsys) -> None:
+    assert run([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"clip-la {__version__}\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_help_of_every_page(page: tuple[str, ...], capsys) -> None:
+    assert run([*page, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage" in text.lower()
+    assert " ".join(page) in text
+    # Time is counted in samples seen, everywhere.
+    assert "epoch" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["scalin"], "unknown command 'scalin'; did you mean scaling"),
+        (["Train"], "did you mean train"),
+        (["zzz"], "known: bench, data, demo, eval, export, models, scaling, train"),
+    ],
+)
+def test_an_unknown_verb_names_the_nearest(argv: list[str], says: str, capsys) -> None:
+    assert says in one_line_of_error(argv, capsys)
+
+
+@pytest.mark.parametrize("page", MISSPELT, ids=" ".join)
+def test_a_misspelt_option_is_named(page: tuple[str, ...], capsys) -> None:
+    argv = MISSPELT[page]
+    option = next(word for word in argv if word.startswith("--"))
+    line = one_line_of_error([*page, *argv], capsys)
+    assert option.lstrip("-") in line
+    assert "did you mean" in line or page == ("train",)
+
+
+@pytest.mark.parametrize("verb", PARTS)
+def test_an_unknown_part_names_the_nearest(verb: str, capsys) -> None:
+    part = PARTS[verb][0]
+    assert part in one_line_of_error([verb, part + part[-1]], capsys)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["eval", "absent.ckpt", "--data", "absent.tar"],
+        ["export", "absent.ckpt", "out.pt"],
+        ["data", "verify", "absent-00000.tar"],
+        ["data", "show", "absent-00000.tar"],
+        ["scaling", "fit", "absent.jsonl"],
+        ["train", "--config", "absent.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_an_absent_file_is_named(argv: list[str], tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "absent" in one_line_of_error(argv, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+class FakeCommand:
+    """Stands where a command's module would: raises what it is given."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def main(self, argv: list[str]) -> int:
+        raise self.error
+
+
+def test_an_error_of_several_lines_becomes_one(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: FakeCommand(UserError("first\n  second")))
+    assert one_line_of_error(["models"], capsys) == "clip-la: error: first second\n"
+
+
+def test_an_interrupt_is_code_130_without_a_traceback(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: FakeCommand(KeyboardInterrupt()))
+    assert run(["models"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", lambda name: FakeCommand(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(["models"])

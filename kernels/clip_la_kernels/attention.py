@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clip_la_kernels import torch_path
+from clip_la_kernels.dispatch import takes_kernels
 from clip_la_kernels.options import Options, check_dtype, check_padding, check_tensors, make_options
 
 
@@ -72,6 +73,10 @@ def cast_for_autocast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _call(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     tensors = cast_for_autocast(tensors)
     with torch.autocast(tensors[0].device.type, enabled=False):
+        if takes_kernels(tensors[0]):
+            from clip_la_kernels.kernel_ops import KernelAttention
+
+            return KernelAttention.apply(opt, mask, cu_seqlens, *tensors)
         if cu_seqlens is not None:
             return _sequence_by_sequence(tensors, opt, cu_seqlens)
         return TorchAttention.apply(opt, mask, *tensors)

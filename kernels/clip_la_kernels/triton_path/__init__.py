@@ -1,0 +1,1 @@
+"""The Triton kernels. Import only through `clip_la_kernels.dispatch`: this package needs Triton."""

@@ -1,0 +1,174 @@
+"""Pieces shared by all kernels. Names: BL rows a tile, DP the head width padded to a power of two, rn and d their indices.
+
+Everything is summed in float32. Rows beyond a sequence and padded keys are loaded as zeros, whatever memory holds there.
+"""
+
+import inspect
+
+import triton
+import triton.language as tl
+
+from clip_la_kernels import options
+
+L2 = tl.constexpr(options.L2)
+RELU = tl.constexpr(options.RELU)
+ELU1 = tl.constexpr(options.ELU1)
+EXP = tl.constexpr(options.EXP)
+DEN_NONE = tl.constexpr(options.DEN_NONE)
+DEN_LENGTH = tl.constexpr(options.DEN_LENGTH)
+DEN_SUM = tl.constexpr(options.DEN_SUM)
+SQUARE_FLOOR = tl.constexpr(options.NORM_FLOOR**2)
+# Columns of the thin tiles that sum rows by a matrix product: the least that tl.dot takes.
+THIN = tl.constexpr(16)
+
+
+def kernel(function):  # type: ignore[no-untyped-def]
+    """triton.jit for what the host launches: sizes are plain numbers, so that neither 1 nor a multiple of 16 compiles anew."""
+    sizes = ("N", "H", "PARTS", "SIZE")
+    return triton.jit(function, do_not_specialize=[s for s in sizes if s in inspect.signature(function).parameters])
+
+
+@triton.jit
+def dot(x, y, acc, UP: tl.constexpr, PREC: tl.constexpr):
+    """acc + x @ y. UP: the interpreter multiplies the raw bits of bfloat16 operands, so there they become float32."""
+    if UP:
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+    return tl.dot(x, y, acc, input_precision=PREC)
+
+
+@triton.jit
+def load_tile(P, n0, stride, rn, d, hi, D: tl.constexpr):
+    """Rows n0 + rn below hi of width D, zeros elsewhere: [BL, DP]. The row base is 64-bit: N * stride may pass 2^31."""
+    offset = tl.cast(n0, tl.int64) * stride
+    mask = (n0 + rn < hi)[:, None]
+    if d.shape[0] != D:
+        mask = mask & (d < D)[None, :]
+    return tl.load(P + offset + (rn[:, None] * stride + d[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(P, x, n0, stride, rn, d, hi, D: tl.constexpr):
+    offset = tl.cast(n0, tl.int64) * stride
+    mask = (n0 + rn < hi)[:, None]
+    if d.shape[0] != D:
+        mask = mask & (d < D)[None, :]
+    tl.store(P + offset + (rn[:, None] * stride + d[None, :]), x.to(P.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_keys(K, V, MASK, n0, stride, rn, d, hi, D: tl.constexpr, HAS_MASK: tl.constexpr):
+    """Key and value tiles with padded rows zeroed, and which rows are real."""
+    real = n0 + rn < hi
+    if HAS_MASK:
+        real = real & (tl.load(MASK + n0 + rn, mask=real, other=0) != 0)
+    offset = tl.cast(n0, tl.int64) * stride
+    mask = real[:, None]
+    if d.shape[0] != D:
+        mask = mask & (d < D)[None, :]
+    cells = rn[:, None] * stride + d[None, :]
+    k = tl.load(K + offset + cells, mask=mask, other=0.0)
+    v = tl.load(V + offset + cells, mask=mask, other=0.0)
+    return k, v, real
+
+
+@triton.jit
+def inverse_norm(xf):
+    """1 / |x| per row of a float32 tile, 0 for a zero row."""
+    squares = tl.sum(xf * xf, 1)
+    return tl.where(squares > SQUARE_FLOOR, tl.rsqrt(squares), 0.0)
+
+
+@triton.jit
+def feature(xf, real, d, D: tl.constexpr, MAP: tl.constexpr):
+    """(phi(x), 1 / norm) of a float32 tile; the norm is 1 but for L2. Rows not real and columns beyond D map to 0."""
+    r = tl.full([xf.shape[0]], 1.0, tl.float32)
+    y = xf
+    if MAP == L2:
+        r = inverse_norm(xf)
+        y = xf * r[:, None]
+    if MAP == RELU:
+        y = tl.maximum(xf, 0.0)
+    if MAP == ELU1:
+        y = tl.where(xf >= 0, xf + 1.0, tl.exp(tl.minimum(xf, 0.0)))
+    if MAP == EXP:
+        y = tl.exp(xf)
+    if MAP == ELU1 or MAP == EXP:
+        # phi(0) is not 0 there.
+        mask = real[:, None]
+        if d.shape[0] != D:
+            mask = mask & (d < D)[None, :]
+        y = tl.where(mask, y, 0.0)
+    return y, r
+
+
+@triton.jit
+def feature_grad(dy, xf, y, r, MAP: tl.constexpr):
+    """Gradient by x from the gradient by phi(x)."""
+    dx = dy
+    if MAP == L2:
+        dx = (dy - y * tl.sum(y * dy, 1)[:, None]) * r[:, None]
+    if MAP == RELU:
+        dx = tl.where(xf > 0, dy, 0.0)
+    if MAP == ELU1:
+        dx = tl.where(xf >= 0, dy, dy * y)
+    if MAP == EXP:
+        dx = dy * y
+    return dx
+
+
+@triton.jit
+def thin(x, DT: tl.constexpr):
+    """[BL] float32 -> [BL, THIN] whose columns sum to x: its rounding to DT, then the rest. Keeps a product with it at full precision."""
+    col = tl.arange(0, THIN)[None, :]
+    high = x.to(DT)
+    low = (x - high.to(tl.float32)).to(DT)
+    tile = tl.where(col == 0, high.to(tl.float32)[:, None], tl.where(col == 1, low.to(tl.float32)[:, None], 0.0))
+    return tile.to(DT)
+
+
+@triton.jit
+def guarded(z, floor):
+    """(divisor, does its gradient flow): z, held at floor or above in magnitude with its sign kept."""
+    alive = tl.abs(z) > floor
+    return tl.where(alive, z, tl.where(z < 0, -floor, floor)), alive
+
+
+@triton.jit
+def place(pid, H, P):
+    """Program -> (sequence, head, part); heads run fastest, so that neighbours touch neighbouring memory."""
+    h = pid % H
+    rest = pid // H
+    return rest // P, h, rest % P
+
+
+@triton.jit
+def span(b, N, CU, VARLEN: tl.constexpr):
+    """(start of the sequence along N, its tokens)."""
+    start = 0
+    tokens = N
+    if VARLEN:
+        start = tl.load(CU + b).to(tl.int32)
+        tokens = tl.load(CU + b + 1).to(tl.int32) - start
+    return start, tokens
+
+
+@triton.jit
+def row_base(b, h, start, sb, sn, sh, VARLEN: tl.constexpr):
+    """Offset of the first row of a sequence's head, 64-bit."""
+    base = tl.cast(h, tl.int64) * sh
+    if VARLEN:
+        base += tl.cast(start, tl.int64) * sn
+    else:
+        base += tl.cast(b, tl.int64) * sb
+    return base
+
+
+@triton.jit
+def keys_seen(b, tokens, COUNT, HAS_MASK: tl.constexpr):
+    """Number of real keys of a sequence as float32, at least 1."""
+    if HAS_MASK:
+        n = tl.load(COUNT + b)
+    else:
+        n = tokens.to(tl.float32)
+    return tl.maximum(n, 1.0)

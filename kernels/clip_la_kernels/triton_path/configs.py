@@ -1,0 +1,129 @@
+"""Static launch configurations: which structure a call takes and how each kernel is tiled. Nothing is tuned at run time.
+
+`python -m clip_la_kernels.tune` measures candidates on a GPU and prints a table in this form.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+# A causal head of at most this many tokens is one tile.
+SHORT_TOKENS = 128
+# Rows of a state that one program of `combine` or `scan_parts` sums.
+COMBINE_ROWS = 16
+
+
+class Config(NamedTuple):
+    """rows: tokens a tile; warps; stages: depth of the software pipeline."""
+
+    rows: int
+    warps: int
+    stages: int
+
+
+# By kernel and padded head width (and whether the denominator is the sum of weights, where that changes the registers).
+# fmt: off
+SM90 = {
+    ("forward_fused", 64, False): Config(64, 4, 3), ("forward_fused", 64, True): Config(64, 4, 3),
+    ("backward_fused", 64, False): Config(64, 4, 2), ("backward_fused", 64, True): Config(32, 4, 3),
+    ("key_state_part", 64, False): Config(64, 4, 3), ("key_state_part", 64, True): Config(64, 4, 3),
+    ("output_part", 64, False): Config(64, 4, 3), ("output_part", 64, True): Config(64, 4, 3),
+    ("query_grad_part", 64, False): Config(64, 4, 3), ("query_grad_part", 64, True): Config(32, 4, 3),
+    ("key_grad_part", 64, False): Config(64, 4, 3), ("key_grad_part", 64, True): Config(64, 4, 3),
+}
+# fmt: on
+# Ampere and Ada have less shared memory and fewer registers to spare for the pipeline.
+SM80 = {key: Config(32, 4, 2) for key in SM90}
+TABLES = {9: SM90, 8: SM80}
+
+# Where the table has no entry. Wide heads keep a 128 x 128 state: eight warps.
+DEFAULT = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)}
+
+_overrides: dict[str, Config] = {}
+_plan: dict[str, int] = {}
+
+
+@contextmanager
+def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
+    """For the tuner and tests: these configurations by kernel name; plan: parts=, save= and the like (see `Plan`)."""
+    before = dict(_overrides), dict(_plan)
+    _overrides.update(configs)
+    _plan.update(plan)
+    try:
+        yield
+    finally:
+        _overrides.clear()
+        _overrides.update(before[0])
+        _plan.clear()
+        _plan.update(before[1])
+
+
+@functools.lru_cache
+def device_numbers(index: int | None) -> tuple[int, int]:
+    """(major compute capability, multiprocessors); those of an H100 in the interpreter."""
+    if index is None:
+        return 9, 132
+    properties = torch.cuda.get_device_properties(index)
+    return properties.major, properties.multi_processor_count
+
+
+def config(kernel: str, device: torch.device, width: int, total: bool) -> Config:
+    """The configuration of one kernel; `total`: is the denominator the sum of weights."""
+    if kernel in _overrides:
+        return _overrides[kernel]
+    major, _ = device_numbers(device.index if device.type == "cuda" else None)
+    return TABLES.get(major, SM80).get((kernel, width, total), DEFAULT[width])
+
+
+class Plan(NamedTuple):
+    """parts: 0 = one fused program a head, else programs a head, `size` tokens each; save: does the forward pass keep the state."""
+
+    parts: int
+    size: int
+    save: bool
+
+
+# A fused program a head is best while a head is short (its second read of k and v hits the L2 cache) and heads fill the GPU.
+FUSED_TOKENS = 320
+FUSED_WAVES = 2
+# Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
+PART_TOKENS = 512
+WANTED_WAVES = 6
+
+
+def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
+    """The structure of a bidirectional call over `heads` = sequences x heads."""
+    _, sms = device_numbers(device.index if device.type == "cuda" else None)
+    parts = 0
+    if tokens > FUSED_TOKENS or (heads < FUSED_WAVES * sms and tokens > PART_TOKENS):
+        parts = max(1, min(tokens // PART_TOKENS, -(-WANTED_WAVES * sms // heads)))
+    parts = _plan.get("parts", parts)
+    return Plan(parts, part_size(tokens, parts), bool(_plan.get("save", True)))
+
+
+def causal_parts(heads: int, tokens: int, width: int, device: torch.device) -> int:
+    """Programs a head of a causal scan: 1 where heads alone fill the GPU."""
+    _, sms = device_numbers(device.index if device.type == "cuda" else None)
+    parts = max(1, min(tokens // (2 * PART_TOKENS), -(-WANTED_WAVES * sms // (2 * heads))))
+    return _plan.get("causal_parts", parts)
+
+
+def part_size(tokens: int, parts: int) -> int:
+    """Tokens a part, a multiple of every tile height in use."""
+    if parts < 1:
+        return tokens
+    size = -(-tokens // parts)
+    return -(-size // 128) * 128 if parts > 1 else size
+
+
+def column_block(width: int, device: torch.device) -> int:
+    """Columns of v that one program of the causal forward kernel does."""
+    return min(width, _plan.get("columns", 128))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 operands are multiplied: as PyTorch does, exact unless the user allowed TF32."""
+    return "tf32" if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest" else "tf32x3"

@@ -1,0 +1,197 @@
+"""What happens around the steps: measuring and logging, the progress line, stopping when asked to."""
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from tqdm import tqdm
+
+from clip_la.errors import UserError
+from clip_la.train.task import ContrastiveTask
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal is refreshed ten times a second, a log file gets a line now and then.
+TERMINAL_INTERVAL_S = 0.1
+FILE_INTERVAL_S = 30.0
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C and SIGTERM end the run after the running step, with a checkpoint; a second one ends it at once.
+
+    Several processes stop at the end of a logging window, where they meet anyway: `Meter` looks at `requested` there.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listens inside the block. Loader workers that are forked in it leave a terminal's Ctrl-C to this process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._request) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning puts its own handler of SIGTERM, which saves nothing, in front.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._request)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.requested and trainer.world_size == 1:
+            trainer.should_stop = True
+
+    def _request(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Meter(Callback):
+    """Collects the losses of a window without waiting for the device, then writes one row to the loggers.
+
+    The row: loss (mean over the window and all processes), chance_loss, lr, logit_scale, grad_norm (of the last step),
+    pairs_per_s, data_wait_share (of the wall time), skipped_samples (all processes), train_s.
+
+    Args:
+        every_batches: length of a window.
+        skipped_samples: how many bad samples this process has passed over so far.
+        stop: asked at the end of each window whether to end the run.
+    """
+
+    def __init__(self, every_batches: int, skipped_samples: Callable[[], int], stop: StopOnSignal) -> None:
+        self._every_batches = every_batches
+        self._skipped_samples = skipped_samples
+        self._stop = stop
+        self._steps: list[Tensor] = []
+        self._train_s = 0.0
+        self.latest: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window so far, so that a resumed run's rows are those of an uninterrupted one."""
+        return {"steps": self._values(), "train_s": self._train_s + time.perf_counter() - self._window_start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = [torch.tensor(step) for step in state_dict["steps"]]
+        self._train_s = state_dict["train_s"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._steps = [step.to(pl_module.device) for step in self._steps]
+        self._step_end = self._window_start = time.perf_counter()
+        self._wait_s, self._window_batches = 0.0, 0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._wait_s += time.perf_counter() - self._step_end
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        self._steps.append(torch.stack([outputs["loss"], pl_module.grad_norm]))
+        self._window_batches += 1
+        if trainer.global_step % self._every_batches == 0 or trainer.global_step == trainer.max_steps:
+            self._close_window(trainer, pl_module)
+        self._step_end = time.perf_counter()
+
+    def check_finite(self, task: ContrastiveTask) -> None:
+        """Raises UserError naming the first step of the window whose loss or gradient is not finite."""
+        steps = self._values()
+        for index, (loss, norm) in enumerate(steps):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                samples = task.samples_seen - (len(steps) - 1 - index) * task.batch_size
+                raise UserError(
+                    f"at {samples:,} samples the loss is {loss} and the norm of its gradient {norm}; "
+                    "begin again, or go on from an earlier checkpoint, with a lower lr or a longer warm-up"
+                )
+
+    def _values(self) -> list[list[float]]:
+        """Loss and gradient norm of each step of the window: the one place that waits for the device."""
+        return torch.stack(self._steps).tolist() if self._steps else []
+
+    def _close_window(self, trainer: pl.Trainer, task: ContrastiveTask) -> None:
+        self.check_finite(task)
+        values = self._values()
+        now = time.perf_counter()
+        window_s = now - self._window_start
+        self._train_s += window_s
+        mean_loss = math.fsum(loss for loss, _ in values) / len(values)
+        loss, skipped, stop = _sum_over_processes(mean_loss, self._skipped_samples(), self._stop.requested, task.device)
+        trainer.should_stop = trainer.should_stop or stop > 0
+        self.latest = {
+            "loss": loss / trainer.world_size,
+            "chance_loss": task.chance_loss,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "logit_scale": task.model.logit_scale.exp().item(),
+            "grad_norm": values[-1][1],
+            "pairs_per_s": self._window_batches * task.batch_size / window_s,
+            "data_wait_share": self._wait_s / window_s,
+            "skipped_samples": int(skipped),
+            "train_s": self._train_s,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=task.samples_seen)
+        self._window_start, self._wait_s, self._window_batches, self._steps = now, 0.0, 0, []
+
+
+class Progress(Callback):
+    """The progress line on stderr, of the first process."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._bar: tqdm | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        if not trainer.is_global_zero:
+            return
+        self._bar = tqdm(
+            total=pl_module.budget_samples,
+            initial=pl_module.samples_seen,
+            desc=pl_module.model.spec.name,
+            unit=" pairs",
+            unit_scale=True,
+            mininterval=TERMINAL_INTERVAL_S if sys.stderr.isatty() else FILE_INTERVAL_S,
+            bar_format="{desc}: {n_fmt}/{total_fmt} samples |{bar:16}| {rate_fmt}{postfix}, {remaining} left",
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        if self._bar is not None:
+            if self._meter.latest:
+                self._bar.set_postfix_str(self._text(pl_module), refresh=False)
+            self._bar.update(pl_module.batch_size)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _text(self, task: ContrastiveTask) -> str:
+        row = self._meter.latest
+        parts = [f"loss {row['loss']:.3f}"]
+        if task.chance_loss is not None:
+            parts[0] += f" (ln {task.batch_size} = {task.chance_loss:.2f})"
+        parts += [f"lr {row['lr']:.2g}", f"data wait {row['data_wait_share']:.0%}"]
+        if row["skipped_samples"]:
+            parts.append(f"skipped {row['skipped_samples']:,}")
+        return ", ".join(parts)
+
+
+def _sum_over_processes(loss: float, skipped: int, stop: bool, device: torch.device) -> list[float]:
+    values = torch.tensor([loss, skipped, stop], dtype=torch.float64, device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values.tolist()

@@ -1,0 +1,148 @@
+"""Checkpoints of a run: `samples=000012800.ckpt`, each whole or absent, saved at given numbers of samples seen."""
+
+import os
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from clip_la.atomic import atomic_write
+from clip_la.errors import UserError
+from clip_la.models.checkpoint import BLOCK, FORMAT, read_torch_file
+from clip_la.models.spec import ModelSpec
+from clip_la.train.optim import whole_batches
+from clip_la.train.task import ContrastiveTask
+
+_NAME = re.compile(r"samples=(\d{9,})\.ckpt")
+
+
+def checkpoint_name(samples: int) -> str:
+    """The file name of a checkpoint after `samples` samples; names sort as the numbers do (up to 10^9)."""
+    return f"samples={samples:09d}.ckpt"
+
+
+def saved_checkpoints(folder: Path) -> dict[int, Path]:
+    """Samples seen -> file, for each checkpoint of a run's folder `checkpoints`, fewest samples first."""
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("samples=*.ckpt")]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
+    """The checkpoint with the most samples that can be read to its end; `report` hears of damaged ones."""
+    for path in reversed(saved_checkpoints(folder).values()):
+        if is_whole(path):
+            return path
+        report(f"skipping the damaged checkpoint {path}")
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every byte of a checkpoint agrees with its checksum; torch.load checks only the table of contents."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_block(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its run; raises UserError for a file that is missing, damaged or foreign."""
+    checkpoint = read_torch_file(path)
+    block = checkpoint.get(BLOCK)
+    if not isinstance(block, dict) or "optimizer_states" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of `clip-la train`: no training can go on from it")
+    return block
+
+
+def check_same_model(path: Path, block: dict[str, Any], spec: ModelSpec) -> None:
+    """Raises UserError naming the parts of the architecture in which a checkpoint differs from the model to train."""
+    saved, wanted = ModelSpec.from_dict(block["spec"]).to_dict(), spec.to_dict()
+    differing = [f"{key} {saved[key]} (not {wanted[key]})" for key in wanted if saved[key] != wanted[key]]
+    if differing:
+        raise UserError(f"{path} is of another architecture: {', '.join(differing)}")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing, except that a file is whole, and on the disk, before it has its name."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        with atomic_write(path) as stream:
+            torch.save(checkpoint, stream)
+
+
+class SampleCheckpoints(Checkpoint):
+    """Saves at given numbers of samples, at the budget, on a stop, and now and then so that a killed run can go on.
+
+    Args:
+        folder: RUN/checkpoints.
+        origin: plain values that go into each checkpoint's block: run id, seed, training data, versions.
+        keep_samples: numbers of samples seen whose checkpoints are kept; rounded up to whole batches.
+        save_every_samples: distance of the checkpoints for resuming, of which only the newest is kept; None: no such.
+        before_save: called before each save; raises to prevent it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        origin: dict[str, Any],
+        keep_samples: Sequence[int],
+        save_every_samples: int | None,
+        before_save: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._origin = origin
+        self._keep_samples = keep_samples
+        self._save_every_samples = save_every_samples
+        self._before_save = before_save
+        self._passing: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"passing": self._passing}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._passing = state_dict["passing"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        batch = pl_module.batch_size
+        self._kept_at = {whole_batches(n, batch) for n in (*self._keep_samples, pl_module.budget_samples)}
+        self._passing_every = whole_batches(self._save_every_samples, batch) if self._save_every_samples else None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        samples = pl_module.samples_seen
+        if samples in self._kept_at:
+            self._save(trainer, samples, keep=True)
+        elif trainer.should_stop or (self._passing_every and samples % self._passing_every == 0):
+            self._save(trainer, samples, keep=False)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        checkpoint[BLOCK] = {
+            "format": FORMAT,
+            "spec": pl_module.model.spec.to_dict(),
+            "samples_seen": pl_module.samples_seen,
+            "budget_samples": pl_module.budget_samples,
+            "batch_size": pl_module.batch_size,
+            "schedule": pl_module.schedule.name,
+            **self._origin,
+        }
+
+    def _save(self, trainer: pl.Trainer, samples: int, *, keep: bool) -> None:
+        self._before_save()
+        superseded, self._passing = self._passing, None if keep else checkpoint_name(samples)
+        trainer.save_checkpoint(self._folder / checkpoint_name(samples))
+        # Only now, as the new file is whole.
+        if superseded and superseded != self._passing and trainer.is_global_zero:
+            (self._folder / superseded).unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""What a run is given to run on, as Lightning wants it told; and Lightning kept quiet."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.utilities.rank_zero import _get_rank
+from pytorch_lightning.strategies import DDPStrategy
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Accelerator = Literal["auto", "gpu", "cpu"]
+
+_LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+
+
+def trainer_hardware(accelerator: Accelerator, devices: int | None, precision: Precision) -> dict[str, Any]:
+    """The Trainer's arguments for processes, devices and precision.
+
+    `devices` counts processes on this machine; None: as many as torchrun or SLURM started here, else one.
+    Precision auto is bfloat16 mixed with float32 where a GPU has it in hardware, else float32.
+    """
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    per_node, num_nodes = _launched_processes()
+    num_devices = devices or per_node
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    is_mixed = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
+    return {
+        "accelerator": "gpu" if on_gpu else "cpu",
+        "devices": num_devices,
+        "num_nodes": num_nodes,
+        "strategy": DDPStrategy(gradient_as_bucket_view=True) if num_devices * num_nodes > 1 else "auto",
+        "precision": "bf16-mixed" if is_mixed else "32-true",
+    }
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and speaks; known before the processes have met."""
+    return (_get_rank() or 0) == 0
+
+
+def _launched_processes() -> tuple[int, int]:
+    """(processes on this machine, machines) that torchrun or SLURM started; (1, 1) without a launcher."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    if SLURMEnvironment.detect():
+        num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return int(os.environ.get("SLURM_NTASKS", "1")) // num_nodes, num_nodes
+    return 1, 1
+
+
+def cluster_plugins() -> list[Any]:
+    """Under SLURM, Lightning without its own requeueing: a requeued job goes on by --resume."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silences Lightning's banners, tips and warnings inside the block; errors still raise."""
+    loggers = [logging.getLogger(name) for name in _LIGHTNING_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for module in ("pytorch_lightning", "lightning_fabric"):
+            warnings.filterwarnings("ignore", module=module)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def fast_matmul() -> Iterator[None]:
+    """TensorFloat-32 for float32 products on GPUs that have it, inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

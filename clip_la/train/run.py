@@ -1,0 +1,199 @@
+"""One training run in its folder: from its start to its budget, or to where it is stopped."""
+
+import importlib.metadata
+import random
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from clip_la.atomic import atomic_write
+from clip_la.data.datamodule import ShardDataModule, StreamPosition
+from clip_la.train.callbacks import Meter, Progress, StopOnSignal
+from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, saved_checkpoints
+from clip_la.train.hardware import (
+    Accelerator,
+    Precision,
+    cluster_plugins,
+    fast_matmul,
+    is_first_process,
+    quiet_lightning,
+    trainer_hardware,
+)
+from clip_la.train.logger import CsvMetrics
+from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, Start, find_start, refuse_existing_run
+from clip_la.train.task import ContrastiveTask
+
+METRICS_NAME = "metrics.csv"
+TENSORBOARD_NAME = "tensorboard"
+DEFAULT_WINDOW_BATCHES = 50
+_RECORDED_VERSIONS = ("clip_la", "torch", "pytorch-lightning", "timm", "webdataset")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder as a training left it. `checkpoints`: samples seen -> file, fewest samples first."""
+
+    folder: Path
+    samples_seen: int
+    budget_samples: int
+    checkpoints: dict[int, Path]
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        return next(reversed(self.checkpoints.values()), None)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.samples_seen >= self.budget_samples
+
+
+def train_run(
+    task: ContrastiveTask,
+    data: ShardDataModule,
+    *,
+    out: str,
+    resume: bool = False,
+    branch_from: str | None = None,
+    checkpoint_samples: Sequence[int] = (),
+    save_every_samples: int | None = None,
+    log_every_samples: int | None = None,
+    seed: int = 0,
+    precision: Precision = "auto",
+    accelerator: Accelerator = "auto",
+    devices: int | None = None,
+    tensorboard: bool = True,
+    train_data: str = "",
+    config_text: str = "",
+) -> Run:
+    """Trains up to the task's budget; on Ctrl-C or SIGTERM saves after the running step and returns an unfinished Run.
+
+    Can be called many times in one process; touches no global state but the seeds.
+
+    Args:
+        task: the model, its loss and its schedule.
+        data: the stream of batches.
+        out: the run's folder; holds config.yaml, metrics.csv, tensorboard/ and checkpoints/.
+        resume: go on from the newest whole checkpoint in `out`; without one, start from the beginning.
+        branch_from: checkpoint of a run of schedule constant to go on from, into this other folder: weights, optimiser
+            and place in the data are taken over, so one constant run gives cooled-down models for many budgets.
+        checkpoint_samples: numbers of samples seen whose checkpoints are kept, besides the last; rounded up to batches.
+        save_every_samples: distance of further checkpoints for resuming, of which only the newest is kept.
+        log_every_samples: samples a row of metrics.csv; null: 50 batches.
+        seed: of the initial weights, the order of the data and its augmentation.
+        precision: auto is bfloat16 where a GPU has it in hardware, else float32.
+        accelerator: auto is a GPU where there is one.
+        devices: processes on this machine; null: as many as torchrun or SLURM started here, else 1.
+        tensorboard: also write event files, if TensorBoard is installed.
+        train_data: what the shards are called in checkpoints and results.
+        config_text: what to write into config.yaml; nothing is written for an empty text.
+
+    Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a loss that is
+    not finite, and whatever is wrong with the data.
+    """
+    folder = Path(out)
+    if not resume and is_first_process():
+        refuse_existing_run(folder)
+    _seed_everything(seed)
+    branch = Path(branch_from) if branch_from else None
+    start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch, report=_note)
+    if start.samples_seen >= task.budget_samples:
+        _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
+        return _as_run(folder, task, start.samples_seen)
+    _note(_arithmetic(task, start))
+    if config_text:
+        _write_config(folder, config_text)
+    stop = StopOnSignal()
+    window_batches = -(-log_every_samples // task.batch_size) if log_every_samples else DEFAULT_WINDOW_BATCHES
+    meter = Meter(window_batches, lambda: data.skipped.total(), stop)
+    checkpoints = SampleCheckpoints(
+        folder / CHECKPOINTS_NAME,
+        origin=_origin(start, seed, train_data),
+        keep_samples=checkpoint_samples,
+        save_every_samples=save_every_samples,
+        before_save=lambda: meter.check_finite(task),
+    )
+    with quiet_lightning(), fast_matmul(), stop.installed():
+        trainer = pl.Trainer(
+            **trainer_hardware(accelerator, devices, precision),
+            plugins=[AtomicCheckpointIO(), *cluster_plugins()],
+            logger=_loggers(folder, start.samples_seen, tensorboard),
+            callbacks=[StreamPosition(), stop, meter, Progress(meter), checkpoints],
+            default_root_dir=folder,
+            max_steps=task.budget_samples // task.batch_size,
+            max_epochs=-1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        _fit(trainer, task, data, start)
+        samples_seen = task.samples_seen
+    return _as_run(folder, task, samples_seen)
+
+
+def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, start: Start) -> None:
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning's answer to a KeyboardInterrupt, the second of two Ctrl-C.
+        raise KeyboardInterrupt from None
+
+
+def _seed_everything(seed: int) -> None:
+    """The global generators, for whatever draws from them; Lightning's function leaves environment variables."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (libraries still read the global generator)
+    torch.manual_seed(seed)
+
+
+def _loggers(folder: Path, resume_samples: int, tensorboard: bool) -> list[Logger]:
+    loggers: list[Logger] = [CsvMetrics(folder / METRICS_NAME, resume_samples)]
+    if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD_NAME, purge_step=resume_samples or None))
+    return loggers
+
+
+def _origin(start: Start, seed: int, train_data: str) -> dict[str, Any]:
+    """Plain values that every checkpoint of the run carries. A branch is a run of its own and names its parent."""
+    parent = {}
+    if start.block and start.is_branch:
+        parent = {"parent_run_id": start.block["run_id"], "parent_samples": start.block["samples_seen"]}
+    elif start.block:
+        parent = {key: start.block[key] for key in ("parent_run_id", "parent_samples") if key in start.block}
+    run_id = start.block["run_id"] if start.block and not start.is_branch else uuid.uuid4().hex[:12]
+    versions = {name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS}
+    return {"run_id": run_id, "seed": seed, "train_data": train_data, "versions": versions, **parent}
+
+
+def _as_run(folder: Path, task: ContrastiveTask, samples_seen: int) -> Run:
+    return Run(folder, samples_seen, task.budget_samples, saved_checkpoints(folder / CHECKPOINTS_NAME))
+
+
+def _arithmetic(task: ContrastiveTask, start: Start) -> str:
+    """What the run will do, in one line."""
+    num_steps = task.budget_samples // task.batch_size
+    text = f"{task.model.spec.name}: {task.budget_samples:,} samples = {num_steps:,} batches of {task.batch_size:,}"
+    text += f", schedule {task.schedule.name}"
+    if start.checkpoint:
+        text += f"; going on from {start.checkpoint} at {start.samples_seen:,} samples"
+    return text
+
+
+@rank_zero_only
+def _write_config(folder: Path, text: str) -> None:
+    with atomic_write(folder / CONFIG_NAME, "w") as stream:
+        stream.write(text)
+
+
+@rank_zero_only
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,160 @@
+"""ContrastiveTask: the model, its loss and its optimiser as one LightningModule."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from clip_la.data.transforms import normalize_pixels
+from clip_la.errors import UserError
+from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
+from clip_la.models import create_model
+from clip_la.train.optim import Schedule, adamw, clip_gradients, whole_batches
+
+# SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
+SIGMOID_INIT_SCALE = 10.0
+SIGMOID_INIT_BIAS = -10.0
+
+
+class ContrastiveTask(pl.LightningModule):
+    """Trains the two towers of a preset against each other.
+
+    Args:
+        name: preset, one of `clip-la models`.
+        attention: kind of both towers, or a pattern over the layers such as linear*11+softmax.
+        image_attention: kind or pattern of the image tower, if not `attention`.
+        text_attention: kind or pattern of the text tower, if not `attention`.
+        image_size: side of the square images in pixels, if not the preset's.
+        context_length: most tokens of a caption, if not the preset's.
+        loss: contrastive (CLIP) or sigmoid (SigLIP).
+        repeated_captions_are_negatives: whether equal captions in a batch push each other's images away.
+        lr: peak learning rate.
+        weight_decay: of AdamW; gains, biases and scales are spared.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        eps: of AdamW.
+        schedule: cosine, constant, or cooldown (constant, then down to zero over the last cooldown_samples).
+        warmup_samples: samples over which the learning rate rises to its peak.
+        cooldown_samples: samples over which it falls at the end of schedule cooldown.
+        max_grad_norm: gradients longer than this are scaled down to it; null leaves them.
+        max_logit_scale: upper bound of the learnt factor on the cosines.
+        compile: compile both towers with torch.compile.
+        grad_checkpointing: recompute activations in the backward pass: less memory, a third more compute.
+        batch_size: pairs in the batch of all processes together.
+        budget_samples: samples the run will see; rounded up to whole batches.
+        seed: of the initial weights.
+
+    Raises UserError for values that do not fit, unknown models and unknown attention kinds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        attention: str = "softmax",
+        image_attention: str | None = None,
+        text_attention: str | None = None,
+        image_size: int | None = None,
+        context_length: int | None = None,
+        loss: Literal["contrastive", "sigmoid"] = "contrastive",
+        repeated_captions_are_negatives: bool = False,
+        lr: float = 5e-4,
+        weight_decay: float = 0.2,
+        beta1: float = 0.9,
+        beta2: float = 0.98,
+        eps: float = 1e-6,
+        schedule: Literal["cosine", "constant", "cooldown"] = "cosine",
+        warmup_samples: int = 0,
+        cooldown_samples: int = 0,
+        max_grad_norm: float | None = 1.0,
+        max_logit_scale: float = 100.0,
+        compile: bool = False,
+        grad_checkpointing: bool = False,
+        batch_size: int,
+        budget_samples: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
+        self.batch_size = batch_size
+        self.budget_samples = whole_batches(budget_samples, batch_size)
+        self.schedule = Schedule(
+            name=schedule,
+            peak_lr=lr,
+            budget_samples=self.budget_samples,
+            warmup_samples=warmup_samples,
+            cooldown_samples=cooldown_samples,
+        )
+        self.model = create_model(
+            name,
+            attention=attention,
+            image_attention=image_attention,
+            text_attention=text_attention,
+            image_size=image_size,
+            context_length=context_length,
+            seed=seed,
+        )
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
+        if loss == "sigmoid":
+            nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
+        if grad_checkpointing:
+            self.model.set_grad_checkpointing()
+        if compile:
+            # In place, so that the names of the weights stay what they are.
+            self.model.image.compile()
+            self.model.text.compile()
+        self._repeated_captions_are_negatives = repeated_captions_are_negatives
+        self._betas, self._eps, self._weight_decay = (beta1, beta2), eps, weight_decay
+        self._max_grad_norm = max_grad_norm
+        self._max_log_scale = math.log(max_logit_scale)
+        self.grad_norm = torch.zeros(())
+
+    @property
+    def samples_seen(self) -> int:
+        """Pairs that have gone into the weights, over all processes."""
+        return self.trainer.global_step * self.batch_size
+
+    @property
+    def chance_loss(self) -> float | None:
+        """The loss of a model that knows nothing, where the loss has such a value."""
+        return chance_loss(self.batch_size) if self.logit_bias is None else None
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        spec = self.model.spec
+        images = normalize_pixels(batch["image"], spec.pixel_mean, spec.pixel_std)
+        image_features, text_features, scale = self.model(images, batch["tokens"])
+        caption_ids = None if self._repeated_captions_are_negatives else batch["caption_id"]
+        if self.logit_bias is None:
+            return contrastive_loss(image_features, text_features, scale, caption_ids)
+        return sigmoid_loss(image_features, text_features, scale, self.logit_bias, caption_ids)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
+        return adamw(
+            self.named_parameters(),
+            undecayed=undecayed,
+            lr=self.schedule.peak_lr,
+            betas=self._betas,
+            eps=self._eps,
+            weight_decay=self._weight_decay,
+        )
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        self.grad_norm = clip_gradients(self.parameters(), self._max_grad_norm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step at the learning rate of the batch's middle sample, then the bound on the logit scale."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.schedule.lr(self.samples_seen + self.batch_size / 2)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0.0, self._max_log_scale)
+
+    def on_fit_start(self) -> None:
+        """Refuses what would change the loss without a word."""
+        if self.trainer.accumulate_grad_batches != 1:
+            raise UserError("gradient accumulation changes the loss (fewer negatives); use a smaller batch_size")

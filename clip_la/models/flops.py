@@ -2,7 +2,8 @@
 
 A multiply-add counts 2. Counted: projections, MLPs, attention, patch embedding and output projections, as fvcore and
 the open_clip profile do; left out: norms, activations, biases, softmax, lookups (below 1 % together). Causal
-attention counts in full. Hook counters are no help here: they miss fused attention and give every kind the same cost.
+attention counts in full, and so does the last block, as published, though its MLP runs for the pooled token alone. Hook
+counters are no help here: they miss fused attention and give every kind the same cost.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """The text tower: causal timm blocks, pooled at the end-of-text token, and a projection."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -42,14 +44,16 @@ class TextTower(nn.Module):
 
         Raises ValueError for captions longer than the context.
         """
-        batch, length = tokens.shape
+        length = tokens.shape[1]
         if length > self.position_embedding.shape[0]:
             raise ValueError(f"captions of {length} tokens; this model takes {self.position_embedding.shape[0]}")
         x = self.token_embedding(tokens) + self.position_embedding[:length]
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, is_causal=True, use_reentrant=False)
-            else:
-                x = block(x, is_causal=True)
-        pooled = x[torch.arange(batch, device=x.device), tokens.argmax(dim=-1)]
-        return self.projection(self.norm(pooled))
+        for block in self.blocks[:-1]:
+            x = self._run(block, x)
+        pooled = self._run(self.blocks[-1], x, pooled=tokens.argmax(dim=-1))
+        return self.projection(self.norm(pooled.squeeze(1)))
+
+    def _run(self, block: nn.Module, x: Tensor, **arguments: Tensor) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(partial(block, is_causal=True, **arguments), x, use_reentrant=False)
+        return block(x, is_causal=True, **arguments)

@@ -1,0 +1,56 @@
+"""`clip-la export`: a softmax model as an open_clip checkpoint."""
+
+from clip_la.cli import Parser
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="clip-la export",
+        description="Writes a softmax model as an open_clip checkpoint OUT.pt and its configuration OUT.json.",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its last checkpoint) or a file"
+    )
+    parser.add_argument("out", metavar="OUT.pt", help="the file to write; OUT.json goes beside it")
+    parser.add_argument("--force", action="store_true", help="write over files that are there")
+    parser.add_argument("--json", action="store_true", help="print what was written, as JSON on stdout")
+    return parser
+
+
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la export`."""
+    options = _parser().parse_args(argv)
+    import json
+    import sys
+    from pathlib import Path
+
+    from clip_la.errors import UserError
+    from clip_la.models.checkpoint import load_checkpoint
+    from clip_la.models.interop import export
+    from clip_la.zeroshot.load import expand_models
+
+    out = Path(options.out)
+    if out.suffix != ".pt":
+        raise UserError(f"'{out}' should end in .pt, as open_clip's checkpoints do")
+    present = [path for path in (out, out.with_suffix(".json")) if path.exists()]
+    if present and not options.force:
+        raise UserError(f"{present[0]} is there already; --force writes over it")
+    model, _ = load_checkpoint(expand_models([options.checkpoint])[0])
+    written = export(model, out)
+    human = sys.stderr if options.json else sys.stdout
+    for line in _use(written, model.spec):
+        print(line, file=human)
+    print(f"wrote {written['weights']} and {written['config']}", file=human)
+    if options.json:
+        print(json.dumps(written))
+    return None
+
+
+def _use(written: dict, spec) -> list[str]:  # type: ignore[no-untyped-def]
+    """How open_clip reads the files."""
+    from pathlib import Path
+
+    name = written["name"] or Path(written["config"]).stem
+    lines = [] if written["name"] else [f"open_clip.add_model_config({written['config']!r})"]
+    pixels = f"image_mean={spec.pixel_mean}, image_std={spec.pixel_std}"
+    return [*lines, f"open_clip.create_model_and_transforms({name!r}, pretrained={written['weights']!r}, {pixels})"]

@@ -1,0 +1,258 @@
+"""To and from open_clip: names, configurations, weights. Only this file of the models imports open_clip, when used."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_la.atomic import atomic_write
+from clip_la.errors import UserError, unknown
+from clip_la.models.checkpoint import load_weights, read_torch_file
+from clip_la.models.clip import CLIP, empty_model
+from clip_la.models.registry import list_models, model_spec
+from clip_la.models.spec import CLIP_VOCAB_SIZE, ModelSpec
+
+# Presets that are open_clip's, by its name for them.
+OPEN_CLIP_NAMES = {"vit_s16": "ViT-S-16", "vit_b16": "ViT-B-16", "vit_l16": "ViT-L-16"}
+
+_TOP = {"visual.class_embedding": "image.trunk.cls_token", "logit_scale": "logit_scale"}
+_TOP |= {"visual.conv1.weight": "image.trunk.patch_embed.proj.weight"}
+_TOP |= {"visual.positional_embedding": "image.trunk.pos_embed"}
+_TOP |= {"visual.proj": "image.projection.weight", "text_projection": "text.projection.weight"}
+_TOP |= {"token_embedding.weight": "text.token_embedding.weight", "positional_embedding": "text.position_embedding"}
+_NORMS = {"visual.ln_pre": "image.trunk.norm_pre", "visual.ln_post": "image.trunk.fc_norm", "ln_final": "text.norm"}
+_BLOCK = {
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+# open_clip stores these with the input first, a linear layer of ours with the output first.
+_TRANSPOSED = ("visual.proj", "text_projection")
+
+
+def _name_map(spec: ModelSpec) -> dict[str, str]:
+    """open_clip's name of each parameter -> ours."""
+    names = dict(_TOP)
+    parts = {**_NORMS}
+    for theirs, ours, depth in (
+        ("visual.transformer", "image.trunk.blocks", spec.image_layers),
+        ("transformer", "text.blocks", spec.text_layers),
+    ):
+        for i in range(depth):
+            parts |= {f"{theirs}.resblocks.{i}.{a}": f"{ours}.{i}.{b}" for a, b in _BLOCK.items()}
+    for theirs, ours in parts.items():
+        dot = "" if theirs.endswith((".", "_")) else "."
+        names |= {f"{theirs}{dot}{kind}": f"{ours}{dot}{kind}" for kind in ("weight", "bias")}
+    return names
+
+
+def from_open_clip(state_dict: Mapping[str, Tensor], spec: ModelSpec, source: str) -> CLIP:
+    """Our model with open_clip's weights, float32 on the CPU; raises UserError, naming `source`, if they do not fit."""
+    names = _name_map(spec)
+    model = empty_model(spec)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    weights = {}
+    for theirs, tensor in _plain_names(state_dict).items():
+        ours = names.get(theirs, theirs)
+        if theirs in _TRANSPOSED and tensor.ndim == 2:
+            tensor = tensor.T
+        # Class token and positions have leading axes of one here, the logit scale may have one there: same numbers.
+        if ours in shapes and tensor.squeeze().shape == torch.Size(n for n in shapes[ours] if n > 1):
+            tensor = tensor.reshape(shapes[ours])
+        weights[ours] = tensor.to(torch.float32).contiguous()
+    load_weights(model, weights, source)
+    return model
+
+
+def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wrappers add: DistributedDataParallel's module., torch.compile's prefix, CustomTextCLIP's text."""
+    plain = {}
+    for name, tensor in state_dict.items():
+        for prefix in ("module.", "_orig_mod.", "text."):
+            name = name.removeprefix(prefix)
+        if name != "attn_mask":
+            plain[name] = tensor
+    return plain
+
+
+def to_open_clip(model: CLIP) -> dict[str, Tensor]:
+    """The weights under open_clip's names and shapes; raises UserError unless every layer is softmax attention."""
+    _must_be_softmax(model.spec)
+    ours = model.state_dict()
+    converted = {}
+    for theirs, name in _name_map(model.spec).items():
+        tensor = ours[name].detach()
+        if theirs in _TRANSPOSED:
+            tensor = tensor.T
+        if name in ("image.trunk.cls_token", "image.trunk.pos_embed"):
+            tensor = tensor.reshape(tensor.shape[1:] if name == "image.trunk.pos_embed" else tensor.shape[2:])
+        converted[theirs] = tensor.contiguous()
+    return converted
+
+
+def _must_be_softmax(spec: ModelSpec) -> None:
+    if spec.attention != "softmax":
+        raise UserError(
+            f"this {spec.name} has {spec.attention} attention; open_clip has softmax only, its features would differ"
+        )
+
+
+def to_open_clip_config(spec: ModelSpec) -> dict[str, Any]:
+    """open_clip's configuration of the same architecture; raises UserError unless every layer is softmax attention."""
+    _must_be_softmax(spec)
+    config: dict[str, Any] = {
+        "embed_dim": spec.embed_dim,
+        "vision_cfg": {
+            "image_size": spec.image_size,
+            "layers": spec.image_layers,
+            "width": spec.image_width,
+            "head_width": spec.image_width // spec.image_heads,
+            "patch_size": spec.patch_size,
+        },
+        "text_cfg": {
+            "context_length": spec.context_length,
+            "vocab_size": spec.vocab_size,
+            "width": spec.text_width,
+            "heads": spec.text_heads,
+            "layers": spec.text_layers,
+        },
+    }
+    return config | ({"quick_gelu": True} if spec.activation == "quick_gelu" else {})
+
+
+def spec_from_open_clip_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
+    """Our specification of an open_clip configuration; raises UserError naming the first part that our models lack."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    vision = CLIPVisionCfg(**config.get("vision_cfg", {}))
+    text = CLIPTextCfg(**config.get("text_cfg", {}))
+    ours = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
+    foreign = [key for key in config if key not in ours]
+    foreign += _changed(vision, {"image_size", "layers", "width", "patch_size", "head_width", "output_tokens"})
+    foreign += _changed(text, {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"})
+    if foreign or not isinstance(vision.layers, int):
+        raise UserError(
+            f"open_clip's {name} is no plain ViT CLIP, our models lack: {', '.join(foreign) or 'ResNet layers'}"
+        )
+    if text.vocab_size != CLIP_VOCAB_SIZE:
+        raise UserError(f"open_clip's {name} has a vocabulary of {text.vocab_size}, not CLIP's {CLIP_VOCAB_SIZE}")
+    sides = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size,)
+    if len(set(sides)) != 1:
+        raise UserError(f"open_clip's {name} takes images of {sides} pixels, our models square ones")
+    return ModelSpec(
+        name=name,
+        embed_dim=config["embed_dim"],
+        image_size=sides[0],
+        patch_size=vision.patch_size,
+        image_width=vision.width,
+        image_layers=vision.layers,
+        image_heads=vision.width // vision.head_width,
+        text_width=text.width,
+        text_layers=text.layers,
+        text_heads=text.heads,
+        context_length=text.context_length,
+        activation="quick_gelu" if config.get("quick_gelu") else "gelu",
+    )
+
+
+def _changed(config: Any, handled: set[str]) -> list[str]:
+    """Fields outside `handled` whose value is not the default, as name=value."""
+    fields = [field for field in dataclasses.fields(config) if field.name not in handled]
+    return [f"{f.name}={getattr(config, f.name)}" for f in fields if getattr(config, f.name) != f.default]
+
+
+def load_open_clip(text: str) -> CLIP:
+    """An open_clip model as ours, in float32 on the CPU.
+
+    Args:
+        text: NAME:FILE or NAME:TAG, where NAME is a model of open_clip (ViT-B-16) or a preset of ours (vit_b16), FILE
+            holds a state dict (.pt, .safetensors, ...) and TAG is one of open_clip's weights, downloaded; or
+            open_clip's own hf-hub:ORG/NAME and local-dir:FOLDER.
+
+    Raises UserError for an unknown name or tag, an architecture that our models lack, a damaged file or other weights.
+    """
+    import open_clip
+
+    if text.startswith(("hf-hub:", "local-dir:")):
+        return _from_module(text, open_clip.create_model(text), open_clip.get_model_config(text))
+    name, _, weights = text.partition(":")
+    if not weights:
+        raise UserError(f"give weights with the name: {name}:FILE or {name}:TAG, as in ViT-B-16:laion400m_e32")
+    if name in list_models():
+        spec = model_spec(name)
+    elif name in open_clip.list_models():
+        spec = spec_from_open_clip_config(name, open_clip.get_model_config(name))
+    else:
+        raise unknown("open_clip model", name, [*open_clip.list_models(), *list_models()])
+    if Path(weights).is_file():
+        return from_open_clip(_read_state_dict(Path(weights)), spec, weights)
+    if weights not in open_clip.list_pretrained_tags_by_model(name):
+        raise UserError(f"'{weights}' is neither a file nor weights that open_clip has for {name}")
+    return _from_module(text, open_clip.create_model(name, pretrained=weights), open_clip.get_model_config(name))
+
+
+def _from_module(source: str, module: Any, config: Mapping[str, Any]) -> CLIP:
+    """Ours from a whole open_clip model, which also knows its pixel normalisation; its activation is as built."""
+    from open_clip.transformer import QuickGELU
+
+    quick = isinstance(module.transformer.resblocks[0].mlp.gelu, QuickGELU) if hasattr(module, "transformer") else False
+    pixels = module.visual.preprocess_cfg
+    spec = spec_from_open_clip_config(source, config).replace(
+        activation="quick_gelu" if quick else "gelu",
+        pixel_mean=tuple(pixels["mean"]),
+        pixel_std=tuple(pixels["std"]),
+    )
+    return from_open_clip(module.state_dict(), spec, source)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors file, or in one of torch.save: bare or, as open_clip trains, under state_dict."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
+    checkpoint = read_torch_file(path)
+    state_dict = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise UserError(f"{path} holds no state dict of tensors")
+    return state_dict
+
+
+def export(model: CLIP, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Writes a softmax model as an open_clip checkpoint, and beside it, as .json, the configuration open_clip needs.
+
+    Returns {"weights", "config": paths, "name": what open_clip calls the architecture or None}. Raises UserError for a
+    model with other attention, before anything is written.
+    """
+    weights, config = to_open_clip(model), to_open_clip_config(model.spec)
+    target = Path(path)
+    config_path = target.with_suffix(".json")
+    with atomic_write(target) as stream:
+        torch.save({"state_dict": weights, "name": model.spec.name}, stream)
+    with atomic_write(config_path, "w") as stream:
+        json.dump(config, stream, indent=2)
+    return {"weights": str(target), "config": str(config_path), "name": _known_name(model.spec)}
+
+
+def _known_name(spec: ModelSpec) -> str | None:
+    """open_clip's name for exactly this architecture, if it has one."""
+    if spec.name not in OPEN_CLIP_NAMES and spec.name not in OPEN_CLIP_NAMES.values():
+        return None
+    import open_clip
+
+    name = OPEN_CLIP_NAMES.get(spec.name, spec.name)
+    stock = spec_from_open_clip_config(name, open_clip.get_model_config(name))
+    same = to_open_clip_config(stock) == to_open_clip_config(spec)
+    return name if same else None

@@ -1,15 +1,17 @@
-"""`clip-la data ...`: make shards, check them, look at them."""
+"""`clip-la data ACTION`: make shards, check them, look at them."""
 
+import argparse
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clip_la.cli import Parser
 from clip_la.errors import EXIT_CODE, unknown
 
-ACTIONS = {
-    "starter": "the starter corpus: real drawings with their names, from pinned packages, in seconds",
-}
+# Exit code of `verify` and `read` when they worked but found something wrong.
+FOUND_PROBLEMS = 1
 
 
 def main(argv: list[str]) -> int | None:
@@ -18,8 +20,10 @@ def main(argv: list[str]) -> int | None:
     parser = Parser(
         prog="clip-la data",
         description="Image-text pairs as webdataset shards.",
-        epilog="actions:\n" + "\n".join(f"  {name:<{width}}{text}" for name, text in ACTIONS.items()),
-        formatter_class=_raw(),
+        epilog="actions:\n"
+        + "\n".join(f"  {name:<{width}}{run.__doc__}" for name, run in ACTIONS.items())
+        + "\n\n`clip-la data ACTION --help` says more of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", metavar="ACTION")
     if not argv:
@@ -28,37 +32,162 @@ def main(argv: list[str]) -> int | None:
     action = parser.parse_args(argv[:1]).action
     if action not in ACTIONS:
         raise unknown("data action", action, ACTIONS)
-    return _RUNNERS[action](argv[1:])
+    return ACTIONS[action](argv[1:])
 
 
-def _raw() -> Any:
-    import argparse
+def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
+    parser = Parser(prog=f"clip-la data {action}", description=ACTIONS[action].__doc__)
+    if workers:
+        parser.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+    parser.add_argument("--json", action="store_true", help=json_help)
+    return parser
 
-    return argparse.RawDescriptionHelpFormatter
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
+    return value
 
 
-def _report(manifest: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Says what a corpus holds and where it lies."""
-    if as_json:
-        print(json.dumps({"out": str(out), **manifest}, sort_keys=True, ensure_ascii=False))
-        return
-    for split, record in manifest["splits"].items():
+def _say(args: argparse.Namespace, result: Any, text: str) -> None:
+    """Prints the result as JSON on stdout (then the text goes to stderr), or the text alone."""
+    if args.json:
+        print(json.dumps(result, sort_keys=True, ensure_ascii=False))
+    print(text, file=sys.stderr if args.json else sys.stdout)
+
+
+def _corpus_text(manifest: dict[str, Any], out: Path) -> str:
+    lines = []
+    for split, record in sorted(manifest["splits"].items(), key=lambda item: (item[0] != "train", item[0])):
         classes = f", {record['classes']} classes" if "classes" in record else ""
-        print(f"  {split:<24}{record['pairs']:>7} pairs{classes}, {len(record['shards'])} shards")
-    print(f"{'wrote' if manifest['built'] else 'already there, nothing to do:'} {out} (see {out / 'manifest.json'})")
+        lines.append(f"  {split:<24}{record['pairs']:>8} pairs{classes}, {len(record['shards'])} shards")
+    verb = "wrote" if manifest["built"] else "already there, nothing to do:"
+    return "\n".join([*lines, f"{verb} {out} (what is in it: {out / 'manifest.json'})"])
 
 
-def starter(argv: list[str]) -> None:
-    """`clip-la data starter OUT`."""
+def _starter(argv: list[str]) -> None:
+    """the starter corpus: real drawings with their names, from pinned packages, in seconds"""
     from clip_la.data.corpora.starter import DEFAULT_SIZE_PX, build_starter
 
-    parser = Parser(prog="clip-la data starter", description="Builds the starter corpus.")
+    parser = _parser("starter", json_help="print the manifest")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes that draw (default: one a core, at most 8)")
-    parser.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
     args = parser.parse_args(argv)
-    _report(build_starter(args.out, size_px=args.size, workers=args.workers), args.out, args.json)
+    manifest = build_starter(args.out, size_px=args.size, workers=args.workers)
+    _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
 
 
-_RUNNERS = {"starter": starter}
+def _pack(argv: list[str]) -> None:
+    """pack a folder with captions, a table, Parquet or other shards into shards"""
+    from clip_la.data.pack import DEFAULT_PER_SHARD, pack
+    from clip_la.data.pack_sources import find_source
+
+    parser = _parser("pack", json_help="print the counts")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder (X.jpg with X.txt), .csv, .tsv, .jsonl, .parquet, or shards as a folder, range or glob",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to; a stopped call goes on there")
+    parser.add_argument(
+        "--per-shard", type=int, default=DEFAULT_PER_SHARD, help="samples of a shard (default %(default)s)"
+    )
+    parser.add_argument("--image-column", help="column of a table with the picture's file or bytes")
+    parser.add_argument("--caption-column", help="column of a table with the caption")
+    parser.add_argument("--images", type=Path, help="folder that file names of a table start from (default: its own)")
+    parser.add_argument("--skip-pixels", action="store_true", help="look at headers only, do not decode each picture")
+    args = parser.parse_args(argv)
+    source = find_source(
+        args.source, image_column=args.image_column, caption_column=args.caption_column, images=args.images
+    )
+    result = pack(source, args.out, per_shard=args.per_shard, workers=args.workers, check_pixels=not args.skip_pixels)
+    skipped = _reasons(result["skipped"])
+    _say(args, result, f"{skipped}wrote {result['packed']} pairs in {result['shards']} shards to {args.out}")
+
+
+def _reasons(skipped: dict[str, int]) -> str:
+    return "".join(f"  skipped {count}: {reason}\n" for reason, count in skipped.items())
+
+
+def _verify(argv: list[str]) -> int:
+    """read every sample of shards, count what is wrong, write sizes.json"""
+    from clip_la.data.sources import expand_urls
+    from clip_la.data.verify import verify, write_sizes
+
+    parser = _parser("verify", json_help="print the report")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
+    args = parser.parse_args(argv)
+    report = verify(expand_urls(args.shards), workers=args.workers)
+    written = [str(path) for path in write_sizes(report)]
+    fine = not report["skipped"] and not report["missing_shards"] and not report["duplicates"]["keys"]
+    _say(args, {**report, "sizes_files": written, "ok": fine}, _verify_text(report, written))
+    return 0 if fine else FOUND_PROBLEMS
+
+
+def _verify_text(report: dict[str, Any], written: list[str]) -> str:
+    from clip_la.data.verify import MAX_NAMED
+
+    captions, pictures, missing = report["captions"], report["pictures"], report["missing_shards"]
+    lines = [f"{report['samples']} samples in {report['shards']} shards, {report['usable']} usable"]
+    lines += _reasons(report["skipped"]).splitlines()
+    if missing:
+        named = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
+        lines.append(f"  {len(missing)} shard numbers missing: {named}")
+    lines.append("  duplicates: " + ", ".join(f"{n} {kind}" for kind, n in report["duplicates"].items()))
+    for kind, table in (("captions", captions), ("pictures", pictures)):
+        for unit, spread in table.items():
+            if spread:
+                lines.append(f"  {kind}, {unit}: " + ", ".join(f"{name} {value:g}" for name, value in spread.items()))
+    return "\n".join([*lines, f"wrote {', '.join(written)}" if written else "wrote nothing (no local shards)"])
+
+
+def _read(argv: list[str]) -> int:
+    """one pass over shards as a training run would read them, sample by sample"""
+    from clip_la.data.captions import Captions
+    from clip_la.data.read import Reading, read
+    from clip_la.data.sources import expand_urls
+
+    parser = _parser("read", json_help="print the counts")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
+    parser.add_argument("--keys", type=Path, metavar="OUT.jsonl", help="write what became of each sample")
+    parser.add_argument("--image-size", type=_positive, default=224, help="crops in pixels (default %(default)s)")
+    parser.add_argument("--caption-fields", nargs="+", default=["txt"], help="text parts, such as txt or json.caption")
+    parser.add_argument("--min-side", type=_positive, default=1, help="skip pictures with a shorter side (pixels)")
+    args = parser.parse_args(argv)
+    captions = Captions(tuple(args.caption_fields))
+    reading = Reading(tuple(expand_urls(args.shards)), args.image_size, captions=captions, min_side_px=args.min_side)
+    counts = read(reading, keys=args.keys, workers=args.workers)
+    text = (
+        f"{counts['ok']} of {counts['samples']} samples usable, {counts['shards']} shards, "
+        f"{counts['pairs_per_s_per_core']:g} pairs/s per core\n{_reasons(counts['skipped'])}"
+        + (f"wrote {args.keys}" if args.keys else "wrote nothing; --keys OUT.jsonl lists every sample")
+    )
+    _say(args, counts, text)
+    return 0 if counts["ok"] else FOUND_PROBLEMS
+
+
+def _show(argv: list[str]) -> None:
+    """a contact sheet of samples with their captions, PNG and HTML"""
+    from clip_la.data.show import COLUMNS, show
+    from clip_la.data.sources import expand_urls
+
+    parser = _parser("show", json_help="print the paths written", workers=False)
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
+    parser.add_argument("--num", type=_positive, default=48, help="samples to show (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which samples (default %(default)s)")
+    parser.add_argument("--columns", type=_positive, default=COLUMNS, help="pictures in a row (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="the PNG (default %(default)s)")
+    args = parser.parse_args(argv)
+    written = show(expand_urls(args.shards), args.out, num=args.num, seed=args.seed, columns=args.columns)
+    paths = [str(path) for path in written]
+    _say(args, {"wrote": paths}, f"wrote {' and '.join(paths)}")
+
+
+ACTIONS: dict[str, Callable[[list[str]], int | None]] = {
+    "starter": _starter,
+    "pack": _pack,
+    "verify": _verify,
+    "read": _read,
+    "show": _show,
+}

@@ -112,7 +112,8 @@ def test_samples_carry_their_origin(samples):
     for own in samples.values():
         for sample in own:
             assert sample["licence"] == licences[sample["artist"]]
-            assert sample["txt"] == sample["caption"] != sample["caption_other"]
+            assert sample["txt"] == sample["caption"] == sample["captions"][0]
+            assert len(set(sample["captions"])) == len(sample["captions"]) >= 2
             assert Image.open(io.BytesIO(sample["png"])).size == (64, 64)
     assert len({s["txt"].split(sample["name"])[0] for s in samples["train"]}) > 5
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from clip_la.data.corpora.names import Name
 
@@ -28,14 +29,11 @@ def pick(choices: Sequence[str], *identity: object) -> str:
     return choices[int.from_bytes(digest[:8], "big") % len(choices)]
 
 
-def caption_fields(name: Name, identity: str) -> dict[str, str]:
-    """Texts of one drawing: `caption` (the main one), `caption_other` (another template), `caption_tags`, `tags`."""
+def caption_fields(name: Name, identity: str) -> dict[str, Any]:
+    """Texts of one drawing: `caption` (the main one), `captions` (all of them, without repetition) and `tags`."""
     caption = pick(TEMPLATES, "caption", identity).format(name.phrase)
     others = sorted({template for template in TEMPLATES if template.format(name.phrase) != caption})
     tags = ", ".join(name.tags)
-    return {
-        "caption": caption,
-        "caption_other": pick(others, "other", identity).format(name.phrase),
-        "caption_tags": f"{name.name}: {tags}" if tags else name.name,
-        "tags": tags,
-    }
+    all_texts = [caption, pick(others, "other", identity).format(name.phrase), name.phrase]
+    all_texts += [f"{name.name}: {tags}"] if tags else []
+    return {"caption": caption, "captions": list(dict.fromkeys(all_texts)), "tags": tags}

@@ -1,0 +1,250 @@
+"""Packs image-text pairs into webdataset shards: in parallel, the same bytes every time, going on after a stop.
+
+Output shard `n` holds the input's samples `n * per_shard` to `(n + 1) * per_shard`, less those that cannot be used; its
+counts lie beside it as `00000_stats.json`, the name and form that img2dataset gives them. `pack.json` says what was
+packed; `sizes.json`, written last, is what the stream reads.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from clip_la.data import problems
+from clip_la.data.corpora.build import write_json
+from clip_la.data.decode import decode_image
+from clip_la.data.pack_sources import Raw, Source
+from clip_la.data.problems import BadSample
+from clip_la.data.shards import KEY, ShardWriter
+from clip_la.errors import UserError
+
+DEFAULT_PER_SHARD = 10_000
+SHARD_DIGITS, INDEX_DIGITS = 5, 4
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+Image.init()  # `formats=` finds only plugins that are loaded
+
+
+class Span(NamedTuple):
+    """Samples `start` to `stop` of one piece of the source."""
+
+    piece: int
+    start: int
+    stop: int
+
+
+class Job(NamedTuple):
+    """One output shard: its number and the spans of input it is made from."""
+
+    number: int
+    spans: tuple[Span, ...]
+
+
+def cut(sizes: list[int], per_shard: int) -> list[Job]:
+    """Output shards of `per_shard` input samples each (the last one fewer) over pieces of the given sizes."""
+    jobs: list[Job] = []
+    spans: list[Span] = []
+    room = per_shard
+    for piece, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            stop = min(size, start + room)
+            spans.append(Span(piece, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                jobs.append(Job(len(jobs), tuple(spans)))
+                spans, room = [], per_shard
+    if spans:
+        jobs.append(Job(len(jobs), tuple(spans)))
+    return jobs
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    per_shard: int = DEFAULT_PER_SHARD,
+    workers: int | None = None,
+    check_pixels: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Packs a source into shards in `out`; shards that an earlier, stopped call has written are kept.
+
+    Args:
+        per_shard: input samples a shard, at most 10,000.
+        workers: processes (default: one a core).
+        check_pixels: decode each picture and leave out those that cannot be.
+
+    Returns:
+        Counts: `{"shards", "samples", "packed", "skipped": {reason: count}, "out"}`.
+
+    Raises:
+        UserError: `out` holds something else, or nothing at all could be packed.
+    """
+    if not 1 <= per_shard <= 10**INDEX_DIGITS:
+        raise UserError(f"--per-shard {per_shard} is out of range: 1 to {10**INDEX_DIGITS}")
+    jobs = cut(source.sizes(), per_shard)
+    plan = _plan(source, per_shard, check_pixels)
+    _claim(out, plan)
+    stats = {job.number: known for job in jobs if (known := _known(out, job)) is not None}
+    todo = [job for job in jobs if job.number not in stats]
+    total = sum(span.stop - span.start for job in jobs for span in job.spans)
+    done = sum(known["count"] for known in stats.values())
+    with tqdm(desc="packing", total=total, initial=done, unit="pair", disable=quiet or None) as bar:
+        for number, result in _run(source, out, todo, check_pixels, workers):
+            stats[number] = result
+            bar.update(result["count"])
+    return _finish(out, jobs, stats)
+
+
+def _plan(source: Source, per_shard: int, check_pixels: bool) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name in source.names():
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\n")
+    return {
+        "kind": source.kind,
+        "per_shard": per_shard,
+        "check_pixels": check_pixels,
+        "input_sha256": digest.hexdigest(),
+    }
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Makes `out` ours for this plan, or finds that it already is."""
+    marker = out / "pack.json"
+    if out.is_file():
+        raise UserError(f"{out} is a file; name a folder for the shards")
+    if marker.exists():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if found != plan:
+            different = sorted(key for key in plan if found.get(key) != plan[key])
+            raise UserError(
+                f"{out} was packed from other input or settings ({', '.join(different)}); name a new folder"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} holds other files; name a new or empty folder for the shards")
+    else:
+        write_json(marker, plan)
+
+
+def _paths(out: Path, number: int) -> tuple[Path, Path]:
+    stem = f"{number:0{SHARD_DIGITS}d}"
+    return out / f"{stem}.tar", out / f"{stem}_stats.json"
+
+
+def _known(out: Path, job: Job) -> dict[str, Any] | None:
+    """The counts of a shard that is already there; they are written after it, so it is whole."""
+    shard, stats = _paths(out, job.number)
+    try:
+        found = json.loads(stats.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if shard.exists() or not found["successes"] else None
+
+
+_source: Source
+
+
+def _start_worker(source: Source) -> None:
+    global _source
+    _source = source
+
+
+def _run(
+    source: Source, out: Path, jobs: list[Job], check_pixels: bool, workers: int | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    num = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+    if num == 1:
+        _start_worker(source)
+        yield from (_write(job, out, check_pixels) for job in jobs)
+        return
+    with ProcessPoolExecutor(num, get_context("spawn"), _start_worker, (source,)) as pool:
+        futures = [pool.submit(_write, job, out, check_pixels) for job in jobs]
+        try:
+            yield from (future.result() for future in futures)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write(job: Job, out: Path, check_pixels: bool) -> tuple[int, dict[str, Any]]:
+    """Writes one shard and its counts; a shard without any sample is not written."""
+    shard, stats_path = _paths(out, job.number)
+    skipped: Counter[str] = Counter()
+    writer: ShardWriter | None = None
+    count = 0
+    with ExitStack() as stack:
+        for span in job.spans:
+            for raw in _source.read(*span):
+                try:
+                    parts = _parts(raw, check_pixels)
+                    writer = writer or stack.enter_context(ShardWriter(shard))
+                    writer.write({KEY: f"{shard.stem}{count:0{INDEX_DIGITS}d}", **parts})
+                except BadSample as bad:
+                    skipped[bad.reason] += 1
+                count += 1
+    successes = writer.num_samples if writer else 0
+    stats = {"count": count, "successes": successes, "failures": dict(sorted(skipped.items()))}
+    write_json(stats_path, stats)
+    return job.number, stats
+
+
+def _parts(raw: Raw, check_pixels: bool) -> dict[str, Any]:
+    """The parts of a sample: the picture's own bytes under the suffix of what they are, caption, JSON."""
+    if raw.problem:
+        raise BadSample(raw.problem)
+    caption = (raw.caption or "").strip()
+    if not caption:
+        raise BadSample(problems.EMPTY_CAPTION)
+    suffix = image_suffix(raw.image)
+    if check_pixels:
+        decode_image(raw.image)
+    return {suffix: raw.image, ".txt": caption, ".json": {**raw.meta, "caption": caption, "origin": raw.origin}}
+
+
+def image_suffix(data: bytes) -> str:
+    """The suffix that says what the bytes are, whatever the file was called.
+
+    Raises:
+        BadSample: not an image.
+    """
+    if not data:
+        raise BadSample(problems.IMAGE_EMPTY)
+    try:
+        with Image.open(BytesIO(data), formats=list(FORMATS)) as image:
+            # MPO: a JPEG with further pictures behind it, as some phones write them.
+            return FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
+    except UnidentifiedImageError as error:
+        raise BadSample(problems.NOT_AN_IMAGE) from error
+    except Exception as error:
+        # Damaged headers make Pillow raise almost anything.
+        raise BadSample(problems.IMAGE_DAMAGED) from error
+
+
+def _finish(out: Path, jobs: list[Job], stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    skipped: Counter[str] = Counter()
+    for known in stats.values():
+        skipped.update(known["failures"])
+    packed = sum(known["successes"] for known in stats.values())
+    result = {
+        "shards": sum(1 for known in stats.values() if known["successes"]),
+        "samples": sum(known["count"] for known in stats.values()),
+        "packed": packed,
+        "skipped": dict(sorted(skipped.items())),
+        "out": str(out),
+    }
+    if not packed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "the input is empty"
+        raise UserError(f"nothing could be packed: {reasons}")
+    sizes = {_paths(out, job.number)[0].name: stats[job.number]["successes"] for job in jobs}
+    write_json(out / "sizes.json", {name: size for name, size in sizes.items() if size})
+    return result

@@ -1,0 +1,135 @@
+"""One pass over shards through the training stream's own blocks, decoder and augmentation, without training.
+
+What a trainer would have used or skipped, sample by sample: an audit, and a measure of the loader's speed.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clip_la.atomic import atomic_write
+from clip_la.data.captions import Captions
+from clip_la.data.problems import BadSample
+from clip_la.data.shards import KEY, SHARD
+from clip_la.data.sources import shard_name
+
+OK, SKIPPED = "ok", "skipped"
+Outcome = tuple[str, str | None, str | None]
+"""Shard, key (None where damage hides it), reason (None for a usable sample)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How shards are read: the part of a training run that decides which samples are used."""
+
+    urls: tuple[str, ...]
+    image_size: int = 224
+    seed: int = 0
+    captions: Captions = field(default_factory=Captions)
+    min_side_px: int = 1
+
+    def block(self, number: int) -> tuple[list[Outcome], float]:
+        """The outcomes of block `number` of the stream, which is one shard, in its order; and seconds taken."""
+        import numpy as np
+
+        from clip_la.data.augment import NUM_DRAWS, Augmentation
+        from clip_la.data.blocks import ShardBlocks
+        from clip_la.data.order import ShardOrder, Streams, draws_for_samples
+        from clip_la.data.rows import Limits, StreamedRows
+        from clip_la.data.sources import open_shard
+
+        began = time.perf_counter()
+        streams = Streams(self.seed, world_size=1, workers=1, rank=0, worker=0)
+        order = ShardOrder(source=0, num_shards=len(self.urls), block_shards=1, replacement=False)
+        items, lost = ShardBlocks(order, streams, self.urls, open_shard).load(number)
+        outcomes: list[Outcome] = [(problem.shard, problem.key, problem.reason) for problem in lost]
+        rows = StreamedRows(self.captions, Augmentation(self.image_size), Limits(min_side_px=self.min_side_px))
+        draws = draws_for_samples(streams, np.arange(len(items)), NUM_DRAWS).tolist()
+        for item, numbers in zip(items, draws, strict=True):
+            try:
+                rows.row(item, numbers)
+                outcomes.append((item[SHARD], item[KEY], None))
+            except BadSample as bad:
+                outcomes.append((item[SHARD], item[KEY], bad.reason))
+        return outcomes, time.perf_counter() - began
+
+    def blocks(self, workers: int) -> Iterator[tuple[list[Outcome], float]]:
+        """All blocks of one pass, in order, read by `workers` processes."""
+        numbers = range(len(self.urls))
+        if workers == 1:
+            yield from map(self.block, numbers)
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            yield from pool.map(self.block, numbers)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def read(
+    reading: Reading, *, keys: Path | None = None, workers: int | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Reads every shard once and counts what became of each sample.
+
+    Args:
+        reading: what to read and how.
+        keys: where to write one JSON object a sample: `{"shard", "key", "outcome": "ok" | "skipped", "reason"}`.
+        workers: processes (default: one a core).
+
+    Returns:
+        `{"shards", "samples", "ok", "skipped": {reason: count}, "skipped_total", "by_shard", "pairs_per_s_per_core"}`;
+        `skipped` counts damage of shards too, which may hide samples.
+
+    Raises:
+        UserError: a shard does not exist.
+    """
+    counts: dict[str, Counter[str]] = {url: Counter() for url in reading.urls}
+    busy_s = 0.0
+    num = min(workers or os.cpu_count() or 1, len(reading.urls))
+    with (
+        atomic_write(keys, "w") if keys else nullcontext() as stream,
+        tqdm(desc="reading", unit="pair", disable=quiet or None) as bar,
+    ):
+        for outcomes, seconds in reading.blocks(num):
+            busy_s += seconds
+            for shard, _, reason in outcomes:
+                counts[shard][reason or OK] += 1
+            if stream:
+                stream.writelines(_lines(outcomes))
+            bar.update(len(outcomes))
+    return _summary(counts, busy_s)
+
+
+def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
+    for shard, key, reason in outcomes:
+        line = {"shard": shard, "key": key, "outcome": SKIPPED if reason else OK, "reason": reason}
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _summary(counts: dict[str, Counter[str]], busy_s: float) -> dict[str, Any]:
+    total: Counter[str] = Counter()
+    for own in counts.values():
+        total.update(own)
+    ok = total.pop(OK, 0)
+    return {
+        "shards": len(counts),
+        "samples": ok + total.total(),
+        "ok": ok,
+        "skipped": dict(sorted(total.items())),
+        "skipped_total": total.total(),
+        "by_shard": {shard_name(url): dict(sorted(own.items())) for url, own in counts.items()},
+        "pairs_per_s_per_core": round(ok / max(busy_s, 1e-9), 1),
+    }

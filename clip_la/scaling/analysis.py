@@ -27,6 +27,7 @@ from clip_la.scaling.fit import (
     get_frontier,
     mean_absolute_error,
     num_scales,
+    power10,
     predict_largest,
 )
 from clip_la.scaling.points import Point, Selection
@@ -110,7 +111,7 @@ def _numbered(names: Sequence[object]) -> np.ndarray:
 
 
 def _power(log10_bounds: Interval | None) -> Interval | None:
-    return None if log10_bounds is None else (10 ** log10_bounds[0], 10 ** log10_bounds[1])
+    return None if log10_bounds is None else (power10(log10_bounds[0]), power10(log10_bounds[1]))
 
 
 def fit_series(
@@ -175,10 +176,12 @@ def _shared_errors(pairs: Pairs) -> list[float]:
 
 
 def _multiplier(error: float, laws: np.ndarray, resamples: PairedResamples, num_runs: int) -> Multiplier | None:
-    value = float(10 ** log10_compute_multiplier(laws, error))
-    if not np.isfinite(value):
+    log10_value = float(log10_compute_multiplier(laws, error))
+    if np.isnan(log10_value):
         return None
-    return Multiplier(error, value, _power(interval(log10_compute_multiplier(resamples.laws, error), num_runs)))
+    return Multiplier(
+        error, power10(log10_value), _power(interval(log10_compute_multiplier(resamples.laws, error), num_runs))
+    )
 
 
 def compare(
@@ -191,7 +194,7 @@ def compare(
     resamples = resampled_pairs(pairs, frontier=frontier, num_resamples=num_resamples, seed=seed)
     num_runs = pairs.num_units
     counts = (other.name, baseline.name, len(pairs.units), num_runs, num_repeated)
-    ratio = float(10 ** log10_error_ratio(pairs))
+    ratio = power10(log10_error_ratio(pairs))
     spread = _power(interval(resamples.log10_error_ratio, num_runs))
     laws = pairs.laws(frontier)
     # Two pairs make two exact lines: a difference of exponents without any residual is not a finding.

@@ -20,6 +20,15 @@ SAME_COMPUTE_LOG10 = 0.01
 BIN_MARGIN_LOG10 = 0.1
 
 
+# Beyond this no float64 holds a power of ten.
+MAX_LOG10 = 300.0
+
+
+def power10(exponent: float) -> float:
+    """10 ** exponent, held within 1e-300 and 1e300: a nearly flat law extrapolates to any compute."""
+    return float(10 ** min(max(exponent, -MAX_LOG10), MAX_LOG10))
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """E = beta C^alpha, E the error as a fraction, C the compute in whatever unit the points had."""
@@ -29,7 +38,7 @@ class PowerLaw:
 
     @property
     def beta(self) -> float:
-        return float(10**self.log10_beta)
+        return power10(self.log10_beta)
 
     def error_at(self, compute: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
         """The errors (fractions) that the law gives at `compute`."""

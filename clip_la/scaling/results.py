@@ -135,7 +135,7 @@ def _point(rows: Sequence[Row], metric: str) -> Point:
     return Point(
         where=first.where,
         # Branches of one constant-rate run share their weights up to the branch: one run, resampled whole.
-        run=str(fields.get("branch_of") or fields["run_id"]),
+        run=str(fields.get("parent_run_id") or fields["run_id"]),
         attention=str(fields["attention"]),
         model=str(fields["model"]),
         train_data=fields["train_data"],

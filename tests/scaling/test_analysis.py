@@ -50,7 +50,7 @@ def test_pairs_agree_in_all_but_the_kind(write_lines, result_line) -> None:
 
 
 def test_branches_are_resampled_with_their_run(write_lines, two_laws) -> None:
-    lines = [{**line, "branch_of": f"{line['model']}-{line['attention']}-{line['seed']}"} for line in two_laws]
+    lines = [{**line, "parent_run_id": f"{line['model']}-{line['attention']}-{line['seed']}"} for line in two_laws]
     analysis = analyse(result_points([write_lines(lines)]), num_resamples=20)
     assert [fit.num_runs for fit in analysis.fits] == [6, 6]
     assert analysis.comparisons[0].num_runs == 6

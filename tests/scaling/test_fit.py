@@ -107,3 +107,10 @@ def test_the_largest_scale_is_predicted_from_the_others() -> None:
 def test_scales_within_a_few_per_cent_count_once() -> None:
     assert num_scales(np.log10([1.00e9, 1.01e9, 2e9, 2.01e9, 5e9])) == 3
     assert num_scales(np.array([])) == 0
+
+
+def test_a_steep_law_does_not_overflow() -> None:
+    compute = np.array([1.00e12, 1.03e12, 1.06e12])
+    law, _ = fit_power_law(compute, np.array([0.9, 0.1, 0.01]))
+    assert law.log10_beta > 300
+    assert law.beta == 1e300

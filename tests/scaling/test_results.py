@@ -23,7 +23,7 @@ def test_which_lines_enter_and_why_others_do_not(write_lines, result_line) -> No
         result_line(0.30, run_id="a"),
         result_line(0.31, run_id="b", samples_seen=20000),
         result_line(0.32, run_id="c", schedule="constant"),
-        result_line(0.33, run_id="c-40k", schedule="cooldown", branch_of="c"),
+        result_line(0.33, run_id="c-40k", schedule="cooldown", parent_run_id="c"),
         result_line(0.34, run_id="d", samples_seen=None),
         result_line(0.35, run_id="e", schedule="cooldown", samples_seen=30000),
         result_line(0.36, run_id="a"),

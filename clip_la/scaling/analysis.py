@@ -179,9 +179,8 @@ def _multiplier(error: float, laws: np.ndarray, resamples: PairedResamples, num_
     log10_value = float(log10_compute_multiplier(laws, error))
     if np.isnan(log10_value):
         return None
-    return Multiplier(
-        error, power10(log10_value), _power(interval(log10_compute_multiplier(resamples.laws, error), num_runs))
-    )
+    bounds = interval(log10_compute_multiplier(resamples.laws, error), num_runs)
+    return Multiplier(error, power10(log10_value), _power(bounds))
 
 
 def compare(

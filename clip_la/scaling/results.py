@@ -91,6 +91,11 @@ def _reason_against(fields: Mapping[str, Any]) -> str | None:
     return None
 
 
+def finished(rows: Iterable[Row]) -> list[Row]:
+    """The lines that may enter a fit: runs at the end of their budget, their learning rate fallen."""
+    return [row for row in rows if _reason_against(row.fields) is None]
+
+
 def describe(fields: Mapping[str, Any]) -> str:
     """One line that names a result's run for a person."""
     return f"{fields['run_id']} ({fields['model']}, {fields['attention']}) at {fields['samples_seen']} samples"

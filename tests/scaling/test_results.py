@@ -6,7 +6,7 @@ import pytest
 
 from clip_la.errors import UserError
 from clip_la.scaling.points import parse_filters
-from clip_la.scaling.results import result_points
+from clip_la.scaling.results import finished, read_results, result_points
 
 
 def test_the_error_and_compute_of_a_line(write_lines, result_line) -> None:
@@ -28,11 +28,13 @@ def test_which_lines_enter_and_why_others_do_not(write_lines, result_line) -> No
         result_line(0.35, run_id="e", schedule="cooldown", samples_seen=30000),
         result_line(0.36, run_id="a"),
     ]
-    selection = result_points([write_lines(lines)])
+    path = write_lines(lines)
+    selection = result_points([path])
     assert [(point.run, point.source, round(1 - point.error, 2)) for point in selection.points] == [
         ("a", "a", 0.36),
         ("c", "c-40k", 0.33),
     ]
+    assert [row.fields["run_id"] for row in finished(read_results([path]))] == ["a", "c-40k", "a"]
     assert {(item.what.split()[0], item.reason) for item in selection.left_out} == {
         ("a", "evaluated again in a later line"),
         ("b", "cosine run before the end of its budget"),

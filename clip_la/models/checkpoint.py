@@ -61,7 +61,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise UserError(f"{path} is damaged ({broken} does not match its checksum)")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise UserError(f"{path} is damaged or no PyTorch checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")

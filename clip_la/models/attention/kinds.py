@@ -85,6 +85,10 @@ def _denominator_stays_positive(options: Mapping[str, OptionValue]) -> None:
 
 
 _AFFINE = {"a": Number(1.0), "b": Number(1.0)}
+# The kernels' own defaults: unit vectors give weights of order one, other maps have no scale of their own.
+_UNIT_EPS = Number(1e-3, minimum=1e-8)
+_MAP_EPS = Number(1e-6, minimum=1e-8)
+_TEMPERATURE = {"t": Number(1.0, minimum=1e-3)}
 
 KINDS: dict[str, AttentionKind] = {
     "softmax": AttentionKind(
@@ -110,9 +114,30 @@ KINDS: dict[str, AttentionKind] = {
         summary="sum of (a + b cos(q, k)) v over the sum of the weights (arXiv 2510.21956)",
         layer="linear:LinearAttention",
         flops=_first_order_flops,
-        options=_AFFINE,
+        options={**_AFFINE, "eps": _UNIT_EPS},
         fixed={"denominator": "sum"},
         check=_denominator_stays_positive,
+    ),
+    "linear_map": AttentionKind(
+        summary="phi(q) phi(k) v over the sum of the weights, phi elementwise (arXiv 2006.16236)",
+        layer="linear:LinearAttention",
+        flops=_first_order_flops,
+        options={"feature_map": OneOf("elu1", ("elu1", "relu", "exp")), "eps": _MAP_EPS},
+        fixed={"denominator": "sum", "a": 0.0, "b": 1.0},
+    ),
+    "fastmax1": AttentionKind(
+        summary="weights 1 + x of x = q k / t on standardised q, k, over their sum (arXiv 2402.07901)",
+        layer="fastmax:FastmaxAttention",
+        flops=_first_order_flops,
+        options=_TEMPERATURE,
+        fixed={"p": 1},
+    ),
+    "fastmax2": AttentionKind(
+        summary="weights 1 + x + x^2 / 2 of x = q k / t on standardised q, k, over their sum (arXiv 2402.07901)",
+        layer="fastmax:FastmaxAttention",
+        flops=_quadratic_flops,
+        options=_TEMPERATURE,
+        fixed={"p": 2},
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Affine linear attention: weights a + b cos(q, k), so that sums over the keys are taken once for all queries."""
+"""Linear attention: weights a + b phi(q).phi(k), so that sums over the keys are taken once for all queries."""
 
 from typing import Any
 
@@ -9,24 +9,40 @@ from clip_la.models.attention.base import Attention
 
 
 class LinearAttention(Attention):
-    """Linear attention of unit queries and keys (arXiv 2604.10064, Eq. 7, and its normalised forms).
+    """Linear attention, of unit queries and keys (arXiv 2604.10064, Eq. 7, and its normalised forms) or of mapped ones.
 
     Args:
         dim: as for Attention, and so are the rest of timm's arguments.
-        a: weight of every key, whatever the query.
-        b: weight of the cosine between query and key.
         denominator: "none", "length" (mean over the keys) or "sum" (of the weights).
+        a: weight of every key, whatever the query.
+        b: weight of the product of query and key.
+        feature_map: phi; "l2" makes unit vectors, "elu1" (elu + 1), "relu" and "exp" work on each number.
+        eps: the least mean weight that a row is divided by, if the denominator is "sum"; None for the kernels' own.
     """
 
-    def __init__(self, dim: int, *, a: float, b: float, denominator: str, **timm_arguments: Any) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        denominator: str,
+        a: float = 1.0,
+        b: float = 1.0,
+        feature_map: str = "l2",
+        eps: float | None = None,
+        **timm_arguments: Any,
+    ) -> None:
         super().__init__(dim, **timm_arguments)
-        self.a = a
-        self.b = b
-        self.denominator = denominator
+        self.options: dict[str, Any] = {
+            "a": a,
+            "b": b,
+            "feature_map": feature_map,
+            "denominator": denominator,
+            "eps": eps,
+        }
 
     def attend(self, qkv: Tensor, is_causal: bool) -> Tensor:
         """As Attention.attend."""
-        return linear_attention(qkv, a=self.a, b=self.b, denominator=self.denominator, causal=is_causal)
+        return linear_attention(qkv, causal=is_causal, **self.options)
 
     def extra_repr(self) -> str:
-        return f"a={self.a:g}, b={self.b:g}, denominator={self.denominator}"
+        return ", ".join(f"{name}={value}" for name, value in self.options.items())

@@ -1,10 +1,12 @@
 """The command line of training: LightningCLI with fixed classes, flat options and errors of one line."""
 
 import argparse
+import contextlib
 import difflib
 import re
 import shlex
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,7 +91,8 @@ class TrainCLI(LightningCLI):
         config = self.config.clone()
         for name in ("config", "resume"):
             config.pop(name, None)
-        return self.parser.dump(config, skip_none=False)
+        with _without_warnings():
+            return self.parser.dump(config, skip_none=False)
 
 
 def main(argv: list[str]) -> int:
@@ -106,10 +109,16 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> TrainCLI:
     """Options and configuration files -> the task and the data, made but not trained. Raises UserError."""
-    # Lightning warns of argv given from Python, and uses names that jsonargparse deprecates.
-    with quiet_lightning(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_lightning(), _without_warnings():
         return TrainCLI(argv)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Lightning warns of argv given from Python; Lightning and we use names that newer jsonargparse deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _base_config(argv: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ usage: clip-la train --config FILE.yaml [--out RUN] [--OPTION VALUE ...]
                      --model.schedule cooldown --model.cooldown_samples C
 
 Trains image and text towers on shards of image-text pairs. Options come from YAML files and the command line, later
-ones win; --print_config prints the outcome. A run that goes on, or branches off, keeps its options unless told otherwise.
+ones win; --print_config prints the outcome. A run that goes on, or branches off, keeps its options unless told so.
 """
 
 

@@ -1,0 +1,309 @@
+"""Real runs on a small corpus: they learn, and however they are cut and joined the outcome is the same to the bit."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_la.errors import UserError
+from clip_la.models import load_checkpoint
+from clip_la.train.checkpoint import checkpoint_name, newest_whole, saved_checkpoints
+from clip_la.train.cli import main
+
+BATCH = 16
+BUDGET = 12 * BATCH
+PATIENCE_S = 120
+
+
+def train(out, options, *more):
+    return main([*options, "--out", str(out), *map(str, more)])
+
+
+def final(out, samples=BUDGET):
+    return torch.load(Path(out) / "checkpoints" / checkpoint_name(samples), weights_only=True)
+
+
+def rows(out):
+    with (Path(out) / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def losses(out):
+    return [(row["samples_seen"], row["loss"], row["lr"]) for row in rows(out)]
+
+
+def assert_same_outcome(one, other, samples=BUDGET):
+    """Weights, optimiser and place in the data, to the bit."""
+    a, b = final(one, samples), final(other, samples)
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
+    for p, q in zip(
+        a["optimizer_states"][0]["state"].values(), b["optimizer_states"][0]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(p[name], q[name]) for name in p)
+    assert a["ShardDataModule"] == b["ShardDataModule"]
+
+
+@pytest.fixture(scope="module")
+def shared(shards):
+    """Options of a run that is cut in many ways: a row each two batches, a checkpoint for resuming each three."""
+    return [
+        *("--model.name", "vit_pico", "--model.lr", "0.003", "--data.shards", shards, "--data.batch_size", str(BATCH)),
+        *("--data.workers", "0", "--data.cache", "memory", "--tensorboard", "false", "--accelerator", "cpu"),
+        *("--budget_samples", str(BUDGET), "--log_every_samples", str(2 * BATCH)),
+        *("--save_every_samples", str(3 * BATCH), "--checkpoint_samples", f"[{4 * BATCH}, {7 * BATCH - 3}]"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert train(out, shared) == 0
+    return out
+
+
+def test_a_run_learns(run_options, tmp_path):
+    budget = 80 * BATCH
+    assert train(tmp_path / "run", run_options, "--budget_samples", budget, "--log_every_samples", 10 * BATCH) == 0
+    table = rows(tmp_path / "run")
+    assert [int(row["samples_seen"]) for row in table] == list(range(10 * BATCH, budget + 1, 10 * BATCH))
+    assert float(table[0]["chance_loss"]) == pytest.approx(math.log(BATCH))
+    assert float(table[-1]["loss"]) < math.log(BATCH) - 1
+    assert all(float(row["pairs_per_s"]) > 0 and 0 <= float(row["data_wait_share"]) <= 1 for row in table)
+
+
+def test_the_sigmoid_loss_learns(run_options, tmp_path):
+    options = ["--model.loss", "sigmoid", "--budget_samples", 60 * BATCH, "--log_every_samples", 10 * BATCH]
+    assert train(tmp_path / "run", run_options, *options) == 0
+    table = rows(tmp_path / "run")
+    assert float(table[-1]["loss"]) < 0.7 * float(table[0]["loss"])
+    assert table[0]["chance_loss"] == ""
+
+
+def test_what_a_run_leaves(uninterrupted, shared):
+    assert {path.name for path in uninterrupted.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints"}
+    assert list(saved_checkpoints(uninterrupted / "checkpoints")) == [4 * BATCH, 7 * BATCH, BUDGET]
+    model, meta = load_checkpoint(uninterrupted / "checkpoints" / checkpoint_name(7 * BATCH))
+    assert model.spec.name == "vit_pico"
+    assert (meta["samples_seen"], meta["budget_samples"], meta["schedule"]) == (7 * BATCH, BUDGET, "cosine")
+    assert (meta["batch_size"], meta["seed"], meta["train_data"]) == (
+        BATCH,
+        0,
+        shared[shared.index("--data.shards") + 1],
+    )
+    assert (
+        meta["versions"]["torch"] == torch.__version__.split("+")[0] or meta["versions"]["torch"] == torch.__version__
+    )
+
+
+def test_time_is_told_in_samples_alone(uninterrupted, capsys, run_options, tmp_path):
+    train(tmp_path / "run", run_options, "--budget_samples", BATCH)
+    shown = capsys.readouterr()
+    written = (uninterrupted / "config.yaml").read_text() + (uninterrupted / "metrics.csv").read_text()
+    names = " ".join(path.name for path in uninterrupted.rglob("*"))
+    assert "epoch" not in (shown.out + shown.err + written + names).lower()
+
+
+def test_progress_shows_what_matters(run_options, tmp_path, capsys):
+    train(tmp_path / "run", run_options, "--budget_samples", 4 * BATCH, "--log_every_samples", BATCH)
+    shown = capsys.readouterr()
+    line = shown.err.replace("\r", "\n").strip().splitlines()[-1]
+    for part in ("64.0/64.0 samples", "pairs/s", "(ln 16 = 2.77)", "lr ", "data wait ", " left"):
+        assert part in line
+    assert (
+        shown.out
+        == f"64 samples seen; wrote {tmp_path}/run/metrics.csv and {tmp_path}/run/checkpoints/samples=000000064.ckpt\n"
+    )
+
+
+def test_a_finished_run_is_left_alone(uninterrupted, capsys):
+    before = (uninterrupted / "metrics.csv").read_bytes()
+    assert main(["--resume", "--out", str(uninterrupted)]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (uninterrupted / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_is_not_overwritten(uninterrupted, shared):
+    with pytest.raises(UserError, match=r"holds a run already: add --resume"):
+        train(uninterrupted, shared)
+
+
+def test_resume_where_nothing_is_yet_starts_from_the_beginning(uninterrupted, shared, tmp_path, capsys):
+    assert train(tmp_path / "run", shared, "--resume") == 0
+    assert "starting from the beginning" in capsys.readouterr().err
+    assert_same_outcome(uninterrupted, tmp_path / "run")
+
+
+def start_process(out, options):
+    """`clip-la train` as a user starts it."""
+    command = [sys.executable, "-m", "clip_la", "train", *options, "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(process, out, samples):
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(n >= samples for n in saved_checkpoints(Path(out) / "checkpoints")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def long_run(shared, tmp_path_factory):
+    """A run long enough to be caught in the middle."""
+    budget = 150 * BATCH
+    options = [*shared, "--budget_samples", str(budget), "--checkpoint_samples", "[]", "--data.workers", "1"]
+    out = tmp_path_factory.mktemp("runs") / "long"
+    assert train(out, options) == 0
+    return budget, options, out
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_run_cut_short_goes_on_to_the_same_bits(number, long_run, tmp_path):
+    budget, options, whole = long_run
+    process = start_process(tmp_path / "run", options)
+    wait_for_checkpoint(process, tmp_path / "run", 6 * BATCH)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    reached = max(saved_checkpoints(tmp_path / "run" / "checkpoints"))
+    assert reached < budget, "the run was over before it could be cut short"
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"stopped at {reached:,} of {budget:,} samples" in stdout
+        assert "Traceback" not in stderr
+    assert main(["--resume", "--out", str(tmp_path / "run")]) == 0
+    assert_same_outcome(whole, tmp_path / "run", budget)
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over(shared, uninterrupted, tmp_path, capsys):
+    run = tmp_path / "run"
+    train(run, shared)
+    newest = run / "checkpoints" / checkpoint_name(BUDGET)
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    (run / "checkpoints" / checkpoint_name(7 * BATCH)).write_bytes(b"cut short")
+    capsys.readouterr()
+    assert main(["--resume", "--out", str(run)]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("skipping the damaged checkpoint") == 2
+    assert f"going on from {run}/checkpoints/{checkpoint_name(4 * BATCH)}" in shown
+    assert_same_outcome(uninterrupted, run)
+    assert losses(run) == losses(uninterrupted)
+
+
+def test_a_branch_equals_the_run_that_was_cooled_down_from_the_first(shared, tmp_path):
+    """One constant-rate run gives several points; each is what a run of its own would have given."""
+    train(tmp_path / "constant", shared, "--model.schedule", "constant")
+    cooldown = ["--model.schedule", "cooldown", "--model.cooldown_samples", 3 * BATCH]
+    branch = [*cooldown, "--budget_samples", 10 * BATCH]
+    train(tmp_path / "whole", shared, *branch)
+    parent = tmp_path / "constant" / "checkpoints" / checkpoint_name(7 * BATCH)
+    parent_bytes = parent.read_bytes()
+    assert main(["--branch_from", str(parent), "--out", str(tmp_path / "branch"), *map(str, branch)]) == 0
+    assert_same_outcome(tmp_path / "branch", tmp_path / "whole", 10 * BATCH)
+    meta, parent_meta = (torch.load(p, weights_only=True)["clip_la"] for p in (newest(tmp_path / "branch"), parent))
+    assert (meta["schedule"], meta["samples_seen"], meta["budget_samples"]) == ("cooldown", 10 * BATCH, 10 * BATCH)
+    assert (meta["parent_run_id"], meta["parent_samples"]) == (parent_meta["run_id"], 7 * BATCH)
+    assert meta["run_id"] != parent_meta["run_id"]
+    assert parent.read_bytes() == parent_bytes
+    # A branch is a run: its own folder resumes it, and a parent that is too far is refused.
+    assert main(["--resume", "--out", str(tmp_path / "branch")]) == 0
+    with pytest.raises(UserError, match=r"seen 112 samples, too many: .* a branch can leave up to 96"):
+        main(
+            [
+                "--branch_from",
+                str(parent),
+                "--out",
+                str(tmp_path / "late"),
+                *map(str, cooldown),
+                "--budget_samples",
+                "144",
+            ]
+        )
+
+
+def newest(out):
+    return newest_whole(Path(out) / "checkpoints", print)
+
+
+def test_only_a_constant_run_can_be_branched(uninterrupted, tmp_path):
+    with pytest.raises(UserError, match="only a run of schedule constant can be branched"):
+        main(["--branch_from", str(newest(uninterrupted)), "--out", str(tmp_path / "b"), "--budget_samples", "999"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--model.attention", "linear"], "is of another architecture: image_attention softmax (not linear)"),
+        (["--model.name", "vit_nano"], "is of another architecture: name vit_pico (not vit_nano)"),
+        (["--data.batch_size", "32"], "was trained with batch_size 16, not 32"),
+        (["--seed", "4"], "was trained with seed 0, not 4"),
+        (["--model.schedule", "constant"], "has schedule cosine, not constant"),
+        (["--budget_samples", "320"], "has budget_samples 192, not 320"),
+    ],
+)
+def test_resuming_as_something_else_is_refused(uninterrupted, changed, says):
+    with pytest.raises(UserError) as caught:
+        main(["--resume", "--out", str(uninterrupted), *changed])
+    assert says in str(caught.value)
+
+
+def test_a_constant_run_can_be_given_a_larger_budget(run_options, tmp_path):
+    constant = [*run_options, "--model.schedule", "constant"]
+    train(tmp_path / "run", constant, "--budget_samples", 2 * BATCH)
+    assert main(["--resume", "--out", str(tmp_path / "run"), "--budget_samples", str(4 * BATCH)]) == 0
+    train(tmp_path / "whole", constant, "--budget_samples", 4 * BATCH)
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole", 4 * BATCH)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_options, tmp_path):
+    with pytest.raises(UserError, match=r"at \d+ samples the loss is "):
+        train(
+            tmp_path / "run",
+            run_options,
+            "--budget_samples",
+            BUDGET,
+            "--model.lr",
+            "1e30",
+            "--save_every_samples",
+            BATCH,
+        )
+    for path in saved_checkpoints(tmp_path / "run" / "checkpoints").values():
+        model, _ = load_checkpoint(path)
+        assert all(p.isfinite().all() for p in model.parameters()), "weights that are not finite were saved"
+
+
+def test_two_processes_train_one_batch(shared, tmp_path):
+    """Under torchrun, with gloo; stopped once and resumed: both ranks' places in the data are in the checkpoint."""
+    for budget in (4 * BATCH, 8 * BATCH):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "-m",
+            "clip_la",
+        ]
+        options = ["train", *shared, "--model.schedule", "constant", "--budget_samples", str(budget), "--resume"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, *options, "--out", str(tmp_path / "run")], env=environment, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout.decode().count("samples seen; wrote") == 1
+    checkpoint = final(tmp_path / "run", 8 * BATCH)
+    assert checkpoint["clip_la"]["samples_seen"] == 8 * BATCH
+    assert len(checkpoint["ShardDataModule"]["ranks"]) == 2
+    assert [int(row["samples_seen"]) for row in rows(tmp_path / "run")] == [BATCH * n for n in (2, 4, 6, 8)]

@@ -1,0 +1,90 @@
+"""`clip-la eval`: zero-shot evaluation of runs, checkpoints and open_clip models."""
+
+from clip_la.cli import Parser
+
+DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of ours, or an open_clip model with weights
+(NAME:FILE, NAME:TAG, hf-hub:ORG/NAME). Under torchrun all processes share the work; the result is the same."""
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="clip-la eval", description=DESCRIPTION)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="one model or several")
+    parser.add_argument("--data", metavar="PATH", help="class folders, webdataset shards or Parquet files")
+    parser.add_argument("--classes", metavar="SET", help="imagenet1k, imagenet21k, imagenet21k/lemmas, ... or a file")
+    parser.add_argument(
+        "--templates", metavar="SET", help="openai80, simple7, plain, name, definition, a file, or 'a {c}.'"
+    )
+    parser.add_argument("--labels", default="own", help="own (default), or real: ReaL labels for ImageNet-1K")
+    parser.add_argument("--name", metavar="NAME", help="the data set's name in results (default: its folder's)")
+    parser.add_argument("--checkpoints", default="last", help="of a run: last (default) or all")
+    parser.add_argument("--config", metavar="FILE", help="a YAML suite of data sets (see configs/eval)")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="where results are appended (default: RUN/results.jsonl, else here)",
+    )
+    parser.add_argument("--again", action="store_true", help="evaluate even what the result file already has")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: an accelerator if there is one)")
+    parser.add_argument("--precision", help="float32 (default on a CPU) or bf16 (default on an accelerator)")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="pictures at a time (default 128)")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core, at most 16)")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where text classifiers are kept, or none (default: ~/.cache/clip_la)"
+    )
+    parser.add_argument(
+        "--contact-sheet", metavar="PATH", help="write PATH.png and PATH.html: pictures with predicted names"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result lines as JSON on stdout")
+    return parser
+
+
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la eval`."""
+    options = _parser().parse_args(argv)
+    import json
+    import sys
+    from pathlib import Path
+
+    from clip_la.errors import UserError
+    from clip_la.zeroshot import ranks
+    from clip_la.zeroshot.cache import ClassifierCache, default_folder
+    from clip_la.zeroshot.load import choose_device, expand_models
+    from clip_la.zeroshot.suite import Entry, read_suite, run_suite
+
+    given = {key: getattr(options, key) for key in ("data", "classes", "templates", "name")}
+    if options.config:
+        models, entries = read_suite(options.config, **given)
+    elif options.data:
+        models, entries = [], [Entry(**given, labels=options.labels)]
+    else:
+        raise UserError("nothing to evaluate on: give --data PATH or --config FILE (see configs/eval)")
+    models = expand_models(options.models or models, options.checkpoints)
+    if not models:
+        raise UserError("no model: name a run, a checkpoint, or an open_clip model as NAME:FILE")
+
+    def report(text: str) -> None:
+        if ranks.rank() == 0:
+            print(text, file=sys.stderr if options.json else sys.stdout)
+
+    local_rank = ranks.join_from_environment()
+    try:
+        device = choose_device(options.device, local_rank)
+        done = run_suite(
+            models,
+            entries,
+            out=Path(options.out) if options.out else None,
+            again=options.again,
+            device=device,
+            precision=options.precision or ("float32" if device.type == "cpu" else "bf16"),
+            batch_size=options.batch_size,
+            num_workers=options.workers if options.workers is not None else ranks.default_workers(),
+            cache=None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
+            sheet=Path(options.contact_sheet) if options.contact_sheet else None,
+            report=report,
+        )
+        if options.json and ranks.rank() == 0:
+            for evaluation in done:
+                print(json.dumps(evaluation.line, ensure_ascii=False))
+    finally:
+        ranks.leave()
+    return None

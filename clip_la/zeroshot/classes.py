@@ -1,0 +1,181 @@
+"""Class sets: the ordered classes a picture can belong to, with one or more names each, and a hash of exactly that."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_la.errors import UserError, unknown
+from clip_la.zeroshot import names as known
+
+HASH_DIGITS = 16
+
+
+def content_hash(content: object) -> str:
+    """The first 16 hex digits of the SHA-256 of `content` as canonical JSON: equal content, equal hash, everywhere."""
+    text = json.dumps(content, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Ordered classes. `ids` are WordNet ids or, where there are none, the names themselves; they are unique.
+
+    `names[i]` holds the names of class i: prompts are made of each and their embeddings averaged. `definitions[i]` is a
+    sentence or "". Several classes may share a name (see `collisions`): they cannot be told apart by their prompts.
+    """
+
+    name: str
+    naming: str
+    ids: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    definitions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise UserError(f"class set '{self.name}' has no classes")
+        if len(set(self.ids)) != len(self.ids):
+            twice = next(key for i, key in enumerate(self.ids) if key in self.ids[:i])
+            raise UserError(f"class set '{self.name}' lists '{twice}' twice; classes must differ")
+        nameless = [key for key, own in zip(self.ids, self.names, strict=True) if not own or not all(own)]
+        if nameless:
+            raise UserError(f"class '{nameless[0]}' of class set '{self.name}' has an empty name")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def label(self) -> str:
+        """Name and naming as they stand in results: "imagenet21k/lemma"."""
+        return f"{self.name}/{self.naming}"
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Content hash of ids, names and definitions in their order."""
+        return content_hash([self.ids, self.names, self.definitions])
+
+    @functools.cached_property
+    def index(self) -> dict[str, int]:
+        """Id -> position."""
+        return {key: i for i, key in enumerate(self.ids)}
+
+    @functools.cached_property
+    def index_by_name(self) -> dict[str, int]:
+        """First name -> position, of the names that only one class has."""
+        taken = self.collisions()
+        return {own[0]: i for i, own in enumerate(self.names) if own[0] not in taken}
+
+    def collisions(self) -> dict[str, list[str]]:
+        """Name -> the ids of all classes it is a name of, for the names of two and more classes."""
+        owners: dict[str, list[str]] = {}
+        for key, own in zip(self.ids, self.names, strict=True):
+            for name in dict.fromkeys(own):
+                owners.setdefault(name, []).append(key)
+        return {name: keys for name, keys in owners.items() if len(keys) > 1}
+
+    def positions(self, keys: Iterable[str]) -> list[int]:
+        """The positions of ids (or of unambiguous names) in this set; -1 where the set has no such class."""
+        return [self.index.get(key, self.index_by_name.get(key, -1)) for key in keys]
+
+
+# Name -> (timm's list, what it is). The ids of V2, Sketch and ReaL are those of ImageNet-1K itself.
+CATALOG = {
+    "imagenet1k": ("imagenet", "ILSVRC 2012; V2, Sketch and ReaL use the same classes"),
+    "imagenet_a": ("imagenet_a", "the 200 classes of ImageNet-A"),
+    "imagenet_r": ("imagenet_r", "the 200 classes of ImageNet-R"),
+    "mini_imagenet": ("mini_imagenet", "100 classes of ImageNet-1K"),
+    "imagenet12k": ("imagenet12k", "timm's 11,821 well-filled classes of fall11"),
+    "imagenet21k": ("imagenet22k", "fall11.tar, 21,841 classes"),
+    "imagenet21k_google": ("imagenet21k_goog", "Google's and TFDS' 21,843 classes"),
+    "imagenet21k_ms": ("imagenet22k_ms", "fall11 with ImageNet-1K first, 21,842 classes"),
+    "imagenet21k_p": ("imagenet21k_miil", "ImageNet-21K-P of fall11, 11,221 classes"),
+    "imagenet21k_p_w21": ("imagenet21k_miil_w21", "ImageNet-21K-P of winter21, 10,450 classes"),
+}
+NAMINGS = {
+    "curated": "OpenAI's hand-written names (ImageNet-1K's classes only)",
+    "lemma": "WordNet's first lemma",
+    "lemmas": "all of WordNet's lemmas, averaged",
+}
+
+
+def _names(naming: str, ids: Sequence[str], set_name: str) -> tuple[tuple[str, ...], ...]:
+    lemmas = known.lemmas()
+    if naming == "lemma":
+        return tuple(lemmas[key][:1] for key in ids)
+    if naming == "lemmas":
+        return tuple(lemmas[key] for key in ids)
+    curated = known.curated()
+    missing = next((key for key in ids if key not in curated), None)
+    if missing:
+        raise UserError(
+            f"no curated name for {missing} of {set_name}: curated names cover ImageNet-1K only; use {set_name}/lemma"
+        )
+    return tuple((curated[key],) for key in ids)
+
+
+@functools.cache
+def imagenet(name: str, naming: str | None = None) -> ClassSet:
+    """A class set of the catalog; `naming` is by default curated within ImageNet-1K, else lemma."""
+    if name not in CATALOG:
+        raise unknown("class set", name, CATALOG)
+    ids = known.wordnet_ids(CATALOG[name][0])
+    if naming is None:
+        naming = "curated" if set(ids) <= set(known.wordnet_ids("imagenet")) else "lemma"
+    if naming not in NAMINGS:
+        raise unknown("naming", naming, NAMINGS)
+    texts = known.definitions()
+    return ClassSet(name, naming, ids, _names(naming, ids, name), tuple(texts[key] for key in ids))
+
+
+def _entry(value: object, path: Path) -> tuple[str, tuple[str, ...], str]:
+    """One class of a file: a name, or {"id": ..., "name": ... or "names": [...], "definition": ...}."""
+    if isinstance(value, str):
+        return value, (value,), ""
+    if not isinstance(value, dict) or not ("name" in value or "names" in value):
+        raise UserError(
+            f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {json.dumps(value)[:60]}"
+        )
+    names = tuple(value["names"]) if "names" in value else (value["name"],)
+    key = value.get("id") or value.get("wnid") or names[0]
+    return str(key), tuple(map(str, names)), str(value.get("definition", ""))
+
+
+def from_file(path: str | Path) -> ClassSet:
+    """Reads classes.json (a list of names, of objects, or id -> name or names) or a text file of one name a line."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no class file '{path}'; expected a JSON list of names or a text file of one name a line")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not JSON: {error}") from None
+        if isinstance(content, dict) and "classes" in content:
+            content = content["classes"]
+        if isinstance(content, dict):
+            content = [{"id": key, "names": [own] if isinstance(own, str) else own} for key, own in content.items()]
+    else:
+        content = [line.strip() for line in text.splitlines() if line.strip()]
+    if not isinstance(content, list):
+        raise UserError(f"{path} holds no list of classes")
+    return from_entries(content, name=path.parent.resolve().name, path=path)
+
+
+def from_entries(content: Sequence[object], *, name: str, path: Path) -> ClassSet:
+    """A class set from the entries of a class file; `path` only names it in errors."""
+    entries = [_entry(value, path) for value in content]
+    ids, names, texts = zip(*entries, strict=True) if entries else ((), (), ())
+    return ClassSet(name, "file", tuple(ids), tuple(names), tuple(texts))
+
+
+def class_set(text: str) -> ClassSet:
+    """What `--classes` says: NAME or NAME/NAMING of the catalog ("imagenet21k/lemmas"), or a class file."""
+    name, _, naming = text.partition("/")
+    if name in CATALOG and (not naming or naming in NAMINGS):
+        return imagenet(name, naming or None)
+    if text.endswith((".json", ".txt")) or Path(text).is_file():
+        return from_file(text)
+    return imagenet(name, naming or None)

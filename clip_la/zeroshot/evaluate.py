@@ -1,0 +1,184 @@
+"""Zero-shot classification from end to end: model, data, classes and prompts in, one result line out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_la.errors import UserError
+from clip_la.models.clip import CLIP
+from clip_la.zeroshot import metrics, predictions, prompts, ranks, results
+from clip_la.zeroshot.cache import ClassifierCache
+from clip_la.zeroshot.classes import CATALOG, ClassSet, class_set, content_hash
+from clip_la.zeroshot.classifier import build_classifier
+from clip_la.zeroshot.engine import TOP, classify
+from clip_la.zeroshot.parts import Parts
+from clip_la.zeroshot.predictions import Predictions
+from clip_la.zeroshot.prompts import PromptSet
+from clip_la.zeroshot.records import TestSet
+from clip_la.zeroshot.subject import Subject, of_model
+from clip_la.zeroshot.test_sets import open_test_set
+
+DEFAULT_BATCH_SIZE = 128
+PREDICTIONS_FOLDER = "predictions"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its result line, and what was said of each picture."""
+
+    line: dict[str, Any]
+    predictions: Predictions
+
+
+def choose_prompts(text: str | None, test_set: TestSet) -> PromptSet:
+    """The prompts that `text` names; by default the data's own, else OpenAI's 80 for ImageNet, else the plain one."""
+    if text is not None:
+        return prompts.prompt_set(text)
+    if test_set.templates:
+        return PromptSet(f"{test_set.name}'s own", test_set.templates)
+    return prompts.built_in("openai80" if test_set.classes.name in CATALOG else "plain")
+
+
+def evaluation_id(subject: Subject, test_set: TestSet, templates: PromptSet, precision: str, batch_size: int) -> str:
+    """A hash of all that the digits of an evaluation depend on, so that a finished one is known again."""
+    parts = (subject.hash, test_set.fingerprint, test_set.classes.hash, templates.hash, precision, batch_size)
+    return content_hash([results.CLASSIFICATION, *parts, subject.device.type])
+
+
+def classification_metrics(found: Predictions, num_classes: int) -> dict[str, dict[str, float]]:
+    """top1, top5 (with five classes and more) and mean_per_class_recall, each with its 95 % interval."""
+    first = predictions.hits(found)
+    values = {"top1": metrics.share(first)}
+    if num_classes >= TOP:
+        values["top5"] = metrics.share(predictions.hits(found, TOP))
+    values["mean_per_class_recall"] = metrics.mean_per_class_recall(found.labels, first, num_classes)
+    return {name: estimate.to_dict() for name, estimate in values.items()}
+
+
+def result_line(
+    subject: Subject, test_set: TestSet, templates: PromptSet, found: Predictions, precision: str, evaluation: str
+) -> dict[str, Any]:
+    """The result as one JSON-able object; every figure with its origin."""
+    classes = test_set.classes
+    collisions = classes.collisions()
+    return {
+        **subject.origin,
+        "task": results.CLASSIFICATION,
+        "dataset": test_set.name,
+        "num_samples": len(found),
+        "num_classes": len(classes),
+        "metrics": classification_metrics(found, len(classes)),
+        "names": classes.label,
+        "names_hash": classes.hash,
+        "templates": templates.name,
+        "templates_hash": templates.hash,
+        "classes_with_pictures": len(np.unique(found.labels)),
+        "classes_sharing_a_name": len({key for keys in collisions.values() for key in keys}),
+        "skipped": found.reasons(),
+        "evaluation": evaluation,
+        "versions": results.versions(),
+        "device": results.device_name(subject.device),
+        "precision": precision,
+        "date": results.now(),
+    }
+
+
+def run_evaluation(
+    subject: Subject,
+    test_set: TestSet,
+    templates: PromptSet,
+    *,
+    precision: str = "float32",
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    num_workers: int = 0,
+    cache: ClassifierCache | None = None,
+    state: Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluates one model on one test set, by all ranks together; every rank returns the same.
+
+    Args:
+        state: a folder where the predictions are kept and from which a killed evaluation goes on; None keeps nothing.
+
+    Raises:
+        UserError: what the test set or the prompts raise; no picture could be read.
+    """
+    evaluation = evaluation_id(subject, test_set, templates, precision, batch_size)
+    parts = None if state is None else Parts(state / f"{evaluation}.parts")
+    classifier = build_classifier(
+        subject,
+        test_set.classes,
+        templates,
+        precision=precision,
+        num_workers=num_workers,
+        cache=cache,
+        progress=progress,
+    )
+    found = classify(
+        subject,
+        classifier,
+        test_set,
+        precision=precision,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        parts=parts,
+        progress=progress,
+    )
+    if not len(found):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in found.reasons().items())
+        raise UserError(f"{test_set.name} has no picture that can be evaluated ({reasons or 'it is empty'})")
+    line = result_line(subject, test_set, templates, found, precision, evaluation)
+    if state is not None and parts is not None and ranks.rank() == 0:
+        found.save(state / f"{evaluation}.npz")
+        parts.clear()
+    return Evaluation(line, found)
+
+
+def evaluate_zeroshot(
+    model: CLIP | Subject,
+    data: str | TestSet,
+    *,
+    classes: str | ClassSet | None = None,
+    templates: str | PromptSet | None = None,
+    name: str | None = None,
+    precision: str = "float32",
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    num_workers: int = 0,
+    cache: ClassifierCache | None = None,
+    state: Path | None = None,
+    meta: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Zero-shot classification in one call; the model stays on its device and keeps its mode.
+
+    Args:
+        model: one of ours, or a Subject of `load.load_subject`.
+        data, classes, templates, name: what the `eval` command takes, or the objects themselves.
+        meta: origin of a model given as such: samples_seen, run_id, seed, schedule, ...
+
+    Raises:
+        UserError: wrong input, in one line.
+    """
+    subject = model if isinstance(model, Subject) else of_model(model, **dict(meta or {}))
+    chosen = class_set(classes) if isinstance(classes, str) else classes
+    test_set = data if isinstance(data, TestSet) else open_test_set(data, classes=chosen, name=name)
+    prompt_set = templates if isinstance(templates, PromptSet) else choose_prompts(templates, test_set)
+    was_training = subject.module.training
+    subject.module.eval()
+    try:
+        return run_evaluation(
+            subject,
+            test_set,
+            prompt_set,
+            precision=precision,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            cache=cache,
+            state=state,
+            progress=progress,
+        )
+    finally:
+        subject.module.train(was_training)

@@ -1,0 +1,196 @@
+"""Figures of merit of zero-shot evaluation: functions of tensors and arrays, nothing else.
+
+Ties are broken by one rule everywhere: of equal scores the class (picture, caption) with the lower index comes first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+NUM_RESAMPLES = 1000
+LEVEL = 0.95
+BOOTSTRAP_SEED = 0
+LOWER_HALF = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share or mean with the interval in which it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def ordered_keys(scores: Float[Tensor, "batch classes"]) -> Int64[Tensor, "batch classes"]:
+    """Integers that order like (score, lower index first) and never tie.
+
+    Args:
+        scores: finite float32.
+
+    Raises:
+        ValueError: other dtypes; scores that are not finite.
+    """
+    if scores.dtype != torch.float32:
+        raise ValueError(f"scores are {scores.dtype}, not float32")
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores are not finite: the model gives NaN or infinity")
+    # A float's bits order like the float itself once those of negative ones are turned round; adding 0 makes -0 be 0.
+    bits = (scores + 0.0).view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    num_classes = scores.shape[1]
+    position = torch.arange(num_classes - 1, -1, -1, device=scores.device)
+    return (bits.long() << 32) + position
+
+
+def top_classes(
+    keys: Int64[Tensor, "batch classes"], scores: Float[Tensor, "batch classes"], k: int
+) -> tuple[Float[Tensor, "batch k"], Int64[Tensor, "batch k"]]:
+    """The k best scores and their classes, best first, by `ordered_keys`."""
+    best = keys.topk(k, dim=1, sorted=True).values
+    classes = keys.shape[1] - 1 - (best & LOWER_HALF)
+    return scores.gather(1, classes), classes
+
+
+def truth_ranks(keys: Int64[Tensor, "batch classes"], labels: Int64[Tensor, "batch labels"]) -> Int64[Tensor, " batch"]:
+    """How many classes come before the best-placed true class of each row: 0 is a hit, below 5 a top-5 hit.
+
+    Args:
+        keys: from `ordered_keys`.
+        labels: the true classes of each row, padded with -1. Rows without any label get the number of classes.
+    """
+    own = keys.gather(1, labels.clamp(min=0)).masked_fill(labels < 0, torch.iinfo(torch.int64).min)
+    return (keys > own.max(dim=1, keepdim=True).values).sum(dim=1)
+
+
+def _interval(resampled: np.ndarray, value: float) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(value), float(low), float(high))
+
+
+def share(correct: Bool[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> Estimate:
+    """The share of True with its bootstrap interval; NaN for no samples.
+
+    Resampling n binary outcomes with replacement is drawing from Binomial(n, share), so that is what is drawn: the
+    percentile bootstrap of Efron and Tibshirani (1993), chapter 13, without its loop.
+    """
+    n = len(correct)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    value = float(np.count_nonzero(correct)) / n
+    return _interval(np.random.default_rng(seed).binomial(n, value, NUM_RESAMPLES) / n, value)
+
+
+def mean(values: Float[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> Estimate:
+    """The mean with its percentile bootstrap interval; NaN for no samples."""
+    n = len(values)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    distinct, counts = np.unique(values, return_counts=True)
+    generator = np.random.default_rng(seed)
+    resampled = [generator.multinomial(n, counts / n) @ distinct / n for _ in range(NUM_RESAMPLES)]
+    return _interval(np.array(resampled), float(values.mean()))
+
+
+def per_class_counts(
+    labels: Int[np.ndarray, " samples"], correct: Bool[np.ndarray, " samples"], num_classes: int
+) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
+    """(pictures, hits) of each class."""
+    return np.bincount(labels, minlength=num_classes), np.bincount(labels[correct], minlength=num_classes)
+
+
+def mean_per_class_recall(
+    labels: Int[np.ndarray, " samples"],
+    correct: Bool[np.ndarray, " samples"],
+    num_classes: int,
+    seed: int = BOOTSTRAP_SEED,
+) -> Estimate:
+    """The mean of the classes' shares of hits, over the classes that have pictures (balanced accuracy).
+
+    It is the accuracy with each picture weighted by one over the pictures of its class; the bootstrap draws pictures
+    with their weights. Where all classes have equally many its interval is that of top-1. (Recalls recomputed from each
+    resample would be far too sure of themselves where classes have few pictures.)
+    """
+    n = len(labels)
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    pictures, hits = per_class_counts(labels, correct, num_classes)
+    present = pictures > 0
+    value = float((hits[present] / pictures[present]).mean())
+    # Pictures of equally large classes are alike but for hit or miss: few kinds to draw from.
+    sizes = np.unique(pictures[present])
+    num_hits = np.array([hits[pictures == size].sum() for size in sizes])
+    num_pictures = np.array([pictures[pictures == size].sum() for size in sizes])
+    cells = np.concatenate([num_hits, num_pictures - num_hits]) / n
+    drawn = np.random.default_rng(seed).multinomial(n, cells, NUM_RESAMPLES)
+    drawn_hits, drawn_misses = np.split(drawn, 2, axis=1)
+    return _interval((drawn_hits / sizes).sum(1) / ((drawn_hits + drawn_misses) / sizes).sum(1), value)
+
+
+def most_confused(
+    labels: Int[np.ndarray, " samples"], predicted: Int[np.ndarray, " samples"], num_classes: int, num_worst: int
+) -> list[tuple[int, float, list[tuple[int, int]]]]:
+    """The classes with the lowest recall: (class, recall, [(wrong class, times), ...] the commonest first).
+
+    Of equally bad classes those with more pictures come first, then those with the lower index.
+    """
+    pictures, hits = per_class_counts(labels, labels == predicted, num_classes)
+    recall = np.divide(hits, pictures, out=np.full(num_classes, np.inf), where=pictures > 0)
+    order = np.lexsort((np.arange(num_classes), -pictures, recall))[:num_worst]
+    worst = []
+    for index in order[pictures[order] > 0].tolist():
+        wrong = predicted[(labels == index) & (predicted != index)]
+        classes, times = np.unique(wrong, return_counts=True)
+        ranking = sorted(zip(classes.tolist(), times.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
+        worst.append((index, float(recall[index]), ranking))
+    return worst
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same pictures: the difference of their shares of hits, b minus a, and McNemar's exact test."""
+
+    difference: Estimate
+    only_a: int
+    only_b: int
+    num_samples: int
+    p_value: float
+
+
+def compare(
+    correct_a: Bool[np.ndarray, " samples"], correct_b: Bool[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED
+) -> Comparison:
+    """Paired comparison of two models' hits on the same pictures in the same order.
+
+    The interval is the percentile bootstrap over pictures; the p-value is the exact two-sided test of McNemar (1947):
+    of the pictures on which the models disagree, half should favour either.
+
+    Raises:
+        ValueError: different lengths, or none.
+    """
+    if len(correct_a) != len(correct_b) or len(correct_a) == 0:
+        raise ValueError(f"{len(correct_a)} and {len(correct_b)} pictures cannot be paired")
+    from scipy.stats import binomtest
+
+    n = len(correct_a)
+    only_a = int(np.count_nonzero(correct_a & ~correct_b))
+    only_b = int(np.count_nonzero(correct_b & ~correct_a))
+    drawn = np.random.default_rng(seed).multinomial(
+        n, [only_a / n, only_b / n, (n - only_a - only_b) / n], NUM_RESAMPLES
+    )
+    difference = _interval((drawn[:, 1] - drawn[:, 0]) / n, (only_b - only_a) / n)
+    disagreements = only_a + only_b
+    p_value = float(binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
+    return Comparison(difference, only_a, only_b, n, p_value)
+
+
+def recall_at(ranks: Int[np.ndarray, " queries"], ks: Sequence[int]) -> dict[int, Estimate]:
+    """k -> the share of queries whose best-placed match stands among the first k."""
+    return {k: share(ranks < k) for k in ks}

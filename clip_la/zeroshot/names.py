@@ -1,0 +1,68 @@
+"""What the installed packages know of ImageNet's classes: WordNet ids, lemmas, definitions, curated names.
+
+timm ships the lists of WordNet ids with WordNet's lemmas and definitions for 21,844 synsets, open_clip the names that
+OpenAI wrote by hand for ImageNet-1K. Everything is keyed by WordNet id ("n02084071"), never by position.
+"""
+
+import functools
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def is_wordnet_id(text: str) -> bool:
+    """Whether `text` is a WordNet noun id: the letter n and eight digits."""
+    return WORDNET_ID.fullmatch(text) is not None
+
+
+def _timm_file(name: str) -> Path:
+    # The files are read where they lie: `import timm.data` would cost seconds for three text files.
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "data" / "_info" / name
+
+
+@functools.cache
+def wordnet_ids(file: str) -> tuple[str, ...]:
+    """The ids of one of timm's lists (`imagenet12k` for imagenet12k_synsets.txt), in the list's order."""
+    return tuple(_timm_file(f"{file}_synsets.txt").read_text(encoding="utf-8").split())
+
+
+def _table(name: str) -> dict[str, str]:
+    lines = _timm_file(name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t", 1) for line in lines)
+
+
+@functools.cache
+def lemmas() -> dict[str, tuple[str, ...]]:
+    """WordNet id -> its lemmas, the commonest first ("dog", "domestic dog", "Canis familiaris")."""
+    return {key: tuple(text.split(", ")) for key, text in _table("imagenet_synset_to_lemma.txt").items()}
+
+
+@functools.cache
+def definitions() -> dict[str, str]:
+    """WordNet id -> WordNet's definition in one sentence."""
+    return _table("imagenet_synset_to_definition.txt")
+
+
+@functools.cache
+def curated() -> dict[str, str]:
+    """WordNet id -> the name OpenAI chose for it (open_clip's IMAGENET_CLASSNAMES), ImageNet-1K only."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    # open_clip lists them in the order of ImageNet's sorted WordNet ids; a test pins well-known pairs of it.
+    return dict(zip(wordnet_ids("imagenet"), IMAGENET_CLASSNAMES, strict=True))
+
+
+@functools.cache
+def real_labels() -> tuple[tuple[int, ...], ...]:
+    """The ReaL labels of ImageNet-1K's 50,000 validation pictures (Beyer et al. 2020, "Are we done with ImageNet?").
+
+    Entry i belongs to ILSVRC2012_val_{i + 1:08d}; its numbers are positions in the sorted WordNet ids; it may be empty.
+    """
+    rows = json.loads(_timm_file("imagenet_real_labels.json").read_text(encoding="utf-8"))
+    return tuple(tuple(row) for row in rows)

@@ -1,0 +1,82 @@
+"""Sharing work over the ranks of a torch.distributed job; with no job there is one rank.
+
+An error on one rank must not leave the others waiting: whatever a rank did, it comes to `exchange`, and if one rank
+brings an error all of them raise it.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from clip_la.errors import UserError
+
+T = TypeVar("T")
+MAX_WORKERS = 16
+
+
+def rank() -> int:
+    """This process's number among those of the job."""
+    return dist.get_rank() if _joined() else 0
+
+
+def world_size() -> int:
+    """How many processes the job has."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def exchange(work: Callable[[], T]) -> list[T]:
+    """Runs `work` here, then gives every rank the results of all ranks, in rank order.
+
+    Raises:
+        UserError: `work` raised one on some rank; every rank raises the first rank's. Other errors of other ranks
+            arrive as RuntimeError, so that no rank waits for one that has gone.
+    """
+    if world_size() == 1:
+        return [work()]
+    result: Any = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, (result, None if error is None else _portable(error)))
+    if error is not None:
+        raise error
+    failed = next((other for _, other in gathered if other is not None), None)
+    if failed is not None:
+        raise failed
+    return [other for other, _ in gathered]
+
+
+def _portable(error: Exception) -> Exception:
+    """The error in a form that every process can unpickle."""
+    return UserError(str(error)) if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def join_from_environment() -> int:
+    """Joins the job that torchrun or SLURM describes in the environment, on gloo; returns this process's local rank.
+
+    Results are a few bytes a picture and the classifier is tens of megabytes, so the CPU's backend serves CPU and GPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _joined():
+        dist.init_process_group("gloo")
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def default_workers() -> int:
+    """Worker processes for this rank: its share of the cores that this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def leave() -> None:
+    """Ends this process's part in the job, if there is one."""
+    if _joined():
+        dist.destroy_process_group()

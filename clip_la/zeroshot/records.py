@@ -1,0 +1,56 @@
+"""A test set as the engine sees it: classes, and sources of records that are read lazily."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from clip_la.zeroshot.classes import ClassSet
+
+NO_LABEL = "no label"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture: `labels` are positions in the class set, the first one its own class, the others accepted too."""
+
+    key: str
+    labels: tuple[int, ...]
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One picture that cannot be used, and why."""
+
+    key: str
+    reason: str
+
+
+class Source(Protocol):
+    """A part of a test set, such as one shard; the same records in the same order every time, and it pickles.
+
+    `records` may raise UserError, for input that only a person can put right.
+    """
+
+    def records(self) -> Iterator[Record | Skipped]: ...
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures with classes.
+
+    Attributes:
+        name: as it stands in results.
+        fingerprint: changes when files, their sizes or their labels change.
+        num_records: how many pictures there are, where that is known without reading all.
+        templates: the set's own prompts, if it brings some.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    name: str
+    classes: ClassSet
+    sources: tuple[Source, ...]
+    fingerprint: str
+    num_records: int | None = None
+    templates: tuple[str, ...] | None = None

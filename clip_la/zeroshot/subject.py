@@ -1,0 +1,225 @@
+"""The model under evaluation behind one small face: ours, or any model of open_clip through open_clip's own module."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from PIL import Image
+from torch import Tensor, nn
+
+from clip_la.data.tokenizer import get_tokenizer
+from clip_la.data.transforms import eval_transform, normalize_pixels
+from clip_la.errors import UserError, unknown
+from clip_la.models.clip import CLIP
+from clip_la.models.flops import flops
+
+Tokenize = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
+HASH_DIGITS = 16
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class UInt8Preprocess:
+    """Picture or bytes -> UInt8[3, size, size], to be normalised on the model's device; pickles for workers."""
+
+    image_size: int
+
+    def __call__(self, image: Image.Image | bytes) -> Tensor:
+        return _eval_transform(self.image_size)(image)
+
+
+@dataclass(frozen=True)
+class OpenClipPreprocess:
+    """Picture or bytes -> Float[3, height, width], by open_clip's own evaluation transform of the model."""
+
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, image: Image.Image | bytes) -> Tensor:
+        from clip_la.data.decode import decode_image
+
+        return _open_clip_transform(self.settings)(decode_image(image) if isinstance(image, bytes) else image)
+
+
+_eval_transform = functools.cache(eval_transform)
+
+
+@functools.cache
+def _open_clip_transform(settings: tuple[tuple[str, Any], ...]) -> Callable[[Image.Image], Tensor]:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    return image_transform_v2(PreprocessCfg(**dict(settings)), is_train=False)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A two-tower model with all it takes to show it pictures and texts.
+
+    Attributes:
+        module: has `encode_image` and `encode_text`, both with `normalize=`.
+        preprocess: picture or bytes to a tensor: uint8 pixels where `pixel_stats` are given, else ready for the module.
+        pixel_stats: (mean, std) in RGB on the 0..1 scale, or None.
+        context_length: the longest text, in tokens; `trims_text` says whether shorter ones may come unpadded.
+        image_prefix: how the names of the image tower's weights begin (the text classifier does not depend on them).
+        origin: the fields of a result line that tell where the model comes from.
+    """
+
+    module: nn.Module
+    preprocess: Callable[[Image.Image | bytes], Tensor]
+    pixel_stats: tuple[tuple[float, ...], tuple[float, ...]] | None
+    tokenize: Tokenize
+    tokenizer_name: str
+    context_length: int
+    trims_text: bool
+    image_prefix: str
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return str(self.origin.get("checkpoint") or self.origin.get("model"))
+
+    def encode_images(self, images: Tensor, precision: str) -> Float[Tensor, "batch embed_dim"]:
+        """Float32 features of length one of a batch from `preprocess`, on the model's device."""
+        images = images.to(self.device, non_blocking=True)
+        if self.pixel_stats is not None:
+            images = normalize_pixels(images, *self.pixel_stats)
+        with autocast(self.device, precision):
+            features = self.module.encode_image(images, normalize=False)  # type: ignore[operator]
+        return nn.functional.normalize(features.float(), dim=-1)
+
+    def encode_texts(self, tokens: Int64[Tensor, "batch tokens"], precision: str) -> Float[Tensor, "batch embed_dim"]:
+        """Float32 features of length one of tokenised texts, on the model's device."""
+        with autocast(self.device, precision):
+            features = self.module.encode_text(tokens.to(self.device), normalize=False)  # type: ignore[operator]
+        return nn.functional.normalize(features.float(), dim=-1)
+
+    @functools.cached_property
+    def text_hash(self) -> str:
+        """Hash of everything the text classifier depends on but the prompts: text weights and tokenizer."""
+        return weights_hash(self.module, self.tokenizer_name, without=self.image_prefix)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hash of all weights and the tokenizer."""
+        return weights_hash(self.module, self.tokenizer_name)
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context in which a tower runs at `precision` ("float32" or "bf16")."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def weights_hash(module: nn.Module, salt: str, without: str | None = None) -> str:
+    """The first 16 hex digits of a BLAKE2b over names, shapes, dtypes and bytes of the state dict."""
+    digest = hashlib.blake2b(salt.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        name = name.removeprefix("_orig_mod.")
+        if without is None or not name.startswith(without):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subject:
+    """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
+    spec = model.spec
+    origin = {
+        "run_id": meta.get("run_id"),
+        # Branches of one constant-rate run share it: a bootstrap must resample them together.
+        "parent_run_id": meta.get("parent_run_id"),
+        "seed": meta.get("seed"),
+        "model": spec.name,
+        "attention": spec.attention,
+        "image_attention": spec.image_attention,
+        "text_attention": spec.text_attention,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_sample": flops(spec)["total"],
+        "samples_seen": meta.get("samples_seen"),
+        "budget_samples": meta.get("budget_samples"),
+        "schedule": meta.get("schedule"),
+        "batch_size": meta.get("batch_size"),
+        "train_data": meta.get("train_data"),
+        "checkpoint": checkpoint,
+    }
+    return Subject(
+        module=model,
+        preprocess=UInt8Preprocess(spec.image_size),
+        pixel_stats=(tuple(spec.pixel_mean), tuple(spec.pixel_std)),
+        tokenize=get_tokenizer(spec.tokenizer, spec.context_length),
+        tokenizer_name=f"{spec.tokenizer}/{spec.context_length}",
+        context_length=spec.context_length,
+        trims_text=True,
+        image_prefix="image.",
+        origin=origin,
+    )
+
+
+def of_open_clip(name: str, weights: str) -> Subject:
+    """Any open_clip model through open_clip's own module; `weights` is a file or one of its pretrained tags."""
+    import open_clip
+
+    is_hub = ":" in name
+    if not is_hub and name not in open_clip.list_models():
+        raise unknown("open_clip model", name, open_clip.list_models())
+    tags = [] if is_hub else open_clip.list_pretrained_tags_by_model(name)
+    if not is_hub and weights not in tags and not Path(weights).is_file():
+        known = f"one of {', '.join(tags)}" if tags else "a file: open_clip has no weights for it"
+        raise UserError(f"no weights '{weights}' for {name}: expected a file or {known}")
+    try:
+        module = open_clip.create_model(name, pretrained=weights or None, precision="fp32")
+    except Exception as error:  # whatever open_clip, torch or the hub raise, the user named the weights
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"open_clip cannot load {name}:{weights}: {reason}") from error
+    return wrap_open_clip(module, name, weights)
+
+
+def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
+    """An open_clip module that is already loaded."""
+    import open_clip
+
+    settings = dict(module.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
+    tokenizer = open_clip.get_tokenizer(name)
+    empty = (
+        "run_id",
+        "parent_run_id",
+        "seed",
+        "samples_seen",
+        "budget_samples",
+        "schedule",
+        "batch_size",
+        "train_data",
+        "flops_per_sample",
+    )
+    origin: dict[str, Any] = dict.fromkeys(empty)
+    # Every open_clip tower attends by softmax; its FLOPs are not counted by our arithmetic.
+    origin |= dict.fromkeys(("attention", "image_attention", "text_attention"), "softmax")
+    origin |= {"model": name, "parameters": sum(p.numel() for p in module.parameters()), "checkpoint": weights or None}
+    return Subject(
+        module=module.eval(),
+        preprocess=OpenClipPreprocess(tuple(sorted((key, _frozen(value)) for key, value in settings.items()))),
+        pixel_stats=None,
+        tokenize=lambda texts: tokenizer(list(texts)),
+        tokenizer_name=f"open_clip/{name}",
+        context_length=int(module.context_length),  # type: ignore[arg-type]
+        trims_text=False,
+        image_prefix="visual.",
+        origin=origin,
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clip_la_kernels import torch_path
+from clip_la_kernels.autograd import first_order_only
 from clip_la_kernels.dispatch import takes_kernels
 from clip_la_kernels.options import Options, check_dtype, check_padding, check_tensors, make_options
 
@@ -109,7 +109,7 @@ class TorchAttention(torch.autograd.Function):
         return out.transpose(1, 2).to(q.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = torch_path.Saved(*ctx.saved_tensors)
         with torch.autocast(grad.device.type, enabled=False):

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from clip_la_kernels.autograd import first_order_only
 
 
 def contrastive_loss(
@@ -90,7 +91,7 @@ class ContrastiveLoss(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[:3]
         return (

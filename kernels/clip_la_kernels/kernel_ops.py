@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from clip_la_kernels.autograd import first_order_only
 from clip_la_kernels.options import DEN_SUM, Options
 from clip_la_kernels.triton_path import configs, launch
 
@@ -39,16 +39,17 @@ def _backward(  # type: ignore[no-untyped-def]
 def _forward_fake(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
     inputs = launch.Inputs(q, k, v, mask, counts, cu, Options(a, b, feature_map, denominator, causal, eps))
     out = q.new_empty(q.shape)
-    none = q.new_empty(0, dtype=torch.float32)
+    nothing = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
     if not causal:
         plan = configs.plan(inputs.heads, q.shape[1], inputs.width, q.device)
         kept = plan.parts > 0 or (save and plan.save)
-        return out, *(launch.states(inputs, 1, q.dtype) if kept else (none, none)), none
+        return out, *(launch.states(inputs, 1, q.dtype) if kept else nothing[:2]), nothing[2]
     if launch.is_short(inputs):
-        return out, none, none, none
+        return out, *nothing
     parts = configs.causal_parts(inputs.heads, q.shape[1], inputs.width, q.device)
-    state, aux = launch.states(inputs, parts, torch.float32) if parts > 1 else (none, none)
-    return out, state, aux, none.new_empty(q.shape[0] * q.shape[1] * q.shape[2] if denominator == DEN_SUM else 0)
+    state, aux = launch.states(inputs, parts, torch.float32) if parts > 1 else nothing[:2]
+    tokens = q.shape[0] * q.shape[1] * q.shape[2]
+    return out, state, aux, q.new_empty(tokens, dtype=torch.float32) if denominator == DEN_SUM else nothing[2]
 
 
 def _backward_fake(  # type: ignore[no-untyped-def]
@@ -84,7 +85,7 @@ class KernelAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mask, counts, cu, state, aux, z, *tensors = ctx.saved_tensors
         packed = len(tensors) == 1

@@ -23,11 +23,14 @@ from clip_la_kernels.triton_path.common import (
     load_keys,
     load_tile,
     place,
+    prefetch_rows,
     row_base,
     span,
     store_tile,
     thin,
 )
+
+PREFETCH_ROWS = tl.constexpr(128)
 
 
 @triton.jit
@@ -114,14 +117,18 @@ def store_state(STATE, AUX, index, S, ks, vs, DP: tl.constexpr):
 def forward_fused(
     Q, K, V, O, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, a, b, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
     MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, SAVE: tl.constexpr,
-    UP: tl.constexpr, PREC: tl.constexpr,
+    PREFETCH: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: keys and values once, then queries. 4T bytes."""
     seq, h, part = place(tl.program_id(0), H, 1)
     start, tokens = span(seq, N, CU, VARLEN)
     base = row_base(seq, h, start, sb, sn, sh, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
-    S, ks, vs = key_state(K + base, V + base, MASK, 0, tokens, sn, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, UP, PREC)
+    if PREFETCH:
+        prefetch_rows(Q + base, 0, tokens, sn, PREFETCH_ROWS)
+    S, ks, vs = key_state(
+        K + base, V + base, MASK, 0, tokens, sn, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, UP, PREC
+    )
     c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
     Sb = (S * (b * c)).to(Q.dtype.element_ty)
     ks = ks * (b * c)
@@ -290,7 +297,7 @@ def backward_fused(
     Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
     D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
     HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, SAVED: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    UP: tl.constexpr, PREC: tl.constexpr,
+    PREFETCH: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: queries with their gradients, then keys and values. 7T bytes with the state SAVED by the forward pass."""
     seq, h, part = place(tl.program_id(0), H, 1)
@@ -303,13 +310,33 @@ def backward_fused(
     d = tl.arange(0, DP)
     dt = Q.dtype.element_ty
     c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
+    if PREFETCH and SAVED:
+        prefetch_rows(K + base, 0, tokens, sn, PREFETCH_ROWS)
+        prefetch_rows(V + base, 0, tokens, sn, PREFETCH_ROWS)
+    if PREFETCH and not SAVED:
+        prefetch_rows(Q + base, 0, tokens, sn, PREFETCH_ROWS)
+        prefetch_rows(DO + dobase, 0, tokens, sdon, PREFETCH_ROWS)
     if SAVED:
         St = tl.load(STATE + index * DP * DP + d[None, :] * DP + d[:, None])
         ks = tl.load(AUX + index * 2 * DP + d)
         vs = tl.load(AUX + index * 2 * DP + DP + d)
     else:
         S, ks, vs = key_state(
-            K + base, V + base, MASK, 0, tokens, sn, D, DP, BL, MAP, DEN == DEN_SUM, VSUM and DEN == DEN_SUM, HAS_MASK, UP, PREC
+            K + base,
+            V + base,
+            MASK,
+            0,
+            tokens,
+            sn,
+            D,
+            DP,
+            BL,
+            MAP,
+            DEN == DEN_SUM,
+            VSUM and DEN == DEN_SUM,
+            HAS_MASK,
+            UP,
+            PREC,
         )
         St = tl.trans((S * (b * c)).to(dt))
         ks = ks * (b * c)

@@ -172,3 +172,18 @@ def keys_seen(b, tokens, COUNT, HAS_MASK: tl.constexpr):
     else:
         n = tokens.to(tl.float32)
     return tl.maximum(n, 1.0)
+
+
+@triton.jit
+def prefetch_rows(P, lo, hi, stride, ROWS: tl.constexpr):
+    """Asks the L2 cache for rows lo..hi, one request a row (a head of 64 bfloat16 is one line of 128 bytes)."""
+    for n0 in range(lo, hi, ROWS):
+        n = tl.minimum(n0 + tl.arange(0, ROWS), hi - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [P + tl.cast(n, tl.int64) * stride],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

@@ -17,11 +17,12 @@ COMBINE_ROWS = 16
 
 
 class Config(NamedTuple):
-    """rows: tokens a tile; warps; stages: depth of the software pipeline."""
+    """rows: tokens a tile; warps; stages: depth of the software pipeline; registers: most a thread may take (0: no limit)."""
 
     rows: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 # By kernel and padded head width (and whether the denominator is the sum of weights, where that changes the registers).
@@ -40,7 +41,13 @@ SM80 = {key: Config(32, 4, 2) for key in SM90}
 TABLES = {9: SM90, 8: SM80}
 
 # Where the table has no entry. Wide heads keep a 128 x 128 state: eight warps.
-DEFAULT = {16: Config(64, 4, 2), 32: Config(64, 4, 2), 64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)}
+DEFAULT = {
+    16: Config(64, 4, 2),
+    32: Config(64, 4, 2),
+    64: Config(64, 4, 2),
+    128: Config(64, 8, 2),
+    256: Config(32, 8, 1),
+}
 
 _overrides: dict[str, Config] = {}
 _plan: dict[str, int] = {}
@@ -79,11 +86,13 @@ def config(kernel: str, device: torch.device, width: int, total: bool) -> Config
 
 
 class Plan(NamedTuple):
-    """parts: 0 = one fused program a head, else programs a head, `size` tokens each; save: does the forward pass keep the state."""
+    """parts: 0 = one fused program a head, else programs a head, `size` tokens each; save: does the forward pass keep the state;
+    prefetch: does a fused program ask for its second phase's rows while it works on the first's."""
 
     parts: int
     size: int
     save: bool
+    prefetch: bool
 
 
 # A fused program a head is best while a head is short (its second read of k and v hits the L2 cache) and heads fill the GPU.
@@ -91,6 +100,8 @@ FUSED_TOKENS = 320
 FUSED_WAVES = 2
 # Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
 PART_TOKENS = 512
+# Every tile height divides it.
+PART_MULTIPLE = 128
 WANTED_WAVES = 6
 
 
@@ -101,7 +112,12 @@ def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
     if tokens > FUSED_TOKENS or (heads < FUSED_WAVES * sms and tokens > PART_TOKENS):
         parts = max(1, min(tokens // PART_TOKENS, -(-WANTED_WAVES * sms // heads)))
     parts = _plan.get("parts", parts)
-    return Plan(parts, part_size(tokens, parts), bool(_plan.get("save", True)))
+    return Plan(parts, part_size(tokens, parts), bool(_plan.get("save", True)), bool(_plan.get("prefetch", False)))
+
+
+def short_tokens() -> int:
+    """Up to how many tokens a causal head is one tile."""
+    return _plan.get("short", SHORT_TOKENS)
 
 
 def causal_parts(heads: int, tokens: int, width: int, device: torch.device) -> int:
@@ -116,7 +132,8 @@ def part_size(tokens: int, parts: int) -> int:
     if parts < 1:
         return tokens
     size = -(-tokens // parts)
-    return -(-size // 128) * 128 if parts > 1 else size
+    multiple = _plan.get("multiple", PART_MULTIPLE)
+    return -(-size // multiple) * multiple if parts > 1 else size
 
 
 def column_block(width: int, device: torch.device) -> int:

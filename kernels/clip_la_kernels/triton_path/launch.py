@@ -48,11 +48,12 @@ def uniform(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _flags(x: Inputs, kernel: str, **more: Any) -> dict[str, Any]:
     """Compile-time arguments and launch options of one kernel."""
-    rows, warps, stages = configs.config(kernel, x.q.device, x.width, x.opt.denominator == DEN_SUM)
+    rows, warps, stages, registers = configs.config(kernel, x.q.device, x.width, x.opt.denominator == DEN_SUM)
+    limit = {"maxnreg": registers} if registers else {}
     return {
         "D": x.q.shape[3], "DP": x.width, "BL": rows, "MAP": x.opt.feature_map, "DEN": x.opt.denominator,
         "VSUM": x.opt.a != 0, "HAS_MASK": x.mask is not None, "VARLEN": x.cu is not None, "UP": interpreting(),
-        "PREC": configs.precision(x.q.dtype), "num_warps": warps, "num_stages": stages, **more,
+        "PREC": configs.precision(x.q.dtype), "num_warps": warps, "num_stages": stages, **limit, **more,
     }  # fmt: skip
 
 
@@ -64,6 +65,11 @@ def states(x: Inputs, parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Room for S and for (ks, vs) of each part of each head."""
     state = torch.empty(x.heads, parts, x.width, x.width, dtype=dtype, device=x.q.device)
     return state, torch.empty(x.heads, parts, 2, x.width, dtype=torch.float32, device=x.q.device)
+
+
+def _nothing(x: Inputs) -> Tensor:
+    """An empty tensor of its own: an operator's outputs may not alias."""
+    return torch.empty(0, dtype=torch.float32, device=x.q.device)
 
 
 def _pointers(x: Inputs, dummy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,17 +108,17 @@ def forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens, heads = x.q.shape[1], x.q.shape[2]
     plan = configs.plan(x.heads, tokens, x.width, x.q.device)
     out = torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device)
-    none = torch.empty(0, dtype=torch.float32, device=x.q.device)
+    z = _nothing(x)
     opt = x.opt
     if plan.parts == 0:
         keep = save and plan.save
-        state, aux = states(x, 1, x.q.dtype) if keep else (none, none)
-        mask, counts, cu = _pointers(x, none)
+        state, aux = states(x, 1, x.q.dtype) if keep else (_nothing(x), _nothing(x))
+        mask, counts, cu = _pointers(x, z)
         bidirectional.forward_fused[(x.heads,)](
             x.q, x.k, x.v, out, state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
-            **_flags(x, "forward_fused", SAVE=keep),
+            **_flags(x, "forward_fused", SAVE=keep, PREFETCH=plan.prefetch),
         )  # fmt: skip
-        return out, state, aux, none
+        return out, state, aux, z
     state, aux = _key_states(x, plan.parts, plan.size, plan.parts > 1)
     if plan.parts > 1:
         state, aux = _combine(x, state, aux, plan.parts)
@@ -120,7 +126,7 @@ def forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x.q, out, state, aux, _pointers(x, aux)[2], *x.q.stride()[:3], tokens, heads, plan.parts, plan.size, opt.a, opt.eps,
         **_without(_flags(x, "output_part"), "HAS_MASK"),
     )  # fmt: skip
-    return out, state, aux, none
+    return out, state, aux, z
 
 
 def _grads(x: Inputs, packed: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -148,7 +154,13 @@ def backward(
 
 
 def _bidirectional_backward(
-    x: Inputs, grad: Tensor, state: Tensor, aux: Tensor, grads: tuple[Tensor, Tensor, Tensor], need_q: bool, need_kv: bool
+    x: Inputs,
+    grad: Tensor,
+    state: Tensor,
+    aux: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    need_q: bool,
+    need_kv: bool,
 ) -> None:
     tokens, heads = x.q.shape[1], x.q.shape[2]
     plan = configs.plan(x.heads, tokens, x.width, x.q.device)
@@ -160,7 +172,7 @@ def _bidirectional_backward(
     if plan.parts == 0:
         bidirectional.backward_fused[(x.heads,)](
             x.q, x.k, x.v, grad, dq, dk, dv, state, aux, mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
-            **_flags(x, "backward_fused", SAVED=state.numel() > 0, **needs),
+            **_flags(x, "backward_fused", SAVED=state.numel() > 0, PREFETCH=plan.prefetch, **needs),
         )  # fmt: skip
         return
     raw = plan.parts > 1
@@ -181,7 +193,7 @@ def _bidirectional_backward(
 
 def is_short(x: Inputs) -> bool:
     """Does a causal head fit one tile?"""
-    return x.q.shape[1] <= configs.SHORT_TOKENS and x.width <= 128
+    return x.q.shape[1] <= configs.short_tokens() and x.width <= 128
 
 
 def _short_flags(x: Inputs, kernel: str) -> dict[str, Any]:
@@ -193,22 +205,22 @@ def _short_flags(x: Inputs, kernel: str) -> dict[str, Any]:
 def _causal_forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens, heads = x.q.shape[1], x.q.shape[2]
     out = torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device)
-    none = torch.empty(0, dtype=torch.float32, device=x.q.device)
-    mask, counts, cu = _pointers(x, none)
+    state, aux, z = _nothing(x), _nothing(x), _nothing(x)
+    mask, counts, cu = _pointers(x, z)
     opt = x.opt
     if is_short(x):
         short.short_forward[(x.heads,)](
             x.q, x.k, x.v, out, mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
             **_short_flags(x, "short_forward"),
         )  # fmt: skip
-        return out, none, none, none
+        return out, state, aux, z
     parts = configs.causal_parts(x.heads, tokens, x.width, x.q.device)
     size = configs.part_size(tokens, parts)
-    state, aux = none, none
     if parts > 1:
         state, aux = _key_states(x, parts, size, True)
         _scan(x, state, aux, parts, False)
-    z = torch.empty(heads * x.q.shape[0] * tokens if opt.denominator == DEN_SUM else 0, dtype=torch.float32, device=x.q.device)
+    if opt.denominator == DEN_SUM:
+        z = torch.empty(heads * x.q.shape[0] * tokens, dtype=torch.float32, device=x.q.device)
     columns = configs.column_block(x.width, x.q.device)
     flags = _flags(x, "causal_forward", BV=columns, HAS_STATE=parts > 1)
     causal.causal_forward[(x.heads * parts * (x.width // columns),)](
@@ -226,7 +238,14 @@ def _scan(x: Inputs, state: Tensor, aux: Tensor, parts: int, reverse: bool) -> N
 
 
 def _causal_backward(
-    x: Inputs, grad: Tensor, state: Tensor, aux: Tensor, z: Tensor, grads: tuple[Tensor, Tensor, Tensor], need_q: bool, need_kv: bool
+    x: Inputs,
+    grad: Tensor,
+    state: Tensor,
+    aux: Tensor,
+    z: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    need_q: bool,
+    need_kv: bool,
 ) -> None:
     tokens, heads = x.q.shape[1], x.q.shape[2]
     dq, dk, dv = grads
@@ -263,5 +282,3 @@ def _causal_backward(
         x.q, x.k, x.v, grad, dk, dv, z, delta, dstate, daux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
         opt.eps, STAGES=flags["num_stages"], **flags,
     )  # fmt: skip
-
-

@@ -1,0 +1,25 @@
+"""What the autograd functions share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that refuses create_graph=True.
+
+    `once_differentiable` looks at the incoming gradient only, and would let a penalty on the first derivative drop its
+    dependence on the inputs without a word.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "linear attention and its losses have no second derivative; call autograd without create_graph"
+            )
+        return backward(ctx, *grads)
+
+    return checked

@@ -1,0 +1,196 @@
+"""Offline tuner: times candidate configurations on this GPU and prints a table for `triton_path/configs.py`.
+
+    python -m clip_la_kernels.tune [--quick] [--json FILE]
+
+Each kernel is varied alone while the others keep their configuration; times are medians of CUDA-graph replays. Candidates are
+compiled beforehand by a pool of processes, one at a time per kernel on a small input.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from clip_la_kernels import linear_attention
+from clip_la_kernels.triton_path import configs
+from clip_la_kernels.triton_path.configs import Config
+
+Case = tuple[str, int, int, int, int, bool, dict[str, int]]
+REPEATS, CALLS = 7, 10
+
+FUSED = ("forward_fused", "backward_fused")
+SPLIT = ("key_state_part", "output_part", "query_grad_part", "key_grad_part")
+CAUSAL = ("causal_forward", "causal_query_grad", "causal_key_grad")
+FORWARD = {"forward_fused", "key_state_part", "output_part", "causal_forward"}
+
+
+def candidates(kernel: str, width: int) -> list[Config]:
+    """Configurations worth measuring for one kernel."""
+    if width == 128:
+        return [Config(r, w, s) for r, w, s in itertools.product((64, 128), (4, 8), (1, 2, 3)) if r * s <= 192]
+    plain = [Config(r, w, s) for r, w, s in itertools.product((32, 64, 128), (4, 8), (2, 3, 4)) if r * s <= 256]
+    if kernel in ("backward_fused", "query_grad_part", "key_grad_part"):
+        plain += [Config(r, 4, s, 168) for r, s in itertools.product((32, 64), (2, 3))]
+    if kernel == "forward_fused":
+        plain += [Config(64, 4, s, 96) for s in (2, 3)]
+    return plain
+
+
+def cases(quick: bool) -> list[Case]:
+    """(what, B, N, H, D, causal, plan) to tune on."""
+    shapes: list[Case] = []
+    for batch, tokens in ((256, 197), (128, 577)):
+        for save, prefetch in ((1, 0), (1, 1), (0, 1)):
+            shapes.append(("fused", batch, tokens, 12, 64, False, {"parts": 0, "save": save, "prefetch": prefetch}))
+    shapes += [("split", b, n, 12, 64, False, {"parts": p}) for b, n, p in (
+        (256, 197, 1), (128, 577, 1), (64, 1025, 1), (64, 1025, 2), (16, 4097, 2), (16, 4097, 4), (16, 4097, 8), (4, 16385, 8), (4, 16385, 16), (4, 16385, 32))]  # fmt: skip
+    for columns, parts in itertools.product((64, 128), (8,)):
+        shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_parts": parts, "columns": columns}))
+    return shapes[:2] if quick else shapes
+
+
+def inputs(batch: int, tokens: int, heads: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    qkv = torch.randn(batch, tokens, 3, heads, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    return qkv, torch.randn(batch, tokens, heads, width, device="cuda", dtype=torch.bfloat16)
+
+
+def graph_time(call: Callable[[], Any]) -> float:
+    """Median milliseconds of one call by CUDA-graph replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            call()
+    graph.replay()
+    times = []
+    for _ in range(REPEATS):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) / CALLS)
+    return statistics.median(times)
+
+
+def passes(
+    qkv: torch.Tensor, grad: torch.Tensor, denominator: str, causal: bool
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The kernels of the forward pass alone and of the backward pass alone."""
+    from clip_la_kernels.options import make_options
+    from clip_la_kernels.triton_path import launch
+
+    q, k, v = qkv.detach().unbind(2)
+    x = launch.Inputs(q, k, v, None, None, None, make_options(1.0, 1.0, "l2", denominator, causal, None))
+    saved = launch.forward(x, True)[1:]
+    return lambda: launch.forward(x, True), lambda: launch.backward(x, grad, *saved, True, True, True)
+
+
+def compile_one(job: tuple[str, Config, int, bool, str, dict[str, int]]) -> str:
+    """Worker: compiles one candidate by running it on a small input; returns the error or nothing."""
+    kernel, candidate, width, causal, denominator, plan = job
+    try:
+        qkv, grad = inputs(1, 2304, 12, width)
+        with configs.forced({kernel: candidate}, **plan):
+            linear_attention(qkv, denominator=denominator, causal=causal).backward(grad)
+        torch.cuda.synchronize()
+    except Exception as error:
+        return f"{kernel} {candidate}: {str(error)[:120]}"
+    return ""
+
+
+def kernels_of(what: str) -> tuple[str, ...]:
+    return {"fused": FUSED, "split": SPLIT, "causal": CAUSAL}[what]
+
+
+def jobs(
+    todo: Iterable[Case], denominators: tuple[str, ...]
+) -> list[tuple[str, Config, int, bool, str, dict[str, int]]]:
+    seen = {}
+    for (what, _, _, _, width, causal, plan), denominator in itertools.product(todo, denominators):
+        compiled = {key: min(value, 2) if "parts" in key else value for key, value in plan.items()}
+        for kernel in kernels_of(what):
+            for candidate in candidates(kernel, width):
+                job = (kernel, candidate, width, causal, denominator, compiled)
+                seen[repr(job)] = job
+    return list(seen.values())
+
+
+def tune(case: Case, denominator: str, broken: set[tuple[str, Config]]) -> Iterable[dict[str, Any]]:
+    """Times every candidate of every kernel of one case; then the best together, forward and backward."""
+    what, batch, tokens, heads, width, causal, plan = case
+    qkv, grad = inputs(batch, tokens, heads, width)
+    best: dict[str, tuple[float, Config]] = {}
+    row = {"B": batch, "N": tokens, "H": heads, "D": width, "denominator": denominator, "structure": what, "plan": plan}
+    for kernel in kernels_of(what):
+        for candidate in candidates(kernel, width):
+            if (kernel, candidate) in broken:
+                continue
+            with configs.forced({kernel: candidate}, **plan):
+                try:
+                    call = passes(qkv, grad, denominator, causal)[kernel not in FORWARD]
+                    took = graph_time(call)
+                except Exception as error:
+                    print(f"{kernel} {candidate}: {str(error)[:80]}", file=sys.stderr)
+                    continue
+            yield {**row, "kernel": kernel, "config": list(candidate), "ms": took}
+            best[kernel] = min(best.get(kernel, (1e9, candidate)), (took, candidate))
+    chosen = {kernel: candidate for kernel, (_, candidate) in best.items()}
+    with configs.forced(chosen, **plan):
+        both = passes(qkv, grad, denominator, causal)
+        yield {
+            **row,
+            "kernel": "best",
+            "config": {k: list(c) for k, c in chosen.items()},
+            "ms": [graph_time(call) for call in both],
+        }
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a device-to-device copy of 2 GiB, read and written counted."""
+    source = torch.randn(1 << 29, device="cuda", dtype=torch.float32)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / (graph_time(lambda: target.copy_(source)) * 1e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two cases only")
+    parser.add_argument("--json", help="write every time there, one JSON object a line")
+    options = parser.parse_args()
+    todo, denominators = cases(options.quick), ("none", "sum")
+    work = jobs(todo, denominators)
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 15)) as pool:
+        failures = [f for f in pool.imap_unordered(compile_one, work, chunksize=4) if f]
+    print(f"{len(work)} candidates compiled, {len(failures)} failed", *failures[:10], sep="\n", flush=True)
+    speed = copy_bandwidth()
+    print(f"copy bandwidth {speed / 1e12:.3f} TB/s", flush=True)
+    out = open(options.json, "w") if options.json else None  # noqa: SIM115
+    for case, denominator in itertools.product(todo, denominators):
+        for row in tune(case, denominator, set()):
+            if out:
+                print(json.dumps(row), file=out, flush=True)
+            if row["kernel"] == "best":
+                unit = row["B"] * row["N"] * row["H"] * row["D"] * 2 / speed * 1e3
+                ms = row["ms"]
+                print(
+                    f"{row['structure']} B={row['B']} N={row['N']} H={row['H']} D={row['D']} {denominator} {row['plan']}: forward"
+                    f" {ms[0]:.4f} ({ms[0] / unit / 4:.2f} x), backward {ms[1]:.4f} ({ms[1] / unit / 7:.2f} x), both"
+                    f" {sum(ms) / unit / 11:.3f} x {row['config']}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""Both paths of linear attention against the law, at odd sizes, with and without the kernels."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from clip_la_kernels import linear_attention, linear_attention_split, use_backend
+from clip_la_kernels.reference import linear_attention_reference
+
+sys.path.insert(0, str(Path(__file__).parent))
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+if importlib.util.find_spec("triton") is not None:
+    from checks import DEVICE, GPU, TOLERANCE, case, kernels, law, ours, poisoned, product, relative
+
+AFFINE = {"l2": (1.0, 0.7), "identity": (3.0, 0.2), "relu": (0.5, 1.0), "elu1": (0.0, 1.0), "exp": (0.0, 1.0)}
+# The sizes on a GPU are those of image towers and captions; the interpreter gets what crosses its 16-row tiles.
+LENGTHS = (1, 7, 63, 65, 77, 196, 197, 257, 577, 1025) if GPU else (1, 7, 33)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16) if GPU else (torch.float32,)
+
+
+def check(qkv, grad, plan, **options):
+    """Kernels against the law; returns nothing, asserts closeness of o and of the packed gradient, and that all was written."""
+    with kernels(**plan), poisoned():
+        out, dqkv = ours(lambda x: linear_attention(x, **options), qkv, grad)
+    expected, dexpected = law(qkv, grad, **options)
+    assert out.dtype == qkv.dtype
+    assert dqkv.shape == qkv.shape
+    tolerance = TOLERANCE[qkv.dtype]
+    assert relative(out, expected) < tolerance
+    # Beside the whole gradient: dq of a single token under a denominator is zero.
+    for index, name in enumerate(("dq", "dk", "dv")):
+        error = (dqkv[:, :, index].double() - dexpected[:, :, index]).norm() / dexpected.norm()
+        assert error < 2 * tolerance, name
+
+
+@pytest.mark.parametrize(
+    ("tokens", "denominator", "causal"), product(n=LENGTHS, d=("none", "length", "sum"), c=(False, True))
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lengths(tokens, denominator, causal, dtype):
+    check(
+        *case(2 if GPU else 1, tokens, 3 if GPU else 2, 64 if GPU else 16, dtype),
+        {},
+        denominator=denominator,
+        causal=causal,
+    )
+
+
+@pytest.mark.parametrize(("name", "denominator", "causal"), product(m=AFFINE, d=("none", "sum"), c=(False, True)))
+def test_maps_with_a_padding_mask(name, denominator, causal):
+    a, b = AFFINE[name]
+    qkv, grad = case(2, 150 if GPU else 21, 2 if GPU else 1, 48 if GPU else 5)
+    mask = torch.rand(qkv.shape[:2], generator=torch.Generator().manual_seed(1)) > 0.4
+    mask[1, :3] = False
+    options = {"a": a, "b": b, "feature_map": name, "denominator": denominator, "causal": causal}
+    check(qkv, grad, {}, key_padding_mask=mask.to(DEVICE), **options)
+
+
+@pytest.mark.parametrize(("parts", "denominator", "causal"), product(p=(1, 3), d=("length", "sum"), c=(False, True)))
+def test_split_over_the_tokens(parts, denominator, causal):
+    qkv, grad = case(1, 1025 if GPU else 45, 2 if GPU else 1, 64 if GPU else 16)
+    plan = {"parts": parts, "causal_parts": parts, "short": 0, "multiple": 128 if GPU else 16}
+    check(qkv, grad, plan, denominator=denominator, causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_recomputed_state(causal):
+    check(*case(1, 50, 2, 16), {"save": 0, "parts": 0}, denominator="sum", causal=causal)
+
+
+@pytest.mark.parametrize(("parts", "causal"), product(p=(0, 2), c=(False, True)))
+def test_packed_sequences(parts, causal):
+    qkv, grad = case(1, 300 if GPU else 41, 2 if GPU else 1, 32 if GPU else 16)
+    tokens = qkv.shape[1]
+    borders = torch.tensor([0, tokens // 3, tokens // 3, tokens - 1, tokens], dtype=torch.int32, device=DEVICE)
+    plan = {"parts": parts, "causal_parts": max(parts, 1), "short": 0, "multiple": 128 if GPU else 16}
+    check(qkv, grad, plan, denominator="sum", causal=causal, cu_seqlens=borders)
+
+
+@pytest.mark.parametrize("width", [16, 20, 64, 80, 128])
+def test_head_widths(width):
+    check(*case(1, 130 if GPU else 17, 2, width), {}, denominator="sum", causal=width == 80)
+
+
+@pytest.mark.parametrize(("denominator", "causal"), product(d=("none", "length", "sum"), c=(False, True)))
+@pytest.mark.parametrize("tokens", [1, 9, 200])
+def test_pytorch_path(denominator, causal, tokens):
+    qkv, grad = case(2, tokens, 2, 5, torch.float64)
+    mask = torch.rand(qkv.shape[:2], generator=torch.Generator().manual_seed(3)).to(DEVICE) > 0.3
+    for padding in (None, mask):
+        options = {"denominator": denominator, "causal": causal, "key_padding_mask": padding}
+        with use_backend("torch"):
+            out, dqkv = ours(lambda x, o=options: linear_attention(x, **o), qkv, grad)
+        expected, dexpected = law(qkv, grad, **options)
+        assert relative(out, expected) < TOLERANCE[torch.float64]
+        assert relative(dqkv, dexpected) < TOLERANCE[torch.float64]
+
+
+def test_pytorch_path_gradcheck():
+    qkv = torch.randn(1, 5, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for options in ({"denominator": "sum"}, {"feature_map": "elu1", "a": 0.0, "denominator": "sum", "causal": True}):
+        assert torch.autograd.gradcheck(lambda x, o=options: linear_attention(x, **o), qkv)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_garbage_at_padded_tokens_does_not_matter(causal):
+    qkv, grad = case(2, 19, 2, 16)
+    mask = torch.ones(2, 19, dtype=torch.bool, device=DEVICE)
+    mask[:, 11:] = False
+    dirty = qkv.clone()
+    dirty[:, 11:, 1:] = float("nan")
+    for backend in ("torch", "triton"):
+        with kernels(), use_backend(backend):
+            clean = ours(
+                lambda x: linear_attention(x, causal=causal, denominator="sum", key_padding_mask=mask), qkv, grad
+            )
+            same = ours(
+                lambda x: linear_attention(x, causal=causal, denominator="sum", key_padding_mask=mask), dirty, grad
+            )
+        assert torch.equal(clean[0], same[0])
+        assert torch.equal(clean[1], same[1])
+        assert not same[1][:, 11:, 1:].any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_keys_that_oppose_every_query_stay_finite(backend, causal):
+    direction = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    qkv = torch.empty(1, 21, 3, 1, 16)
+    qkv[:, :, 0], qkv[:, :, 1] = direction, -direction
+    qkv[:, :, 2] = torch.randn(21, 1, 16, generator=torch.Generator().manual_seed(4))
+    for dtype in (torch.float32, torch.bfloat16) if GPU or backend == "torch" else (torch.float32,):
+        with kernels(), use_backend(backend):
+            grad = torch.ones(1, 21, 1, 16, device=DEVICE, dtype=dtype)
+            out, dqkv = ours(
+                lambda x: linear_attention(x, denominator="sum", causal=causal), qkv.to(DEVICE, dtype), grad
+            )
+        assert torch.isfinite(out).all()
+        assert torch.isfinite(dqkv).all()
+        # The weights are zero up to rounding, and the divisor is held at a thousandth of their number.
+        assert out.abs().max() < (1e-2 if dtype == torch.float32 else 50)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_zero_rows_map_to_zero_with_zero_gradient(backend):
+    qkv, grad = case(1, 20, 2, 16)
+    qkv[:, 3, :2] = 0
+    with kernels(), use_backend(backend):
+        out, dqkv = ours(lambda x: linear_attention(x, a=0.5, denominator="length"), qkv, grad)
+    torch.testing.assert_close(out[:, 3], 0.5 * qkv[:, :, 2].mean(1))
+    assert not dqkv[:, 3, :2].any()
+    assert torch.isfinite(dqkv).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_split_inputs_and_strange_gradients(causal):
+    qkv, _ = case(2, 23, 3, 16)
+    q, k, v = (qkv[:, :, i].transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for i in range(3))
+    pooled = torch.randn(2, 1, 3, 16, generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    for grad in (pooled.expand(2, 23, 3, 16), torch.randn(16, 3, 23, 2, device=DEVICE).permute(3, 2, 1, 0)):
+        with kernels():
+            out = linear_attention_split(q, k, v, denominator="sum", causal=causal)
+            grads = torch.autograd.grad(out, (q, k, v), grad)
+        exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+        expected = linear_attention_reference(*exact, denominator="sum", causal=causal)
+        for ours_, theirs in zip(
+            (out, *grads), (expected, *torch.autograd.grad(expected, exact, grad.double())), strict=True
+        ):
+            assert relative(ours_, theirs) < 2e-5
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_frozen_inputs_get_no_gradient(backend):
+    qkv, grad = case(1, 20, 2, 16)
+    q, k, v = (t.clone() for t in qkv.unbind(2))
+    for trained in (q, k):
+        trained.requires_grad_()
+        with kernels(), use_backend(backend):
+            out = linear_attention_split(q, k, v, denominator="sum")
+            (ours_,) = torch.autograd.grad(out, trained, grad)
+        exact = [t.detach().double() for t in (q, k, v)]
+        exact[0 if trained is q else 1].requires_grad_()
+        expected = torch.autograd.grad(
+            linear_attention_reference(*exact, denominator="sum"), exact[0 if trained is q else 1], grad.double()
+        )
+        assert relative(ours_, expected[0]) < 2e-5
+        trained.requires_grad_(False)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_second_derivatives_are_refused(backend):
+    qkv, grad = case(1, 5, 1, 16)
+    qkv.requires_grad_()
+    with kernels(), use_backend(backend):
+        out = linear_attention(qkv)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(out, qkv, grad, create_graph=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_autocast_casts_at_the_boundary(backend):
+    qkv, grad = case(2, 20, 2, 16)
+    dtype = torch.bfloat16
+    with kernels(), use_backend(backend), torch.autocast(DEVICE, dtype):
+        out, dqkv = ours(lambda x: linear_attention(x, denominator="sum"), qkv, grad.to(dtype))
+    assert out.dtype == dtype
+    assert dqkv.dtype == torch.float32
+    expected, dexpected = law(qkv, grad, denominator="sum")
+    assert relative(out, expected) < 3e-2
+    assert relative(dqkv, dexpected) < 3e-2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_compiles_without_a_break(causal):
+    qkv, grad = case(2, 40, 2, 16)
+    with kernels():
+        eager = ours(lambda x: linear_attention(x * 1.5, denominator="sum", causal=causal), qkv, grad)
+        traced = torch.compile(
+            lambda x: linear_attention(x * 1.5, denominator="sum", causal=causal),
+            fullgraph=True,
+            backend="inductor" if GPU else "aot_eager",
+        )
+        compiled = ours(traced, qkv, grad)
+    for a, b in zip(eager, compiled, strict=True):
+        assert relative(b, a) < 1e-5
+
+
+def test_operators_pass_the_library_checks():
+    from clip_la_kernels.kernel_ops import KernelAttention  # noqa: F401
+
+    q, k, v = (t.clone() for t in case(1, 20, 2, 16)[0].unbind(2))
+    with kernels():
+        for causal in (False, True):
+            torch.library.opcheck(
+                torch.ops.clip_la_kernels.linear_attention.default,
+                (q, k, v, None, None, None, 1.0, 1.0, 0, 2, causal, 1e-3, True),
+                test_utils=("test_schema", "test_faketensor"),
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature_map": "cosine"}, "feature_map must be one of l2"),
+        ({"denominator": "max"}, "denominator must be one of none"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"key_padding_mask": torch.ones(2, 3)}, "key_padding_mask must be bool"),
+        ({"cu_seqlens": torch.tensor([0, 9])}, "with B = 1"),
+    ],
+)
+def test_bad_options(change, message):
+    with pytest.raises(ValueError, match=message):
+        linear_attention(torch.randn(2, 9, 3, 2, 16), **change)
+
+
+def test_bad_tensors():
+    with pytest.raises(ValueError, match=r"qkv must be \(B, N, 3, H, D\)"):
+        linear_attention(torch.randn(2, 9, 2, 2, 16))
+    with pytest.raises(ValueError, match="wants float64"):
+        linear_attention(torch.ones(2, 9, 3, 2, 16, dtype=torch.int32))
+    with pytest.raises(ValueError, match="share one shape"):
+        linear_attention_split(torch.randn(2, 9, 2, 16), torch.randn(2, 9, 2, 16), torch.randn(2, 8, 2, 16))
+    with pytest.raises(ValueError, match="cu_seqlens must rise"):
+        linear_attention(torch.randn(1, 9, 3, 2, 16), cu_seqlens=torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match="backend must be one of"), use_backend("cuda"):
+        pass
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize(("denominator", "causal"), product(d=("none", "length", "sum"), c=(False, True)))
+@pytest.mark.parametrize("tokens", [77, 197, 1025, 4097])
+def test_bfloat16_is_about_as_exact_as_pytorch(denominator, causal, tokens):
+    qkv, grad = case(4, tokens, 3, 64, torch.bfloat16)
+    expected = law(qkv, grad, denominator=denominator, causal=causal)
+    for plan in ({}, {"parts": 2}) if not causal else ({}, {"causal_parts": 2}):
+        with kernels(**plan):
+            mine = ours(lambda x: linear_attention(x, denominator=denominator, causal=causal), qkv, grad)
+        with use_backend("torch"):
+            theirs = ours(lambda x: linear_attention(x, denominator=denominator, causal=causal), qkv, grad)
+        for index, factor in ((0, 2), (1, 3)):
+            assert relative(mine[index], expected[index]) <= factor * relative(theirs[index], expected[index])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("tokens", "width", "causal"),
+    [(77, 64, True), (197, 64, False), (1025, 64, False), (1025, 128, True), (4097, 64, True)],
+)
+def test_bit_equal_over_fifty_repeats(tokens, width, causal):
+    qkv, grad = case(8, tokens, 12, width, torch.bfloat16)
+    for denominator in ("none", "sum"):
+        first = ours(lambda x, d=denominator: linear_attention(x, denominator=d, causal=causal), qkv, grad)
+        for _ in range(50):
+            again = ours(lambda x, d=denominator: linear_attention(x, denominator=d, causal=causal), qkv, grad)
+            assert torch.equal(first[0], again[0])
+            assert torch.equal(first[1], again[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("causal", [False, True])
+def test_more_heads_than_a_grid_axis_and_more_than_2_31_elements(causal):
+    batch, tokens, heads, width = 8192, 130, 12, 64
+    qkv = torch.randn(batch, tokens, 3, heads, width, device=DEVICE, dtype=torch.bfloat16)
+    assert batch * heads > 65_535
+    assert qkv.numel() > 2**31 * 0.8
+    qkv = torch.cat([qkv, qkv[: batch // 2]])
+    assert qkv.numel() > 2**31
+    grad = torch.randn(*qkv.shape[:2], heads, width, device=DEVICE, dtype=torch.bfloat16)
+    out, dqkv = ours(lambda x: linear_attention(x, causal=causal), qkv, grad)
+    for rows in (slice(0, 1), slice(-1, None)):
+        expected, dexpected = law(qkv[rows], grad[rows], causal=causal)
+        assert relative(out[rows], expected) < 2e-2
+        assert relative(dqkv[rows], dexpected) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("causal", [False, True])
+def test_cuda_graph_replays_what_eager_computes(causal):
+    qkv, grad = case(4, 300, 3, 64, torch.bfloat16)
+    leaf = qkv.clone().requires_grad_()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(linear_attention(leaf, denominator="sum", causal=causal), leaf, grad)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = linear_attention(leaf, denominator="sum", causal=causal)
+        (dqkv,) = torch.autograd.grad(out, leaf, grad)
+    fresh = case(4, 300, 3, 64, torch.bfloat16, seed=9)[0]
+    leaf.data.copy_(fresh)
+    graph.replay()
+    expected = ours(lambda x: linear_attention(x, denominator="sum", causal=causal), fresh, grad)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(dqkv, expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_a_million_tokens():
+    qkv, grad = case(1, 1_000_003, 8, 64, torch.bfloat16)
+    out, dqkv = ours(lambda x: linear_attention(x, denominator="sum"), qkv, grad)
+    q, k, v = (t.double() for t in qkv[:, :, :, :1].unbind(2))
+    q, k = (torch.nn.functional.normalize(t, dim=-1) for t in (q, k))
+    total = 1_000_003 + torch.einsum("bnhd,bhd->bnh", q, k.sum(1))
+    expected = (v.sum(1) + torch.einsum("bnhd,bhde->bnhe", q, torch.einsum("bnhd,bnhe->bhde", k, v))) / total[..., None]
+    assert relative(out[:, :, :1], expected) < 2e-2
+    assert math.isfinite(float(dqkv.float().abs().max()))

@@ -94,14 +94,19 @@ def test_who_may_import_whom(module: str) -> None:
         for line, name in imported_by(SOURCES[module])
         if not any(within(name, each) for each in allowed)
     ]
-    assert wrong == []
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
 def test_every_rule_is_about_something() -> None:
     assert [name for name in RULES if not any(within(module, name) for module in SOURCES)] == []
 
 
+def num_lines(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
 def test_files_and_functions_are_short() -> None:
+    # A docstring does not count: a function is not longer for being explained.
     long = []
     for module, path in SOURCES.items():
         text = path.read_text(encoding="utf-8")
@@ -109,10 +114,10 @@ def test_files_and_functions_are_short() -> None:
             long.append(f"{path}: {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
+                lines = num_lines(node) - (num_lines(node.body[0]) if ast.get_docstring(node) else 0)
                 if lines > MAX_FUNCTION_LINES[module.split(".")[0]]:
                     long.append(f"{path}:{node.lineno}: {node.name} has {lines} lines")
-    assert long == []
+    assert not long, "\n" + "\n".join(long)
 
 
 def test_comments_are_ascii() -> None:
@@ -122,7 +127,7 @@ def test_comments_are_ascii() -> None:
         for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
         if token.type == tokenize.COMMENT and not token.string.isascii()
     ]
-    assert found == []
+    assert not found, "\n" + "\n".join(found)
 
 
 def test_the_kernels_folder_is_no_package() -> None:

@@ -3,19 +3,7 @@
 from clip_la.cli import Parser
 
 GIGA = 1e9
-_COLUMNS = (
-    "model",
-    "attention",
-    "pixels",
-    "tokens",
-    "context",
-    "parameters",
-    "image",
-    "text",
-    "GFLOPs",
-    "image",
-    "text",
-)
+_NUMBERS = ("pixels", "tokens", "context", "parameters", "image", "text", "GFLOPs", "image", "text")
 
 
 def _parser() -> Parser:

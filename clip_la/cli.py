@@ -35,7 +35,9 @@ class Parser(argparse.ArgumentParser):
         known, extra = self.parse_known_args(args, namespace)
         if extra:
             options = [o for action in self._actions for o in action.option_strings]
-            raise unknown(f"{self.prog} option" if extra[0].startswith("-") else f"{self.prog} argument", extra[0], options)
+            raise unknown(
+                f"{self.prog} option" if extra[0].startswith("-") else f"{self.prog} argument", extra[0], options
+            )
         return known
 
 
@@ -49,17 +51,17 @@ def _overview() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clip-la {__version__}")
-    parser.add_argument("command", metavar="COMMAND")
+    parser.add_argument("command", metavar="COMMAND", nargs="?")
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code; raises UserError."""
     overview = _overview()
-    if not argv:
+    verb = overview.parse_args(argv[:1]).command
+    if verb is None:
         overview.print_help()
         return EXIT_CODE
-    verb = overview.parse_args(argv[:1]).command
     if verb not in VERBS:
         raise unknown("command", verb, VERBS)
     command = importlib.import_module(f"clip_la.commands.{verb}")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from clip_la.errors import UserError
@@ -71,6 +72,12 @@ class Augmentation:
         red, green, blue = (int(256 * draw) for draw in draws[BACKGROUND])
         return red, green, blue
 
+    def background_colors(self, draws: Float64[np.ndarray, "batch draws"]) -> Float32[Tensor, "batch 3"]:
+        """`background_color` of a whole batch."""
+        if self.background == "white":
+            return torch.full((len(draws), 3), 255.0)
+        return torch.from_numpy(np.floor(256 * draws[:, BACKGROUND]).astype(np.float32))
+
     def is_flipped(self, draws: Sequence[float]) -> bool:
         """Whether this sample is mirrored."""
         return self.flip and draws[FLIP] < 0.5
@@ -97,6 +104,21 @@ def random_crop(width: int, height: int, min_area: float, draws: Sequence[float]
         w = round(h * (4 / 3))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def random_crops(side: int, min_area: float, draws: Float64[np.ndarray, "batch draws"]) -> Float32[Tensor, "batch 4"]:
+    """`random_crop` of a whole batch of squares at once."""
+    shapes = draws[:, CROP_SHAPE]
+    area = side * side * (min_area + (1 - min_area) * shapes[:, ::2])
+    ratio = np.exp(RATIO_LOW + (RATIO_HIGH - RATIO_LOW) * shapes[:, 1::2])
+    widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (widths > 0) & (widths <= side) & (heights > 0) & (heights <= side)
+    # Where no attempt fits, the whole square has an allowed aspect.
+    first, found = np.asarray(fits.argmax(1))[:, None], np.asarray(fits.any(1))
+    sizes = np.stack([np.take_along_axis(each, first, 1)[:, 0] for each in (widths, heights)], 1)
+    sizes = np.where(found[:, None], sizes, side)
+    corner = np.where(found[:, None], np.floor(draws[:, CROP_PLACE] * (side - sizes + 1)), 0)
+    return torch.from_numpy(np.concatenate([corner, corner + sizes], 1).astype(np.float32))
 
 
 def jitter_colors(

@@ -1,35 +1,20 @@
 """`ShardDataModule`: the stream as PyTorch Lightning wants it, its position in every checkpoint."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 
 from clip_la.data.augment import Augmentation
 from clip_la.data.captions import Captions
 from clip_la.data.feed import counts
+from clip_la.data.loader import ShardLoader
 from clip_la.data.position import Layout, choose_state
 from clip_la.data.rows import Limits
 from clip_la.data.sources import expand_urls
-from clip_la.data.stream import Batch, RankState, ShardStream, Source, StreamFailure
+from clip_la.data.stream import Batch, RankState, ShardStream, Source
 from clip_la.errors import UserError
-
-
-class ShardLoader(DataLoader):
-    """A DataLoader over a ShardStream that raises what the stream could not go on with, as the one line it is."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, StreamFailure):
-                raise UserError(batch.message)
-            yield batch
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -126,11 +111,9 @@ class ShardDataModule(pl.LightningDataModule):
         self._state = self._state or RankState.fresh(max(self._workers, 1), len(self._sources))
         return ShardLoader(
             self._stream(rank, world_size),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=self._workers,
-            multiprocessing_context=self._start_method if self._workers else None,
-            prefetch_factor=self._prefetch_batches if self._workers else None,
+            workers=self._workers,
+            start_method=self._start_method,
+            prefetch_batches=self._prefetch_batches,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 

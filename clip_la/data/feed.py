@@ -53,8 +53,9 @@ class Feed:
             UserError: nothing in the first shard is usable, or too large a share is not.
         """
         for item, lost in self._items:
-            self._lost += lost
-            self._bad.update(problem.reason for problem in lost)
+            if lost:
+                self._lost += lost
+                self._bad.update(problem.reason for problem in lost)
             if item is None:
                 self._check_any_usable()
                 continue

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from clip_la.data.augment import CAPTION, Augmentation
+from clip_la.data.augment import CAPTION, Augmentation, random_crops
 from clip_la.data.captions import Captions
 from clip_la.data.problems import BadSample, OnProblem, Problem
 from clip_la.data.resample import resample
@@ -76,19 +76,17 @@ class Pool:
     def images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
         """The pictures of a batch, each augmented by its own draws."""
         assert self._canvas is not None
-        augmentation, canvas = self._augmentation, self._canvas[[row.picture for row in rows]]
-        numbers = draws.tolist()
+        augmentation, numbers = self._augmentation, torch.tensor([row.picture for row in rows])
+        # Stored rows, channels, columns: the transpose gives the usual order without moving anything.
+        images = self._canvas[numbers].float().transpose(1, 2)
         if augmentation.min_crop_area < 1:
-            boxes = torch.tensor([augmentation.crop(self._side, self._side, row) for row in numbers])
-            # Stored rows, channels, columns: the transpose gives the usual order without moving anything.
-            images = resample(canvas.float().transpose(1, 2), boxes.float(), augmentation.image_size)
-        else:
-            images = canvas.float().transpose(1, 2)
+            boxes = random_crops(self._side, augmentation.min_crop_area, draws)
+            images = resample(images, boxes, augmentation.image_size)
         if images.shape[1] == 4:
-            colors = torch.tensor([augmentation.background_color(row) for row in numbers])[:, :, None, None]
+            colors = augmentation.background_colors(draws)[:, :, None, None]
             images = torch.addcmul(images[:, :3], colors, 1 - images[:, 3:] / OPAQUE)
         if augmentation.flip:
-            mirrored = torch.tensor([augmentation.is_flipped(row) for row in numbers])
+            mirrored = torch.tensor([augmentation.is_flipped(row) for row in draws])
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         pixels = images.round().clamp_(0, OPAQUE).to(torch.uint8).contiguous()
         return jitter_batch(pixels, augmentation, draws) if augmentation.jitter else pixels

@@ -1,0 +1,78 @@
+"""`clip-la models` and `clip-la export`, as a user calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_la.cli import main
+from clip_la.models import create_model, list_attention, list_models, save_checkpoint
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_models_lists_every_preset_with_every_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["model"], row["attention"]) for row in rows] == [
+        (m, k) for m in list_models() for k in list_attention()
+    ]
+    (softmax,) = [row for row in rows if (row["model"], row["attention"]) == ("vit_b16", "softmax")]
+    assert softmax["parameters"]["total"] == 149_620_737
+    assert softmax["gflops"]["total"] == pytest.approx(41.09, rel=5e-3)
+    assert (softmax["image_size"], softmax["image_tokens"], softmax["context_length"]) == (224, 197, 77)
+
+
+def test_models_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "vit_b16", "vit_s16", "--attention", "linear*11+softmax"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].split()[:5] == ["vit_b16", "linear*11+softmax", "224", "197", "77"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vit_b"], "unknown model 'vit_b'"),
+        (["--attention", "linaer"], "unknown attention kind 'linaer'; did you mean linear"),
+        (["--attention", "linear*3"], "is for 3 layers, this tower has 12"),
+        (["--image-size", "100"], "image_size 100 is no multiple of patch_size 16"),
+        (["--image-sise", "64"], "did you mean --image-size"),
+    ],
+)
+def test_models_refuses_in_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", *arguments]) == 2
+    assert message in error_line(capsys)
+
+
+def test_export_takes_the_last_checkpoint_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for samples in (128, 1280):
+        model = create_model("vit_pico", seed=samples)
+        save_checkpoint(tmp_path / f"run/checkpoints/samples={samples:09d}.ckpt", model, samples_seen=samples)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out.pt"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["weights"] == str(tmp_path / "out.pt")
+    assert f"wrote {tmp_path / 'out.pt'} and {tmp_path / 'out.json'}" in err.splitlines()[-1]
+    exported = torch.load(tmp_path / "out.pt", weights_only=True)["state_dict"]
+    assert torch.equal(exported["visual.proj"], model.image.projection.weight.T)
+
+
+def test_export_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    linear, out = tmp_path / "linear.pt", tmp_path / "out.pt"
+    save_checkpoint(linear, create_model("vit_pico", attention="linear"))
+    assert main(["export", str(linear), str(out)]) == 2
+    assert "open_clip has softmax only" in error_line(capsys)
+    assert main(["export", str(linear), str(tmp_path / "out")]) == 2
+    assert "should end in .pt" in error_line(capsys)
+    assert main(["export", str(tmp_path / "none.ckpt"), str(out)]) == 2
+    assert "no checkpoint at" in error_line(capsys)
+    out.write_bytes(b"mine")
+    assert main(["export", str(linear), str(out)]) == 2
+    assert "is there already; --force writes over it" in error_line(capsys)
+    assert out.read_bytes() == b"mine"

@@ -1,0 +1,173 @@
+"""open_clip's weights in our models and ours in open_clip's: features must be equal."""
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_la.errors import UserError
+from clip_la.models import CLIP, create_model, model_spec
+from clip_la.models.interop import (
+    OPEN_CLIP_NAMES,
+    export,
+    from_open_clip,
+    load_open_clip,
+    spec_from_open_clip_config,
+    to_open_clip,
+    to_open_clip_config,
+)
+
+TOLERANCE = 1e-4
+# A small architecture for what does not depend on the size; written as open_clip's own JSON files are.
+SMALL: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 48, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 3},
+}
+
+
+def with_random_weights(config: dict[str, Any]) -> Any:
+    """open_clip's model with random numbers everywhere, also where it starts from zeros and ones."""
+    with torch.device("meta"):
+        module = open_clip.CLIP(**config)
+    module = module.to_empty(device="cpu").eval()
+    module.attn_mask = torch.full_like(module.attn_mask, float("-inf")).triu_(1)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 100
+            parameter.uniform_(-1, 1).mul_(fan_in**-0.5)
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.add_(1)
+    return module
+
+
+def captions() -> Tensor:
+    return open_clip.tokenize(["a photo of a dog", "the sea"])
+
+
+@torch.no_grad()
+def largest_difference(ours: CLIP, theirs: Any) -> float:
+    """Over unit features of images and of captions, the latter trimmed for ours and at full length for open_clip."""
+    images, tokens = torch.randn(1, 3, ours.spec.image_size, ours.spec.image_size), captions()
+    longest = int((tokens != 0).sum(1).max())
+    image = ours.encode_image(images) - theirs.encode_image(images, normalize=True)
+    text = ours.encode_text(tokens[:, :longest]) - theirs.encode_text(tokens, normalize=True)
+    return max(image.abs().max().item(), text.abs().max().item())
+
+
+@pytest.mark.parametrize(("preset", "name"), OPEN_CLIP_NAMES.items())
+def test_presets_are_open_clips_models_both_ways(preset: str, name: str) -> None:
+    config = open_clip.get_model_config(name)
+    assert spec_from_open_clip_config(preset, config) == model_spec(preset)
+    theirs = with_random_weights(config)
+    ours = from_open_clip(theirs.state_dict(), model_spec(preset), name).eval()
+    assert largest_difference(ours, theirs) < TOLERANCE
+    back, weights = to_open_clip(ours), theirs.state_dict()
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_activation_goes_both_ways(quick_gelu: bool) -> None:
+    config = {**SMALL, "quick_gelu": True} if quick_gelu else SMALL
+    theirs = with_random_weights(config)
+    spec = spec_from_open_clip_config("small", config)
+    assert largest_difference(from_open_clip(theirs.state_dict(), spec, "small").eval(), theirs) < TOLERANCE
+    assert to_open_clip_config(spec) == config
+    other = spec.replace(activation="gelu" if quick_gelu else "quick_gelu")
+    assert largest_difference(from_open_clip(theirs.state_dict(), other, "small").eval(), theirs) > TOLERANCE
+
+
+def test_open_clip_reads_what_we_export(tmp_path: Path) -> None:
+    model = create_model("vit_nano", seed=3, context_length=77).eval()
+    written = export(model, tmp_path / "nano.pt")
+    assert written == {"weights": str(tmp_path / "nano.pt"), "config": str(tmp_path / "nano.json"), "name": None}
+    open_clip.add_model_config(written["config"])
+    theirs = open_clip.create_model("nano", pretrained=written["weights"]).eval()
+    assert largest_difference(model, theirs) < TOLERANCE
+    again = load_open_clip(f"nano:{written['weights']}")
+    assert again.spec == model.spec.replace(name="nano")
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("form", ["bare", "ddp", "compiled", "custom_text", "half", "safetensors"])
+def test_files_of_many_makers_load(tmp_path: Path, form: str) -> None:
+    model = create_model("vit_pico", seed=3)
+    weights = to_open_clip(model)
+    path = tmp_path / "weights.pt"
+    if form == "bare":
+        torch.save(weights, path)
+    elif form == "ddp":
+        torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in weights.items()}}, path)
+    elif form == "compiled":
+        torch.save({f"_orig_mod.{name}": value for name, value in weights.items()}, path)
+    elif form == "custom_text":
+        text = ("transformer.", "token_", "positional", "ln_final", "text_projection")
+        torch.save({f"text.{n}" if n.startswith(text) else n: value for n, value in weights.items()}, path)
+    elif form == "half":
+        torch.save({name: value.half() for name, value in weights.items()}, path)
+    else:
+        path = tmp_path / "weights.safetensors"
+        save_file(weights, path)
+    loaded = load_open_clip(f"vit_pico:{path}")
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        expected = model.state_dict()[name]
+        assert torch.equal(value, expected.half().float() if form == "half" else expected)
+
+
+def test_a_local_open_clip_folder_brings_its_normalisation(tmp_path: Path) -> None:
+    import json
+
+    theirs = with_random_weights(SMALL)
+    torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    config = {"model_cfg": SMALL, "preprocess_cfg": pixels}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    ours = load_open_clip(f"local-dir:{tmp_path}").eval()
+    assert ours.spec.pixel_mean == (0.5, 0.4, 0.3)
+    assert ours.spec.pixel_std == (0.2, 0.3, 0.4)
+    assert largest_difference(ours, theirs) < TOLERANCE
+
+
+def test_other_attention_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    model = create_model("vit_pico", text_attention="linear")
+    with pytest.raises(UserError, match="this vit_pico has softmax/linear attention; open_clip has softmax only"):
+        export(model, tmp_path / "out.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ViT-B-16", "give weights with the name: ViT-B-16:FILE"),
+        ("ViT-B-61:x.pt", "unknown open_clip model 'ViT-B-61'; did you mean ViT-B-16"),
+        ("ViT-B-16:no/such.pt", "'no/such.pt' is neither a file nor weights that open_clip has for ViT-B-16"),
+        ("RN50:x.pt", "RN50 is no plain ViT CLIP"),
+        ("ViT-B-16-SigLIP:x.pt", "is no plain ViT CLIP, our models lack: init_logit_bias"),
+        ("ViT-H-14-CLIPA:x.pt", "no plain ViT CLIP"),
+        ("coca_ViT-B-32:x.pt", "no plain ViT CLIP, our models lack: multimodal_cfg"),
+    ],
+)
+def test_what_cannot_be_ours_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_open_clip(text)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pico.pt"
+    torch.save(to_open_clip(create_model("vit_pico")), path)
+    with pytest.raises(
+        UserError, match=rf"{path} is of another architecture than vit_nano: .*is missing; .*; and \d+ more"
+    ):
+        load_open_clip(f"vit_nano:{path}")
+    torch.save({"model": "nothing"}, path)
+    with pytest.raises(UserError, match="holds no state dict of tensors"):
+        load_open_clip(f"vit_nano:{path}")
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="is damaged or no safetensors file"):
+        load_open_clip(f"vit_nano:{tmp_path / 'bad.safetensors'}")

@@ -1,0 +1,118 @@
+"""What a user reads who errs, the help, and the configuration files."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import yaml
+
+from clip_la.cli import main
+from clip_la.errors import UserError
+from clip_la.models import list_models
+from clip_la.train.cli import parse
+from clip_la.train.help import help_text, options
+from clip_la.train.task import ContrastiveTask
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--model.attentoin", "linear"], "unknown option --model.attentoin; did you mean model.attention"),
+        (["--bugdet_samples", "5"], "unknown option --bugdet_samples; did you mean budget_samples"),
+        (["--model.lr", "fast"], "model.lr: fast is not of type float"),
+        (["--model.schedule", "linear"], "model.schedule: linear is not one of 'cosine', 'constant', 'cooldown'"),
+        (["--model.batch_size", "4"], '"model.batch_size" must be given via "data.batch_size"'),
+        (["--model.name", "vit_pic"], "unknown model 'vit_pic'; did you mean vit_pico"),
+        (["--model.attention", "liner"], "'liner'; did you mean linear"),
+        (["--model.warmup_samples", "1000"], "do not fit into budget_samples 32"),
+        (["--data.batch_size", "1"], "batch_size must be at least 2"),
+        (["--data.shards", "nowhere/00000.tar"], "nowhere/00000.tar"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--branch_from", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+        (["stray"], "unknown option stray"),
+    ],
+)
+def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *run_options, "--budget_samples", "32", "--out", str(run), *wrong]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert shown.count("\n") == 1
+    assert not run.exists()
+
+
+def test_a_missing_option_is_named(run_options, tmp_path, capsys):
+    assert main(["train", *run_options, "--out", str(tmp_path / "run")]) == 2
+    assert "budget_samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model:\n  attn: linear\n", "unknown option model.attn; did you mean model."),
+        ("bugdet_samples: 5\n", "unknown option bugdet_samples; did you mean budget_samples"),
+        ("model:\n  lr: [fast\n", "Problems parsing config"),
+    ],
+)
+def test_wrong_configuration_files_give_one_line(text, says, run_options, tmp_path, capsys):
+    config = tmp_path / "wrong.yaml"
+    config.write_text(text)
+    options = ["--budget_samples", "32", "--out", str(tmp_path / "run"), "--config", str(config)]
+    assert main(["train", *run_options, *options]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert shown.count("\n") == 1
+
+
+def test_shards_without_captions_stop_the_run_with_one_line(run_options, tmp_path, capsys):
+    options = ["--data.caption_fields", "[json.caption]", "--budget_samples", "32", "--out", str(tmp_path / "run")]
+    assert main(["train", *run_options, *options]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no caption" in line
+
+
+def test_a_foreign_checkpoint_is_no_start(run_options, tmp_path, capsys):
+    foreign = tmp_path / "weights.ckpt"
+    foreign.write_bytes(b"not a checkpoint")
+    options = ["--budget_samples", "32", "--out", str(tmp_path / "run"), "--branch_from", str(foreign)]
+    assert main(["train", *run_options, *options]) == 2
+    assert f"{foreign} is damaged" in capsys.readouterr().err
+
+
+def test_gradient_accumulation_is_refused():
+    task = ContrastiveTask("vit_pico", batch_size=4, budget_samples=8)
+    task.trainer = pl.Trainer(accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match="gradient accumulation changes the loss"):
+        task.on_fit_start()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_configuration_files_parse(config, shards, tmp_path):
+    # A small model in the large one's place: making ViT-L would tell no more.
+    options = ["--data.shards", shards, "--out", str(tmp_path / "run"), "--model.name", "vit_pico"]
+    cli = parse(["--config", str(config), *options])
+    assert yaml.safe_load(config.read_text())["model"]["name"] in list_models()
+    assert cli.model.batch_size == cli.datamodule.batch_size
+    # What is written into the run's folder gives the same run again.
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(cli.config_text())
+    assert parse(["--config", str(resolved)]).config_text() == cli.config_text()
+
+
+def test_there_are_configuration_files():
+    assert {"vit_nano", "vit_s16", "vit_b16", "vit_l16"} <= {path.stem for path in CONFIGS}
+
+
+def test_the_help_names_every_option_and_explains_it(run_options, tmp_path):
+    cli = parse([*run_options, "--budget_samples", "32", "--out", str(tmp_path / "run")])
+    internal = {"help", "print_config", "print_shtab", "model.help", "data.help"}
+    groups = {"model", "data"}
+    linked = {"model.batch_size", "model.budget_samples", "model.seed", "data.seed", "data.image_size"}
+    linked |= {"data.context_length"}
+    known = {action.dest for action in cli.parser._actions} - internal - groups - linked
+    listed = {option.name: option for option in options()}
+    assert {name for name in known if not name.startswith("==")} == set(listed)
+    assert [name for name, option in listed.items() if not option.help] == []
+    assert all(f"--{name}" in help_text() for name in listed)

@@ -22,6 +22,8 @@ ATTENTION = ("softmax", "linear", "linear_mean")
 BATCH_SIZE = 128
 BUDGETS_SAMPLES = (30_720, 61_440, 122_880)
 COOLDOWN_SHARE = 0.2
+# A batch each of warm-up, full rate and cooldown, and one to spare.
+MIN_BUDGET_SAMPLES = 4 * BATCH_SIZE
 # A batch of warm-up, one at full rate and one of cooldown, at the least.
 MIN_BUDGET_SAMPLES = 4 * BATCH_SIZE
 TEST_SPLITS = ("renditions-twemoji", "renditions-openmoji", "concepts")
@@ -267,9 +269,9 @@ def check_plan(models: Sequence[str], attention: Sequence[str], budgets: Sequenc
         for kind in attention:
             create_model(model, attention=kind)
     for budget in budgets:
-        if budget < 4 * BATCH_SIZE or budget % BATCH_SIZE:
+        if budget < MIN_BUDGET_SAMPLES or budget % BATCH_SIZE:
             raise UserError(
-                f"--budgets {budget}: give multiples of {BATCH_SIZE}, the batch size, from {4 * BATCH_SIZE} on"
+                f"--budgets {budget}: give multiples of {BATCH_SIZE}, the batch size, from {MIN_BUDGET_SAMPLES} on"
             )
 
 

@@ -5,8 +5,11 @@ a batch takes a few milliseconds.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from clip_la.data.captions import Captions
 from clip_la.data.problems import BadSample, OnProblem, Problem
 from clip_la.data.resample import resample
 from clip_la.data.rows import Limits, Row, jitter_batch, read_picture
-from clip_la.data.shards import KEY, SHARD
+from clip_la.data.shards import KEY, SHARD, read_samples
 from clip_la.errors import UserError
 
 # Decoded pixels that a pool may take; beyond, streaming is the right way.
@@ -90,6 +93,57 @@ class Pool:
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         pixels = images.round().clamp_(0, OPAQUE).to(torch.uint8).contiguous()
         return jitter_batch(pixels, augmentation, draws) if augmentation.jitter else pixels
+
+
+class Filled(NamedTuple):
+    """A sealed pool, and for each source the numbers of its samples and what could not be used."""
+
+    pool: Pool
+    members: tuple[range, ...]
+    problems: tuple[tuple[Problem, ...], ...]
+
+
+def fill_pool(
+    sources: Sequence[tuple[str, ...]],
+    captions: Captions,
+    augmentation: Augmentation,
+    limits: Limits,
+    opener: Callable[[str], IO[bytes]],
+) -> Filled:
+    """Decodes the shards of each source into one pool.
+
+    The last pool is kept: runs that follow each other in one process on the same, unchanged shards share it.
+    """
+    stamps = tuple(_stamp(url) for urls in sources for url in urls)
+    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener)
+
+
+def _stamp(url: str) -> tuple[int, int] | None:
+    """Tells another state of a local file: size and time of change; None for what is no local file."""
+    if not os.path.isfile(url):
+        return None
+    state = os.stat(url)
+    return state.st_size, state.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _fill(
+    sources: tuple[tuple[str, ...], ...],
+    stamps: tuple[tuple[int, int] | None, ...],
+    captions: Captions,
+    augmentation: Augmentation,
+    limits: Limits,
+    opener: Callable[[str], IO[bytes]],
+) -> Filled:
+    pool = Pool(captions, augmentation, limits)
+    members, problems = [], []
+    for urls in sources:
+        found: list[Problem] = []
+        reads = [read_samples(url, on_problem=found.append, opener=opener) for url in urls]
+        members.append(pool.add(chain.from_iterable(reads), found.append))
+        problems.append(tuple(found))
+    pool.seal()
+    return Filled(pool, tuple(members), tuple(problems))
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

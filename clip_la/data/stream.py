@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import IO, Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from clip_la.data.blocks import Blocks, PoolBlocks, ShardBlocks, Walk
 from clip_la.data.captions import Captions
 from clip_la.data.feed import Feed, check_bad_share, nothing_usable
 from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
-from clip_la.data.pool import Pool
+from clip_la.data.pool import Pool, fill_pool
 from clip_la.data.problems import Problem
 from clip_la.data.rows import Limits, StreamedRows
-from clip_la.data.shards import read_samples
 from clip_la.data.sources import open_shard
 from clip_la.data.tokenizer import CaptionEncoder
 from clip_la.errors import UserError
@@ -197,12 +195,10 @@ class ShardStream(IterableDataset):
         return StreamedRows(self._captions, self._augmentation, self._limits), blocks
 
     def _pooled(self, streams: Streams, lost: list[Problem]) -> tuple[Pool, list[Blocks]]:
-        pool = Pool(self._captions, self._augmentation, self._limits)
+        urls = [source.urls for source in self._sources]
+        filled = fill_pool(urls, self._captions, self._augmentation, self._limits, self._opener)
         blocks: list[Blocks] = []
-        for i, source in enumerate(self._sources):
-            found: list[Problem] = []
-            reads = (read_samples(url, on_problem=found.append, opener=self._opener) for url in source.urls)
-            members = pool.add(chain.from_iterable(reads), found.append)
+        for i, (source, members, found) in enumerate(zip(self._sources, filled.members, filled.problems, strict=True)):
             bad = Counter(problem.reason for problem in found)
             if not members:
                 raise UserError(self._explain(source, bad))
@@ -212,5 +208,4 @@ class ShardStream(IterableDataset):
             blocks.append(PoolBlocks(PoolOrder(i, self._replacement), streams, members))
             # Every stream fills a pool of its own; the first one tells what was lost.
             lost += found if streams.index == 0 else []
-        pool.seal()
-        return pool, blocks
+        return filled.pool, blocks

@@ -37,7 +37,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]
     """
     checkpoint = read_torch_file(path)
     block = checkpoint.get(BLOCK)
-    if not isinstance(block, dict) or "spec" not in block:
+    if not isinstance(block, dict) or not isinstance(block.get("spec"), dict):
         raise UserError(
             f"{path} is no clip_la checkpoint; for another project's weights give NAME:FILE, as in ViT-B-16:{path}"
         )

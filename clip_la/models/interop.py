@@ -203,9 +203,10 @@ def _from_module(source: str, module: Any, config: Mapping[str, Any]) -> CLIP:
     """Ours from a whole open_clip model, which also knows its pixel normalisation; its activation is as built."""
     from open_clip.transformer import QuickGELU
 
-    quick = isinstance(module.transformer.resblocks[0].mlp.gelu, QuickGELU) if hasattr(module, "transformer") else False
+    spec = spec_from_open_clip_config(source, config)
+    quick = isinstance(module.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     pixels = module.visual.preprocess_cfg
-    spec = spec_from_open_clip_config(source, config).replace(
+    spec = spec.replace(
         activation="quick_gelu" if quick else "gelu",
         pixel_mean=tuple(pixels["mean"]),
         pixel_std=tuple(pixels["std"]),

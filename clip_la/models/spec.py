@@ -31,6 +31,7 @@ _COUNTS = (
     "text_layers",
     "text_heads",
 )
+_NAMES = ("name", "image_attention", "text_attention", "activation", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,15 @@ class ModelSpec:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise UserError(f"model '{self.name}': {name} is {value!r}, not a whole number above zero")
+        for name in _NAMES:
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"model '{self.name}': {name} is {getattr(self, name)!r}, not a name")
+        if not len(self.pixel_mean) == len(self.pixel_std) == 3 or min(self.pixel_std) <= 0:
+            raise UserError(
+                f"model '{self.name}': pixel_mean and pixel_std are not three numbers, deviations above zero"
+            )
         self._must_divide("patch_size", "image_size")
         self._must_divide("image_heads", "image_width")
         self._must_divide("text_heads", "text_width")

@@ -1,5 +1,6 @@
 """open_clip's weights in our models and ours in open_clip's: features must be equal."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +121,20 @@ def test_files_of_many_makers_load(tmp_path: Path, form: str) -> None:
         assert torch.equal(value, expected.half().float() if form == "half" else expected)
 
 
-def test_a_local_open_clip_folder_brings_its_normalisation(tmp_path: Path) -> None:
-    import json
-
-    theirs = with_random_weights(SMALL)
+@pytest.mark.parametrize("changes", [{}, {"quick_gelu": True}, {"quick_gelu": True, "custom_text": True}])
+def test_a_local_open_clip_folder_brings_normalisation_and_activation(tmp_path: Path, changes: dict[str, Any]) -> None:
+    small = {**SMALL, **changes}
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start/open_clip_config.json").write_text(json.dumps({"model_cfg": small, "preprocess_cfg": {}}))
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'start'}", load_weights=False).eval()
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     pixels = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
-    config = {"model_cfg": SMALL, "preprocess_cfg": pixels}
+    config = {"model_cfg": small, "preprocess_cfg": pixels}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     ours = load_open_clip(f"local-dir:{tmp_path}").eval()
     assert ours.spec.pixel_mean == (0.5, 0.4, 0.3)
     assert ours.spec.pixel_std == (0.2, 0.3, 0.4)
+    assert ours.spec.activation == ("quick_gelu" if changes else "gelu")
     assert largest_difference(ours, theirs) < TOLERANCE
 
 

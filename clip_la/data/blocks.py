@@ -1,5 +1,7 @@
 """What a stream walks through: block after block of one source, each in its own order."""
 
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -51,6 +53,40 @@ class ShardBlocks:
             samples += [sample for i, sample in enumerate(read) if i % unit.num_parts == unit.part]
         order = self._order.inside(self._streams, number, len(samples))
         return Block([samples[i] for i in order], problems)
+
+
+class ReadAhead:
+    """The blocks of another, each read in the background while the one before it is used; two are held at a time."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._number = -1
+        self._result: queue.Queue[Block | BaseException] = queue.Queue(1)
+
+    @property
+    def per_pass(self) -> int:
+        return self._blocks.per_pass
+
+    def load(self, number: int) -> Block:
+        if number != self._number:
+            self._begin(number)
+        block = self._result.get()
+        if isinstance(block, BaseException):
+            raise block
+        self._begin(number + 1)
+        return block
+
+    def _begin(self, number: int) -> None:
+        self._number = number
+        self._result = queue.Queue(1)
+        threading.Thread(target=self._read, args=(number, self._result), daemon=True).start()
+
+    def _read(self, number: int, result: "queue.Queue[Block | BaseException]") -> None:
+        try:
+            result.put(self._blocks.load(number))
+        # Whoever asks for this block gets it; nobody may.
+        except BaseException as error:
+            result.put(error)
 
 
 class PoolBlocks:

@@ -12,7 +12,7 @@ from clip_la.data.feed import counts
 from clip_la.data.loader import ShardLoader
 from clip_la.data.position import Layout, choose_state
 from clip_la.data.rows import Limits
-from clip_la.data.sources import expand_urls
+from clip_la.data.sources import ShardOpener, expand_urls
 from clip_la.data.stream import Batch, RankState, ShardStream, Source
 from clip_la.errors import UserError
 
@@ -45,6 +45,11 @@ class ShardDataModule(pl.LightningDataModule):
         bad_share_limit: the run stops when a larger share of the samples cannot be used.
         start_method: how loader processes start; the platform's way when left out. The order is the same.
         prefetch_batches: batches that each worker makes ahead.
+        read_ahead: let each worker read its next block of shards in the background, at the price of holding two.
+        retries: how often a remote shard or a pipe that breaks is tried again, with longer and longer waits; reading
+            goes on at the byte where it broke.
+        local_cache: folder in which remote shards are kept once read.
+        local_cache_gb: size in GiB beyond which the least recently used shards leave that folder.
         changed_layout: what to do when a checkpoint's position was taken with other shards, ranks, workers or order
             options: 'stop', or 'reshuffle' to go on in a new random order, which begins a new pass.
     """
@@ -74,6 +79,10 @@ class ShardDataModule(pl.LightningDataModule):
         bad_share_limit: float = 0.1,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
         prefetch_batches: int = 2,
+        read_ahead: bool = False,
+        retries: int = ShardOpener.retries,
+        local_cache: str | None = None,
+        local_cache_gb: float = ShardOpener.cache_gb,
         changed_layout: Literal["stop", "reshuffle"] = "stop",
     ) -> None:
         super().__init__()
@@ -94,6 +103,8 @@ class ShardDataModule(pl.LightningDataModule):
         self._start_method = start_method
         self._prefetch_batches = prefetch_batches
         self._reshuffle = changed_layout == "reshuffle"
+        self._read_ahead = read_ahead
+        self._opener = ShardOpener(retries, cache_dir=local_cache, cache_gb=local_cache_gb)
         self._state: RankState | None = None
         self._order_seed = seed
         for name, value in {"batch_size": batch_size, "block_shards": block_shards}.items():
@@ -135,6 +146,8 @@ class ShardDataModule(pl.LightningDataModule):
             replacement=self._replacement,
             in_memory=self._in_memory,
             bad_share_limit=self._bad_share_limit,
+            read_ahead=self._read_ahead,
+            opener=self._opener,
             start=RankState.from_plain(self._state.to_plain()),
         )
 

@@ -1,5 +1,6 @@
 """The DataLoader of a ShardStream. Free of Lightning, so that spawned loader processes start in little time."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ class ShardLoader(DataLoader):
             multiprocessing_context=start_method if workers else None,
             prefetch_factor=prefetch_batches if workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupts,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -46,6 +48,11 @@ class ShardLoader(DataLoader):
             if isinstance(batch, StreamFailure):
                 raise UserError(batch.message)
             yield batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal's Ctrl-C reaches all processes; what to do about it is for the training process to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

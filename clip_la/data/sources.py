@@ -1,24 +1,24 @@
 """Where shards come from: local paths, brace ranges, globs and lists; anything fsspec opens; `pipe:COMMAND`."""
 
 import glob
+import hashlib
 import io
 import os
-import subprocess
+import shutil
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import braceexpand
 
+from clip_la.atomic import atomic_write
+from clip_la.data.remote import PIPE, READ_AHEAD_BYTES, Resuming, is_remote
 from clip_la.errors import UserError
 
-PIPE = "pipe:"
-READ_AHEAD_BYTES = 1 << 20
-
-
-def is_remote(url: str) -> bool:
-    """True for what is opened through fsspec (`s3://`, `gs://`, `https://` and so on)."""
-    return "://" in url and not url.startswith((PIPE, "file://"))
+HASH_DIGITS = 16
+GIB = 1 << 30
 
 
 def expand_urls(spec: str | Iterable[str]) -> list[str]:
@@ -36,7 +36,7 @@ def expand_urls(spec: str | Iterable[str]) -> list[str]:
 
 def _expand(spec: str) -> list[str]:
     if spec.startswith(PIPE):
-        return list(braceexpand.braceexpand(spec))
+        return _braces(spec)
     return [url for one in spec.split("::") for brace in _braces(one) for url in _matches(brace)]
 
 
@@ -75,53 +75,68 @@ def _remote_matches(url: str) -> list[str]:
     return found
 
 
-class _Pipe(io.RawIOBase):
-    """What a shell command prints; a failing command is an error, not an early end of the shard."""
+@dataclass(frozen=True)
+class ShardOpener:
+    """Opens shards for reading from front to back.
 
-    def __init__(self, command: str) -> None:
-        self._command = command
-        self._process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        assert self._process.stdout is not None
-        count = self._process.stdout.readinto(buffer)  # type: ignore[attr-defined]
-        if count == 0 and self._process.wait() != 0:
-            raise OSError(f"'{PIPE}{self._command}' ended with exit code {self._process.returncode}")
-        return int(count)
-
-    def close(self) -> None:
-        if not self.closed:
-            assert self._process.stdout is not None
-            self._process.stdout.close()
-            if self._process.poll() is None:
-                self._process.terminate()
-            self._process.wait()
-        super().close()
-
-
-def open_shard(url: str) -> IO[bytes]:
-    """Opens one shard for reading from front to back.
-
-    Raises:
-        UserError: the shard does not exist; the message names it.
+    Args:
+        retries: how often a remote shard or a pipe that fails is tried again before the run stops; each time reading
+            goes on at the byte where it failed, after a wait that doubles from `backoff_s` seconds.
+        backoff_s: the first wait.
+        cache_dir: folder in which remote shards are kept once read; None keeps none.
+        cache_gb: least recently used shards go when the folder would hold more GiB than this.
     """
-    if url.startswith(PIPE):
-        return io.BufferedReader(_Pipe(url[len(PIPE) :]), READ_AHEAD_BYTES)
-    try:
-        if is_remote(url):
-            import fsspec
 
-            return io.BufferedReader(fsspec.open(url, "rb").open(), READ_AHEAD_BYTES)
-        return open(url, "rb", buffering=READ_AHEAD_BYTES)
+    retries: int = 8
+    backoff_s: float = 0.5
+    cache_dir: str | None = None
+    cache_gb: float = 100.0
+
+    def __call__(self, url: str) -> IO[bytes]:
+        """The shard's bytes, buffered.
+
+        Raises:
+            UserError: the shard does not exist or cannot be read; the message names it.
+        """
+        if not (is_remote(url) or url.startswith(PIPE)):
+            return _open_local(url)
+        if self.cache_dir is not None:
+            return _open_local(self._cached(url, Path(self.cache_dir)))
+        return io.BufferedReader(Resuming(url, self.retries, self.backoff_s), READ_AHEAD_BYTES)
+
+    def _cached(self, url: str, folder: Path) -> str:
+        digest = hashlib.sha256(url.encode()).hexdigest()[:HASH_DIGITS]
+        path = folder / f"{digest}-{'pipe' if url.startswith(PIPE) else shard_name(url)}"
+        if not path.exists():
+            with Resuming(url, self.retries, self.backoff_s) as remote, atomic_write(path) as local:
+                shutil.copyfileobj(remote, local, READ_AHEAD_BYTES)
+            _evict(folder, int(self.cache_gb * GIB), keep=path)
+        os.utime(path, (time.time(), path.stat().st_mtime))
+        return str(path)
+
+
+def _evict(folder: Path, limit_bytes: int, keep: Path) -> None:
+    """Removes the least recently used shards; other workers that read one go on reading what they have open."""
+    kept = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_atime)
+    total = sum(path.stat().st_size for path in kept)
+    for path in kept:
+        if total > limit_bytes and path != keep:
+            total -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+
+def _open_local(path: str) -> IO[bytes]:
+    try:
+        return open(path, "rb", buffering=READ_AHEAD_BYTES)
     except FileNotFoundError as error:
-        raise UserError(f"shard '{url}' does not exist") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"shard '{url}' cannot be read: {error.strerror}") from error
+        raise UserError(f"shard '{path}' does not exist") from error
+    except OSError as error:
+        raise UserError(f"shard '{path}' cannot be read: {error.strerror}") from error
+
+
+open_shard = ShardOpener()
 
 
 def shard_name(url: str) -> str:
-    """The short name of a shard in counts and messages: its file name."""
+    """The short name of a shard in counts and messages: its file name; a pipe's is its whole command."""
     return url if url.startswith(PIPE) else Path(url.partition("?")[0]).name

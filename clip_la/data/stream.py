@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from clip_la.data.augment import NUM_DRAWS, Augmentation
-from clip_la.data.blocks import Blocks, PoolBlocks, ShardBlocks, Walk
+from clip_la.data.blocks import Blocks, PoolBlocks, ReadAhead, ShardBlocks, Walk
 from clip_la.data.captions import Captions
 from clip_la.data.feed import Feed, check_bad_share, nothing_usable
 from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
@@ -98,6 +98,8 @@ class ShardStream(IterableDataset):
         replacement: draw shards independently instead of in passes.
         in_memory: decode everything once into memory; each pass is then one block.
         bad_share_limit: share of samples tried that may be unusable, in [0, 1].
+        read_ahead: read the next block in the background, at the price of holding two.
+        opener: opens a shard.
         start: where to begin; None is the beginning.
     """
 
@@ -119,6 +121,7 @@ class ShardStream(IterableDataset):
         replacement: bool = False,
         in_memory: bool = False,
         bad_share_limit: float = 0.1,
+        read_ahead: bool = False,
         opener: Callable[[str], IO[bytes]] = open_shard,
         start: RankState | None = None,
     ) -> None:
@@ -136,6 +139,7 @@ class ShardStream(IterableDataset):
         self._replacement = replacement
         self._in_memory = in_memory
         self._bad_share_limit = bad_share_limit
+        self._read_ahead = read_ahead
         self._opener = opener
         self._start = start or RankState.fresh(self._workers, len(self._sources))
 
@@ -191,7 +195,8 @@ class ShardStream(IterableDataset):
         blocks: list[Blocks] = []
         for i, source in enumerate(self._sources):
             order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
-            blocks.append(ShardBlocks(order, streams, source.urls, self._opener))
+            read = ShardBlocks(order, streams, source.urls, self._opener)
+            blocks.append(ReadAhead(read) if self._read_ahead else read)
         return StreamedRows(self._captions, self._augmentation, self._limits), blocks
 
     def _pooled(self, streams: Streams, lost: list[Problem]) -> tuple[Pool, list[Blocks]]:

@@ -48,9 +48,8 @@ def fit(folder, steps, data, ckpt_path=None):
 
 
 def data_of(urls, **options):
-    return ShardDataModule(
-        urls, **{"batch_size": 4, "workers": 0, "image_size": SIZE, "bad_share_limit": 1.0, **options}
-    )
+    options = {"batch_size": 4, "workers": 0, "image_size": SIZE, "bad_share_limit": 1.0, **options}
+    return ShardDataModule(urls, **options)
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path):

@@ -9,6 +9,7 @@ import webdataset
 
 from clip_la.data import problems
 from clip_la.data.shards import ShardWriter, expand_urls, read_samples, split_name
+from clip_la.data.sources import ShardOpener
 from clip_la.errors import UserError
 
 SAMPLES = [
@@ -180,5 +181,5 @@ def test_missing_shards_are_named(tmp_path, spec):
 def test_pipes_are_read_and_their_failure_is_an_error(tmp_path):
     path = write(tmp_path / "a.tar")
     assert len(read(f"pipe:cat {path}")[0]) == len(SAMPLES)
-    with pytest.raises(OSError, match="exit code 3"):
-        read(f"pipe:head -c 2000 {path}; exit 3")
+    with pytest.raises(UserError, match="byte 2000 after 2 tries: the command ended with exit code 3"):
+        list(read_samples(f"pipe:head -c 2000 {path}; exit 3", opener=ShardOpener(retries=1, backoff_s=0.01)))

@@ -126,6 +126,15 @@ def test_resuming_goes_on_with_the_very_next_sample(make_shards, consumed, worke
             assert torch.equal(value, got[name]) if isinstance(value, torch.Tensor) else value == got[name]
 
 
+def test_reading_ahead_changes_nothing(make_shards, tmp_path):
+    urls = make_shards(5, 14, spoil={i: {".png": b"broken" * 9} for i in range(0, 70, 9)})
+    plain, ahead = (take(stream_of(urls, read_ahead=on), 30) for on in (False, True))
+    assert keys(plain) == keys(ahead)
+    assert [batch["problems"] for batch in plain] == [batch["problems"] for batch in ahead]
+    with pytest.raises(UserError, match="does not exist"):
+        take(loader_of([*urls, str(tmp_path / "gone.tar")], workers=0, read_ahead=True), 90)
+
+
 def test_ranks_are_disjoint_and_the_order_is_the_same_for_every_start_method(make_shards):
     urls = make_shards(4, 12)
     spawned = [keys(take(loader_of(urls, rank=rank, world_size=2, method="spawn"), 6)) for rank in range(2)]

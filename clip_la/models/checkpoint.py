@@ -56,9 +56,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        # torch.load itself checks no checksums: a flipped byte would be a wrong weight.
-        if zipfile.is_zipfile(path) and (broken := zipfile.ZipFile(path).testzip()):
-            raise UserError(f"{path} is damaged ({broken} does not match its checksum)")
+        _check_sums(Path(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
@@ -66,6 +64,16 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Raises UserError for a byte that changed: torch.load itself checks no checksums, it would be a wrong weight."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken:
+        raise UserError(f"{path} is damaged ({broken} does not match its checksum)")
 
 
 def _model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -82,9 +90,9 @@ def load_weights(model: CLIP, state_dict: dict[str, Tensor], source: str) -> Non
     misfits += [f"{name} is unknown" for name in found if name not in expected]
     misfits += [f"{n} is {found[n]}, not {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
     if misfits:
-        shown = "; ".join(misfits[:_NAMES_SHOWN]) + (
-            f"; and {len(misfits) - _NAMES_SHOWN} more" if misfits[_NAMES_SHOWN:] else ""
-        )
-        raise UserError(f"{source} is of another architecture than {model.spec.name}: {shown}")
+        shown = misfits[:_NAMES_SHOWN]
+        if len(misfits) > len(shown):
+            shown.append(f"and {len(misfits) - len(shown)} more")
+        raise UserError(f"{source} is of another architecture than {model.spec.name}: {'; '.join(shown)}")
     model.load_state_dict(state_dict, assign=True)
     model.requires_grad_(True)

@@ -44,7 +44,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], attn_mask: None = None, is_causal: bool = False
+        self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attention over all tokens, or over those up to each one's own place if `is_causal`.
 

@@ -25,14 +25,14 @@ _library.define(
 
 def _forward(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
     opt = Options(a, b, feature_map, denominator, causal, eps)
-    return launch.forward(launch.Inputs(*launch.uniform(q, k, v), mask, counts, cu, opt), save)
+    return launch.forward(launch.with_tma(launch.Inputs(*launch.uniform(q, k, v), mask, counts, cu, opt)), save)
 
 
 def _backward(  # type: ignore[no-untyped-def]
     q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, state, aux, z, packed, need_q, need_kv
 ):
     opt = Options(a, b, feature_map, denominator, causal, eps)
-    inputs = launch.Inputs(*launch.uniform(q, k, v), mask, counts, cu, opt)
+    inputs = launch.with_tma(launch.Inputs(*launch.uniform(q, k, v), mask, counts, cu, opt))
     return launch.backward(inputs, grad, state, aux, z, packed, need_q, need_kv)
 
 
@@ -42,7 +42,7 @@ def _forward_fake(q, k, v, mask, counts, cu, a, b, feature_map, denominator, cau
     nothing = [q.new_empty(0, dtype=torch.float32) for _ in range(3)]
     if not causal:
         plan = configs.plan(inputs.heads, q.shape[1], inputs.width, q.device)
-        kept = plan.parts > 0 or (save and plan.save)
+        kept = plan.parts > 0 or save
         return out, *(launch.states(inputs, 1, q.dtype) if kept else nothing[:2]), nothing[2]
     if launch.is_short(inputs):
         return out, *nothing

@@ -34,24 +34,20 @@ FORWARD = {"forward_fused", "key_state_part", "output_part", "causal_forward"}
 def candidates(kernel: str, width: int) -> list[Config]:
     """Configurations worth measuring for one kernel."""
     if width == 128:
-        return [Config(r, w, s) for r, w, s in itertools.product((64, 128), (4, 8), (1, 2, 3)) if r * s <= 192]
-    plain = [Config(r, w, s) for r, w, s in itertools.product((32, 64, 128), (4, 8), (2, 3, 4)) if r * s <= 256]
-    if kernel in ("backward_fused", "query_grad_part", "key_grad_part"):
-        plain += [Config(r, 4, s, 168) for r, s in itertools.product((32, 64), (2, 3))]
-    if kernel == "forward_fused":
-        plain += [Config(64, 4, s, 96) for s in (2, 3)]
-    return plain
+        return [Config(r, w, s) for r, w, s in itertools.product((64, 128), (4, 8), (1, 2, 3)) if r * s <= 192 and w * r < 1024]
+    plain = [Config(r, w, s) for r, w, s in itertools.product((64, 128), (4, 8), (2, 3, 4)) if r * s <= 256]
+    limits = {"backward_fused": (168, 128), "query_grad_part": (168, 128), "key_grad_part": (168, 128)}.get(kernel, (96, 80))
+    return plain + [Config(64, 4, s, limit) for s, limit in itertools.product((2, 3), limits)]
 
 
 def cases(quick: bool) -> list[Case]:
     """(what, B, N, H, D, causal, plan) to tune on."""
     shapes: list[Case] = []
-    for batch, tokens in ((256, 197), (128, 577)):
-        for save, prefetch in ((1, 0), (1, 1), (0, 1)):
-            shapes.append(("fused", batch, tokens, 12, 64, False, {"parts": 0, "save": save, "prefetch": prefetch}))
+    for batch, tokens in ((256, 197), (128, 577), (64, 1025)):
+        shapes.append(("fused", batch, tokens, 12, 64, False, {"parts": 0}))
     shapes += [("split", b, n, 12, 64, False, {"parts": p}) for b, n, p in (
         (256, 197, 1), (128, 577, 1), (64, 1025, 1), (64, 1025, 2), (16, 4097, 2), (16, 4097, 4), (16, 4097, 8), (4, 16385, 8), (4, 16385, 16), (4, 16385, 32))]  # fmt: skip
-    for columns, parts in itertools.product((64, 128), (8,)):
+    for columns, parts in ((64, 2), (64, 4), (128, 4), (64, 1)):
         shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_parts": parts, "columns": columns}))
     return shapes[:2] if quick else shapes
 
@@ -92,7 +88,7 @@ def passes(
     from clip_la_kernels.triton_path import launch
 
     q, k, v = qkv.detach().unbind(2)
-    x = launch.Inputs(q, k, v, None, None, None, make_options(1.0, 1.0, "l2", denominator, causal, None))
+    x = launch.with_tma(launch.Inputs(q, k, v, None, None, None, make_options(1.0, 1.0, "l2", denominator, causal, None)))
     saved = launch.forward(x, True)[1:]
     return lambda: launch.forward(x, True), lambda: launch.backward(x, grad, *saved, True, True, True)
 
@@ -101,7 +97,7 @@ def compile_one(job: tuple[str, Config, int, bool, str, dict[str, int]]) -> str:
     """Worker: compiles one candidate by running it on a small input; returns the error or nothing."""
     kernel, candidate, width, causal, denominator, plan = job
     try:
-        qkv, grad = inputs(1, 2304, 12, width)
+        qkv, grad = inputs(2, 2304, 12, width)
         with configs.forced({kernel: candidate}, **plan):
             linear_attention(qkv, denominator=denominator, causal=causal).backward(grad)
         torch.cuda.synchronize()

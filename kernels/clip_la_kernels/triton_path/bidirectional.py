@@ -1,15 +1,16 @@
 """Bidirectional kernels. State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
 
-Stored states are scaled: S' = b c S, ks' = b c ks, vs' = a c vs, with c = 1 / n for "length" and "sum" and 1 for "none", so that
-o = (q^ S' + vs') / zeta and zeta = a + q^.ks' ("sum") or 1. AUX holds ks' and vs' in float32, S' the inputs' dtype: it is
-rounded to that for the products anyway. PARTS > 1: partial states in float32, summed in order by `combine`.
+States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the matrix unit reads from
+shared memory as it was loaded. Stored states are scaled: S' = b c S, ks' = b c ks, vs' = a c vs, with c = 1 / n for "length"
+and "sum" and 1 for "none", so that o = (q^ S' + vs') / zeta with zeta = a + q^.ks' ("sum") or 1. AUX holds ks' and vs' in
+float32, S' has the inputs' dtype: it is rounded to that for the products anyway. With several parts a head the states are raw
+and float32, and `combine` sums them in order.
 """
 
 import triton
 import triton.language as tl
 
 from clip_la_kernels.triton_path.common import (
-    kernel,
     DEN_NONE,
     DEN_SUM,
     L2,
@@ -19,18 +20,16 @@ from clip_la_kernels.triton_path.common import (
     feature_grad,
     guarded,
     inverse_norm,
+    kernel,
     keys_seen,
     load_keys,
     load_tile,
     place,
-    prefetch_rows,
-    row_base,
+    rows_of,
     span,
     store_tile,
     thin,
 )
-
-PREFETCH_ROWS = tl.constexpr(128)
 
 
 @triton.jit
@@ -43,122 +42,134 @@ def scale_of(b, tokens, COUNT, DEN: tl.constexpr, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def key_state(
-    K, V, MASK, lo, hi, sn, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, SUMS: tl.constexpr,
-    VSUM: tl.constexpr, HAS_MASK: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
-):  # fmt: skip
-    """S, ks, vs over rows lo..hi. ks only with SUMS, vs only with VSUM."""
-    d = tl.arange(0, DP)
-    rn = tl.arange(0, BL)
-    dt = K.dtype.element_ty
-    S = tl.zeros([DP, DP], tl.float32)
-    K1 = tl.zeros([DP, THIN], tl.float32)
-    V1 = tl.zeros([DP, THIN], tl.float32)
-    ones = thin(tl.full([BL], 1.0, tl.float32), dt)
-    for n0 in range(lo, hi, BL):
-        k, v, real = load_keys(K, V, MASK, n0, sn, rn, d, hi, D, HAS_MASK)
-        y, r = feature(k.to(tl.float32), real, d, D, MAP)
-        y = y.to(dt)
-        S = dot(tl.trans(y), v, S, UP, PREC)
-        if VSUM:
-            V1 = dot(tl.trans(v), ones, V1, UP, PREC)
-        if SUMS:
-            if MAP == L2:
-                K1 = dot(tl.trans(k), thin(r, dt), K1, UP, PREC)
-            else:
-                K1 = dot(tl.trans(y), ones, K1, UP, PREC)
-    return S, tl.sum(K1, 1), tl.sum(V1, 1)
-
-
-@triton.jit
-def outputs(
-    Q, O, Sb, ks, vs, lo, hi, sn, son, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    DEN: tl.constexpr, VSUM: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
-):  # fmt: skip
-    """o of rows lo..hi from the scaled state; the raw q meets the matrix unit, its norm scales the product."""
-    d = tl.arange(0, DP)
-    rn = tl.arange(0, BL)
-    for n0 in range(lo, hi, BL):
-        q = load_tile(Q, n0, sn, rn, d, hi, D)
-        qf = q.to(tl.float32)
-        if MAP == L2:
-            r = inverse_norm(qf)
-            o = dot(q, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
-            w = r
-        else:
-            y, r = feature(qf, n0 + rn < hi, d, D, MAP)
-            qf = y
-            o = dot(y.to(q.dtype), Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
-            w = tl.full([BL], 1.0, tl.float32)
-        if DEN == DEN_SUM:
-            zeta, alive = guarded(a + r * tl.sum(qf * ks[None, :], 1), eps)
-            iz = 1.0 / zeta
-            o = o * (w * iz)[:, None]
-            if VSUM:
-                o += iz[:, None] * vs[None, :]
-        else:
-            if MAP == L2:
-                o = o * w[:, None]
-            if VSUM:
-                o += vs[None, :]
-        store_tile(O, o, n0, son, rn, d, hi, D)
-
-
-@triton.jit
-def store_state(STATE, AUX, index, S, ks, vs, DP: tl.constexpr):
+def load_state(STATE, AUX, index, DP: tl.constexpr):
+    """(S' transposed, ks', vs')."""
     d = tl.arange(0, DP)
     index = tl.cast(index, tl.int64)
-    tl.store(STATE + index * DP * DP + d[:, None] * DP + d[None, :], S.to(STATE.dtype.element_ty))
+    St = tl.load(STATE + index * DP * DP + d[:, None] * DP + d[None, :])
+    return St, tl.load(AUX + index * 2 * DP + d), tl.load(AUX + index * 2 * DP + DP + d)
+
+
+@triton.jit
+def store_state(STATE, AUX, index, St, ks, vs, DP: tl.constexpr):
+    d = tl.arange(0, DP)
+    index = tl.cast(index, tl.int64)
+    tl.store(STATE + index * DP * DP + d[:, None] * DP + d[None, :], St.to(STATE.dtype.element_ty))
     tl.store(AUX + index * 2 * DP + d, ks)
     tl.store(AUX + index * 2 * DP + DP + d, vs)
 
 
+@triton.jit
+def key_state(
+    K, V, at, MASK, lo, hi, sn, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
+    SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """S transposed, ks, vs over rows lo..hi. ks only with SUMS, vs only with VSUM."""
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    St = tl.zeros([DP, DP], tl.float32)
+    K1 = tl.zeros([DP, THIN], tl.float32)
+    V1 = tl.zeros([DP, THIN], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    for n0 in range(lo, hi, BL):
+        k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
+        y, r = feature(k.to(tl.float32), real, d, D, MAP)
+        y = y.to(DT)
+        St = dot(tl.trans(v), y, St, UP, PREC)
+        if VSUM:
+            V1 = dot(tl.trans(v), ones, V1, UP, PREC)
+        if SUMS:
+            if MAP == L2:
+                K1 = dot(tl.trans(k), thin(r, DT), K1, UP, PREC)
+            else:
+                K1 = dot(tl.trans(y), ones, K1, UP, PREC)
+    return St, tl.sum(K1, 1), tl.sum(V1, 1)
+
+
+@triton.jit
+def outputs(
+    Q, O, at, Sb, ks, vs, lo, hi, sn, son, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
+    DEN: tl.constexpr, VSUM: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """o of rows lo..hi from the scaled state Sb [k, v]; the raw q meets the matrix unit, its norm scales the product."""
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    for n0 in range(lo, hi, BL):
+        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
+        qf = q.to(tl.float32)
+        if MAP == L2:
+            r = inverse_norm(qf)
+            o = dot(q, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
+        else:
+            qf, r = feature(qf, n0 + rn < hi, d, D, MAP)
+            o = dot(qf.to(q.dtype), Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
+        if DEN == DEN_SUM:
+            zeta, alive = guarded(a + r * tl.sum(qf * ks[None, :], 1), eps)
+            iz = 1.0 / zeta
+            o = o * (r * iz)[:, None]
+            if VSUM:
+                o += iz[:, None] * vs[None, :]
+        else:
+            if MAP == L2:
+                o = o * r[:, None]
+            if VSUM:
+                o += vs[None, :]
+        store_tile(O, at, o.to(q.dtype), n0, son, rn, d, hi, D, TMA)
+
+
 @kernel
 def forward_fused(
-    Q, K, V, O, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, a, b, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
-    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, SAVE: tl.constexpr,
-    PREFETCH: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    Q, K, V, O, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
+    SAVE: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: keys and values once, then queries. 4T bytes."""
     seq, h, part = place(tl.program_id(0), H, 1)
     start, tokens = span(seq, N, CU, VARLEN)
-    base = row_base(seq, h, start, sb, sn, sh, VARLEN)
+    at = (seq, h)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
-    if PREFETCH:
-        prefetch_rows(Q + base, 0, tokens, sn, PREFETCH_ROWS)
-    S, ks, vs = key_state(
-        K + base, V + base, MASK, 0, tokens, sn, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, UP, PREC
+    St, ks, vs = key_state(
+        K, V, at, MASK, 0, tokens, sn, DT, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, TMA, UP, PREC
     )
     c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
-    Sb = (S * (b * c)).to(Q.dtype.element_ty)
+    St = (St * (b * c)).to(DT)
     ks = ks * (b * c)
     vs = vs * (a * c)
     if SAVE:
-        store_state(STATE, AUX, seq * H + h, Sb, ks, vs, DP)
-    out = row_base(seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN)
-    outputs(Q + base, O + out, Sb, ks, vs, 0, tokens, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, UP, PREC)
+        store_state(STATE, AUX, seq * H + h, St, ks, vs, DP)
+    outputs(Q, O, at, tl.trans(St), ks, vs, 0, tokens, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, TMA, UP, PREC)
 
 
 @kernel
 def key_state_part(
-    K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
-    MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
-    RAW: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
+    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """State of one part (SIZE rows) of a head: the raw sums if RAW, else scaled and final (one part)."""
+    """State of one part (SIZE rows) of a head: the raw sums if RAW, else scaled and final (one part).
+
+    PAST: only what comes before another part is asked for, so the last part's sum may be zero.
+    """
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
-    base = row_base(seq, h, start, sb, sn, sh, VARLEN)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
     lo = part * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
-    S, ks, vs = key_state(K + base, V + base, MASK, lo, hi, sn, D, DP, BL, MAP, SUMS, VSUM, HAS_MASK, UP, PREC)
+    if PAST:
+        hi = tl.where(part == PARTS - 1, lo, hi)
+    St, ks, vs = key_state(K, V, (seq, h), MASK, lo, hi, sn, DT, D, DP, BL, MAP, SUMS, VSUM, HAS_MASK, TMA, UP, PREC)
     if not RAW:
         c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
-        S = S * (b * c)
+        St = St * (b * c)
         ks = ks * (b * c)
         vs = vs * (a * c)
-    store_state(STATE, AUX, (seq * H + h) * PARTS + part, S, ks, vs, DP)
+    store_state(STATE, AUX, (seq * H + h) * PARTS + part, St, ks, vs, DP)
 
 
 @kernel
@@ -166,7 +177,7 @@ def combine(
     PART, PAUX, STATE, AUX, COUNT, CU, N, H, PARTS, a, b, DP: tl.constexpr, ROWS: tl.constexpr, DEN: tl.constexpr,
     HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums the PARTS partial states of a head in order and scales them; a program does ROWS rows of S."""
+    """Sums the PARTS partial states of a head in order and scales them; a program does ROWS rows of the state."""
     pid = tl.program_id(0)
     block = pid % (DP // ROWS)
     index = tl.cast(pid // (DP // ROWS), tl.int64)
@@ -192,221 +203,198 @@ def combine(
 @kernel
 def output_part(
     Q, O, STATE, AUX, CU, sb, sn, sh, N, H, PARTS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
-    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr,
+    PREC: tl.constexpr,
 ):  # fmt: skip
     """o of one part of a head."""
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
-    base = row_base(seq, h, start, sb, sn, sh, VARLEN)
-    out = row_base(seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
     lo = part * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
-    index = tl.cast(seq * H + h, tl.int64)
-    d = tl.arange(0, DP)
-    Sb = tl.load(STATE + index * DP * DP + d[:, None] * DP + d[None, :])
-    ks = tl.load(AUX + index * 2 * DP + d)
-    vs = tl.load(AUX + index * 2 * DP + DP + d)
-    outputs(Q + base, O + out, Sb, ks, vs, lo, hi, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, UP, PREC)
+    St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
+    outputs(Q, O, (seq, h), tl.trans(St), ks, vs, lo, hi, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, TMA, UP, PREC)
 
 
 @triton.jit
 def query_grads(
-    Q, DO, DQ, St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    DEN: tl.constexpr, VSUM: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    Q, DO, DQ, at, St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
+    TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """Writes dq of rows lo..hi; returns dS, -sum delta q^, sum g (raw). St is S' transposed.
+    """Writes dq of rows lo..hi; returns dS transposed, -sum delta q^, sum g (raw). St is S' transposed.
 
     Only q is unpacked: do goes to the matrix unit as it is (g = do / zeta scales products, or the other operand), so each
     product has one rounded operand besides the inputs.
     """
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
-    dt = Q.dtype.element_ty
-    dS = tl.zeros([DP, DP], tl.float32)
+    dSt = tl.zeros([DP, DP], tl.float32)
     G1 = tl.zeros([DP, THIN], tl.float32)
     Q1 = tl.zeros([DP, THIN], tl.float32)
-    ones = thin(tl.full([BL], 1.0, tl.float32), dt)
-    if DEN == DEN_SUM:
-        v2 = thin(vs, dt)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    v2 = thin(vs, DT)
     for n0 in range(lo, hi, BL):
-        q = load_tile(Q, n0, sn, rn, d, hi, D)
-        do = load_tile(DO, n0, sdon, rn, d, hi, D)
-        qf = q.to(tl.float32)
-        y, r = feature(qf, n0 + rn < hi, d, D, MAP)
-        dq = dot(do, St, tl.zeros([BL, DP], tl.float32), UP, PREC)
-        left = y
+        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
+        do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA)
+        dy = dot(do, St, tl.zeros([BL, DP], tl.float32), UP, PREC)
+        x = q.to(tl.float32)
+        # y = phi(x) = r x for L2, and never formed there.
+        if MAP == L2:
+            y = x
+            r = inverse_norm(x)
+        else:
+            y, r = feature(x, n0 + rn < hi, d, D, MAP)
+        iz = tl.full([BL], 1.0, tl.float32)
+        delta = tl.zeros([BL], tl.float32)
+        along = tl.zeros([BL], tl.float32)
+        turn = r * tl.sum(y * dy, 1)
         if DEN == DEN_SUM:
-            along = tl.sum(y * ks[None, :], 1)
+            along = r * tl.sum(y * ks[None, :], 1)
             zeta, alive = guarded(a + along, eps)
             iz = 1.0 / zeta
-            total = tl.sum(y * dq, 1)
+            total = turn
             if VSUM:
                 total += tl.sum(dot(do, v2, tl.zeros([BL, THIN], tl.float32), UP, PREC), 1)
             delta = tl.where(alive, total * iz * iz, 0.0)
-            dq = dq * iz[:, None] - delta[:, None] * ks[None, :]
-            left = y * iz[:, None]
-            if NEED_KV:
-                if MAP == L2:
-                    Q1 = dot(tl.trans(q), thin(-delta * r, dt), Q1, UP, PREC)
-                else:
-                    Q1 = dot(tl.trans(y.to(dt)), thin(-delta, dt), Q1, UP, PREC)
-                if VSUM:
-                    G1 = dot(tl.trans(do), thin(iz, dt), G1, UP, PREC)
-        else:
-            if NEED_KV and VSUM:
-                G1 = dot(tl.trans(do), ones, G1, UP, PREC)
         if NEED_Q:
-            store_tile(DQ, feature_grad(dq, qf, y, r, MAP), n0, sdn, rn, d, hi, D)
+            if MAP == L2:
+                # r (dx^ - x^ (x^.dx^)) with dx^ = iz dy - delta ks and x^ = r x.
+                dx = dy * (iz * r)[:, None] - x * ((turn * iz - delta * along) * r * r)[:, None]
+                if DEN == DEN_SUM:
+                    dx -= (delta * r)[:, None] * ks[None, :]
+            else:
+                dx = dy * iz[:, None]
+                if DEN == DEN_SUM:
+                    dx -= delta[:, None] * ks[None, :]
+                dx = feature_grad(dx, x, y, r, MAP)
+            store_tile(DQ, at, dx.to(DT), n0, sdn, rn, d, hi, D, TMA)
         if NEED_KV:
-            dS = dot(tl.trans(left.to(dt)), do, dS, UP, PREC)
-    return dS, tl.sum(Q1, 1), tl.sum(G1, 1)
+            dSt = dot(tl.trans(do), (y * (r * iz)[:, None]).to(DT), dSt, UP, PREC)
+            if VSUM:
+                if DEN == DEN_SUM:
+                    G1 = dot(tl.trans(do), thin(iz, DT), G1, UP, PREC)
+                else:
+                    G1 = dot(tl.trans(do), ones, G1, UP, PREC)
+            if DEN == DEN_SUM:
+                if MAP == L2:
+                    Q1 = dot(tl.trans(q), thin(-delta * r, DT), Q1, UP, PREC)
+                else:
+                    Q1 = dot(tl.trans(y.to(DT)), thin(-delta, DT), Q1, UP, PREC)
+    return dSt, tl.sum(Q1, 1), tl.sum(G1, 1)
 
 
 @triton.jit
 def key_grads(
-    K, V, DK, DV, MASK, dS, dSt, dks, dvs, lo, hi, sn, sdn, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    K, V, DK, DV, at, MASK, dSt, dks, dvs, lo, hi, sn, sdn, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
+    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr,
+    PREC: tl.constexpr,
 ):  # fmt: skip
-    """Writes dk, dv of rows lo..hi from the scaled gradient state (dS and its transpose)."""
+    """Writes dk, dv of rows lo..hi from the scaled gradient state dSt [v, k]."""
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
-    dt = K.dtype.element_ty
+    dS = tl.trans(dSt)
     for n0 in range(lo, hi, BL):
-        k, v, real = load_keys(K, V, MASK, n0, sn, rn, d, hi, D, HAS_MASK)
-        kf = k.to(tl.float32)
-        y, r = feature(kf, real, d, D, MAP)
+        k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
         dk = dot(v, dSt, tl.zeros([BL, DP], tl.float32), UP, PREC)
         if DEN == DEN_SUM:
             dk += dks[None, :]
+        x = k.to(tl.float32)
         if MAP == L2:
+            r = inverse_norm(x)
             dv = dot(k, dS, tl.zeros([BL, DP], tl.float32), UP, PREC) * r[:, None]
+            dk = dk * r[:, None] - x * (tl.sum(x * dk, 1) * r * r * r)[:, None]
         else:
-            dv = dot(y.to(dt), dS, tl.zeros([BL, DP], tl.float32), UP, PREC)
+            y, r = feature(x, real, d, D, MAP)
+            dv = dot(y.to(DT), dS, tl.zeros([BL, DP], tl.float32), UP, PREC)
+            dk = feature_grad(dk, x, y, r, MAP)
         if VSUM:
             dv += dvs[None, :]
-        dk = feature_grad(dk, kf, y, r, MAP)
         if HAS_MASK:
             dk = tl.where(real[:, None], dk, 0.0)
             dv = tl.where(real[:, None], dv, 0.0)
-        store_tile(DK, dk, n0, sdn, rn, d, hi, D)
-        store_tile(DV, dv, n0, sdn, rn, d, hi, D)
+        store_tile(DK, at, dk.to(DT), n0, sdn, rn, d, hi, D, TMA)
+        store_tile(DV, at, dv.to(DT), n0, sdn, rn, d, hi, D, TMA)
 
 
 @kernel
 def backward_fused(
     Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
-    D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
-    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, SAVED: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    PREFETCH: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
+    VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
+    TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program a head: queries with their gradients, then keys and values. 7T bytes with the state SAVED by the forward pass."""
+    """One program a head: queries with their gradients, then keys and values. 7T bytes; the forward pass saved the state."""
     seq, h, part = place(tl.program_id(0), H, 1)
     start, tokens = span(seq, N, CU, VARLEN)
-    base = row_base(seq, h, start, sb, sn, sh, VARLEN)
-    dobase = row_base(seq, h, start, sdob, sdon, sdoh, VARLEN)
-    dbase = row_base(seq, h, start, sdb, sdn, sdh, VARLEN)
+    at = (seq, h)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
+    DQ = rows_of(DQ, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
+    DK = rows_of(DK, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
+    DV = rows_of(DV, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
-    index = tl.cast(seq * H + h, tl.int64)
-    d = tl.arange(0, DP)
-    dt = Q.dtype.element_ty
-    c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
-    if PREFETCH and SAVED:
-        prefetch_rows(K + base, 0, tokens, sn, PREFETCH_ROWS)
-        prefetch_rows(V + base, 0, tokens, sn, PREFETCH_ROWS)
-    if PREFETCH and not SAVED:
-        prefetch_rows(Q + base, 0, tokens, sn, PREFETCH_ROWS)
-        prefetch_rows(DO + dobase, 0, tokens, sdon, PREFETCH_ROWS)
-    if SAVED:
-        St = tl.load(STATE + index * DP * DP + d[None, :] * DP + d[:, None])
-        ks = tl.load(AUX + index * 2 * DP + d)
-        vs = tl.load(AUX + index * 2 * DP + DP + d)
-    else:
-        S, ks, vs = key_state(
-            K + base,
-            V + base,
-            MASK,
-            0,
-            tokens,
-            sn,
-            D,
-            DP,
-            BL,
-            MAP,
-            DEN == DEN_SUM,
-            VSUM and DEN == DEN_SUM,
-            HAS_MASK,
-            UP,
-            PREC,
-        )
-        St = tl.trans((S * (b * c)).to(dt))
-        ks = ks * (b * c)
-        vs = vs * (a * c)
-    dS, dks, dvs = query_grads(
-        Q + base, DO + dobase, DQ + dbase, St, ks, vs, 0, tokens, sn, sdon, sdn, a, eps, D, DP, BL, MAP, DEN, VSUM, NEED_Q,
-        NEED_KV, UP, PREC,
-    )  # fmt: skip
+    St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
+    dSt, dks, dvs = query_grads(
+        Q, DO, DQ, at, St, ks, vs, 0, tokens, sn, sdon, sdn, a, eps, DT, D, DP, BL, MAP, DEN, VSUM, NEED_Q, NEED_KV, TMA, UP, PREC
+    )
     if NEED_KV:
-        dSb = (dS * (b * c)).to(dt)
+        c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
         key_grads(
-            K + base, V + base, DK + dbase, DV + dbase, MASK, dSb, tl.trans(dSb), dks * (b * c), dvs * (a * c), 0, tokens, sn,
-            sdn, D, DP, BL, MAP, DEN, VSUM, HAS_MASK, UP, PREC,
+            K, V, DK, DV, at, MASK, (dSt * (b * c)).to(DT), dks * (b * c), dvs * (a * c), 0, tokens, sn, sdn, DT, D, DP, BL, MAP,
+            DEN, VSUM, HAS_MASK, TMA, UP, PREC,
         )  # fmt: skip
 
 
 @kernel
 def query_grad_part(
     Q, DO, DQ, STATE, AUX, DSTATE, DAUX, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b, eps,
-    D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
-    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, RAW: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    UP: tl.constexpr, PREC: tl.constexpr,
+    DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
+    VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, RAW: tl.constexpr, NEED_Q: tl.constexpr,
+    NEED_KV: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part of a head, and that part's state of the gradient: raw if RAW, else scaled and final (one part)."""
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
-    base = row_base(seq, h, start, sb, sn, sh, VARLEN)
-    dobase = row_base(seq, h, start, sdob, sdon, sdoh, VARLEN)
-    dbase = row_base(seq, h, start, sdb, sdn, sdh, VARLEN)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
+    DQ = rows_of(DQ, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     lo = part * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
-    index = tl.cast(seq * H + h, tl.int64)
-    d = tl.arange(0, DP)
-    St = tl.load(STATE + index * DP * DP + d[None, :] * DP + d[:, None])
-    ks = tl.load(AUX + index * 2 * DP + d)
-    vs = tl.load(AUX + index * 2 * DP + DP + d)
-    dS, dks, dvs = query_grads(
-        Q + base, DO + dobase, DQ + dbase, St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, D, DP, BL, MAP, DEN, VSUM, NEED_Q, NEED_KV,
-        UP, PREC,
+    St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
+    dSt, dks, dvs = query_grads(
+        Q, DO, DQ, (seq, h), St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, DT, D, DP, BL, MAP, DEN, VSUM, NEED_Q, NEED_KV, TMA, UP,
+        PREC,
     )  # fmt: skip
     if NEED_KV:
         if not RAW:
             c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
-            dS = dS * (b * c)
+            dSt = dSt * (b * c)
             dks = dks * (b * c)
             dvs = dvs * (a * c)
-        store_state(DSTATE, DAUX, index * PARTS + part, dS, dks, dvs, DP)
+        store_state(DSTATE, DAUX, (seq * H + h) * PARTS + part, dSt, dks, dvs, DP)
 
 
 @kernel
 def key_grad_part(
-    K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, PARTS, SIZE, D: tl.constexpr, DP: tl.constexpr,
-    BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
-    UP: tl.constexpr, PREC: tl.constexpr,
+    K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, PARTS, SIZE, DT: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part of a head."""
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
-    base = row_base(seq, h, start, sb, sn, sh, VARLEN)
-    dbase = row_base(seq, h, start, sdb, sdn, sdh, VARLEN)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    DK = rows_of(DK, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
+    DV = rows_of(DV, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
     lo = part * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
-    index = tl.cast(seq * H + h, tl.int64)
-    d = tl.arange(0, DP)
-    dS = tl.load(DSTATE + index * DP * DP + d[:, None] * DP + d[None, :])
-    dSt = tl.load(DSTATE + index * DP * DP + d[None, :] * DP + d[:, None])
-    dks = tl.load(DAUX + index * 2 * DP + d)
-    dvs = tl.load(DAUX + index * 2 * DP + DP + d)
+    dSt, dks, dvs = load_state(DSTATE, DAUX, seq * H + h, DP)
     key_grads(
-        K + base, V + base, DK + dbase, DV + dbase, MASK, dS, dSt, dks, dvs, lo, hi, sn, sdn, D, DP, BL, MAP, DEN, VSUM, HAS_MASK,
-        UP, PREC,
-    )  # fmt: skip
+        K, V, DK, DV, (seq, h), MASK, dSt, dks, dvs, lo, hi, sn, sdn, DT, D, DP, BL, MAP, DEN, VSUM, HAS_MASK, TMA, UP, PREC
+    )

@@ -38,8 +38,14 @@ def dot(x, y, acc, UP: tl.constexpr, PREC: tl.constexpr):
 
 
 @triton.jit
-def load_tile(P, n0, stride, rn, d, hi, D: tl.constexpr):
-    """Rows n0 + rn below hi of width D, zeros elsewhere: [BL, DP]. The row base is 64-bit: N * stride may pass 2^31."""
+def load_tile(P, at, n0, stride, rn, d, hi, D: tl.constexpr, TMA: tl.constexpr, column=0):
+    """Rows n0 + rn below hi of width D, zeros elsewhere: [BL, DP].
+
+    P: a tensor descriptor over (sequence, head, token, width) if TMA (`at` is then (sequence, head)), else a pointer to the
+    first row. The row base is 64-bit: N * stride may pass 2^31. d: the columns, from `column` on.
+    """
+    if TMA:
+        return P.load([at[0], at[1], tl.cast(n0, tl.int32), column]).reshape(rn.shape[0], d.shape[0])
     offset = tl.cast(n0, tl.int64) * stride
     mask = (n0 + rn < hi)[:, None]
     if d.shape[0] != D:
@@ -48,18 +54,26 @@ def load_tile(P, n0, stride, rn, d, hi, D: tl.constexpr):
 
 
 @triton.jit
-def store_tile(P, x, n0, stride, rn, d, hi, D: tl.constexpr):
-    offset = tl.cast(n0, tl.int64) * stride
-    mask = (n0 + rn < hi)[:, None]
-    if d.shape[0] != D:
-        mask = mask & (d < D)[None, :]
-    tl.store(P + offset + (rn[:, None] * stride + d[None, :]), x.to(P.dtype.element_ty), mask=mask)
+def store_tile(P, at, x, n0, stride, rn, d, hi, D: tl.constexpr, TMA: tl.constexpr, column=0):
+    """The inverse of `load_tile`: nothing is written beyond hi or D."""
+    if TMA:
+        P.store([at[0], at[1], tl.cast(n0, tl.int32), column], x.reshape(1, 1, rn.shape[0], d.shape[0]))
+    else:
+        offset = tl.cast(n0, tl.int64) * stride
+        mask = (n0 + rn < hi)[:, None]
+        if d.shape[0] != D:
+            mask = mask & (d < D)[None, :]
+        tl.store(P + offset + (rn[:, None] * stride + d[None, :]), x.to(P.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def load_keys(K, V, MASK, n0, stride, rn, d, hi, D: tl.constexpr, HAS_MASK: tl.constexpr):
+def load_keys(K, V, at, MASK, n0, stride, rn, d, hi, D: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr):
     """Key and value tiles with padded rows zeroed, and which rows are real."""
     real = n0 + rn < hi
+    if TMA:
+        k = load_tile(K, at, n0, stride, rn, d, hi, D, TMA)
+        v = load_tile(V, at, n0, stride, rn, d, hi, D, TMA)
+        return k, v, real
     if HAS_MASK:
         real = real & (tl.load(MASK + n0 + rn, mask=real, other=0) != 0)
     offset = tl.cast(n0, tl.int64) * stride
@@ -70,6 +84,14 @@ def load_keys(K, V, MASK, n0, stride, rn, d, hi, D: tl.constexpr, HAS_MASK: tl.c
     k = tl.load(K + offset + cells, mask=mask, other=0.0)
     v = tl.load(V + offset + cells, mask=mask, other=0.0)
     return k, v, real
+
+
+@triton.jit
+def rows_of(P, seq, h, start, sb, sn, sh, VARLEN: tl.constexpr, TMA: tl.constexpr):
+    """What `load_tile` takes for one head: the descriptor itself, or a pointer to the head's first row."""
+    if TMA:
+        return P
+    return P + row_base(seq, h, start, sb, sn, sh, VARLEN)
 
 
 @triton.jit
@@ -172,18 +194,3 @@ def keys_seen(b, tokens, COUNT, HAS_MASK: tl.constexpr):
     else:
         n = tokens.to(tl.float32)
     return tl.maximum(n, 1.0)
-
-
-@triton.jit
-def prefetch_rows(P, lo, hi, stride, ROWS: tl.constexpr):
-    """Asks the L2 cache for rows lo..hi, one request a row (a head of 64 bfloat16 is one line of 128 bytes)."""
-    for n0 in range(lo, hi, ROWS):
-        n = tl.minimum(n0 + tl.arange(0, ROWS), hi - 1)
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [P + tl.cast(n, tl.int64) * stride],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )

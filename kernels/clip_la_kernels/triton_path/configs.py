@@ -49,13 +49,16 @@ DEFAULT = {
     256: Config(32, 8, 1),
 }
 
+# float32 tiles take twice the room and their products come in three pieces: small tiles, no pipeline.
+FLOAT32 = {16: Config(64, 4, 1), 32: Config(64, 4, 1), 64: Config(32, 4, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)}
+
 _overrides: dict[str, Config] = {}
 _plan: dict[str, int] = {}
 
 
 @contextmanager
 def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
-    """For the tuner and tests: these configurations by kernel name; plan: parts=, save= and the like (see `Plan`)."""
+    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, columns=, short=, multiple=, tma_bytes=."""
     before = dict(_overrides), dict(_plan)
     _overrides.update(configs)
     _plan.update(plan)
@@ -77,22 +80,21 @@ def device_numbers(index: int | None) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def config(kernel: str, device: torch.device, width: int, total: bool) -> Config:
+def config(kernel: str, device: torch.device, width: int, total: bool, dtype: torch.dtype) -> Config:
     """The configuration of one kernel; `total`: is the denominator the sum of weights."""
     if kernel in _overrides:
         return _overrides[kernel]
+    if dtype == torch.float32:
+        return FLOAT32[width]
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
     return TABLES.get(major, SM80).get((kernel, width, total), DEFAULT[width])
 
 
 class Plan(NamedTuple):
-    """parts: 0 = one fused program a head, else programs a head, `size` tokens each; save: does the forward pass keep the state;
-    prefetch: does a fused program ask for its second phase's rows while it works on the first's."""
+    """parts: 0 = one fused program a head, else programs a head, `size` tokens each."""
 
     parts: int
     size: int
-    save: bool
-    prefetch: bool
 
 
 # A fused program a head is best while a head is short (its second read of k and v hits the L2 cache) and heads fill the GPU.
@@ -112,7 +114,7 @@ def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
     if tokens > FUSED_TOKENS or (heads < FUSED_WAVES * sms and tokens > PART_TOKENS):
         parts = max(1, min(tokens // PART_TOKENS, -(-WANTED_WAVES * sms // heads)))
     parts = _plan.get("parts", parts)
-    return Plan(parts, part_size(tokens, parts), bool(_plan.get("save", True)), bool(_plan.get("prefetch", False)))
+    return Plan(parts, part_size(tokens, parts))
 
 
 def short_tokens() -> int:
@@ -134,6 +136,15 @@ def part_size(tokens: int, parts: int) -> int:
     size = -(-tokens // parts)
     multiple = _plan.get("multiple", PART_MULTIPLE)
     return -(-size // multiple) * multiple if parts > 1 else size
+
+
+# Encoding descriptors costs the host some microseconds a launch: not for tensors that a launch outlasts.
+TMA_LEAST_BYTES = 4 << 20
+
+
+def tma_least_bytes() -> int:
+    """From which size of a tensor on kernels use the copy engine."""
+    return _plan.get("tma_bytes", TMA_LEAST_BYTES)
 
 
 def column_block(width: int, device: torch.device) -> int:

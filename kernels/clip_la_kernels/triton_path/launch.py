@@ -3,11 +3,17 @@
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clip_la_kernels.dispatch import interpreting
 from clip_la_kernels.options import DEN_SUM, Options
 from clip_la_kernels.triton_path import bidirectional, causal, configs, short
+
+TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+# The copy engine wants addresses and strides in multiples of this.
+TMA_BYTES = 16
 
 
 class Inputs(NamedTuple):
@@ -20,6 +26,7 @@ class Inputs(NamedTuple):
     counts: Tensor | None
     cu: Tensor | None
     opt: Options
+    tma: bool = False
 
     @property
     def sequences(self) -> int:
@@ -34,6 +41,16 @@ class Inputs(NamedTuple):
         return padded(self.q.shape[3])
 
 
+def tensor_map(x: Inputs, tensor: Tensor, rows: int, columns: int | None = None) -> Any:
+    """(B, N, H, D) as what the kernels load tiles from: a descriptor over (B, H, N, D) for the copy engine, or the tensor."""
+    if not x.tma:
+        return tensor
+    batch, tokens, heads, width = tensor.shape
+    sb, sn, sh, sd = tensor.stride()
+    block = [1, 1, rows, columns or x.width]
+    return TensorDescriptor(tensor, [batch, heads, tokens, width], [sb, sh, sn, sd], block)
+
+
 def padded(width: int) -> int:
     """Head width padded to what tl.dot takes."""
     return max(16, 1 << (width - 1).bit_length())
@@ -46,15 +63,37 @@ def uniform(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q.contiguous(), k.contiguous(), v.contiguous()
 
 
+def _mappable(tensor: Tensor) -> bool:
+    size = tensor.element_size()
+    return (
+        tensor.data_ptr() % TMA_BYTES == 0
+        and tensor.shape[3] * size % TMA_BYTES == 0
+        and all(stride > 0 and stride * size % TMA_BYTES == 0 for stride in tensor.stride()[:3])
+        and tensor.numel() * size >= configs.tma_least_bytes()
+    )
+
+
+def with_tma(x: Inputs) -> Inputs:
+    """The same call, through the copy engine where the hardware and the layout allow it: one dense rectangle a head."""
+    major, _ = configs.device_numbers(x.q.device.index if x.q.is_cuda else None)
+    fits = x.q.is_cuda and major >= 9 and x.mask is None and x.cu is None and x.q.dtype != torch.float32
+    return x._replace(tma=fits and all(_mappable(t) for t in (x.q, x.k, x.v)))
+
+
 def _flags(x: Inputs, kernel: str, **more: Any) -> dict[str, Any]:
     """Compile-time arguments and launch options of one kernel."""
-    rows, warps, stages, registers = configs.config(kernel, x.q.device, x.width, x.opt.denominator == DEN_SUM)
+    rows, warps, stages, registers = configs.config(kernel, x.q.device, x.width, x.opt.denominator == DEN_SUM, x.q.dtype)
     limit = {"maxnreg": registers} if registers else {}
     return {
-        "D": x.q.shape[3], "DP": x.width, "BL": rows, "MAP": x.opt.feature_map, "DEN": x.opt.denominator,
+        "DT": TRITON_DTYPE[x.q.dtype], "TMA": x.tma, "D": x.q.shape[3], "DP": x.width, "BL": rows, "MAP": x.opt.feature_map, "DEN": x.opt.denominator,
         "VSUM": x.opt.a != 0, "HAS_MASK": x.mask is not None, "VARLEN": x.cu is not None, "UP": interpreting(),
         "PREC": configs.precision(x.q.dtype), "num_warps": warps, "num_stages": stages, **limit, **more,
     }  # fmt: skip
+
+
+def _tiles(x: Inputs, flags: dict[str, Any], *tensors: Tensor) -> tuple[Any, ...]:
+    """The tensors of a launch that are read and written by tiles."""
+    return tuple(tensor_map(x, t, flags["BL"]) for t in tensors)
 
 
 def _without(flags: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -93,9 +132,9 @@ def _key_states(x: Inputs, parts: int, size: int, raw: bool) -> tuple[Tensor, Te
     """States of keys and values, by part; raw sums in float32, or scaled (one part)."""
     state, aux = states(x, parts, torch.float32 if raw else x.q.dtype)
     mask, counts, cu = _pointers(x, aux)
-    flags = _flags(x, "key_state_part", RAW=raw, SUMS=x.opt.denominator == DEN_SUM)
+    flags = _flags(x, "key_state_part", RAW=raw, PAST=x.opt.causal, SUMS=x.opt.denominator == DEN_SUM)
     bidirectional.key_state_part[(x.heads * parts,)](
-        x.k, x.v, state, aux, mask, counts, cu, *x.q.stride()[:3], x.q.shape[1], x.q.shape[2], parts, size, x.opt.a, x.opt.b,
+        *_tiles(x, flags, x.k, x.v), state, aux, mask, counts, cu, *x.q.stride()[:3], x.q.shape[1], x.q.shape[2], parts, size, x.opt.a, x.opt.b,
         **flags,
     )  # fmt: skip
     return state, aux
@@ -111,20 +150,21 @@ def forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     z = _nothing(x)
     opt = x.opt
     if plan.parts == 0:
-        keep = save and plan.save
-        state, aux = states(x, 1, x.q.dtype) if keep else (_nothing(x), _nothing(x))
+        state, aux = states(x, 1, x.q.dtype) if save else (_nothing(x), _nothing(x))
         mask, counts, cu = _pointers(x, z)
+        flags = _flags(x, "forward_fused", SAVE=save)
         bidirectional.forward_fused[(x.heads,)](
-            x.q, x.k, x.v, out, state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
-            **_flags(x, "forward_fused", SAVE=keep, PREFETCH=plan.prefetch),
+            *_tiles(x, flags, x.q, x.k, x.v, out), state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
+            **flags,
         )  # fmt: skip
         return out, state, aux, z
     state, aux = _key_states(x, plan.parts, plan.size, plan.parts > 1)
     if plan.parts > 1:
         state, aux = _combine(x, state, aux, plan.parts)
+    flags = _without(_flags(x, "output_part"), "HAS_MASK", "DT")
     bidirectional.output_part[(x.heads * plan.parts,)](
-        x.q, out, state, aux, _pointers(x, aux)[2], *x.q.stride()[:3], tokens, heads, plan.parts, plan.size, opt.a, opt.eps,
-        **_without(_flags(x, "output_part"), "HAS_MASK"),
+        *_tiles(x, flags, x.q, out), state, aux, _pointers(x, aux)[2], *x.q.stride()[:3], tokens, heads, plan.parts, plan.size, opt.a, opt.eps,
+        **flags,
     )  # fmt: skip
     return out, state, aux, z
 
@@ -143,7 +183,7 @@ def backward(
     x: Inputs, grad: Tensor, state: Tensor, aux: Tensor, z: Tensor, packed: bool, need_q: bool, need_kv: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dqkv, empty, empty) if packed, else (dq, dk, dv); what is not needed is left unwritten."""
-    if grad.stride(3) != 1:
+    if grad.stride(3) != 1 or (x.tma and not _mappable(grad)):
         grad = grad.contiguous()
     whole, grads = _grads(x, packed)
     if x.opt.causal:
@@ -170,24 +210,27 @@ def _bidirectional_backward(
     strides = (*x.q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3])
     mask, counts, cu = _pointers(x, aux)
     if plan.parts == 0:
+        flags = _flags(x, "backward_fused", **needs)
         bidirectional.backward_fused[(x.heads,)](
-            x.q, x.k, x.v, grad, dq, dk, dv, state, aux, mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
-            **_flags(x, "backward_fused", SAVED=state.numel() > 0, PREFETCH=plan.prefetch, **needs),
+            *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), state, aux, mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
+            **flags,
         )  # fmt: skip
         return
     raw = plan.parts > 1
     dstate, daux = states(x, plan.parts, torch.float32 if raw else x.q.dtype)
+    flags = _flags(x, "query_grad_part", RAW=raw, **needs)
     bidirectional.query_grad_part[(x.heads * plan.parts,)](
-        x.q, grad, dq, state, aux, dstate, daux, counts, cu, *strides, tokens, heads, plan.parts, plan.size, opt.a, opt.b, opt.eps,
-        **_flags(x, "query_grad_part", RAW=raw, **needs),
+        *_tiles(x, flags, x.q, grad, dq), state, aux, dstate, daux, counts, cu, *strides, tokens, heads, plan.parts, plan.size, opt.a, opt.b, opt.eps,
+        **flags,
     )  # fmt: skip
     if not need_kv:
         return
     if raw:
         dstate, daux = _combine(x, dstate, daux, plan.parts)
+    flags = _flags(x, "key_grad_part")
     bidirectional.key_grad_part[(x.heads * plan.parts,)](
-        x.k, x.v, dk, dv, mask, dstate, daux, cu, *x.q.stride()[:3], *dq.stride()[:3], tokens, heads, plan.parts, plan.size,
-        **_flags(x, "key_grad_part"),
+        *_tiles(x, flags, x.k, x.v, dk, dv), mask, dstate, daux, cu, *x.q.stride()[:3], *dq.stride()[:3], tokens, heads, plan.parts, plan.size,
+        **flags,
     )  # fmt: skip
 
 
@@ -209,9 +252,10 @@ def _causal_forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     mask, counts, cu = _pointers(x, z)
     opt = x.opt
     if is_short(x):
+        flags = _short_flags(x, "short_forward")
         short.short_forward[(x.heads,)](
-            x.q, x.k, x.v, out, mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
-            **_short_flags(x, "short_forward"),
+            *_tiles(x, flags, x.q, x.k, x.v, out), mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
+            **flags,
         )  # fmt: skip
         return out, state, aux, z
     parts = configs.causal_parts(x.heads, tokens, x.width, x.q.device)
@@ -224,7 +268,7 @@ def _causal_forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     columns = configs.column_block(x.width, x.q.device)
     flags = _flags(x, "causal_forward", BV=columns, HAS_STATE=parts > 1)
     causal.causal_forward[(x.heads * parts * (x.width // columns),)](
-        x.q, x.k, x.v, out, z, state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, parts, size, opt.a, opt.b, opt.eps,
+        *_tiles(x, flags, x.q, x.k), *(tensor_map(x, t, flags["BL"], columns) for t in (x.v, out)), z, state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, parts, size, opt.a, opt.b, opt.eps,
         STAGES=flags["num_stages"], **flags,
     )  # fmt: skip
     return out, state, aux, z
@@ -253,9 +297,10 @@ def _causal_backward(
     mask, counts, cu = _pointers(x, z)
     strides = (*x.q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3])
     if is_short(x):
+        flags = _short_flags(x, "short_backward")
         short.short_backward[(x.heads,)](
-            x.q, x.k, x.v, grad, dq, dk, dv, mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
-            **_short_flags(x, "short_backward"),
+            *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
+            **flags,
         )  # fmt: skip
         return
     parts = configs.causal_parts(x.heads, tokens, x.width, x.q.device)
@@ -264,7 +309,7 @@ def _causal_backward(
     if need_q or opt.denominator == DEN_SUM:
         flags = _flags(x, "causal_query_grad", HAS_STATE=parts > 1)
         causal.causal_query_grad[(x.heads * parts,)](
-            x.q, x.k, x.v, grad, dq, z, delta, state, aux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
+            *_tiles(x, flags, x.q, x.k, x.v, grad, dq), z, delta, state, aux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
             opt.eps, STAGES=flags["num_stages"], **flags,
         )  # fmt: skip
     if not need_kv:
@@ -272,13 +317,14 @@ def _causal_backward(
     dstate, daux = delta, delta
     if parts > 1:
         dstate, daux = states(x, parts, torch.float32)
+        flags = _flags(x, "grad_state_part")
         causal.grad_state_part[(x.heads * parts,)](
-            x.q, grad, z, delta, dstate, daux, counts, cu, *strides[:6], tokens, heads, parts, size, opt.eps,
-            **_flags(x, "grad_state_part"),
+            *_tiles(x, flags, x.q, grad), z, delta, dstate, daux, counts, cu, *strides[:6], tokens, heads, parts, size, opt.eps,
+            **flags,
         )  # fmt: skip
         _scan(x, dstate, daux, parts, True)
     flags = _flags(x, "causal_key_grad", HAS_STATE=parts > 1)
     causal.causal_key_grad[(x.heads * parts,)](
-        x.q, x.k, x.v, grad, dk, dv, z, delta, dstate, daux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
+        *_tiles(x, flags, x.q, x.k, x.v, grad, dk, dv), z, delta, dstate, daux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
         opt.eps, STAGES=flags["num_stages"], **flags,
     )  # fmt: skip

@@ -10,10 +10,10 @@ still has its minimum at zero, needs no weighting between pairs and is the plain
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,7 +92,25 @@ def _world_size() -> int:
 
 def _gather(local: Float[Tensor, "batch dim"]) -> Float[Tensor, "world_batch dim"]:
     """All ranks' rows in the order of the ranks; each receives its own gradient, summed over all losses."""
-    return local if _world_size() == 1 else torch.cat(dist_nn.all_gather(local))
+    return local if _world_size() == 1 else _Gather.apply(local)
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose gradient is reduce_scatter. PyTorch's own is deprecated and its successor private."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        local = local.contiguous()
+        parts = [torch.empty_like(local) for _ in range(_world_size())]
+        dist.all_gather(parts, local)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        parts = [part.contiguous() for part in gradient.chunk(_world_size())]
+        local = torch.empty_like(parts[0])
+        dist.reduce_scatter(local, parts)
+        return local
 
 
 def _own_columns(local: Float[Tensor, "batch dim"]) -> Int[Tensor, " batch"]:

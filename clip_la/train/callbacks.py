@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -17,26 +18,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clip_la.errors import UserError
+from clip_la.train.hardware import is_first_process
 from clip_la.train.task import ContrastiveTask
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR_FILENO = 2
+# torchrun passes on the Ctrl-C that the terminal has sent to its processes already: not a second one.
+SAME_REQUEST_S = 2.0
 # A terminal is refreshed ten times a second, a log file gets a line now and then.
 TERMINAL_INTERVAL_S = 0.1
 FILE_INTERVAL_S = 30.0
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C and SIGTERM end the run after the running step, with a checkpoint; a second one ends it at once.
+    """Ctrl-C and SIGTERM end the run after the running step, with a checkpoint; another one later ends it at once.
 
     Several processes stop at the end of a logging window, where they meet anyway: `Meter` looks at `requested` there.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested_at_s: float | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process has been asked to stop."""
+        return self._requested_at_s is not None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Listens inside the block. Loader workers that are forked in it leave a terminal's Ctrl-C to this process."""
+        """Listens inside the block."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -57,9 +67,14 @@ class StopOnSignal(Callback):
             trainer.should_stop = True
 
     def _request(self, number: int, frame: Any) -> None:
-        if self.requested:
+        now_s = time.monotonic()
+        if self._requested_at_s is None:
+            self._requested_at_s = now_s
+            if is_first_process():
+                # Not through sys.stderr, whose lock the interrupted code may hold.
+                os.write(STDERR_FILENO, b"\nstopping after the running step; once more ends at once\n")
+        elif now_s - self._requested_at_s > SAME_REQUEST_S:
             raise KeyboardInterrupt
-        self.requested = True
 
 
 class Meter(Callback):

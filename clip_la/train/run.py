@@ -135,6 +135,9 @@ def train_run(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        # Lightning asks all processes before each step for a SIGTERM and waits for the GPU to answer; Meter asks them
+        # once a window.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
         _fit(trainer, task, data, start)
         samples_seen = task.samples_seen
     return _as_run(folder, task, samples_seen)
@@ -146,6 +149,10 @@ def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, star
     except SystemExit:
         # Lightning's answer to a KeyboardInterrupt, the second of two Ctrl-C.
         raise KeyboardInterrupt from None
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _seed_everything(seed: int) -> None:

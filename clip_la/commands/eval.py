@@ -14,7 +14,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--templates", metavar="SET", help="openai80, simple7, plain, name, definition, a file, or 'a {c}.'"
     )
-    parser.add_argument("--labels", default="own", help="own (default), or real: ReaL labels for ImageNet-1K")
+    parser.add_argument("--labels", help="own (default), or real: ReaL labels for ImageNet-1K")
     parser.add_argument("--name", metavar="NAME", help="the data set's name in results (default: its folder's)")
     parser.add_argument("--checkpoints", default="last", help="of a run: last (default) or all")
     parser.add_argument("--config", metavar="FILE", help="a YAML suite of data sets (see configs/eval)")
@@ -34,6 +34,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--contact-sheet", metavar="PATH", help="write PATH.png and PATH.html: pictures with predicted names"
     )
+    parser.add_argument("--task", help="zeroshot_classification (default), zeroshot_retrieval, linear_probe, knn")
+    parser.add_argument("--train", metavar="PATH", help="labelled pictures for linear_probe and knn")
+    parser.add_argument("--shots", type=int, metavar="N", help="pictures a class to learn from (default: all)")
+    parser.add_argument("--compare", action="store_true", help="compare each model with the first, picture by picture")
+    parser.add_argument("--per-class", action="store_true", help="write a table of the classes beside the predictions")
+    parser.add_argument("--clip-benchmark", metavar="DIR", help="also write each result as CLIP_benchmark's JSON file")
+    parser.add_argument("--compile", action="store_true", help="compile the towers (for large data sets)")
     parser.add_argument("--json", action="store_true", help="print the result lines as JSON on stdout")
     return parser
 
@@ -49,13 +56,14 @@ def main(argv: list[str]) -> int | None:
     from clip_la.zeroshot import ranks
     from clip_la.zeroshot.cache import ClassifierCache, default_folder
     from clip_la.zeroshot.load import choose_device, expand_models
-    from clip_la.zeroshot.suite import Entry, read_suite, run_suite
+    from clip_la.zeroshot.suite import Entry, Extras, compare_all, read_suite, run_suite
 
-    given = {key: getattr(options, key) for key in ("data", "classes", "templates", "name")}
+    keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots")
+    given = {key: value for key in keys if (value := getattr(options, key)) is not None}
     if options.config:
         models, entries = read_suite(options.config, **given)
     elif options.data:
-        models, entries = [], [Entry(**given, labels=options.labels)]
+        models, entries = [], [Entry(**given)]
     else:
         raise UserError("nothing to evaluate on: give --data PATH or --config FILE (see configs/eval)")
     models = expand_models(options.models or models, options.checkpoints)
@@ -79,12 +87,18 @@ def main(argv: list[str]) -> int | None:
             batch_size=options.batch_size,
             num_workers=options.workers if options.workers is not None else ranks.default_workers(),
             cache=None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
-            sheet=Path(options.contact_sheet) if options.contact_sheet else None,
+            compiled=options.compile,
+            extras=Extras(
+                Path(options.contact_sheet) if options.contact_sheet else None,
+                options.per_class,
+                Path(options.clip_benchmark) if options.clip_benchmark else None,
+            ),
             report=report,
         )
+        comparisons = compare_all(done, report) if options.compare else []
         if options.json and ranks.rank() == 0:
-            for evaluation in done:
-                print(json.dumps(evaluation.line, ensure_ascii=False))
+            for line in [*(evaluation.line for evaluation in done), *comparisons]:
+                print(json.dumps(line, ensure_ascii=False))
     finally:
         ranks.leave()
     return None

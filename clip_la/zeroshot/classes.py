@@ -93,6 +93,7 @@ CATALOG = {
     "imagenet21k_p": ("imagenet21k_miil", "ImageNet-21K-P of fall11, 11,221 classes"),
     "imagenet21k_p_w21": ("imagenet21k_miil_w21", "ImageNet-21K-P of winter21, 10,450 classes"),
 }
+EMOJI = "emoji"
 NAMINGS = {
     "curated": "OpenAI's hand-written names (ImageNet-1K's classes only)",
     "lemma": "WordNet's first lemma",
@@ -119,7 +120,7 @@ def _names(naming: str, ids: Sequence[str], set_name: str) -> tuple[tuple[str, .
 def imagenet(name: str, naming: str | None = None) -> ClassSet:
     """A class set of the catalog; `naming` is by default curated within ImageNet-1K, else lemma."""
     if name not in CATALOG:
-        raise unknown("class set", name, CATALOG)
+        raise unknown("class set", name, [*CATALOG, EMOJI])
     ids = known.wordnet_ids(CATALOG[name][0])
     if naming is None:
         naming = "curated" if set(ids) <= set(known.wordnet_ids("imagenet")) else "lemma"
@@ -171,8 +172,26 @@ def from_entries(content: Sequence[object], *, name: str, path: Path) -> ClassSe
     return ClassSet(name, "file", tuple(ids), tuple(names), tuple(texts))
 
 
+@functools.cache
+def emoji() -> ClassSet:
+    """The names of all emoji without skin tones, as the starter corpus says them.
+
+    Raises:
+        UserError: the package `emoji` is not installed.
+    """
+    try:
+        from clip_la.data.corpora.concepts import all_names
+
+        names = list(dict.fromkeys(name.name for name in all_names().values()))
+    except ImportError:
+        raise UserError("the class set emoji needs the package emoji: pip install 'clip_la[corpus]'") from None
+    return ClassSet(EMOJI, "names", tuple(names), tuple((name,) for name in names), ("",) * len(names))
+
+
 def class_set(text: str) -> ClassSet:
-    """What `--classes` says: NAME or NAME/NAMING of the catalog ("imagenet21k/lemmas"), or a class file."""
+    """What `--classes` says: NAME or NAME/NAMING of the catalog ("imagenet21k/lemmas"), emoji, or a class file."""
+    if text == EMOJI:
+        return emoji()
     name, _, naming = text.partition("/")
     if name in CATALOG and (not naming or naming in NAMINGS):
         return imagenet(name, naming or None)

@@ -22,7 +22,7 @@ from clip_la.zeroshot.prompts import PromptSet, check
 from clip_la.zeroshot.subject import Subject, Tokenize
 
 # Prompts tokenised and sorted together: enough for long runs of equal length, little enough to share over ranks.
-PROMPTS_PER_CHUNK = 16384
+PROMPTS_PER_CHUNK = 8192
 # Tokens in one batch of texts on an accelerator and on a CPU, where larger batches only cost memory.
 TOKENS_PER_BATCH = {"cuda": 65536, "cpu": 8192}
 # Below this many prompts starting worker processes costs more than they save.
@@ -83,10 +83,10 @@ def length_sorted_batches(
         start += size
 
 
-@torch.inference_mode()
-def encode_chunk(subject: Subject, chunk: Chunk, precision: str) -> Float[Tensor, "classes embed_dim"]:
-    """The classifier's rows of a chunk, on the CPU."""
-    tokens = chunk.tokens.long()
+def encode_tokens(
+    subject: Subject, tokens: Int64[Tensor, "texts tokens"], precision: str
+) -> Float[Tensor, "texts embed_dim"]:
+    """Unit features of texts in their order, on the model's device; encoded in length-sorted batches."""
     lengths = (tokens != 0).sum(1)
     budget = TOKENS_PER_BATCH["cpu" if subject.device.type == "cpu" else "cuda"]
     if not subject.trims_text:
@@ -99,6 +99,13 @@ def encode_chunk(subject: Subject, chunk: Chunk, precision: str) -> Float[Tensor
             features = encoded.new_empty(len(tokens), encoded.shape[1])
         features[rows.to(encoded.device)] = encoded
     assert features is not None
+    return features
+
+
+@torch.inference_mode()
+def encode_chunk(subject: Subject, chunk: Chunk, precision: str) -> Float[Tensor, "classes embed_dim"]:
+    """The classifier's rows of a chunk, on the CPU."""
+    features = encode_tokens(subject, chunk.tokens.long(), precision)
     # One segment a class, summed in order: unlike a scatter-add, the same digits every time.
     means = torch.segment_reduce(features, "mean", lengths=chunk.counts.to(features.device))
     return nn.functional.normalize(means, dim=-1).cpu()

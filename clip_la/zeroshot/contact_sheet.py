@@ -79,7 +79,7 @@ def contact_sheet(
 ) -> tuple[Path, Path]:
     """Writes PATH.png and PATH.html (`path` without suffix) and returns the two paths."""
     chosen = tiles(found, test_set, choose(found, num_pictures))
-    image_path, page_path = path.with_suffix(".png"), path.with_suffix(".html")
+    image_path, page_path = (path.with_name(path.name + end) for end in (".png", ".html"))
     with atomic_write(image_path) as stream:
         draw_sheet(chosen, title).save(stream, format="PNG")
     with atomic_write(page_path, "w") as stream:

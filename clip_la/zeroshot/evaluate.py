@@ -9,11 +9,12 @@ import numpy as np
 
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import metrics, predictions, prompts, ranks, results
+from clip_la.zeroshot import metrics, predictions, prompts, ranks, results, wordnet
 from clip_la.zeroshot.cache import ClassifierCache
 from clip_la.zeroshot.classes import CATALOG, ClassSet, class_set, content_hash
 from clip_la.zeroshot.classifier import build_classifier
 from clip_la.zeroshot.engine import TOP, classify
+from clip_la.zeroshot.names import is_wordnet_id
 from clip_la.zeroshot.parts import Parts
 from clip_la.zeroshot.predictions import Predictions
 from clip_la.zeroshot.prompts import PromptSet
@@ -30,7 +31,14 @@ class Evaluation:
     """A finished evaluation: its result line, and what was said of each picture."""
 
     line: dict[str, Any]
-    predictions: Predictions
+    found: Predictions | None = None
+
+    @property
+    def predictions(self) -> Predictions:
+        """What was said of each picture; raises UserError for a task that says nothing (retrieval, probes)."""
+        if self.found is None:
+            raise UserError(f"a result of {self.line['task']} has no predicted classes")
+        return self.found
 
 
 def choose_prompts(text: str | None, test_set: TestSet) -> PromptSet:
@@ -58,6 +66,26 @@ def classification_metrics(found: Predictions, num_classes: int) -> dict[str, di
     return {name: estimate.to_dict() for name, estimate in values.items()}
 
 
+def hierarchy_metrics(found: Predictions, classes: ClassSet) -> dict[str, dict[str, float]]:
+    """How wrong the wrong ones are, for classes with WordNet ids where WordNet is installed; else nothing.
+
+    `wordnet_similarity` is the mean Wu-Palmer similarity of predicted class and own class, `top1_or_hypernym` the share
+    of pictures whose predicted class is their own or stands above it ("dog" for a husky).
+    """
+    if not all(is_wordnet_id(key) for key in classes.ids):
+        return {}
+    hierarchy = wordnet.hierarchy_of(classes.ids)
+    if hierarchy is None:
+        return {}
+    similar, above = wordnet.scores(hierarchy, classes.ids, found.labels, found.top[:, 0])
+    hit = predictions.hits(found)
+    values = {
+        "wordnet_similarity": metrics.mean(np.where(hit, 1.0, similar)),
+        "top1_or_hypernym": metrics.share(hit | above),
+    }
+    return {name: estimate.to_dict() for name, estimate in values.items()}
+
+
 def result_line(
     subject: Subject, test_set: TestSet, templates: PromptSet, found: Predictions, precision: str, evaluation: str
 ) -> dict[str, Any]:
@@ -70,7 +98,7 @@ def result_line(
         "dataset": test_set.name,
         "num_samples": len(found),
         "num_classes": len(classes),
-        "metrics": classification_metrics(found, len(classes)),
+        "metrics": classification_metrics(found, len(classes)) | hierarchy_metrics(found, classes),
         "names": classes.label,
         "names_hash": classes.hash,
         "templates": templates.name,
@@ -79,10 +107,7 @@ def result_line(
         "classes_sharing_a_name": len({key for keys in collisions.values() for key in keys}),
         "skipped": found.reasons(),
         "evaluation": evaluation,
-        "versions": results.versions(),
-        "device": results.device_name(subject.device),
-        "precision": precision,
-        "date": results.now(),
+        **results.circumstances(subject.device, precision),
     }
 
 

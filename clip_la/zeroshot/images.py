@@ -40,6 +40,7 @@ class ImageBatch:
     rows: list[int] = field(default_factory=list)
     labels: list[tuple[int, ...]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
     error: str | None = None
@@ -112,6 +113,7 @@ class UnitStream(IterableDataset):
             batch.rows.append(row)
             batch.labels.append(record.labels)
             batch.keys.append(record.key)
+            batch.captions.append(record.captions)
             batch.positions.append(position)
         if pixels:
             batch.images = pixels[0].new_zeros(self.batch_size, *pixels[0].shape)

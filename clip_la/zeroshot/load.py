@@ -37,14 +37,19 @@ def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
     return models
 
 
-def load_subject(text: str, device: torch.device | str = "cpu") -> Subject:
+def load_subject(text: str, device: torch.device | str = "cpu", *, compiled: bool = False) -> Subject:
     """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
+
+    Args:
+        compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
 
     Raises:
         UserError: nothing of that name, or what is there is damaged or does not fit.
     """
     subject = _load(text)
     subject.module.eval().requires_grad_(False).to(device)
+    if compiled:
+        subject.compile()
     return subject
 
 

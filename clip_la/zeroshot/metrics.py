@@ -191,6 +191,18 @@ def compare(
     return Comparison(difference, only_a, only_b, n, p_value)
 
 
+def median(values: Float[np.ndarray, " samples"] | Int[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> Estimate:
+    """The median with its percentile bootstrap interval.
+
+    A resample's median is the value at a random place of the sorted sample: the middle one of n uniform draws, whose
+    place is Beta distributed (David and Nagaraja 2003, section 2.1), so that is what is drawn.
+    """
+    ordered = np.sort(values)
+    n = len(ordered)
+    places = np.random.default_rng(seed).beta((n + 1) / 2, (n + 1) / 2, NUM_RESAMPLES)
+    return _interval(ordered[np.minimum((places * n).astype(int), n - 1)], float(np.median(ordered)))
+
+
 def recall_at(ranks: Int[np.ndarray, " queries"], ks: Sequence[int]) -> dict[int, Estimate]:
     """k -> the share of queries whose best-placed match stands among the first k."""
     return {k: share(ranks < k) for k in ks}

@@ -7,15 +7,25 @@ from typing import Protocol
 from clip_la.zeroshot.classes import ClassSet
 
 NO_LABEL = "no label"
+NOT_IN_SET = "class not in the class set"
+NO_PICTURE = "no image"
+
+
+# What a retrieval set has for a class set.
+NO_CLASSES = ClassSet("none", "none", ("none",), (("none",),), ("",))
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture: `labels` are positions in the class set, the first one its own class, the others accepted too."""
+    """One picture: `labels` are positions in the class set, the first one its own class, the others accepted too.
+
+    In a retrieval set there are no classes; there a picture has captions.
+    """
 
     key: str
     labels: tuple[int, ...]
     read: Callable[[], bytes]
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ def find(path: str | os.PathLike[str], evaluation: str) -> dict[str, Any] | None
     return found
 
 
+def circumstances(device: torch.device, precision: str) -> dict[str, Any]:
+    """The fields of a line that say by what and when it was computed."""
+    return {"versions": versions(), "device": device_name(device), "precision": precision, "date": now()}
+
+
 def device_name(device: torch.device) -> str:
     """What computed a result: "cpu", or the accelerator's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_la.data.problems import Problem
+from clip_la.data.problems import NO_CAPTION, Problem
 from clip_la.data.shards import expand_urls, read_samples
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.records import NO_LABEL, Record, Skipped, TestSet
+from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, NOT_IN_SET, Record, Skipped, TestSet
 
 PICTURE_PARTS = (".jpg", ".jpeg", ".png", ".webp")
 CLASS_PART = ".cls"
+TEXT_PART = ".txt"
 JSON_PART = ".json"
 # In the json of a sample: WordNet ids first, since they mean the same everywhere; a list accepts each of its classes.
-LABEL_FIELDS = ("wnids", "wnid", "classes", "class")
+# "starter" is what `clip-la data photos` calls the starter corpus's name of the same thing.
+LABEL_FIELDS = ("wnids", "wnid", "starter", "classes", "class")
 CLASS_FILES = ("classes.json", "classnames.txt")
 TEMPLATE_FILE = "zeroshot_classification_templates.txt"
-NO_PICTURE = "no image"
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,29 @@ class ShardSource:
             picture = next((sample[part] for part in PICTURE_PARTS if part in sample), None)
             if picture is None:
                 yield Skipped(key, NO_PICTURE)
+                continue
+            named = self._named(sample[JSON_PART], key) if JSON_PART in sample else []
+            labels = next((found for own in named if (found := self._known(own))), ())
+            if not labels and CLASS_PART in sample and (self.numbers_fit or not named):
+                labels = (self._numbered(sample[CLASS_PART], key),)
+            if labels:
+                yield Record(key, labels, Held(picture))
             else:
-                labels = self._labels(key, sample)
-                yield Record(key, labels, _Held(picture)) if labels else Skipped(key, NO_LABEL)
+                yield Skipped(key, NOT_IN_SET if named else NO_LABEL)
         for problem in problems:
             yield Skipped(problem.key or self.url, problem.reason)
 
-    def _labels(self, key: str, sample: dict[str, Any]) -> tuple[int, ...]:
-        named = self._named(sample[JSON_PART], key) if JSON_PART in sample else []
-        if named:
-            positions = self.classes.positions(named)
-            known = tuple(dict.fromkeys(position for position in positions if position >= 0))
-            if known:
-                return known
-            if not (CLASS_PART in sample and self.numbers_fit):
-                raise UserError(f"{self.url}: sample {key} is of class '{named[0]}', no class of {self.classes.label}")
-        if CLASS_PART not in sample:
-            return ()
-        return (self._numbered(sample[CLASS_PART], key),)
-
-    def _named(self, data: bytes, key: str) -> list[str]:
+    def _named(self, data: bytes, key: str) -> list[list[str]]:
+        """The names that the json gives the sample's class, field by field."""
         try:
             fields = json.loads(data)
         except ValueError:
             raise UserError(f"{self.url}: the json of sample {key} is damaged") from None
-        for name in LABEL_FIELDS:
-            value = fields.get(name) if isinstance(fields, dict) else None
-            if value:
-                return [value] if isinstance(value, str) else [str(each) for each in value]
-        return []
+        values = [fields.get(name) for name in LABEL_FIELDS] if isinstance(fields, dict) else []
+        return [[value] if isinstance(value, str) else [str(each) for each in value] for value in values if value]
+
+    def _known(self, named: list[str]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(position for position in self.classes.positions(named) if position >= 0))
 
     def _numbered(self, data: bytes, key: str) -> int:
         text = data.decode(errors="replace").strip()
@@ -81,13 +76,50 @@ class ShardSource:
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """Bytes behind the face of a file that is read when called."""
 
     data: bytes
 
     def __call__(self) -> bytes:
         return self.data
+
+
+@dataclass(frozen=True)
+class CaptionSource:
+    """One shard of pictures with captions: the lines of .txt, or a list "captions" in the json."""
+
+    url: str
+
+    def records(self) -> Iterator[Record | Skipped]:
+        problems: list[Problem] = []
+        for sample in read_samples(self.url, on_problem=problems.append):
+            key = sample["__key__"]
+            picture = next((sample[part] for part in PICTURE_PARTS if part in sample), None)
+            captions = self._captions(sample, key)
+            if picture is None or not captions:
+                yield Skipped(key, NO_CAPTION if picture else NO_PICTURE)
+            else:
+                yield Record(key, (), Held(picture), captions)
+        for problem in problems:
+            yield Skipped(problem.key or self.url, problem.reason)
+
+    def _captions(self, sample: dict[str, Any], key: str) -> tuple[str, ...]:
+        if TEXT_PART in sample:
+            lines = sample[TEXT_PART].decode(errors="replace").splitlines()
+            return tuple(line.strip() for line in lines if line.strip())
+        try:
+            fields = json.loads(sample.get(JSON_PART, b"{}"))
+        except ValueError:
+            raise UserError(f"{self.url}: the json of sample {key} is damaged") from None
+        return tuple(map(str, fields.get("captions", ()))) if isinstance(fields, dict) else ()
+
+
+def open_caption_shards(data: str, name: str) -> TestSet:
+    """A retrieval set of shards: each line of .txt is a caption, as CLIP_benchmark has it."""
+    urls, _ = find_shards(data)
+    sizes = [(url, Path(url).stat().st_size if Path(url).is_file() else None) for url in urls]
+    return TestSet(name, NO_CLASSES, tuple(CaptionSource(url) for url in urls), content_hash(sizes))
 
 
 def find_shards(data: str) -> tuple[list[str], Path | None]:

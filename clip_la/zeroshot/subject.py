@@ -88,6 +88,13 @@ class Subject:
         """What a person calls it."""
         return str(self.origin.get("checkpoint") or self.origin.get("model"))
 
+    def compile(self) -> None:
+        """Compiles the image tower, whose batches have one shape, and the text tower where that is a module."""
+        image = getattr(self.module, "visual", None) or self.module.image
+        image.compile()  # type: ignore[union-attr]
+        if isinstance(text := getattr(self.module, "text", None), nn.Module):
+            text.compile(dynamic=True)
+
     def encode_images(self, images: Tensor, precision: str) -> Float[Tensor, "batch embed_dim"]:
         """Float32 features of length one of a batch from `preprocess`, on the model's device."""
         images = images.to(self.device, non_blocking=True)

@@ -2,92 +2,40 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clip_la.errors import UserError, unknown
-from clip_la.zeroshot import predictions, ranks, results
+from clip_la.errors import UserError
+from clip_la.zeroshot import predictions, ranks, results, tables
 from clip_la.zeroshot.cache import ClassifierCache
-from clip_la.zeroshot.classes import class_set
 from clip_la.zeroshot.contact_sheet import contact_sheet
-from clip_la.zeroshot.evaluate import (
-    DEFAULT_BATCH_SIZE,
-    PREDICTIONS_FOLDER,
-    Evaluation,
-    choose_prompts,
-    evaluation_id,
-    run_evaluation,
-)
+from clip_la.zeroshot.entries import Entry, prepare, read_suite
+from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, PREDICTIONS_FOLDER, Evaluation
+from clip_la.zeroshot.jobs import How, Job
 from clip_la.zeroshot.load import load_subject, run_folder
-from clip_la.zeroshot.prompts import PromptSet
 from clip_la.zeroshot.records import TestSet
 from clip_la.zeroshot.subject import Subject
-from clip_la.zeroshot.test_sets import open_test_set
+
+__all__ = ["Entry", "Extras", "percent", "read_suite", "run_suite"]
+
+Report = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr."""
+    print(text, file=sys.stderr)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One data set of a suite, as a YAML file or the command line gives it."""
+class Extras:
+    """What is written beside the result lines: contact sheets, class tables, CLIP_benchmark's files."""
 
-    data: str
-    classes: str | None = None
-    templates: str | None = None
-    name: str | None = None
-    labels: str = "own"
-
-
-def read_suite(path: str | Path, **given: str | None) -> tuple[list[str], list[Entry]]:
-    """(models, entries) of a YAML file; what is `given` and not None wins over the file, and fills in what it lacks.
-
-    Raises:
-        UserError: no such file, no YAML, an unknown key, an entry without data.
-    """
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no suite at {path}; see configs/eval")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
-        raise UserError(f"{path}: expected 'datasets:' with a list of entries (data, classes, templates, name, labels)")
-    for key in content:
-        if key not in ("models", "datasets"):
-            raise unknown(f"key in {path}", str(key), ("models", "datasets"))
-    return list(content.get("models") or []), [_entry(raw, path, given) for raw in content["datasets"]]
-
-
-def _entry(raw: Any, path: Path, given: dict[str, str | None]) -> Entry:
-    known = [field.name for field in fields(Entry)]
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: '{raw}' is no entry; write 'data: PATH' and what else it needs")
-    for key in raw:
-        if key not in known:
-            raise unknown(f"key in {path}", str(key), known)
-    values = {**raw, **{key: value for key, value in given.items() if value is not None}}
-    if not values.get("data"):
-        raise UserError(f"{path}: the entry {values.get('name') or raw} says not where its data is; give --data PATH")
-    return Entry(**values)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An entry with its test set and prompts opened, once for all models."""
-
-    test_set: TestSet
-    prompts: PromptSet
-
-
-def prepare(entry: Entry) -> Prepared:
-    """Opens what an entry names; raises UserError where it is not there."""
-    classes = class_set(entry.classes) if entry.classes else None
-    test_set = open_test_set(entry.data, classes=classes, name=entry.name, labels=entry.labels)
-    return Prepared(test_set, choose_prompts(entry.templates, test_set))
+    sheet: Path | None = None
+    per_class: bool = False
+    clip_benchmark: Path | None = None
 
 
 def default_out(model: str) -> Path:
@@ -100,95 +48,88 @@ def run_suite(
     models: Sequence[str],
     entries: Iterable[Entry],
     *,
-    out: Path | None = None,
-    again: bool = False,
     device: torch.device,
     precision: str,
     batch_size: int = DEFAULT_BATCH_SIZE,
     num_workers: int = 0,
     cache: ClassifierCache | None = None,
-    sheet: Path | None = None,
-    report: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+    out: Path | None = None,
+    again: bool = False,
+    compiled: bool = False,
+    extras: Extras = Extras(),
+    report: Report = say,
 ) -> list[Evaluation]:
     """Evaluates every model on every entry, model by model; each result is written as soon as it is there.
 
     Raises:
         UserError: wrong input; what was evaluated before it is kept.
     """
-    prepared = [prepare(entry) for entry in entries]
-    for item in prepared:
-        describe_classes(item.test_set, report)
+    jobs = [prepare(entry) for entry in entries]
+    for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
+        describe_classes(test_set, report)
+    how = How(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
     for model in models:
-        subject = load_subject(model, device)
+        subject = load_subject(model, device, compiled=compiled)
         target = out or default_out(model)
-        for item in prepared:
-            evaluation = _one(subject, item, target, again, precision, batch_size, num_workers, cache, report)
+        for job in jobs:
+            evaluation = _one(subject, job, how, target, again, report)
             done.append(evaluation)
-            if sheet is not None and ranks.rank() == 0:
-                _sheet(sheet, evaluation, item.test_set, alone=len(models) * len(prepared) == 1, report=report)
+            if ranks.rank() == 0:
+                _write_extras(extras, evaluation, job, target.parent, len(models) * len(jobs) > 1, report)
     return done
 
 
-def _one(
-    subject: Subject,
-    item: Prepared,
-    target: Path,
-    again: bool,
-    precision: str,
-    batch_size: int,
-    num_workers: int,
-    cache: ClassifierCache | None,
-    report: Callable[[str], None],
-) -> Evaluation:
-    evaluation = evaluation_id(subject, item.test_set, item.prompts, precision, batch_size)
+def _one(subject: Subject, job: Job, how: How, target: Path, again: bool, report: Report) -> Evaluation:
+    evaluation = job.identify(subject, how)
     state = target.parent / PREDICTIONS_FOLDER
     # Rank 0 alone looks, so that all ranks take the same way.
-    found = ranks.exchange(lambda: None if again or ranks.rank() else _finished(target, state, evaluation))[0]
+    found = ranks.exchange(lambda: None if again or ranks.rank() else _finished(target, state, evaluation, job))[0]
     if found is not None:
-        report(f"{subject.label} on {item.test_set.name}: already in {target}")
+        report(f"{subject.label} on {job.test_set.name}: already in {target}")
         return found
-    made = run_evaluation(
-        subject,
-        item.test_set,
-        item.prompts,
-        precision=precision,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        cache=cache,
-        state=state,
-    )
+    made = job.run(subject, how, state)
     if ranks.rank() == 0:
         results.append(target, made.line)
-        report(f"{summary(made.line)}\n  wrote {target} and {state / evaluation}.npz")
+        beside = f" and {state / evaluation}.npz" if job.has_predictions else ""
+        report(f"{summary(made.line)}\n  wrote {target}{beside}")
     return made
 
 
-def _finished(target: Path, state: Path, evaluation: str) -> Evaluation | None:
-    """A result of before, if both its line and its predictions are there and whole."""
+def _finished(target: Path, state: Path, evaluation: str, job: Job) -> Evaluation | None:
+    """A result of before, if its line (and its predictions, where the job makes some) are there and whole."""
     line = results.find(target, evaluation)
+    if line is None or not job.has_predictions:
+        return None if line is None else Evaluation(line)
     path = state / f"{evaluation}.npz"
-    if line is None or not path.is_file():
+    if not path.is_file():
         return None
     try:
         return Evaluation(line, predictions.load(path))
     except UserError as error:
-        print(f"{error}; evaluating again", file=sys.stderr)
+        say(f"{error}; evaluating again")
         return None
 
 
-def _sheet(
-    path: Path, evaluation: Evaluation, test_set: TestSet, *, alone: bool, report: Callable[[str], None]
+def _write_extras(
+    extras: Extras, evaluation: Evaluation, job: Job, folder: Path, several: bool, report: Report
 ) -> None:
     line = evaluation.line
-    if not alone:
-        path = path.with_name(f"{path.name}-{line['evaluation']}")
-    title = f"{line['checkpoint'] or line['model']} on {line['dataset']}: top-1 {percent(line['metrics']['top1'])}"
-    written = contact_sheet(evaluation.predictions, test_set, path, title=title)
-    report(f"wrote {written[0]} and {written[1]}")
+    written: list[Path] = []
+    if extras.clip_benchmark is not None:
+        written.append(tables.write_clip_benchmark(line, extras.clip_benchmark))
+    if evaluation.found is not None and extras.per_class:
+        path = folder / PREDICTIONS_FOLDER / f"{line['evaluation']}.classes.csv"
+        written.append(tables.write_class_table(evaluation, job.test_set.classes, path))
+    if evaluation.found is not None and extras.sheet is not None:
+        path = extras.sheet.with_name(f"{extras.sheet.name}-{line['evaluation']}") if several else extras.sheet
+        title = f"{line['checkpoint'] or line['model']} on {line['dataset']}: top-1 {percent(line['metrics']['top1'])}"
+        written += contact_sheet(evaluation.predictions, job.test_set, path, title=title)
+    if written:
+        report(f"  wrote {' and '.join(map(str, written))}")
 
 
-def describe_classes(test_set: TestSet, report: Callable[[str], None]) -> None:
+def describe_classes(test_set: TestSet, report: Report) -> None:
     """Says which names stand for several classes: their prompts are the same, so no model can tell them apart."""
     shared = test_set.classes.collisions()
     if shared and ranks.rank() == 0:
@@ -196,18 +137,44 @@ def describe_classes(test_set: TestSet, report: Callable[[str], None]) -> None:
         num_classes = len({key for keys in shared.values() for key in keys})
         report(
             f"{test_set.classes.label}: {len(shared)} names stand for several of {num_classes} classes ({examples}"
-            f"{'; ...' if len(shared) > 2 else ''}); their pictures count as right only for their own class"
+            f"{'; ...' if len(shared) > 2 else ''}); a picture counts as right only for its own class"
         )
 
 
+def compare_all(done: Sequence[Evaluation], report: Report) -> list[dict[str, Any]]:
+    """Each model against the first one, on each data set that both were evaluated on."""
+    first: dict[tuple[str, ...], Evaluation] = {}
+    found: list[dict[str, Any]] = []
+    for evaluation in done:
+        if evaluation.found is None:
+            continue
+        line = evaluation.line
+        base = first.setdefault((line["dataset"], line["names_hash"], line["templates_hash"]), evaluation)
+        if base is not evaluation:
+            found.append(tables.compare(base, evaluation))
+            report(tables.describe_comparison(found[-1]))
+    if not found:
+        raise UserError("nothing to compare: name two models or more, or --checkpoints all")
+    return found
+
+
 def percent(estimate: dict[str, float]) -> str:
-    """ "12.3 % [11.9, 12.8]" """
+    """A share with its interval: "12.34 % [11.90, 12.80]"."""
     return f"{100 * estimate['value']:.2f} % [{100 * estimate['low']:.2f}, {100 * estimate['high']:.2f}]"
+
+
+def figure(name: str, estimate: dict[str, float]) -> str:
+    """A metric with its interval; ranks are numbers, everything else is a share."""
+    if name.endswith("_rank"):
+        return f"{name} {estimate['value']:g} [{estimate['low']:g}, {estimate['high']:g}]"
+    return f"{name} {percent(estimate)}"
 
 
 def summary(line: dict[str, Any]) -> str:
     """A result in one line for a person."""
-    figures = ", ".join(f"{name} {percent(estimate)}" for name, estimate in line["metrics"].items())
+    figures = ", ".join(figure(name, estimate) for name, estimate in line["metrics"].items())
     skipped = "".join(f", {count} skipped: {reason}" for reason, count in line["skipped"].items())
-    size = f"{line['num_samples']} pictures, {line['num_classes']} classes{skipped}"
+    others = f"{line['num_captions']} captions" if "num_captions" in line else f"{line['num_classes']} classes"
+    task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
+    size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
     return f"{line['checkpoint'] or line['model']} on {line['dataset']} ({size}): {figures}"

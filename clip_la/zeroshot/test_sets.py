@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
-from clip_la.zeroshot import folders, shard_sets
+from clip_la.zeroshot import folders, parquet_sets, shard_sets
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.records import TestSet
 
 # Folder names that say which part of a data set this is, not which data set.
 SPLITS = ("val", "validation", "test", "images", "data", "train")
 LABELS = ("own", "real")
+PARQUET = ".parquet"
 
 
 def default_name(data: str) -> str:
@@ -44,6 +45,8 @@ def open_test_set(
 
 def _open(data: str, classes: ClassSet | None, name: str) -> TestSet:
     root = Path(data)
+    if root.suffix == PARQUET or (root.is_dir() and any(root.rglob(f"*{PARQUET}"))):
+        return parquet_sets.open_parquet(root, classes, name)
     if not root.is_dir():
         return shard_sets.open_shards(data, classes, name)
     if any(root.glob("*.tar")) or any(root.glob("*/*.tar")):
@@ -52,5 +55,5 @@ def _open(data: str, classes: ClassSet | None, name: str) -> TestSet:
     if mappings is not None:
         return folders.open_objectnet(mappings.parent / "images", mappings, name)
     if not folders.class_folders(root):
-        raise UserError(f"{data} holds neither class folders (CLASS/PICTURE.jpg), nor shards (*.tar)")
+        raise UserError(f"{data} holds no class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files")
     return folders.open_folders(root, classes, name)

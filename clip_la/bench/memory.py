@@ -1,0 +1,70 @@
+"""How much host memory this process and its workers really hold: proportional set size, sampled from /proc."""
+
+import os
+import threading
+from pathlib import Path
+
+SAMPLE_S = 0.25
+BYTES_PER_KB = 1024
+
+
+def _children() -> dict[int, list[int]]:
+    tree: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                # The parent's id is the second field after the name, which stands in brackets and may hold spaces.
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            tree.setdefault(parent, []).append(int(entry.name))
+    return tree
+
+
+def _pss_bytes(pid: int) -> int:
+    """Memory of one process, pages shared with others counted by their share."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * BYTES_PER_KB
+    except OSError:
+        pass
+    return 0
+
+
+def tree_bytes(pid: int | None = None) -> int:
+    """Memory of a process and all its descendants, in bytes."""
+    tree = _children()
+    waiting, total = [os.getpid() if pid is None else pid], 0
+    while waiting:
+        current = waiting.pop()
+        total += _pss_bytes(current)
+        waiting += tree.get(current, [])
+    return total
+
+
+class MemoryWatch:
+    """While entered, samples the memory of this process and its workers; `figures` gives start and peak."""
+
+    def __init__(self) -> None:
+        self.start_bytes = self.peak_bytes = tree_bytes()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_S):
+            self.peak_bytes = max(self.peak_bytes, tree_bytes())
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def figures(self) -> dict[str, float]:
+        """Gigabytes, workers included: at the start, and at the peak."""
+        return {"host_start_gb": round(self.start_bytes / 1e9, 2), "host_peak_gb": round(self.peak_bytes / 1e9, 2)}

@@ -1,0 +1,239 @@
+"""Zero-shot evaluation at ImageNet-21K's size, on synthetic pictures of the right shape: time and memory, each phase.
+
+Phases, each one JSON line as soon as it is done: 21,841 classes with 80 prompts each (text classifier, then pictures),
+the same again from the cache, ImageNet-1K's classes without cache, and CLIP_benchmark's loop on the same 1,000 classes,
+pictures and weights. Random weights: speed does not depend on them, and agreement of the two loops can still be seen.
+
+    python -m clip_la.bench.zeroshot --out results/zeroshot_speed.jsonl
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clip_la.bench.memory import MemoryWatch
+
+# The commonest size of ImageNet's pictures, and about their bytes a file.
+WIDTH_PX, HEIGHT_PX, JPEG_QUALITY = 500, 375, 90
+NOISE_PX = (25, 19)
+# Distinct files; more pictures are further names of the same files, read and decoded each time all the same.
+NUM_DISTINCT = 4096
+CLIP_BENCHMARK_BATCH = 64
+
+
+def write_picture(path: Path, seed: int) -> None:
+    """A JPEG of smooth noise, as hard to decode as a photograph."""
+    generator = np.random.default_rng(seed)
+    coarse = Image.fromarray(generator.integers(0, 256, (*NOISE_PX[::-1], 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC), dtype=np.int16)
+    grain = generator.integers(-8, 9, smooth.shape, dtype=np.int16)
+    Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=JPEG_QUALITY)
+
+
+def _write_share(root: str, numbers: Sequence[int]) -> None:
+    for number in numbers:
+        write_picture(Path(root) / f"{number}.jpg", number)
+
+
+def make_folder(root: Path, wnids: Sequence[str], num_pictures: int, workers: int) -> Path:
+    """Class folders with `num_pictures` pictures in all, spread evenly."""
+    distinct = min(NUM_DISTINCT, num_pictures)
+    store = root / "store"
+    store.mkdir(parents=True)
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(_write_share, [str(store)] * workers, [range(w, distinct, workers) for w in range(workers)]))
+    pictures = root / "pictures"
+    for wnid in wnids:
+        (pictures / wnid).mkdir(parents=True)
+    for number in range(num_pictures):
+        os.link(store / f"{number % distinct}.jpg", pictures / wnids[number % len(wnids)] / f"{number}.jpg")
+    return pictures
+
+
+class Stopwatch:
+    """Names phases and keeps their seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def measure_ours(
+    subject: Any, test_set: Any, templates: Any, cache: Any, *, precision: str, batch_size: int, workers: int
+) -> tuple[dict[str, Any], Any]:
+    """Classifier and pictures through this project's functions: (seconds and rates, predictions)."""
+    import torch
+
+    from clip_la.zeroshot.classifier import build_classifier
+    from clip_la.zeroshot.engine import classify
+
+    watch = Stopwatch()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with MemoryWatch() as memory:
+        with watch.phase("classifier_s"):
+            classifier = build_classifier(
+                subject, test_set.classes, templates, precision=precision, num_workers=workers, cache=cache
+            )
+        with watch.phase("pictures_s"):
+            found = classify(
+                subject, classifier, test_set, precision=precision, batch_size=batch_size, num_workers=workers
+            )
+    figures = {"num_classes": len(test_set.classes), "num_pictures": len(found), **watch.seconds, **memory.figures()}
+    figures["pictures_per_s"] = round(len(found) / watch.seconds["pictures_s"], 1)
+    figures["total_s"] = round(sum(watch.seconds.values()), 2)
+    if torch.cuda.is_available():
+        figures["gpu_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        figures["gpu_reserved_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+    return figures, found
+
+
+def measure_clip_benchmark(
+    module: Any, pictures: Path, names: Sequence[str], templates: Sequence[str], *, device: str, workers: int
+) -> tuple[dict[str, Any], np.ndarray]:
+    """CLIP_benchmark's own functions as its `eval` calls them: (seconds and rates, predicted class of each picture)."""
+    import torch
+    from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
+    from open_clip import get_tokenizer
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.datasets import ImageFolder
+
+    transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
+    loader = torch.utils.data.DataLoader(
+        ImageFolder(str(pictures), transform=transform), batch_size=CLIP_BENCHMARK_BATCH, num_workers=workers
+    )
+    watch = Stopwatch()
+    with MemoryWatch() as memory:
+        with watch.phase("classifier_s"):
+            tokenizer = get_tokenizer("ViT-B-16")
+            classifier = zero_shot_classifier(module, tokenizer, list(names), list(templates), device, amp=True)
+        with watch.phase("pictures_s"):
+            logits, _ = run_classification(module, classifier, loader, device, amp=True)
+    figures = {"num_classes": len(names), "num_pictures": len(logits), **watch.seconds, **memory.figures()}
+    figures["pictures_per_s"] = round(len(logits) / watch.seconds["pictures_s"], 1)
+    figures["total_s"] = round(sum(watch.seconds.values()), 2)
+    return figures, logits.argmax(1).numpy()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m clip_la.bench.zeroshot", description=__doc__)
+    parser.add_argument("--model", default="vit_b16", help="a softmax preset (default vit_b16)")
+    parser.add_argument("--classes", default="imagenet21k", help="the large class set (default imagenet21k)")
+    parser.add_argument("--compare-classes", default="imagenet1k", help="the class set of the comparison")
+    parser.add_argument("--templates", default="openai80")
+    parser.add_argument("--pictures", type=int, default=50_000)
+    parser.add_argument("--compare-pictures", type=int, default=50_000)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--workers", type=int, help="default: one a core, at most 16")
+    parser.add_argument("--precision", help="default: bf16 on a GPU, float32 on a CPU")
+    parser.add_argument("--folder", help="for the synthetic pictures (default: a temporary folder, removed)")
+    parser.add_argument("--out", help="JSON lines, one a phase")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs all phases."""
+    options = _parser().parse_args(argv)
+    folder = Path(options.folder or tempfile.mkdtemp(prefix="clip_la_bench_"))
+    try:
+        _run(options, folder)
+    finally:
+        if not options.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    import torch
+
+    from clip_la.models import create_model
+    from clip_la.zeroshot import prompts, ranks
+    from clip_la.zeroshot.cache import ClassifierCache
+    from clip_la.zeroshot.classes import class_set
+    from clip_la.zeroshot.load import choose_device
+    from clip_la.zeroshot.results import device_name, versions
+    from clip_la.zeroshot.subject import of_model
+    from clip_la.zeroshot.test_sets import open_test_set
+
+    device = choose_device(None)
+    workers = options.workers if options.workers is not None else ranks.default_workers()
+    precision = options.precision or ("bf16" if device.type == "cuda" else "float32")
+    origin = {"model": options.model, "device": device_name(device), "workers": workers, "precision": precision}
+
+    def report(phase: str, **figures: Any) -> None:
+        line = json.dumps({"phase": phase, **figures, **origin})
+        print(line, flush=True)
+        if options.out:
+            with Path(options.out).open("a") as stream:
+                stream.write(line + "\n")
+
+    small, large = class_set(options.compare_classes), class_set(options.classes)
+    templates = prompts.prompt_set(options.templates)
+    watch = Stopwatch()
+    with watch.phase("make_pictures_s"):
+        pictures = make_folder(folder / "large", small.ids, options.pictures, workers)
+        compare = pictures
+        if options.compare_pictures != options.pictures:
+            compare = make_folder(folder / "compare", small.ids, options.compare_pictures, workers)
+    subject = of_model(create_model(options.model, seed=0))
+    subject.module.eval().requires_grad_(False).to(device)
+    torch.zeros(1, device=device) @ torch.zeros(1, device=device)
+    report("setup", **watch.seconds, **MemoryWatch().figures(), versions=versions())
+
+    settings = {"precision": precision, "batch_size": options.batch_size, "workers": workers}
+    cache = ClassifierCache(folder / "cache")
+    for phase in ("large_first", "large_from_cache"):
+        figures, _ = measure_ours(subject, open_test_set(str(pictures), classes=large), templates, cache, **settings)
+        report(phase, **figures)
+    figures, found = measure_ours(subject, open_test_set(str(compare), classes=small), templates, None, **settings)
+    report("small_ours", **figures)
+    _compare(options, subject, compare, small, templates, found, figures["total_s"], workers, report)
+
+
+def _compare(
+    options: argparse.Namespace,
+    subject: Any,
+    pictures: Path,
+    classes: Any,
+    templates: Any,
+    found: Any,
+    ours_s: float,
+    workers: int,
+    report: Callable[..., None],
+) -> None:
+    import open_clip
+
+    from clip_la.models.interop import OPEN_CLIP_NAMES, to_open_clip
+
+    module = open_clip.create_model(OPEN_CLIP_NAMES[options.model], precision="fp32")
+    module.load_state_dict(to_open_clip(subject.module), strict=False)
+    module = module.eval().to(subject.device)
+    names = [own[0] for own in classes.names]
+    device = subject.device.type
+    figures, predicted = measure_clip_benchmark(
+        module, pictures, names, templates.templates, device=device, workers=workers
+    )
+    # Both read folders and files in sorted order.
+    agreeing = float((predicted == found.top[:, 0]).mean())
+    report("small_clip_benchmark", **figures, ratio=round(figures["total_s"] / ours_s, 2), same_top1=agreeing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What a YAML suite or the command line asks for, as jobs."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from clip_la.errors import UserError, unknown
+from clip_la.zeroshot import results, shard_sets
+from clip_la.zeroshot.classes import class_set
+from clip_la.zeroshot.evaluate import choose_prompts
+from clip_la.zeroshot.jobs import TASKS, Classification, Job, Probe, Retrieval
+from clip_la.zeroshot.test_sets import default_name, open_test_set
+
+KEYS = ("models", "datasets")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation of a suite. `train` and `shots` belong to probes, `classes`, `templates`, `labels` to classes."""
+
+    data: str
+    classes: str | None = None
+    templates: str | None = None
+    name: str | None = None
+    labels: str = "own"
+    task: str = results.CLASSIFICATION
+    train: str | None = None
+    shots: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise unknown("task", self.task, TASKS)
+        is_probe = self.task in (results.LINEAR_PROBE, results.KNN)
+        if is_probe and not self.train:
+            raise UserError(f"task {self.task} needs pictures to learn from: train")
+        if not is_probe and (self.train or self.shots is not None):
+            raise UserError(f"train and shots are for {results.LINEAR_PROBE} and {results.KNN}, not for {self.task}")
+        if self.templates and self.task != results.CLASSIFICATION:
+            raise UserError(f"templates are for {results.CLASSIFICATION}, not for {self.task}")
+        if self.task == results.RETRIEVAL and (self.classes or self.labels != "own"):
+            raise UserError(f"task {self.task} has captions, not classes")
+        if self.shots is not None and self.shots < 1:
+            raise UserError(f"shots is {self.shots}; a class needs at least one picture to learn from")
+
+
+def prepare(entry: Entry) -> Job:
+    """Opens what an entry names; raises UserError where it is not there."""
+    if entry.task == results.RETRIEVAL:
+        return Retrieval(shard_sets.open_caption_shards(entry.data, entry.name or default_name(entry.data)))
+    classes = class_set(entry.classes) if entry.classes else None
+    test_set = open_test_set(entry.data, classes=classes, name=entry.name, labels=entry.labels)
+    if entry.train is None:
+        return Classification(test_set, choose_prompts(entry.templates, test_set))
+    # The test set's classes hold for both, so that equal numbers mean equal classes.
+    return Probe(test_set, open_test_set(entry.train, classes=test_set.classes), entry.task, entry.shots)
+
+
+def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[Entry]]:
+    """(models, entries) of a YAML file; what is `given` and not None wins over the file, and fills in what it lacks.
+
+    Raises:
+        UserError: no such file, no YAML, an unknown key, an entry without data.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no suite at {path}; see configs/eval")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
+        raise UserError(f"{path}: expected 'datasets:' with a list of entries (data, classes, templates, name, ...)")
+    for key in content:
+        if key not in KEYS:
+            raise unknown(f"key in {path}", str(key), KEYS)
+    return list(content.get("models") or []), [_entry(raw, path, given) for raw in content["datasets"]]
+
+
+def _entry(raw: Any, path: Path, given: dict[str, Any]) -> Entry:
+    known = [field.name for field in fields(Entry)]
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: '{raw}' is no entry; write 'data: PATH' and what else it needs")
+    for key in raw:
+        if key not in known:
+            raise unknown(f"key in {path}", str(key), known)
+    values = {**raw, **{key: value for key, value in given.items() if value is not None}}
+    if not values.get("data"):
+        raise UserError(f"{path}: the entry {values.get('name') or raw} says not where its data is; give --data PATH")
+    return Entry(**values)

@@ -1,0 +1,157 @@
+"""Retrieval between pictures and captions, several captions a picture, scored in chunks: never all pairs at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from clip_la.zeroshot import metrics, ranks, results
+from clip_la.zeroshot.classes import content_hash
+from clip_la.zeroshot.classifier import encode_tokens
+from clip_la.zeroshot.engine import matmul_precision
+from clip_la.zeroshot.features import encode_images
+from clip_la.zeroshot.records import TestSet
+from clip_la.zeroshot.subject import Subject
+
+RECALL_AT = (1, 5, 10)
+# Texts tokenised and encoded together, and queries scored against everything at once.
+TEXTS_PER_CHUNK = 8192
+QUERIES_PER_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Features of all pictures and captions; `owners[t]` is the picture of caption t."""
+
+    images: Float[Tensor, "images embed_dim"]
+    texts: Float[Tensor, "texts embed_dim"]
+    owners: Int64[Tensor, " texts"]
+    skipped: dict[str, int]
+
+
+class _Texts(torch.utils.data.Dataset):
+    def __init__(self, subject: Subject, texts: Sequence[str], chunks: list[range]) -> None:
+        self.tokenize, self.texts, self.chunks = subject.tokenize, texts, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        chunk = self.chunks[index]
+        return chunk.start, self.tokenize([self.texts[i] for i in chunk])
+
+
+@torch.inference_mode()
+def encode_texts(
+    subject: Subject, texts: Sequence[str], *, precision: str, num_workers: int = 0
+) -> Float[Tensor, "texts embed_dim"]:
+    """Unit features of texts in their order, by all ranks, on the CPU."""
+    chunks = [range(start, min(start + TEXTS_PER_CHUNK, len(texts))) for start in range(0, len(texts), TEXTS_PER_CHUNK)]
+    mine = chunks[ranks.rank() :: ranks.world_size()]
+    workers = min(num_workers, len(mine)) if len(chunks) > 1 else 0
+    loader = DataLoader(_Texts(subject, texts, mine), batch_size=None, num_workers=workers)
+    parts = ranks.exchange(
+        lambda: [(start, encode_tokens(subject, tokens, precision).cpu()) for start, tokens in loader]
+    )
+    return torch.cat([features for _, features in sorted((p for own in parts for p in own), key=lambda part: part[0])])
+
+
+def encode_pairs(
+    subject: Subject, test_set: TestSet, *, precision: str, batch_size: int, num_workers: int, progress: bool = True
+) -> Pairs:
+    """Features of a retrieval set; pictures without captions are skipped and counted."""
+    found = encode_images(
+        subject, test_set, precision=precision, batch_size=batch_size, num_workers=num_workers, progress=progress
+    )
+    texts = [caption for own in found.captions for caption in own]
+    owners = [number for number, own in enumerate(found.captions) for _ in own]
+    features = encode_texts(subject, texts, precision=precision, num_workers=num_workers)
+    return Pairs(found.images, features, torch.tensor(owners), found.skipped)
+
+
+@torch.inference_mode()
+def best_ranks(
+    queries: Float[Tensor, "queries embed_dim"],
+    targets: Float[Tensor, "targets embed_dim"],
+    matches: Int64[Tensor, "queries matches"],
+) -> Int64[np.ndarray, " queries"]:
+    """For each query how many targets come before its best-placed match; by all ranks, in chunks of queries.
+
+    Args:
+        matches: the targets that count as right for each query, padded with -1.
+    """
+    starts = range(0, len(queries), QUERIES_PER_CHUNK)[ranks.rank() :: ranks.world_size()]
+
+    def work() -> list[tuple[int, Tensor]]:
+        found = []
+        for start in starts:
+            rows = slice(start, start + QUERIES_PER_CHUNK)
+            keys = metrics.ordered_keys(queries[rows] @ targets.T)
+            found.append((start, metrics.truth_ranks(keys, matches[rows].to(keys.device)).cpu()))
+        return found
+
+    parts = sorted((part for own in ranks.exchange(work) for part in own), key=lambda part: part[0])
+    return torch.cat([ranked for _, ranked in parts]).numpy()
+
+
+def captions_of(owners: Int64[Tensor, " texts"], num_images: int) -> Int64[Tensor, "images captions"]:
+    """The captions of each picture as positions, padded with -1."""
+    lists: list[list[int]] = [[] for _ in range(num_images)]
+    for text, owner in enumerate(owners.tolist()):
+        lists[owner].append(text)
+    width = max(map(len, lists))
+    return torch.tensor([own + [-1] * (width - len(own)) for own in lists])
+
+
+def retrieval_metrics(pairs: Pairs, device: torch.device, precision: str = "float32") -> dict[str, dict[str, float]]:
+    """Recall at 1, 5 and 10 with intervals, and the median rank (from 1), pictures by caption and captions by picture.
+
+    A picture is found when any of its captions is, as CLIP-like papers count; names are CLIP_benchmark's.
+    """
+    images, texts = pairs.images.to(device), pairs.texts.to(device)
+    with matmul_precision(precision):
+        by_text = best_ranks(texts, images, pairs.owners[:, None])
+        by_image = best_ranks(images, texts, captions_of(pairs.owners, len(images)))
+    values: dict[str, dict[str, float]] = {}
+    for name, found in (("image_retrieval", by_text), ("text_retrieval", by_image)):
+        for k, estimate in metrics.recall_at(found, RECALL_AT).items():
+            values[f"{name}_recall@{k}"] = estimate.to_dict()
+        values[f"{name}_median_rank"] = metrics.median(found + 1).to_dict()
+    return values
+
+
+def retrieval_id(subject: Subject, test_set: TestSet, precision: str, batch_size: int) -> str:
+    """A hash of all that the digits of a retrieval result depend on."""
+    parts = (subject.hash, test_set.fingerprint, precision, batch_size, subject.device.type)
+    return content_hash([results.RETRIEVAL, *parts])
+
+
+def evaluate_retrieval(
+    subject: Subject,
+    test_set: TestSet,
+    *,
+    precision: str = "float32",
+    batch_size: int = 128,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The result line of one model on one retrieval set; by all ranks together, every rank returns it."""
+    pairs = encode_pairs(
+        subject, test_set, precision=precision, batch_size=batch_size, num_workers=num_workers, progress=progress
+    )
+    return {
+        **subject.origin,
+        "task": results.RETRIEVAL,
+        "dataset": test_set.name,
+        "num_samples": len(pairs.images),
+        "num_captions": len(pairs.texts),
+        "metrics": retrieval_metrics(pairs, subject.device, precision),
+        "skipped": pairs.skipped,
+        "evaluation": retrieval_id(subject, test_set, precision, batch_size),
+        **results.circumstances(subject.device, precision),
+    }

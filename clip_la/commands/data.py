@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,9 @@ def main(argv: list[str]) -> int | None:
 def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
     parser = Parser(prog=f"clip-la data {action}", description=ACTIONS[action].__doc__)
     if workers:
-        parser.add_argument("--workers", type=_positive, help="processes (default: one a core)")
+        parser.add_argument(
+            "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        )
     parser.add_argument("--json", action="store_true", help=json_help)
     return parser
 
@@ -75,6 +78,45 @@ def _starter(argv: list[str]) -> None:
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
     args = parser.parse_args(argv)
     manifest = build_starter(args.out, size_px=args.size, workers=args.workers)
+    _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
+
+
+def _scenes(argv: list[str]) -> None:
+    """any number of scenes: several drawings on a background, captions that say what is where"""
+    from clip_la.data.corpora.scenes import DEFAULT_SIZE_PX, build_scenes
+
+    parser = _parser("scenes", json_help="print the manifest")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to; a stopped call goes on there")
+    parser.add_argument("--pairs", type=_positive, required=True, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="which ones (default %(default)s)")
+    parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
+    args = parser.parse_args(argv)
+    manifest = build_scenes(args.out, pairs=args.pairs, seed=args.seed, size_px=args.size, workers=args.workers)
+    _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
+
+
+def _photos(argv: list[str]) -> None:
+    """a photographic test set of 181 classes, from Debian's tuxpaint-stamps-default"""
+    from clip_la.data.corpora.photos import build_photos
+
+    _debian_corpus("photos", build_photos, argv)
+
+
+def _fashion(argv: list[str]) -> None:
+    """Fashion-MNIST, from Debian's dataset-fashion-mnist"""
+    from clip_la.data.corpora.fashion import build_fashion
+
+    _debian_corpus("fashion-mnist", build_fashion, argv)
+
+
+def _debian_corpus(action: str, build: Callable[..., dict[str, Any]], argv: list[str]) -> None:
+    parser = _parser(action, json_help="print the manifest", workers=False)
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    parser.add_argument(
+        "--from", dest="given", type=Path, help="the unpacked package (default: installed, else fetched by apt-get)"
+    )
+    args = parser.parse_args(argv)
+    manifest = build(args.out, given=args.given)
     _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
 
 
@@ -186,6 +228,9 @@ def _show(argv: list[str]) -> None:
 
 ACTIONS: dict[str, Callable[[list[str]], int | None]] = {
     "starter": _starter,
+    "scenes": _scenes,
+    "photos": _photos,
+    "fashion-mnist": _fashion,
     "pack": _pack,
     "verify": _verify,
     "read": _read,

@@ -7,7 +7,6 @@ packed; `sizes.json`, written last, is what the stream reads.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from clip_la.data import problems
-from clip_la.data.corpora.build import write_json
 from clip_la.data.decode import decode_image
+from clip_la.data.json_files import write_json
 from clip_la.data.pack_sources import Raw, Source
 from clip_la.data.problems import BadSample
 from clip_la.data.shards import KEY, ShardWriter
@@ -74,7 +73,7 @@ def pack(
     out: Path,
     *,
     per_shard: int = DEFAULT_PER_SHARD,
-    workers: int | None = None,
+    workers: int = 1,
     check_pixels: bool = True,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def pack(
 
     Args:
         per_shard: input samples a shard, at most 10,000.
-        workers: processes (default: one a core).
+        workers: processes; with more than one, scripts need the `if __name__ == "__main__"` guard.
         check_pixels: decode each picture and leave out those that cannot be.
 
     Returns:
@@ -161,9 +160,9 @@ def _start_worker(source: Source) -> None:
 
 
 def _run(
-    source: Source, out: Path, jobs: list[Job], check_pixels: bool, workers: int | None
+    source: Source, out: Path, jobs: list[Job], check_pixels: bool, workers: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    num = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+    num = min(workers, max(len(jobs), 1))
     if num == 1:
         _start_worker(source)
         yield from (_write(job, out, check_pixels) for job in jobs)

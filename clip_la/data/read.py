@@ -4,7 +4,6 @@ What a trainer would have used or skipped, sample by sample: an audit, and a mea
 """
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -79,15 +78,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def read(
-    reading: Reading, *, keys: Path | None = None, workers: int | None = None, quiet: bool = False
-) -> dict[str, Any]:
+def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet: bool = False) -> dict[str, Any]:
     """Reads every shard once and counts what became of each sample.
 
     Args:
         reading: what to read and how.
         keys: where to write one JSON object a sample: `{"shard", "key", "outcome": "ok" | "skipped", "reason"}`.
-        workers: processes (default: one a core).
+        workers: processes; with more than one, scripts need the `if __name__ == "__main__"` guard.
 
     Returns:
         `{"shards", "samples", "ok", "skipped": {reason: count}, "skipped_total", "by_shard", "pairs_per_s_per_core"}`;
@@ -98,7 +95,7 @@ def read(
     """
     counts: dict[str, Counter[str]] = {url: Counter() for url in reading.urls}
     busy_s = 0.0
-    num = min(workers or os.cpu_count() or 1, len(reading.urls))
+    num = min(workers, len(reading.urls))
     with (
         atomic_write(keys, "w") if keys else nullcontext() as stream,
         tqdm(desc="reading", unit="pair", disable=quiet or None) as bar,

@@ -1,7 +1,6 @@
 """Verifies shards: reads every sample, decodes each picture, counts what is wrong, writes `sizes.json`."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -16,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_la.data.captions import Captions
-from clip_la.data.corpora.build import write_json
 from clip_la.data.decode import decode_image
+from clip_la.data.json_files import write_json
 from clip_la.data.pack_sources import IMAGE_SUFFIXES
 from clip_la.data.problems import NO_IMAGE, BadSample, Problem
 from clip_la.data.shards import KEY, read_samples
@@ -91,7 +90,7 @@ def _check(sample: dict[str, Any], captions: Captions, report: ShardReport) -> N
     report.image_hashes.append(_hash(data))
 
 
-def verify(urls: list[str], *, workers: int | None = None, quiet: bool = False) -> dict[str, Any]:
+def verify(urls: list[str], *, workers: int = 1, quiet: bool = False) -> dict[str, Any]:
     """Verifies shards in parallel and says what they hold.
 
     Returns:
@@ -100,7 +99,7 @@ def verify(urls: list[str], *, workers: int | None = None, quiet: bool = False) 
         beyond the first of their kind.
     """
     reports = []
-    num = min(workers or os.cpu_count() or 1, len(urls))
+    num = min(workers, len(urls))
     with tqdm(desc="verifying", total=len(urls), unit="shard", disable=quiet or None) as bar:
         for report in _reports(urls, num):
             reports.append(report)

@@ -14,6 +14,7 @@ from PIL import Image
 from clip_la.data.corpora import packages
 from clip_la.data.corpora.concepts import Concept, deal, merge
 from clip_la.data.corpora.names import Name, describe, format_code_point, is_convention, parse_code_point
+from clip_la.data.corpora.scenes import build_scenes
 from clip_la.data.corpora.starter import build_starter
 from clip_la.data.shards import read_samples
 from clip_la.errors import UserError
@@ -142,6 +143,20 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
         build_starter(tmp_path / "thesis.tex", quiet=True)
     with pytest.raises(UserError, match="out of range"):
         build_starter(tmp_path / "new", size_px=8, quiet=True)
+
+
+def test_scenes_are_cast_from_training_alone(samples, tmp_path):
+    out = tmp_path / "scenes"
+    assert build_scenes(out, pairs=60, seed=5, size_px=32, quiet=True)["built"] is True
+    assert build_scenes(out, pairs=60, seed=5, size_px=32, quiet=True)["built"] is False
+    train = {(s["name"], s["artist"]) for s in samples["train"]}
+    scenes = list(read_samples(str(out / "train" / "00000.tar")))
+    things = [thing for s in scenes for thing in json.loads(s[".json"])["objects"]]
+    assert len(scenes) == 60
+    assert json.loads((out / "manifest.json").read_text())["drawings"] == len(train)
+    assert {(thing["name"], thing["artist"]) for thing in things} <= train
+    with pytest.raises(UserError, match="other settings"):
+        build_scenes(out, pairs=61, seed=5, size_px=32, quiet=True)
 
 
 def test_missing_or_other_packages(monkeypatch):

@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from clip_la.atomic import atomic_write
-from clip_la.data.corpora.captions import ZEROSHOT_TEMPLATES
+from clip_la.data.corpora.captions import DRAWING_TEMPLATES
 from clip_la.data.corpora.render import combined_hash, pixel_hash
+from clip_la.data.json_files import write_json
 from clip_la.data.shards import ShardWriter
 from clip_la.errors import UserError
 
@@ -18,37 +21,44 @@ MANIFEST = "manifest.json"
 Record = dict[str, Any]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON with sorted keys and a final newline, whole or not at all."""
-    with atomic_write(path, "w") as stream:
-        stream.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a test split: names in order, WordNet ids where there are any, and prompts for them."""
+
+    names: Sequence[str]
+    wnids: Sequence[str] = ()
+    templates: Sequence[str] = DRAWING_TEMPLATES
+
+    def write(self, folder: Path) -> None:
+        """Writes `classes.json`, and the two text files that CLIP_benchmark reads beside its webdatasets."""
+        pairs = zip(self.wnids, self.names, strict=True) if self.wnids else ()
+        write_json(folder / "classes.json", [{"id": i, "names": [n]} for i, n in pairs] or list(self.names))
+        for name, lines in (("classnames.txt", self.names), ("zeroshot_classification_templates.txt", self.templates)):
+            with atomic_write(folder / name, "w") as stream:
+                stream.write("\n".join(lines) + "\n")
 
 
 def write_split(
-    folder: Path, samples: Iterable[Record], classes: Sequence[str] | None = None, per_shard: int = SAMPLES_PER_SHARD
+    folder: Path, samples: Iterable[Record], classes: Classes | None = None, per_shard: int = SAMPLES_PER_SHARD
 ) -> Record:
     """Writes the samples of one split as `00000.tar`, ... with `sizes.json`, and returns its entry in the manifest.
 
     A sample is the parts of `ShardWriter.write` without a key; its `.json` gets the key and the pixel hash. With
-    `classes` each needs `json["class"]`, gets `.cls` (its index), and the class list and prompt templates are written.
+    `classes` each needs `json["class"]` and gets `.cls` (its index); the class list and prompts are written as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    index = {name: number for number, name in enumerate(classes or ())}
+    index = {name: number for number, name in enumerate(classes.names if classes else ())}
     shards: list[Record] = []
-    batch: list[Record] = []
-    for sample in samples:
-        batch.append(sample)
-        if len(batch) == per_shard:
-            shards.append(_write_shard(folder, len(shards), batch, index))
-            batch = []
-    if batch:
+    rest = iter(samples)
+    while batch := list(islice(rest, per_shard)):
         shards.append(_write_shard(folder, len(shards), batch, index))
     _remove_stale(folder, {shard["name"] for shard in shards})
     write_json(folder / "sizes.json", {shard["name"]: shard["samples"] for shard in shards})
-    if classes is not None:
-        _write_classes(folder, classes)
     record: Record = {"pairs": sum(shard["samples"] for shard in shards), "shards": shards}
-    return record if classes is None else {**record, "classes": len(classes)}
+    if classes is None:
+        return record
+    classes.write(folder)
+    return {**record, "classes": len(classes.names)}
 
 
 def _write_shard(folder: Path, number: int, samples: list[Record], index: Mapping[str, int]) -> Record:
@@ -70,14 +80,6 @@ def _write_shard(folder: Path, number: int, samples: list[Record], index: Mappin
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "pixels_sha256": combined_hash(hashes),
     }
-
-
-def _write_classes(folder: Path, classes: Sequence[str]) -> None:
-    write_json(folder / "classes.json", list(classes))
-    # The two files that CLIP_benchmark reads beside its webdatasets.
-    for name, lines in (("classnames.txt", classes), ("zeroshot_classification_templates.txt", ZEROSHOT_TEMPLATES)):
-        with atomic_write(folder / name, "w") as stream:
-            stream.write("\n".join(lines) + "\n")
 
 
 def _remove_stale(folder: Path, keep: set[str]) -> None:

@@ -20,7 +20,8 @@ TEMPLATES = (
     "{}",
 )
 # What zero-shot classification fills with plain class names ("red apple", "grapes"), CLIP_benchmark's placeholder.
-ZEROSHOT_TEMPLATES = ("a drawing of a {c}", "a drawing of {c}", "a picture of a {c}", "an icon of a {c}", "{c}")
+DRAWING_TEMPLATES = ("a drawing of a {c}", "a drawing of {c}", "a picture of a {c}", "an icon of a {c}", "{c}")
+PHOTO_TEMPLATES = ("a photo of a {c}", "a photo of {c}", "a picture of a {c}", "a picture of {c}", "{c}")
 
 
 def pick(choices: Sequence[str], *identity: object) -> str:

@@ -1,7 +1,6 @@
 """SVG drawings to PNG bytes, the same on every machine: resvg draws and encodes; no system fonts, no zlib."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -41,10 +40,10 @@ def _render(job: tuple[Svg, int]) -> bytes:
     return render(*job)
 
 
-def render_all(svgs: Sequence[Svg], size_px: int, workers: int | None = None) -> Iterator[bytes]:
-    """PNGs of all drawings on white, in their order, by `workers` processes (default: one a core, at most 8)."""
+def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[bytes]:
+    """PNGs of all drawings on white, in their order, by `workers` processes, at most 8."""
     jobs = [(svg, size_px) for svg in svgs]
-    num = min(workers or os.cpu_count() or 1, 8)
+    num = min(workers, 8)
     if num == 1 or len(jobs) < _SERIAL_BELOW:
         yield from map(_render, jobs)
         return

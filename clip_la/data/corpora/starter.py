@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from clip_la.data.corpora.artists import STARTER_ARTISTS, Artist
-from clip_la.data.corpora.build import Record, existing, write_manifest, write_split
+from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
 from clip_la.data.corpora.captions import caption_fields
 from clip_la.data.corpora.concepts import Concept, Deal, deal, drawn_by_all, merge
 from clip_la.data.corpora.packages import require
@@ -45,7 +45,7 @@ def split_names(artists: Iterable[Artist] = STARTER_ARTISTS) -> list[str]:
 
 
 def starter_concepts(
-    artists: Sequence[Artist] = STARTER_ARTISTS, workers: int | None = None, quiet: bool = False
+    artists: Sequence[Artist] = STARTER_ARTISTS, workers: int = 1, quiet: bool = False
 ) -> tuple[list[Concept], Deal, dict[Svg, bytes]]:
     """The merged concepts, which of them are held out, and each drawing's PNG at MERGE_SIZE_PX (by its SVG)."""
     concepts = drawn_by_all({artist.name: artist.drawings() for artist in artists})
@@ -92,9 +92,7 @@ def _samples(pairs: Sequence[Pair], pngs: Iterable[bytes]) -> Iterator[Record]:
     yield from map(make_sample, pairs, pngs)
 
 
-def build_starter(
-    out: Path, *, size_px: int = DEFAULT_SIZE_PX, workers: int | None = None, quiet: bool = False
-) -> Record:
+def build_starter(out: Path, *, size_px: int = DEFAULT_SIZE_PX, workers: int = 1, quiet: bool = False) -> Record:
     """Builds the corpus in `out` unless it is there already, and returns its manifest with `"built": bool` added.
 
     Raises:
@@ -114,7 +112,7 @@ def build_starter(
         svgs = [pair.concept.drawings[pair.artist.name] for pair in own]
         drawn = (pngs[svg] for svg in svgs) if size_px == MERGE_SIZE_PX else render_all(svgs, size_px, workers)
         bar = tqdm(_samples(own, drawn), split, total=len(own), unit="img", disable=quiet or None)
-        classes = None if split == TRAIN else sorted({pair.concept.name.name for pair in own})
+        classes = None if split == TRAIN else Classes(sorted({pair.concept.name.name for pair in own}))
         splits[split] = write_split(out / split, bar, classes)
     manifest = write_manifest(
         out,

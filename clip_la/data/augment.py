@@ -28,7 +28,7 @@ NUM_DRAWS = CROP_SHAPE.stop
 # ITU-R BT.601, as Pillow and torchvision weigh colours to grey.
 LUMA = (0.299, 0.587, 0.114)
 
-Box = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Augmentation:
         """The part of the picture to keep: left, top, right, bottom in pixels."""
         if self.min_crop_area == 1:
             side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
+            left, top = (width - side) // 2, (height - side) // 2
             return left, top, left + side, top + side
         return random_crop(width, height, self.min_crop_area, draws)
 

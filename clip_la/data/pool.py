@@ -148,7 +148,7 @@ def _fill(
 
 def _square(image: Image.Image, side: int) -> Image.Image:
     short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
+    left, top = (image.width - short) // 2, (image.height - short) // 2
     return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
 
 

@@ -1,14 +1,32 @@
-"""Bicubic resampling with antialiasing of many equal-sized pictures at once, each from a box of its own.
+"""Bicubic resampling with antialiasing: of one picture, and of many equal-sized ones at once, each from its own box.
 
 The filter is Pillow's: Keys' cubic (a = -0.5) widened by the scale when shrinking. Rows and columns are separable, so a
-picture is two small matrix products; batched, that takes a few milliseconds for 128 pictures of 40 pixels on one core.
+picture of a batch is two small matrix products; 128 pictures of 40 pixels take a few milliseconds on one core.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 SUPPORT = 2.0
+
+
+def resize_box(
+    pixels: UInt8[np.ndarray, "height width 3"], box: tuple[int, int, int, int], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The box (left, top, right, bottom) of one picture as a square.
+
+    PyTorch's resampling of 8-bit channels-last pictures uses vector instructions and takes a fifth of Pillow's time;
+    the two differ by rounding.
+    """
+    left, top, right, bottom = box
+    # Arrays that came from Pillow are read-only, which PyTorch warns of; nothing here writes to them.
+    crop = pixels[top:bottom, left:right]
+    image = torch.from_numpy(crop if crop.flags.writeable else crop.copy()).permute(2, 0, 1)[None]
+    square = interpolate(image, (size, size), mode="bicubic", antialias=True)
+    return square[0].permute(1, 2, 0).numpy()
 
 
 def _cubic(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

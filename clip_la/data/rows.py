@@ -10,11 +10,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from clip_la.data import problems
-from clip_la.data.augment import CAPTION, JITTER, Augmentation, jitter_colors
+from clip_la.data import jpeg, problems
+from clip_la.data.augment import CAPTION, JITTER, Augmentation, Box, jitter_colors
 from clip_la.data.captions import Captions
 from clip_la.data.decode import MAX_PIXELS, decode_keeping_alpha, flatten
 from clip_la.data.problems import BadSample
+from clip_la.data.resample import resize_box
 from clip_la.data.shards import KEY, SHARD
 
 # By what shards call their picture; the bytes, not the name, say which format it is.
@@ -73,27 +74,39 @@ class StreamedRows:
         self._limits = limits
 
     def row(self, sample: dict[str, Any], draws: Sequence[float]) -> Row:
-        """The row of one sample; its picture is UInt8[3, image_size, image_size]. Raises BadSample."""
+        """The row of one sample; its picture is UInt8[image_size, image_size, 3]. Raises BadSample."""
         caption = self._captions.choose(sample, draws[CAPTION])
         return Row(sample[KEY], sample[SHARD], caption, self._picture(sample, draws))
 
     def images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
-        """The pictures of a batch."""
-        images = torch.stack([row.picture for row in rows])
-        if self._augmentation.jitter:
-            images = jitter_batch(images, self._augmentation, draws)
-        return images
+        """The pictures of a batch, channels last in memory."""
+        images = torch.from_numpy(np.stack([row.picture for row in rows])).permute(0, 3, 1, 2)
+        return jitter_batch(images, self._augmentation, draws) if self._augmentation.jitter else images
 
-    def _picture(self, sample: dict[str, Any], draws: Sequence[float]) -> UInt8[Tensor, "3 size size"]:
+    def _picture(self, sample: dict[str, Any], draws: Sequence[float]) -> UInt8[np.ndarray, "size size 3"]:
+        size = self._augmentation.image_size
+        pixels, box = self._plain_jpeg(image_bytes(sample), draws) or self._any_picture(sample, draws)
+        square = resize_box(pixels, box, size)
+        return square[:, ::-1] if self._augmentation.is_flipped(draws) else square
+
+    def _plain_jpeg(self, data: bytes, draws: Sequence[float]) -> tuple[np.ndarray, Box] | None:
+        size = jpeg.plain_size(data)
+        if size is None:
+            return None
+        self._limits.check(*size)
+        left, top, right, bottom = self._augmentation.crop(*size, draws)
+        reduced = jpeg.reduction(min(right - left, bottom - top), self._augmentation.image_size)
+        pixels = jpeg.pixels(data, size, reduced)
+        if pixels is None:
+            return None
+        return pixels, (left // reduced, top // reduced, -(-right // reduced), -(-bottom // reduced))
+
+    def _any_picture(self, sample: dict[str, Any], draws: Sequence[float]) -> tuple[np.ndarray, Box]:
         image = read_picture(sample, self._limits)
+        box = self._augmentation.crop(*image.size, draws)
         if image.mode == "RGBA":
             image = flatten(image, self._augmentation.background_color(draws))
-        size = self._augmentation.image_size
-        box = self._augmentation.crop(*image.size, draws)
-        pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-        if self._augmentation.is_flipped(draws):
-            pixels = pixels[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return np.asarray(image), box
 
 
 def jitter_batch(

@@ -150,7 +150,8 @@ def _build(
     mine = chunks[ranks.rank() :: ranks.world_size()]
     num_prompts = sum(map(len, classes.names)) * len(prompts.templates)
     workers = min(num_workers, len(mine)) if num_prompts >= PROMPTS_WORTH_WORKERS else 0
-    loader = DataLoader(ChunkedPrompts(classes, prompts, subject.tokenize, mine), batch_size=None, num_workers=workers)
+    chunked = ChunkedPrompts(classes, prompts, subject.tokenize, mine)
+    loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
     def work() -> list[tuple[int, Tensor]]:
         hidden = not progress or ranks.rank() != 0

@@ -150,6 +150,8 @@ def image_batches(
         num_workers=num_workers,
         prefetch_factor=PREFETCH_BATCHES if num_workers else None,
         pin_memory=pin_memory,
+        # Of its own: a loader draws a number, and an evaluation must not move the random state of a training.
+        generator=torch.Generator(),
     )
     for batch in loader:
         if batch.error is not None:

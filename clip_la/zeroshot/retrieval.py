@@ -54,7 +54,8 @@ def encode_texts(
     chunks = [range(start, min(start + TEXTS_PER_CHUNK, len(texts))) for start in range(0, len(texts), TEXTS_PER_CHUNK)]
     mine = chunks[ranks.rank() :: ranks.world_size()]
     workers = min(num_workers, len(mine)) if len(chunks) > 1 else 0
-    loader = DataLoader(_Texts(subject, texts, mine), batch_size=None, num_workers=workers)
+    chunked = _Texts(subject, texts, mine)
+    loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
     parts = ranks.exchange(
         lambda: [(start, encode_tokens(subject, tokens, precision).cpu()) for start, tokens in loader]
     )

@@ -1,0 +1,188 @@
+"""`clip-la eval` from the command line's point of view."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from clip_la.cli import main
+from clip_la.models.checkpoint import save_checkpoint
+from clip_la.models.clip import CLIP
+from clip_la.models.interop import to_open_clip
+from clip_la.zeroshot import entries, results
+
+SUITES = Path(__file__).parents[2] / "configs" / "eval"
+
+
+@pytest.fixture
+def run_folder(tiny_model: CLIP, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    for samples in (100, 2000):
+        origin = {"samples_seen": samples, "budget_samples": 2000, "schedule": "cosine", "run_id": "r", "seed": 0}
+        save_checkpoint(folder / "checkpoints" / f"samples={samples:09d}.ckpt", tiny_model, **origin)
+        tiny_model.image.projection.weight.data.mul_(-1)
+    return folder
+
+
+@pytest.fixture
+def evaluate(capsys, monkeypatch, tmp_path: Path):
+    """Runs the command in a folder of its own: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        common = ["--workers", "0", "--cache", str(tmp_path / "cache"), "--batch-size", "5"]
+        code = main(["eval", *map(str, arguments), *common])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_run_is_evaluated_written_and_then_skipped(evaluate, run_folder: Path, shard_folder: Path):
+    code, out, _ = evaluate(run_folder, "--data", shard_folder, "--contact-sheet", "sheets/x", "--per-class")
+    assert code == 0
+    (line,) = results.read(run_folder / "results.jsonl")
+    assert (line["samples_seen"], line["dataset"], line["num_samples"]) == (2000, "things", 18)
+    assert f"{100 * line['metrics']['top1']['value']:.2f} %" in out
+    assert str(run_folder / "results.jsonl") in out
+    with Image.open("sheets/x.png") as sheet:
+        assert sheet.format == "PNG"
+    page = Path("sheets/x.html").read_text()
+    assert page.count("<figure>") == 18
+    assert page.count("<li") == 90
+    rows = list(csv.DictReader((run_folder / "predictions" / f"{line['evaluation']}.classes.csv").open()))
+    assert sum(int(row["pictures"]) for row in rows) == 18
+    recalls = [float(row["recall"]) for row in rows]
+    assert recalls == sorted(recalls)
+    assert sum(recalls) / len(recalls) == pytest.approx(line["metrics"]["mean_per_class_recall"]["value"], abs=1e-5)
+
+    code, out, _ = evaluate(run_folder, "--data", shard_folder)
+    assert code == 0
+    assert "already in" in out
+    assert len(list(results.read(run_folder / "results.jsonl"))) == 1
+    evaluate(run_folder, "--data", shard_folder, "--again")
+    assert len(list(results.read(run_folder / "results.jsonl"))) == 2
+
+
+def test_lost_predictions_are_made_again(evaluate, run_folder: Path, shard_folder: Path):
+    evaluate(run_folder, "--data", shard_folder)
+    (path,) = (run_folder / "predictions").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:50])
+    code, _, err = evaluate(run_folder, "--data", shard_folder)
+    assert code == 0
+    assert "evaluating again" in err
+    assert len(list(results.read(run_folder / "results.jsonl"))) == 2
+
+
+def test_all_checkpoints_compared_as_json(evaluate, run_folder: Path, shard_folder: Path):
+    code, out, err = evaluate(
+        run_folder, "--data", shard_folder, "--checkpoints", "all", "--compare", "--json", "--clip-benchmark", "cb"
+    )
+    assert code == 0
+    first, second, comparison = map(json.loads, out.splitlines())
+    assert (first["samples_seen"], second["samples_seen"]) == (100, 2000)
+    difference = second["metrics"]["top1"]["value"] - first["metrics"]["top1"]["value"]
+    assert comparison["difference"]["value"] == pytest.approx(difference, abs=1e-12)
+    assert comparison["only_b"] - comparison["only_a"] == pytest.approx(18 * difference)
+    assert "McNemar" in err
+    assert len(list(Path("cb").glob("*.json"))) == 2
+
+
+def test_suite(evaluate, run_folder: Path, shard_folder: Path, image_folder: Path, tmp_path: Path):
+    suite = {
+        "models": [str(run_folder)],
+        "datasets": [
+            {"data": str(shard_folder), "templates": "plain"},
+            {"data": str(shard_folder / "test"), "task": "knn", "train": str(shard_folder), "shots": 1, "name": "near"},
+            {"data": str(image_folder), "templates": "name", "name": "colours"},
+        ],
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    code, out, _ = evaluate("--config", "suite.yaml", "--out", "all.jsonl", "--json")
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["dataset"], line["task"]) for line in lines] == [
+        ("things", "zeroshot_classification"),
+        ("near", "knn"),
+        ("colours", "zeroshot_classification"),
+    ]
+    assert lines[0]["templates"] == "plain"
+    assert [line["evaluation"] for line in results.read("all.jsonl")] == [line["evaluation"] for line in lines]
+    code, _, err = evaluate("--config", "suite.yaml", "--out", "all.jsonl", "--json")
+    assert err.count("already in") == 3
+
+
+def test_open_clip_weights_by_file(evaluate, tiny_model: CLIP, image_folder: Path, tmp_path: Path):
+    import torch
+
+    torch.save(to_open_clip(tiny_model), tmp_path / "weights.pt")
+    code, _, err = evaluate(f"ViT-B-32:{tmp_path / 'weights.pt'}", "--data", image_folder)
+    assert code == 2
+    assert "ViT-B-32" in err
+    assert "weights.pt" in err
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SUITES.glob("*.yaml")))
+def test_every_suite_of_the_repository_is_read(name: str):
+    _, found = entries.read_suite(SUITES / name, data="/some/where")
+    assert found
+    for entry in found:
+        if entry.classes:
+            entries.class_set(entry.classes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN"], "--data PATH or --config FILE"),
+        (["--data", "DATA"], "no model"),
+        (["nowhere/x.ckpt", "--data", "DATA"], "no run or checkpoint at nowhere/x.ckpt"),
+        (["vit_bb16", "--data", "DATA"], "unknown model 'vit_bb16'"),
+        (["ViT-B-32", "--data", "DATA"], "name its weights"),
+        (["ViT-B-32:laion400m_e31x", "--data", "DATA"], "laion400m_e31x"),
+        (["RN50:nothing.pt", "--data", "DATA"], "nothing.pt"),
+        (["RUN", "--data", "gone"], "gone"),
+        (["RUN", "--data", "DATA", "--classes", "imagenet1"], "did you mean"),
+        (["RUN", "--data", "DATA", "--templates", "openai8"], "did you mean"),
+        (["RUN", "--data", "DATA", "--precision", "fp8"], "unknown precision 'fp8'"),
+        (["RUN", "--data", "DATA", "--checkpoints", "first"], "unknown choice"),
+        (["RUN", "--data", "DATA", "--device", "cuda:77"], "no device 'cuda:77' here"),
+        (["RUN", "--data", "DATA", "--task", "knn"], "needs pictures to learn from"),
+        (["RUN", "--data", "DATA", "--compare"], "nothing to compare"),
+        (["RUN", "--data", "DATA", "--tempaltes", "plain"], "--templates"),
+        (["RUN", "--config", "gone.yaml"], "no suite at gone.yaml"),
+        (["EMPTY", "--data", "DATA"], "is no run"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    evaluate, run_folder: Path, shard_folder: Path, tmp_path: Path, arguments: list[str], message: str
+):
+    (tmp_path / "empty").mkdir()
+    places = {"RUN": str(run_folder), "DATA": str(shard_folder), "EMPTY": str(tmp_path / "empty")}
+    code, _, err = evaluate(*(places.get(argument, argument) for argument in arguments))
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("clip-la: error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("datasets: [", "no YAML"),
+        ("data: x", "expected 'datasets:'"),
+        ("datasets: [{data: x}]\nmodel: y", "did you mean models"),
+        ("datasets: [{data: x, class: y}]", "did you mean classes"),
+        ("datasets: [{name: x}]", "says not where its data is"),
+        ("datasets: [x]", "is no entry"),
+    ],
+)
+def test_wrong_suites(evaluate, tmp_path: Path, content: str, message: str):
+    (tmp_path / "suite.yaml").write_text(content)
+    code, _, err = evaluate("--config", "suite.yaml", "model")
+    assert code == 2
+    assert message in err

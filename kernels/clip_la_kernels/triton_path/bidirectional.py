@@ -1,3 +1,4 @@
+# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
 """Bidirectional kernels. State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
 
 States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the matrix unit reads from
@@ -68,22 +69,22 @@ def key_state(
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     St = tl.zeros([DP, DP], tl.float32)
-    K1 = tl.zeros([DP, THIN], tl.float32)
     V1 = tl.zeros([DP, THIN], tl.float32)
+    ks = tl.zeros([DP], tl.float32)
+    if SUMS:
+        KS = tl.zeros([BL, DP], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     for n0 in range(lo, hi, BL):
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
         y, r = feature(k.to(tl.float32), real, d, D, MAP)
-        y = y.to(DT)
-        St = dot(tl.trans(v), y, St, UP, PREC)
+        St = dot(tl.trans(v), y.to(DT), St, UP, PREC)
         if VSUM:
             V1 = dot(tl.trans(v), ones, V1, UP, PREC)
         if SUMS:
-            if MAP == L2:
-                K1 = dot(tl.trans(k), thin(r, DT), K1, UP, PREC)
-            else:
-                K1 = dot(tl.trans(y), ones, K1, UP, PREC)
-    return St, tl.sum(K1, 1), tl.sum(V1, 1)
+            KS += y
+    if SUMS:
+        ks = tl.sum(KS, 0)
+    return St, ks, tl.sum(V1, 1)
 
 
 @triton.jit
@@ -225,16 +226,18 @@ def query_grads(
 ):  # fmt: skip
     """Writes dq of rows lo..hi; returns dS transposed, -sum delta q^, sum g (raw). St is S' transposed.
 
-    Only q is unpacked: do goes to the matrix unit as it is (g = do / zeta scales products, or the other operand), so each
-    product has one rounded operand besides the inputs.
+    do goes to the matrix unit as it is (g = do / zeta scales products, or the other operand), so each product has one rounded
+    operand besides the inputs. Vectors that change from tile to tile are summed in registers: as thin operands of the matrix
+    unit they came out wrong (Triton 3.6, Hopper), while the constant ones do not.
     """
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     dSt = tl.zeros([DP, DP], tl.float32)
     G1 = tl.zeros([DP, THIN], tl.float32)
-    Q1 = tl.zeros([DP, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
-    v2 = thin(vs, DT)
+    if DEN == DEN_SUM:
+        QS = tl.zeros([BL, DP], tl.float32)
+        GS = tl.zeros([BL, DP], tl.float32)
     for n0 in range(lo, hi, BL):
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA)
@@ -256,7 +259,7 @@ def query_grads(
             iz = 1.0 / zeta
             total = turn
             if VSUM:
-                total += tl.sum(dot(do, v2, tl.zeros([BL, THIN], tl.float32), UP, PREC), 1)
+                total += tl.sum(do.to(tl.float32) * vs[None, :], 1)
             delta = tl.where(alive, total * iz * iz, 0.0)
         if NEED_Q:
             if MAP == L2:
@@ -272,17 +275,19 @@ def query_grads(
             store_tile(DQ, at, dx.to(DT), n0, sdn, rn, d, hi, D, TMA)
         if NEED_KV:
             dSt = dot(tl.trans(do), (y * (r * iz)[:, None]).to(DT), dSt, UP, PREC)
-            if VSUM:
-                if DEN == DEN_SUM:
-                    G1 = dot(tl.trans(do), thin(iz, DT), G1, UP, PREC)
-                else:
-                    G1 = dot(tl.trans(do), ones, G1, UP, PREC)
             if DEN == DEN_SUM:
-                if MAP == L2:
-                    Q1 = dot(tl.trans(q), thin(-delta * r, DT), Q1, UP, PREC)
-                else:
-                    Q1 = dot(tl.trans(y.to(DT)), thin(-delta, DT), Q1, UP, PREC)
-    return dSt, tl.sum(Q1, 1), tl.sum(G1, 1)
+                QS -= y * (delta * r)[:, None]
+                if VSUM:
+                    GS += do.to(tl.float32) * iz[:, None]
+            else:
+                if VSUM:
+                    G1 = dot(tl.trans(do), ones, G1, UP, PREC)
+    dks = tl.zeros([DP], tl.float32)
+    dvs = tl.sum(G1, 1)
+    if DEN == DEN_SUM:
+        dks = tl.sum(QS, 0)
+        dvs = tl.sum(GS, 0)
+    return dSt, dks, dvs
 
 
 @triton.jit

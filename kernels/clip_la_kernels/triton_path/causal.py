@@ -1,3 +1,4 @@
+# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
 """Causal kernels: a scan over chunks of BL tokens, the past in a running state, the chunk itself as a small quadratic tile.
 
 A head may be cut in PARTS of SIZE tokens. Then the raw states of the parts (`key_state_part`, `grad_state_part`) are summed in
@@ -12,6 +13,7 @@ import triton.language as tl
 from clip_la_kernels.triton_path.bidirectional import store_state
 from clip_la_kernels.triton_path.common import (
     DEN_LENGTH,
+    DEN_NONE,
     DEN_SUM,
     L2,
     THIN,
@@ -61,8 +63,10 @@ def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE:
 def counts(CUM, n, hi, HAS_MASK: tl.constexpr):
     """Real keys up to each row."""
     if HAS_MASK:
-        return tl.load(CUM + n, mask=n < hi, other=1.0)
-    return (n + 1).to(tl.float32)
+        seen = tl.load(CUM + n, mask=n < hi, other=1.0)
+    else:
+        seen = (n + 1).to(tl.float32)
+    return seen
 
 
 @triton.jit
@@ -82,10 +86,13 @@ def divisor(Z, CUM, n, hi, eps, DEN: tl.constexpr, HAS_MASK: tl.constexpr):
 def operand(x, real, d, D: tl.constexpr, MAP: tl.constexpr):
     """(y, r): phi(x) = r y per row, with y = x itself for L2."""
     xf = x.to(tl.float32)
+    y = x
     if MAP == L2:
-        return x, inverse_norm(xf)
-    y, r = feature(xf, real, d, D, MAP)
-    return y.to(x.dtype), r
+        r = inverse_norm(xf)
+    else:
+        yf, r = feature(xf, real, d, D, MAP)
+        y = yf.to(x.dtype)
+    return y, r
 
 
 @triton.jit
@@ -123,8 +130,10 @@ def start_state(STATE, AUX, index, v0, DP: tl.constexpr, BV: tl.constexpr, HAS_S
 def per_row(seq, h, start, N, H, VARLEN: tl.constexpr):
     """Offset of a head's row numbers (z, delta): in the order (sequence, head, token); packed sequences: (head, token)."""
     if VARLEN:
-        return tl.cast(h, tl.int64) * N + start
-    return (tl.cast(seq, tl.int64) * H + h) * N
+        offset = tl.cast(h, tl.int64) * N + start
+    else:
+        offset = (tl.cast(seq, tl.int64) * H + h) * N
+    return offset
 
 
 @kernel
@@ -147,8 +156,7 @@ def causal_forward(
     Z += per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    St, ks0, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, v0, DP, BV, HAS_STATE)
-    K1 = tl.zeros([DP, THIN], tl.float32)
+    St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, v0, DP, BV, HAS_STATE)
     V1 = tl.zeros([BV, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
@@ -183,16 +191,12 @@ def causal_forward(
             o = o * (1.0 / tl.maximum(counts(CUM, n, hi, HAS_MASK), 1.0))[:, None]
         if DEN == DEN_SUM:
             count = counts(CUM, n, hi, HAS_MASK)
-            ks = ks0 + tl.sum(K1, 1)
             z = a * count + b * (tl.sum(X, 1) + rq * tl.sum(q.to(tl.float32) * ks[None, :], 1))
             if v0 == 0:
                 tl.store(Z + n, z, mask=n < hi)
             z, alive = guarded(z, eps * tl.maximum(count, 1.0))
             o = o * (1.0 / z)[:, None]
-            if MAP == L2:
-                K1 = dot(tl.trans(k), thin(rk, DT), K1, UP, PREC)
-            else:
-                K1 = dot(tl.trans(kh), ones, K1, UP, PREC)
+            ks += tl.sum(yk, 0)
         store_tile(O, at, o.to(DT), n0, H * D, rn, e, hi, D, TMA, v0)
         St = dot(tl.trans(v), kh, St, UP, PREC)
         if VSUM:
@@ -219,8 +223,7 @@ def causal_query_grad(
     DELTA += per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    St, ks0, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
-    K1 = tl.zeros([DP, THIN], tl.float32)
+    St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
     V1 = tl.zeros([DP, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
@@ -242,7 +245,6 @@ def causal_query_grad(
         x = q.to(tl.float32)
         y, r = feature(x, n < hi, d, D, MAP)
         if DEN == DEN_SUM:
-            ks = ks0 + tl.sum(K1, 1)
             if MAP == L2:
                 X = dot(q, tl.trans(kh), tl.zeros([BL, BL], tl.float32), UP, PREC) * r[:, None]
             else:
@@ -260,10 +262,7 @@ def causal_query_grad(
         store_tile(DQ, at, feature_grad(dq, x, y, r, MAP).to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
         St = dot(tl.trans(v), kh, St, UP, PREC)
         if DEN == DEN_SUM:
-            if MAP == L2:
-                K1 = dot(tl.trans(k), thin(rk, DT), K1, UP, PREC)
-            else:
-                K1 = dot(tl.trans(kh), ones, K1, UP, PREC)
+            ks += tl.sum(yk, 0)
             if VSUM:
                 V1 = dot(tl.trans(v), ones, V1, UP, PREC)
 
@@ -286,8 +285,10 @@ def grad_state_part(
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     dSt = tl.zeros([DP, DP], tl.float32)
-    Q1 = tl.zeros([DP, THIN], tl.float32)
     G1 = tl.zeros([DP, THIN], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    dks = tl.zeros([DP], tl.float32)
+    dvs = tl.zeros([DP], tl.float32)
     hi = tl.minimum((part + 1) * SIZE, tokens)
     # Nobody starts from the first part's sum: no keys come before it.
     hi = tl.where(part == 0, 0, hi)
@@ -298,14 +299,17 @@ def grad_state_part(
         y, r = feature(q.to(tl.float32), n < hi, d, D, MAP)
         z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
         iz = 1.0 / z
-        qg = (y * iz[:, None]).to(DT)
-        dSt = dot(tl.trans(do), qg, dSt, UP, PREC)
+        yg = y * iz[:, None]
+        dSt = dot(tl.trans(do), yg.to(DT), dSt, UP, PREC)
         if VSUM:
-            G1 = dot(tl.trans(do), thin(tl.where(n < hi, iz, 0.0), DT), G1, UP, PREC)
+            if DEN == DEN_NONE:
+                G1 = dot(tl.trans(do), ones, G1, UP, PREC)
+            else:
+                dvs += tl.sum(do.to(tl.float32) * iz[:, None], 0)
         if DEN == DEN_SUM:
             dz = tl.load(DELTA + n, mask=n < hi, other=0.0)
-            Q1 = dot(tl.trans(qg), thin(-dz, DT), Q1, UP, PREC)
-    store_state(STATE, AUX, (seq * H + h) * PARTS + part, dSt, tl.sum(Q1, 1), tl.sum(G1, 1), DP)
+            dks -= tl.sum(yg * dz[:, None], 0)
+    store_state(STATE, AUX, (seq * H + h) * PARTS + part, dSt, dks, dvs + tl.sum(G1, 1), DP)
 
 
 @kernel
@@ -332,9 +336,9 @@ def causal_key_grad(
     DELTA += per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    dSt, dks0, dvs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
-    Q1 = tl.zeros([DP, THIN], tl.float32)
+    dSt, dks, dvs = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
     G1 = tl.zeros([DP, THIN], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     lo = part * SIZE
@@ -365,7 +369,7 @@ def causal_key_grad(
             dv = up(dot(kh, tl.trans(dSb), tl.zeros([BL, DP], tl.float32), UP, PREC), later, DT) * b
         if VSUM:
             Wt += a * iz[None, :]
-            dv += a * (dvs0 + tl.sum(G1, 1))[None, :]
+            dv += a * (dvs + tl.sum(G1, 1))[None, :]
         dv = dot(tl.where(seen, Wt, 0.0).to(DT), do, dv, UP, PREC)
         if HAS_MASK:
             dv = tl.where(real[:, None], dv, 0.0)
@@ -375,8 +379,8 @@ def causal_key_grad(
         if DEN == DEN_SUM:
             dz = tl.load(DELTA + n, mask=n < hi, other=0.0)
             At -= dz[None, :]
-            dk += (dks0 + tl.sum(Q1, 1))[None, :]
-            Q1 = dot(tl.trans(qg), thin(-dz, DT), Q1, UP, PREC)
+            dk += dks[None, :]
+            dks -= tl.sum(yq * (dz * iz)[:, None], 0)
         dk = dot(tl.where(seen, At, 0.0).to(DT), qg, dk, UP, PREC) * b
         dk = feature_grad(dk, x, yk, rk, MAP)
         if HAS_MASK:
@@ -384,4 +388,7 @@ def causal_key_grad(
         store_tile(DK, at, dk.to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
         dSt = dot(tl.trans(do), qg, dSt, UP, PREC)
         if VSUM:
-            G1 = dot(tl.trans(do), thin(tl.where(n < hi, iz, 0.0), DT), G1, UP, PREC)
+            if DEN == DEN_NONE:
+                G1 = dot(tl.trans(do), ones, G1, UP, PREC)
+            else:
+                dvs += tl.sum(do.to(tl.float32) * iz[:, None], 0)

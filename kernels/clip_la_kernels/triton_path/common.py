@@ -1,3 +1,4 @@
+# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
 """Pieces shared by all kernels. Names: BL rows a tile, DP the head width padded to a power of two, rn and d their indices.
 
 Everything is summed in float32. Rows beyond a sequence and padded keys are loaded as zeros, whatever memory holds there.
@@ -45,12 +46,14 @@ def load_tile(P, at, n0, stride, rn, d, hi, D: tl.constexpr, TMA: tl.constexpr, 
     first row. The row base is 64-bit: N * stride may pass 2^31. d: the columns, from `column` on.
     """
     if TMA:
-        return P.load([at[0], at[1], tl.cast(n0, tl.int32), column]).reshape(rn.shape[0], d.shape[0])
-    offset = tl.cast(n0, tl.int64) * stride
-    mask = (n0 + rn < hi)[:, None]
-    if d.shape[0] != D:
-        mask = mask & (d < D)[None, :]
-    return tl.load(P + offset + (rn[:, None] * stride + d[None, :]), mask=mask, other=0.0)
+        x = P.load([at[0], at[1], tl.cast(n0, tl.int32), column]).reshape(rn.shape[0], d.shape[0])
+    else:
+        offset = tl.cast(n0, tl.int64) * stride
+        mask = (n0 + rn < hi)[:, None]
+        if d.shape[0] != D:
+            mask = mask & (d < D)[None, :]
+        x = tl.load(P + offset + (rn[:, None] * stride + d[None, :]), mask=mask, other=0.0)
+    return x
 
 
 @triton.jit
@@ -73,25 +76,26 @@ def load_keys(K, V, at, MASK, n0, stride, rn, d, hi, D: tl.constexpr, HAS_MASK: 
     if TMA:
         k = load_tile(K, at, n0, stride, rn, d, hi, D, TMA)
         v = load_tile(V, at, n0, stride, rn, d, hi, D, TMA)
-        return k, v, real
-    if HAS_MASK:
-        real = real & (tl.load(MASK + n0 + rn, mask=real, other=0) != 0)
-    offset = tl.cast(n0, tl.int64) * stride
-    mask = real[:, None]
-    if d.shape[0] != D:
-        mask = mask & (d < D)[None, :]
-    cells = rn[:, None] * stride + d[None, :]
-    k = tl.load(K + offset + cells, mask=mask, other=0.0)
-    v = tl.load(V + offset + cells, mask=mask, other=0.0)
+    else:
+        if HAS_MASK:
+            real = real & (tl.load(MASK + n0 + rn, mask=real, other=0) != 0)
+        offset = tl.cast(n0, tl.int64) * stride
+        mask = real[:, None]
+        if d.shape[0] != D:
+            mask = mask & (d < D)[None, :]
+        cells = rn[:, None] * stride + d[None, :]
+        k = tl.load(K + offset + cells, mask=mask, other=0.0)
+        v = tl.load(V + offset + cells, mask=mask, other=0.0)
     return k, v, real
 
 
 @triton.jit
 def rows_of(P, seq, h, start, sb, sn, sh, VARLEN: tl.constexpr, TMA: tl.constexpr):
     """What `load_tile` takes for one head: the descriptor itself, or a pointer to the head's first row."""
-    if TMA:
-        return P
-    return P + row_base(seq, h, start, sb, sn, sh, VARLEN)
+    rows = P
+    if not TMA:
+        rows = P + row_base(seq, h, start, sb, sn, sh, VARLEN)
+    return rows
 
 
 @triton.jit

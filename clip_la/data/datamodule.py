@@ -4,10 +4,12 @@ from collections import Counter
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 
 from clip_la.data.augment import Augmentation
 from clip_la.data.captions import Captions
+from clip_la.data.encoded import DeviceDecoder
 from clip_la.data.feed import counts
 from clip_la.data.loader import ShardLoader
 from clip_la.data.position import Layout, choose_state
@@ -33,6 +35,7 @@ class ShardDataModule(pl.LightningDataModule):
         caption_fields: where captions are: part names ('txt') or keys of the JSON part ('json.caption').
         caption_weights: probabilities of the caption fields; equal when left out.
         cache: 'memory' decodes a small corpus once and makes batches by tensor operations; 'none' streams.
+        decode: 'gpu' decodes and crops JPEGs on the GPU (nvJPEG), for loaders that cannot keep up on the processor.
         block_shards: shards a worker reads and shuffles at a time; also what resuming has to read again.
         replacement: draw shards independently instead of each once before any comes again.
         min_crop_area: least share of a picture's area that the random crop keeps; 1 takes the centre square.
@@ -67,6 +70,7 @@ class ShardDataModule(pl.LightningDataModule):
         caption_fields: tuple[str, ...] = ("txt",),
         caption_weights: tuple[float, ...] = (),
         cache: Literal["none", "memory"] = "none",
+        decode: Literal["cpu", "gpu"] = "cpu",
         block_shards: int = 1,
         replacement: bool = False,
         min_crop_area: float = 0.9,
@@ -97,6 +101,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._in_memory = cache == "memory"
+        self._on_gpu = decode == "gpu"
         self._block_shards = block_shards
         self._replacement = replacement
         self._bad_share_limit = bad_share_limit
@@ -110,6 +115,8 @@ class ShardDataModule(pl.LightningDataModule):
         for name, value in {"batch_size": batch_size, "block_shards": block_shards}.items():
             if value < 1:
                 raise UserError(f"{name} {value} must be at least 1")
+        if self._on_gpu and self._in_memory:
+            raise UserError("decode 'gpu' and cache 'memory' exclude each other: the cache decodes once")
         if workers < 0:
             raise UserError(f"workers {workers} must not be negative")
 
@@ -146,10 +153,19 @@ class ShardDataModule(pl.LightningDataModule):
             replacement=self._replacement,
             in_memory=self._in_memory,
             bad_share_limit=self._bad_share_limit,
+            leave_jpegs=self._on_gpu,
             read_ahead=self._read_ahead,
             opener=self._opener,
             start=RankState.from_plain(self._state.to_plain()),
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """To the model's device; JPEGs that wait for the GPU are decoded there."""
+        if "encoded" not in batch:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        encoded = batch.pop("encoded")
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return DeviceDecoder(self._augmentation, device).finish({**batch, "encoded": encoded})
 
     def consumed(self, batch: Batch) -> None:
         """Moves the position behind `batch`; to be called once a step, when the batch has been trained on."""

@@ -15,6 +15,7 @@ except ImportError:  # no wheel for this platform: Pillow decodes instead
 
 START = b"\xff\xd8\xff"
 END = b"\xff\xd9"
+END_WITHIN_BYTES = 64
 EXIF_MARK = b"Exif\0\0"
 EXIF_WITHIN_BYTES = 1 << 16
 ORIENTATION_TAG, UPRIGHT = 0x0112, 1
@@ -48,6 +49,11 @@ def _is_turned(data: bytes) -> bool:
     # Damaged EXIF blocks raise almost anything; the careful decoder decides.
     except Exception:
         return True
+
+
+def has_end(data: bytes) -> bool:
+    """Whether the end mark is there, but for padding behind it: its absence is how a cut file shows."""
+    return END in data[-END_WITHIN_BYTES:]
 
 
 def reduction(shorter_side_px: float, wanted_px: int) -> int:

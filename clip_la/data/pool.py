@@ -76,8 +76,11 @@ class Pool:
         key, shard, captions = self._samples[number]
         return Row(key, shard, self._captions.pick(captions, draws[CAPTION]), number)
 
-    def images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
-        """The pictures of a batch, each augmented by its own draws."""
+    def pictures(self, rows: Sequence[Row], draws: np.ndarray) -> dict[str, Any]:
+        """`image` UInt8[batch, 3, size, size] of a batch, each augmented by its own draws."""
+        return {"image": self._images(rows, draws)}
+
+    def _images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
         assert self._canvas is not None
         augmentation, numbers = self._augmentation, torch.tensor([row.picture for row in rows])
         # Stored rows, channels, columns: the transpose gives the usual order without moving anything.

@@ -78,12 +78,12 @@ class StreamedRows:
         caption = self._captions.choose(sample, draws[CAPTION])
         return Row(sample[KEY], sample[SHARD], caption, self._picture(sample, draws))
 
-    def images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
-        """The pictures of a batch, channels last in memory."""
+    def pictures(self, rows: Sequence[Row], draws: np.ndarray) -> dict[str, Any]:
+        """`image` UInt8[batch, 3, size, size] of a batch, channels last in memory."""
         images = torch.from_numpy(np.stack([row.picture for row in rows])).permute(0, 3, 1, 2)
-        return jitter_batch(images, self._augmentation, draws) if self._augmentation.jitter else images
+        return {"image": jitter_batch(images, self._augmentation, draws) if self._augmentation.jitter else images}
 
-    def _picture(self, sample: dict[str, Any], draws: Sequence[float]) -> UInt8[np.ndarray, "size size 3"]:
+    def _picture(self, sample: dict[str, Any], draws: Sequence[float]) -> Any:
         size = self._augmentation.image_size
         pixels, box = self._plain_jpeg(image_bytes(sample), draws) or self._any_picture(sample, draws)
         square = resize_box(pixels, box, size)

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clip_la.data.augment import NUM_DRAWS, Augmentation
 from clip_la.data.blocks import Blocks, PoolBlocks, ReadAhead, ShardBlocks, Walk
 from clip_la.data.captions import Captions
+from clip_la.data.encoded import EncodedRows
 from clip_la.data.feed import Feed, check_bad_share, nothing_usable
 from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
 from clip_la.data.pool import Pool, fill_pool
@@ -98,6 +99,7 @@ class ShardStream(IterableDataset):
         replacement: draw shards independently instead of in passes.
         in_memory: decode everything once into memory; each pass is then one block.
         bad_share_limit: share of samples tried that may be unusable, in [0, 1].
+        leave_jpegs: leave plain JPEGs encoded; batches then hold `encoded`, for a DeviceDecoder, instead of `image`.
         read_ahead: read the next block in the background, at the price of holding two.
         opener: opens a shard.
         start: where to begin; None is the beginning.
@@ -121,6 +123,7 @@ class ShardStream(IterableDataset):
         replacement: bool = False,
         in_memory: bool = False,
         bad_share_limit: float = 0.1,
+        leave_jpegs: bool = False,
         read_ahead: bool = False,
         opener: Callable[[str], IO[bytes]] = open_shard,
         start: RankState | None = None,
@@ -139,6 +142,7 @@ class ShardStream(IterableDataset):
         self._replacement = replacement
         self._in_memory = in_memory
         self._bad_share_limit = bad_share_limit
+        self._leave_jpegs = leave_jpegs
         self._read_ahead = read_ahead
         self._opener = opener
         self._start = start or RankState.fresh(self._workers, len(self._sources))
@@ -177,7 +181,7 @@ class ShardStream(IterableDataset):
             cursor = (streams.worker, delivered, [(walk.number, walk.offset) for walk in walks])
             tokens, ids = encode([row.caption for row in rows])
             yield {
-                "image": rows_of.images(rows, draws),
+                **rows_of.pictures(rows, draws),
                 "tokens": tokens,
                 "caption_id": ids,
                 "keys": [row.key for row in rows],
@@ -197,7 +201,8 @@ class ShardStream(IterableDataset):
             order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
             read = ShardBlocks(order, streams, source.urls, self._opener)
             blocks.append(ReadAhead(read) if self._read_ahead else read)
-        return StreamedRows(self._captions, self._augmentation, self._limits), blocks
+        rows_of = EncodedRows if self._leave_jpegs else StreamedRows
+        return rows_of(self._captions, self._augmentation, self._limits), blocks
 
     def _pooled(self, streams: Streams, lost: list[Problem]) -> tuple[Pool, list[Blocks]]:
         urls = [source.urls for source in self._sources]

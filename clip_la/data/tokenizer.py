@@ -1,15 +1,18 @@
 """Captions to tokens and to stable numbers."""
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from clip_la.errors import unknown
+from clip_la.errors import UserError, unknown
 
 Tokenizer = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 CAPTION_ID_BYTES = 8
@@ -18,10 +21,24 @@ REMEMBERED_CAPTIONS = 1 << 14
 
 
 @cache
-def _clip(context_length: int) -> Tokenizer:
-    from open_clip.tokenizer import SimpleTokenizer
+def _open_clip_tokenizer() -> ModuleType:
+    """open_clip's tokenizer file by itself: importing the package would bring timm and transformers into every loader
+    process, which is four seconds and 260 MB each where processes are spawned."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("the 'clip' tokenizer needs the package open_clip_torch; pip install open_clip_torch")
+    path = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("clip_la_open_clip_tokenizer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    tokenizer = SimpleTokenizer(context_length=context_length)
+
+@cache
+def _clip(context_length: int) -> Tokenizer:
+    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=context_length)
     return lambda captions: tokenizer(list(captions))
 
 

@@ -305,3 +305,15 @@ def test_two_processes_train_together_and_stop_together(shared, tmp_path):
     assert checkpoint["clip_la"]["samples_seen"] == reached < 1000 * BATCH
     assert len(checkpoint["ShardDataModule"]["ranks"]) == 2
     assert [int(row["samples_seen"]) for row in rows(run)] == list(range(2 * BATCH, reached + 1, 2 * BATCH))
+
+
+def test_tensorboard_counts_samples_too(run_options, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    budget = 4 * BATCH
+    options = ["--budget_samples", budget, "--log_every_samples", 2 * BATCH, "--tensorboard", "true"]
+    assert train(tmp_path / "run", run_options, *options) == 0
+    accumulator = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    accumulator.Reload()
+    written = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+    expected = [(int(row["samples_seen"]), float(row["loss"])) for row in rows(tmp_path / "run")]
+    assert written == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in expected]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.cli import Parser
-from clip_la.errors import EXIT_CODE, unknown
+from clip_la.errors import EXIT_CODE, UserError, unknown
 
 # Exit code of `verify` and `read` when they worked but found something wrong.
 FOUND_PROBLEMS = 1
@@ -76,8 +76,12 @@ def _starter(argv: list[str]) -> None:
     parser = _parser("starter", json_help="print the manifest")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
+    parser.add_argument("--wide", action="store_true", help="add four artists and an icon set from npm to training")
+    parser.add_argument("--npm", type=Path, help="where npm has installed them (default: a cache, filled when needed)")
     args = parser.parse_args(argv)
-    manifest = build_starter(args.out, size_px=args.size, workers=args.workers)
+    if args.npm and not args.wide:
+        raise UserError("--npm is for --wide, which adds the drawings of npm packages")
+    manifest = build_starter(args.out, size_px=args.size, wide=args.wide, npm=args.npm, workers=args.workers)
     _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
 
 

@@ -4,19 +4,20 @@ Splits: `train`; `renditions-ARTIST`, that artist's drawings of concepts which t
 `concepts`, drawings of concepts that training never sees. Every build gives the same bytes.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from clip_la.data.corpora.artists import STARTER_ARTISTS, Artist
 from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
-from clip_la.data.corpora.captions import caption_fields
 from clip_la.data.corpora.concepts import Concept, Deal, deal, drawn_by_all, merge
+from clip_la.data.corpora.entries import Entry, drawing_entry, mixed
+from clip_la.data.corpora.npm import NPM_PACKAGES, npm_modules
 from clip_la.data.corpora.packages import require
 from clip_la.data.corpora.render import Svg, pixel_hash, render_all
+from clip_la.data.corpora.wide import wide_entries
 from clip_la.errors import UserError
 
 # Drawings that coincide at this size count as one concept; smaller corpora could show one picture under two names.
@@ -24,14 +25,6 @@ MERGE_SIZE_PX = 64
 DEFAULT_SIZE_PX = 64
 MAX_SIZE_PX = 1024
 TRAIN, CONCEPTS = "train", "concepts"
-
-
-class Pair(NamedTuple):
-    """One drawing of one concept by one artist, and the split it belongs to."""
-
-    split: str
-    concept: Concept
-    artist: Artist
 
 
 def renditions(artist: str) -> str:
@@ -60,67 +53,92 @@ def starter_concepts(
     return merged, deal(merged, [artist.name for artist in artists]), pngs
 
 
-def deal_pairs(concepts: Sequence[Concept], dealt: Deal, artists: Sequence[Artist] = STARTER_ARTISTS) -> list[Pair]:
-    """Every drawing with its split, in an order that mixes concepts and artists (that of a hash)."""
-    pairs = []
+def split_of(concept: Concept, artist: Artist, dealt: Deal) -> str:
+    """The split that an artist's drawing of a concept belongs to."""
+    if concept.id in dealt.concepts:
+        return CONCEPTS
+    return TRAIN if dealt.allows(concept.id, artist.name) else renditions(artist.name)
+
+
+def starter_entries(concepts: Sequence[Concept], dealt: Deal) -> dict[str, list[Entry]]:
+    """Every drawing of the starter's artists, by split."""
+    entries: dict[str, list[Entry]] = {split: [] for split in split_names()}
     for concept in concepts:
-        for artist in artists:
-            if concept.id in dealt.concepts:
-                split = CONCEPTS
-            else:
-                split = TRAIN if dealt.allows(concept.id, artist.name) else renditions(artist.name)
-            pairs.append(Pair(split, concept, artist))
-    return sorted(pairs, key=lambda p: hashlib.sha256(f"order {p.concept.id} {p.artist.name}".encode()).digest())
+        for artist in STARTER_ARTISTS:
+            entry = drawing_entry(concept, artist, concept.drawings[artist.name])
+            entries[split_of(concept, artist, dealt)].append(entry)
+    return entries
 
 
-def make_sample(pair: Pair, png: bytes) -> Record:
-    """The parts of one sample: `.png`, `.txt` (the main caption) and `.json`."""
-    concept, artist = pair.concept, pair.artist
-    texts = caption_fields(concept.name, f"{concept.id} {artist.name}")
-    meta = {
-        **texts,
-        "name": concept.name.name,
-        "class": concept.name.name,
-        "artist": artist.name,
-        "licence": artist.licence,
-        "code_point": concept.id,
-    }
-    return {".png": png, ".txt": texts["caption"], ".json": meta}
-
-
-def _samples(pairs: Sequence[Pair], pngs: Iterable[bytes]) -> Iterator[Record]:
-    yield from map(make_sample, pairs, pngs)
-
-
-def build_starter(out: Path, *, size_px: int = DEFAULT_SIZE_PX, workers: int = 1, quiet: bool = False) -> Record:
+def build_starter(
+    out: Path,
+    *,
+    size_px: int = DEFAULT_SIZE_PX,
+    wide: bool = False,
+    npm: Path | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> Record:
     """Builds the corpus in `out` unless it is there already, and returns its manifest with `"built": bool` added.
+
+    Args:
+        size_px: side of the pictures.
+        wide: add further artists and icons to the training split; the test splits stay as they are.
+        npm: where their npm packages have been installed; None is the cache, filled when needed.
+        workers: processes that draw; with more than one, scripts need the `if __name__ == "__main__"` guard.
 
     Raises:
         UserError: packages missing or of another version, size out of range, `out` taken by something else.
     """
     if not MERGE_SIZE_PX <= size_px <= MAX_SIZE_PX:
         raise UserError(f"--size {size_px} is out of range: {MERGE_SIZE_PX} to {MAX_SIZE_PX} pixels")
-    settings: dict[str, Any] = {"corpus": "starter", "size_px": size_px}
+    settings: dict[str, Any] = {"corpus": "wide starter" if wide else "starter", "size_px": size_px}
     if (manifest := existing(out, settings, split_names())) is not None:
         return {**manifest, "built": False}
     packages = require()
+    credits = {artist.name: artist.credit() for artist in STARTER_ARTISTS}
+    modules = npm_modules(npm) if wide else None
     concepts, dealt, pngs = starter_concepts(workers=workers, quiet=quiet)
-    pairs = deal_pairs(concepts, dealt)
-    splits = {}
-    for split in split_names():
-        own = [pair for pair in pairs if pair.split == split]
-        svgs = [pair.concept.drawings[pair.artist.name] for pair in own]
-        drawn = (pngs[svg] for svg in svgs) if size_px == MERGE_SIZE_PX else render_all(svgs, size_px, workers)
-        bar = tqdm(_samples(own, drawn), split, total=len(own), unit="img", disable=quiet or None)
-        classes = None if split == TRAIN else Classes(sorted({pair.concept.name.name for pair in own}))
-        splits[split] = write_split(out / split, bar, classes)
+    entries = starter_entries(concepts, dealt)
+    if modules is not None:
+        tests = {pixel_hash(pngs[entry.svg]) for split in split_names()[1:] for entry in entries[split]}
+        more = wide_entries(modules, concepts, dealt, tests, workers=workers, quiet=quiet)
+        entries[TRAIN] += more.entries
+        packages, credits = {**packages, **NPM_PACKAGES}, {**credits, **more.credits}
+    known = pngs if size_px == MERGE_SIZE_PX else {}
+    splits = {
+        split: _write(out / split, own, None if split == TRAIN else _classes(own), size_px, known, workers, quiet)
+        for split, own in entries.items()
+    }
     manifest = write_manifest(
         out,
         settings,
         splits,
         packages=packages,
-        artists={artist.name: artist.credit() for artist in STARTER_ARTISTS},
+        artists=credits,
         concepts={"all": len(concepts), "held_out": len(dealt.concepts), "held_out_renditions": len(dealt.renditions)},
         merged={concept.name.name: list(concept.merged) for concept in concepts if concept.merged},
     )
     return {**manifest, "built": True}
+
+
+def _classes(entries: Iterable[Entry]) -> Classes:
+    return Classes(sorted({entry.meta["class"] for entry in entries}))
+
+
+def _write(
+    folder: Path,
+    entries: Iterable[Entry],
+    classes: Classes | None,
+    size_px: int,
+    known: Mapping[Svg, bytes],
+    workers: int,
+    quiet: bool,
+) -> Record:
+    """Renders, where that has not been done, and writes one split."""
+    order = mixed(entries)
+    drawn = iter(render_all([entry.svg for entry in order if entry.svg not in known], size_px, workers))
+    pngs = (known[entry.svg] if entry.svg in known else next(drawn) for entry in order)
+    samples = (entry.sample(png) for entry, png in zip(order, pngs, strict=True))
+    bar = tqdm(samples, folder.name, total=len(order), unit="img", disable=quiet or None)
+    return write_split(folder, bar, classes)

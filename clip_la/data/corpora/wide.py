@@ -1,0 +1,213 @@
+"""More drawings for training: four further artists of the same concepts, and a set of single-colour icons.
+
+What the starter corpus holds out stays held out: no drawing of a held-out concept, no icon that is called like one, no
+picture that coincides with one of the test splits.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from clip_la.data.corpora.artists import Artist
+from clip_la.data.corpora.captions import pick
+from clip_la.data.corpora.concepts import Concept, Deal
+from clip_la.data.corpora.entries import Entry, drawing_entry
+from clip_la.data.corpora.names import SKIN_TONES, VARIATION_SELECTOR, CodePoint, parse_code_point, plain, with_article
+from clip_la.data.corpora.npm import IconSet
+from clip_la.data.corpora.render import Svg, pixel_hash, render_all
+
+# As in the starter corpus: pictures that coincide at this size are one.
+MARK_SIZE_PX = 64
+GAME_ICONS = "@iconify-json/game-icons"
+ICON_LICENCE = "CC-BY-3.0"
+ICON_CREDIT = {
+    "title": "Game-icons.net",
+    "licence": ICON_LICENCE,
+    "attribution": "Icons by Lorc, Delapouite and contributors of game-icons.net, CC BY 3.0",
+    "source": "https://game-icons.net",
+    "package": f"{GAME_ICONS} (npm)",
+}
+ICON_COLORS = {"black": "#101010", "dark blue": "#14286e", "dark red": "#8c1420", "dark green": "#125a30"}
+ICON_TEMPLATES = ("a {color} icon of {thing}", "a {color} silhouette of {thing}", "{thing}, a {color} symbol")
+_NUMBERED = re.compile(r"\d")
+
+
+class Icon(NamedTuple):
+    """A single-colour icon: its name, caption and drawing."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+def _by_chars(icons: IconSet) -> dict[CodePoint, Svg]:
+    found: dict[CodePoint, Svg] = {}
+    for stem, name in sorted(icons.chars.items()):
+        svg = icons.svg(name)
+        if svg is not None:
+            found.setdefault(parse_code_point(stem), svg)
+    return found
+
+
+def _slug(text: str, joint: str) -> str:
+    return joint.join(re.findall(r"[a-z0-9]+", plain(text).lower().replace("'", "")))
+
+
+def _by_names(icons: IconSet, joint: str) -> dict[CodePoint, Svg]:
+    """Drawings of a set that knows no code points: found by the emoji's name, else by another name of several words.
+
+    Other names of one word mislead: ":wave:" is a hand to some and water to others.
+    """
+    import emoji
+
+    entries = [
+        (tuple(v for v in map(ord, text) if v != VARIATION_SELECTOR), entry)
+        for text, entry in sorted(emoji.EMOJI_DATA.items(), key=lambda item: (item[1]["status"], item[0]))
+    ]
+    own = {_slug(entry["en"], joint) for _, entry in entries}
+    found: dict[CodePoint, Svg] = {}
+    for code_point, entry in entries:
+        others = [_slug(alias, joint) for alias in entry.get("alias", ()) if " " in plain(alias)]
+        # Another emoji's own name is not an alias of this one.
+        for name in [_slug(entry["en"], joint), *(other for other in others if other not in own)]:
+            svg = icons.svg(name)
+            if svg is not None and code_point not in found and not any(v in SKIN_TONES for v in code_point):
+                found[code_point] = svg
+    return found
+
+
+def wide_artists(modules: Path) -> tuple[Artist, ...]:
+    """The further artists, each independent of the others and of the starter's two."""
+
+    def artist(name: str, title: str, licence: str, attribution: str, source: str, joint: str | None) -> Artist:
+        package = f"@iconify-json/{name}"
+
+        def drawings() -> Mapping[CodePoint, Svg]:
+            icons = IconSet(modules, package)
+            return _by_chars(icons) if joint is None else _by_names(icons, joint)
+
+        return Artist(name, title, licence, attribution, source, f"{package} (npm)", drawings)
+
+    return (
+        artist(
+            "noto",
+            "Noto Emoji",
+            "Apache-2.0",
+            "Noto Emoji, copyright Google LLC",
+            "https://github.com/googlefonts/noto-emoji",
+            None,
+        ),
+        artist(
+            "fluent-emoji-flat",
+            "Fluent Emoji Flat",
+            "MIT",
+            "Fluent Emoji, copyright Microsoft Corporation",
+            "https://github.com/microsoft/fluentui-emoji",
+            None,
+        ),
+        artist(
+            "emojione",
+            "EmojiOne (EmojiTwo)",
+            "CC-BY-4.0",
+            "EmojiOne 2 as kept by EmojiTwo, CC BY 4.0",
+            "https://github.com/EmojiTwo/emojitwo",
+            "-",
+        ),
+        artist(
+            "fxemoji",
+            "FxEmojis",
+            "Apache-2.0",
+            "FxEmojis, copyright Mozilla Foundation",
+            "https://github.com/mozilla/fxemoji",
+            "",
+        ),
+    )
+
+
+class Wide(NamedTuple):
+    """What is added to training, and whom to credit for it."""
+
+    entries: list[Entry]
+    credits: dict[str, dict[str, str]]
+
+
+def wide_entries(
+    modules: Path, concepts: Sequence[Concept], dealt: Deal, tests: set[str], *, workers: int = 1, quiet: bool = False
+) -> Wide:
+    """All further drawings that training may see.
+
+    Args:
+        modules: the folder `node_modules` with the packages.
+        tests: pixel hashes, at MARK_SIZE_PX, of the pictures of the test splits.
+    """
+    artists = wide_artists(modules)
+    entries: list[Entry] = []
+    for artist in artists:
+        drawings = artist.drawings()
+        held = [drawings[c.code_point] for c in concepts if c.id in dealt.concepts and c.code_point in drawings]
+        own = [
+            drawing_entry(concept, artist, drawings[concept.code_point])
+            for concept in concepts
+            if concept.id not in dealt.concepts and concept.code_point in drawings
+        ]
+        forbidden = tests | set(_marks(held, f"{artist.name}, held out", workers, quiet))
+        entries += _distinct(own, _marks([entry.svg for entry in own], artist.name, workers, quiet), forbidden)
+    icons = [icon_entry(icon) for icon in game_icons(modules, concepts, dealt)]
+    entries += _distinct(icons, _marks([entry.svg for entry in icons], "game-icons", workers, quiet), tests)
+    return Wide(entries, {**{artist.name: artist.credit() for artist in artists}, "game-icons": ICON_CREDIT})
+
+
+def _marks(svgs: Sequence[Svg], title: str, workers: int, quiet: bool) -> list[str]:
+    pngs = render_all(svgs, MARK_SIZE_PX, workers)
+    return [pixel_hash(png) for png in tqdm(pngs, title, total=len(svgs), unit="img", disable=quiet or None)]
+
+
+def _distinct(entries: Sequence[Entry], marks: Sequence[str], forbidden: set[str]) -> list[Entry]:
+    """The entries whose picture is not forbidden and was not there before under another name."""
+    seen = set(forbidden)
+    kept = []
+    for entry, mark in zip(entries, marks, strict=True):
+        if mark not in seen:
+            seen.add(mark)
+            kept.append(entry)
+    return kept
+
+
+def icon_entry(icon: Icon) -> Entry:
+    """An icon as a drawing of the corpus."""
+    meta = {
+        "caption": icon.caption,
+        "captions": [icon.caption, with_article(icon.name)],
+        "tags": "",
+        "name": icon.name,
+        "artist": "game-icons",
+        "licence": ICON_LICENCE,
+    }
+    return Entry(f"{icon.name} game-icons", icon.svg, icon.caption, meta)
+
+
+def game_icons(modules: Path, concepts: Sequence[Concept], dealt: Deal) -> list[Icon]:
+    """The single-colour icons whose names have words, and in them no name of a held-out concept."""
+    held = [c.name for c in concepts if c.id in dealt.concepts]
+    forbidden = _pattern(text for name in held for text in (name.name, *name.tags))
+    icons = IconSet(modules, GAME_ICONS)
+    found = []
+    for slug in icons.names:
+        name = slug.replace("-", " ")
+        if _NUMBERED.search(name) or forbidden.search(name):
+            continue
+        color = pick(tuple(ICON_COLORS), "icon color", slug)
+        caption = pick(ICON_TEMPLATES, "icon", slug).format(color=color, thing=with_article(name))
+        svg = icons.svg(slug, ICON_COLORS[color])
+        if svg is not None:
+            found.append(Icon(name, caption, svg))
+    return found
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Any of the names as whole words, or its plural."""
+    words = sorted({re.escape(name.lower()) for name in names})
+    return re.compile(rf"\b(?:{'|'.join(words)})(?:s|es)?\b")

@@ -84,9 +84,17 @@ class StreamedRows:
         return {"image": jitter_batch(images, self._augmentation, draws) if self._augmentation.jitter else images}
 
     def _picture(self, sample: dict[str, Any], draws: Sequence[float]) -> Any:
-        size = self._augmentation.image_size
-        pixels, box = self._plain_jpeg(image_bytes(sample), draws) or self._any_picture(sample, draws)
-        square = resize_box(pixels, box, size)
+        return self.square(*self.decode(sample, draws), draws)
+
+    def decode(self, sample: dict[str, Any], draws: Sequence[float]) -> tuple[UInt8[np.ndarray, "height width 3"], Box]:
+        """The sample's picture, reduced where little of it is wanted, and the part that is wanted. Raises BadSample."""
+        return self._plain_jpeg(image_bytes(sample), draws) or self._any_picture(sample, draws)
+
+    def square(
+        self, pixels: UInt8[np.ndarray, "height width 3"], box: Box, draws: Sequence[float]
+    ) -> UInt8[np.ndarray, "size size 3"]:
+        """That part, resized and perhaps mirrored."""
+        square = resize_box(pixels, box, self._augmentation.image_size)
         return square[:, ::-1] if self._augmentation.is_flipped(draws) else square
 
     def _plain_jpeg(self, data: bytes, draws: Sequence[float]) -> tuple[np.ndarray, Box] | None:

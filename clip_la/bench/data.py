@@ -1,0 +1,209 @@
+"""How fast the data stream is here: each stage on one core, against open_clip's transform, and the whole loader."""
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clip_la.data.augment import NUM_DRAWS, Augmentation
+from clip_la.data.captions import Captions
+from clip_la.data.encoded import DeviceDecoder
+from clip_la.data.loader import ShardLoader
+from clip_la.data.order import Streams, draws_for_samples
+from clip_la.data.problems import BadSample
+from clip_la.data.rows import Limits, Row, StreamedRows, image_bytes
+from clip_la.data.shards import read_samples
+from clip_la.data.stream import ShardStream, Source
+from clip_la.data.tokenizer import CaptionEncoder
+
+STAGES = ("read", "decode", "transform", "tokenize", "collate")
+ROUNDS = 5
+BATCH_SIZE = 256
+WARM_UP_BATCHES_A_WORKER = 3
+
+
+def measure_stages(urls: Sequence[str], augmentation: Augmentation, num_samples: int) -> dict[str, float]:
+    """Processor microseconds a pair in each stage, on one core: the median of five rounds, which take turns.
+
+    `open_clip` in the result is open_clip's own training transform of the same bytes, decoding included; its equal is
+    `decode` and `transform` together.
+    """
+    torch.set_num_threads(1)
+    rows = StreamedRows(Captions(), augmentation, Limits())
+    samples, draws = _usable(urls, rows, num_samples)
+    theirs = _open_clip_transform(augmentation)
+    encode = CaptionEncoder("clip", 77)
+    stages: dict[str, Callable[[], Any]] = {
+        "read": lambda: list(itertools.islice(_all_samples(urls), num_samples)),
+        "decode": lambda: [rows.decode(s, d) for s, d in zip(samples, draws, strict=True)],
+        "transform": lambda: [rows.square(pixels, box, d) for (pixels, box), d in zip(decoded, draws, strict=True)],
+        # A new encoder each time: captions of a large set are nearly all new.
+        "tokenize": lambda: CaptionEncoder("clip", 77)([s[".txt"].decode() for s in samples]),
+        "collate": lambda: _collate(rows, squares, encode, samples),
+        "open_clip": lambda: [theirs(s) for s in samples],
+    }
+    decoded = stages["decode"]()
+    squares = stages["transform"]()
+    stages["collate"]()
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
+    for _ in range(ROUNDS):
+        for name, run in stages.items():
+            start = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - start)
+    return {name: 1e6 * median(each) / len(samples) for name, each in seconds.items()}
+
+
+def _all_samples(urls: Sequence[str]) -> Any:
+    return itertools.chain.from_iterable(read_samples(url, on_problem=lambda problem: None) for url in urls)
+
+
+def _usable(urls: Sequence[str], rows: StreamedRows, count: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    draws = draws_for_samples(Streams(0, 1, 1, 0, 0), np.arange(count), NUM_DRAWS).tolist()
+    usable: list[dict[str, Any]] = []
+    for sample in _all_samples(urls):
+        try:
+            rows.row(sample, draws[len(usable)])
+        except BadSample:
+            continue
+        usable.append(sample)
+        if len(usable) == count:
+            break
+    return usable, draws[: len(usable)]
+
+
+def _collate(rows: StreamedRows, squares: list[Any], encode: CaptionEncoder, samples: list[dict[str, Any]]) -> None:
+    made = [Row("", "", "", square) for square in squares]
+    captions = [sample[".txt"].decode() for sample in samples]
+    for first in range(0, len(made), BATCH_SIZE):
+        part = slice(first, first + BATCH_SIZE)
+        rows.pictures(made[part], np.zeros((len(made[part]), NUM_DRAWS)))
+        encode(captions[part])
+
+
+def _open_clip_transform(augmentation: Augmentation) -> Callable[[dict[str, Any]], Any]:
+    from open_clip.transform import AugmentationCfg, image_transform
+
+    scale = (augmentation.min_crop_area, 1.0)
+    transform = image_transform(augmentation.image_size, is_train=True, aug_cfg=AugmentationCfg(scale=scale))
+    return lambda sample: transform(Image.open(BytesIO(image_bytes(sample))))
+
+
+def measure_loader(
+    urls: Sequence[str],
+    augmentation: Augmentation,
+    *,
+    workers: int,
+    batch_size: int,
+    device: str,
+    decode: str,
+    seconds: float,
+) -> float:
+    """Pairs a second that a whole loader gives, on the device, by the clock, after each worker has warmed up."""
+    target = torch.device(device)
+    stream = ShardStream(
+        [Source(tuple(urls))],
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        workers=workers,
+        seed=0,
+        captions=Captions(),
+        augmentation=augmentation,
+        leave_jpegs=decode == "gpu",
+    )
+    decoder = DeviceDecoder(augmentation, target)
+    loader = ShardLoader(stream, workers=workers, prefetch_batches=4, pin_memory=target.type == "cuda")
+    batches = iter(loader)
+    for _ in range(WARM_UP_BATCHES_A_WORKER * max(workers, 1)):
+        _on_device(next(batches), decoder)
+    _finish(target)
+    start, pairs = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        pairs += len(_on_device(next(batches), decoder)["keys"])
+    _finish(target)
+    return pairs / (time.perf_counter() - start)
+
+
+def _on_device(batch: dict[str, Any], decoder: DeviceDecoder) -> dict[str, Any]:
+    if "encoded" in batch:
+        return decoder.finish(batch)
+    batch["image"] = batch["image"].to(decoder.device, non_blocking=True)
+    return batch
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bench_data(
+    urls: Sequence[str],
+    *,
+    image_size: int = 224,
+    min_crop_area: float = 0.9,
+    num_samples: int = 512,
+    workers: int = 0,
+    batch_size: int = BATCH_SIZE,
+    device: str = "cpu",
+    decode: Sequence[str] = ("cpu",),
+    seconds: float = 10.0,
+) -> dict[str, Any]:
+    """All measurements of the stream on some shards.
+
+    Returns:
+        `stages_us` (microseconds a pair and stage on one core), `pairs_per_s_per_core`, `bottleneck` (the slowest
+        stage), `open_clip_pairs_per_s_per_core` and `ratio_to_open_clip` (decode and transform against open_clip's
+        transform), `loader_pairs_per_s` for each way to decode, and what machine it was.
+    """
+    augmentation = Augmentation(image_size, min_crop_area)
+    stages = measure_stages(urls, augmentation, num_samples)
+    theirs = stages.pop("open_clip")
+    ours = stages["decode"] + stages["transform"]
+    # Processes are forked for the loader after single-core work, before anything touches the GPU.
+    loader = {
+        how: measure_loader(
+            urls, augmentation, workers=workers, batch_size=batch_size, device=device, decode=how, seconds=seconds
+        )
+        for how in decode
+    }
+    return {
+        "stages_us": stages,
+        "pairs_per_s_per_core": 1e6 / sum(stages.values()),
+        "bottleneck": max(stages, key=lambda name: stages[name]),
+        "transform_pairs_per_s_per_core": 1e6 / ours,
+        "open_clip_pairs_per_s_per_core": 1e6 / theirs,
+        "ratio_to_open_clip": theirs / ours,
+        "loader_pairs_per_s": loader,
+        "workers": workers,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as text, one line a stage."""
+    total = sum(result["stages_us"].values())
+    lines = [f"{'stage':<12}{'us a pair':>10}{'share':>8}{'pairs/s on a core':>19}"]
+    lines += [f"{name:<12}{us:>10.0f}{us / total:>8.0%}{1e6 / us:>19,.0f}" for name, us in result["stages_us"].items()]
+    lines += [
+        f"{'all':<12}{total:>10.0f}{1:>8.0%}{result['pairs_per_s_per_core']:>19,.0f}",
+        f"bottleneck: {result['bottleneck']}",
+        f"decode and transform: {result['transform_pairs_per_s_per_core']:,.0f} pairs/s a core, open_clip's transform "
+        f"{result['open_clip_pairs_per_s_per_core']:,.0f}: {result['ratio_to_open_clip']:.2f} times as fast",
+    ]
+    for how, rate in result["loader_pairs_per_s"].items():
+        lines.append(f"loader, {result['workers']} workers, decode {how}, to {result['device']}: {rate:,.0f} pairs/s")
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""`clip-la bench data`: how fast the data stream is here, stage by stage, and what holds it up."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from clip_la.cli import Parser
+
+SAMPLES_A_SHARD = 1024
+
+
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la bench data ...`."""
+    parser = Parser(
+        prog="clip-la bench data",
+        description="Pairs a second of the data stream: read, decode, transform, tokenize, collate, each on one core; "
+        "open_clip's transform on the same pictures; the whole loader.",
+    )
+    parser.add_argument("shards", nargs="*", help="what to measure on (default: crops of photographs, JPEG quality 92)")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the model's pictures in pixels")
+    parser.add_argument("--samples", type=int, default=512, help="pairs that the stages are measured on")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="loader processes (default: a core each)"
+    )
+    parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of the loader")
+    parser.add_argument("--device", default="cpu", help="where the loader's batches go: cpu or cuda")
+    parser.add_argument(
+        "--decode", choices=["cpu", "gpu", "both"], default="cpu", help="where the loader's JPEGs are decoded"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long the loader is measured")
+    parser.add_argument("--num-shards", type=int, help="photograph shards to make (default: two a worker)")
+    parser.add_argument("--out", help="file for the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    args = parser.parse_args(argv)
+
+    from clip_la.atomic import atomic_write
+    from clip_la.bench.data import bench_data, table
+    from clip_la.bench.photos import write_photo_shards
+    from clip_la.data.sources import expand_urls
+
+    with tempfile.TemporaryDirectory(prefix="clip_la_photos_") as folder:
+        if args.shards:
+            urls = expand_urls(args.shards)
+        else:
+            count = args.num_shards or 2 * max(args.workers, 1)
+            print(f"making {count} shards of {SAMPLES_A_SHARD} photographs", file=sys.stderr)
+            urls = write_photo_shards(Path(folder), count, SAMPLES_A_SHARD, max(args.workers, 1))
+        result = bench_data(
+            urls,
+            image_size=args.image_size,
+            num_samples=args.samples,
+            workers=args.workers,
+            batch_size=args.batch_size,
+            device=args.device,
+            decode=("cpu", "gpu") if args.decode == "both" else (args.decode,),
+            seconds=args.seconds,
+        )
+    print(json.dumps(result) if args.json else table(result))
+    if args.out:
+        with atomic_write(args.out, "w") as file:
+            json.dump(result, file, indent=1)
+        print(f"wrote {args.out}", file=sys.stderr if args.json else sys.stdout)
+    return None

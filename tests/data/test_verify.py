@@ -192,6 +192,8 @@ def test_commands(shards, tmp_path, capsys, monkeypatch):
         (["read", str(shards / "9.tar")], "does not exist"),
         (["pack", str(shards)], "OUT"),
         (["verify", str(shards), "--worker", "2", "--jsn"], "--jsn"),
+        (["starter", "/proc/cannot/be/made"], "starter: /proc/cannot: No such file"),
+        (["pack", str(shards), "/proc/cannot/be/made", "--workers", "1"], "pack: /proc/cannot: No such file"),
     ]:
         with pytest.raises(UserError, match=match):
             command.main(argv)

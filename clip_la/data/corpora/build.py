@@ -93,9 +93,12 @@ def existing(out: Path, settings: Record, splits: Iterable[str]) -> Record | Non
     """The manifest of a whole corpus in `out` made with the same settings, or None where one is to be built.
 
     Raises:
+        OSError: `out` cannot be made.
         UserError: `out` is no folder, holds files that are not ours, or a whole corpus made with other settings.
     """
     if not out.exists():
+        # Whether it can be made is better known now than after all drawings are done.
+        out.mkdir(parents=True)
         return None
     if not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the corpus")

@@ -110,7 +110,9 @@ def passes(
     from clip_la_kernels.triton_path import launch
 
     q, k, v = qkv.detach().unbind(2)
-    x = launch.with_tma(launch.Inputs(q, k, v, None, None, None, make_options(1.0, 1.0, "l2", denominator, causal, None)))
+    x = launch.with_tma(
+        launch.Inputs(q, k, v, None, None, None, make_options(1.0, 1.0, "l2", denominator, causal, None))
+    )
     saved = launch.forward(x, True)[1:]
     return lambda: launch.forward(x, True), lambda: launch.backward(x, grad, *saved, True, True, True)
 

@@ -1,4 +1,4 @@
-# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
+# ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
 """Bidirectional kernels. State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
 
 States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the matrix unit reads from
@@ -344,7 +344,32 @@ def backward_fused(
     MASK += tl.cast(seq, tl.int64) * N
     St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
     dSt, dks, dvs = query_grads(
-        Q, DO, DQ, at, St, ks, vs, 0, tokens, sn, sdon, sdn, a, eps, DT, D, DP, BL, MAP, DEN, VSUM, NEED_Q, NEED_KV, TMA, UP, PREC
+        Q,
+        DO,
+        DQ,
+        at,
+        St,
+        ks,
+        vs,
+        0,
+        tokens,
+        sn,
+        sdon,
+        sdn,
+        a,
+        eps,
+        DT,
+        D,
+        DP,
+        BL,
+        MAP,
+        DEN,
+        VSUM,
+        NEED_Q,
+        NEED_KV,
+        TMA,
+        UP,
+        PREC,
     )
     if NEED_KV:
         c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
@@ -401,5 +426,28 @@ def key_grad_part(
     hi = tl.minimum(lo + SIZE, tokens)
     dSt, dks, dvs = load_state(DSTATE, DAUX, seq * H + h, DP)
     key_grads(
-        K, V, DK, DV, (seq, h), MASK, dSt, dks, dvs, lo, hi, sn, sdn, DT, D, DP, BL, MAP, DEN, VSUM, HAS_MASK, TMA, UP, PREC
+        K,
+        V,
+        DK,
+        DV,
+        (seq, h),
+        MASK,
+        dSt,
+        dks,
+        dvs,
+        lo,
+        hi,
+        sn,
+        sdn,
+        DT,
+        D,
+        DP,
+        BL,
+        MAP,
+        DEN,
+        VSUM,
+        HAS_MASK,
+        TMA,
+        UP,
+        PREC,
     )

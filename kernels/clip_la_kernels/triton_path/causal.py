@@ -1,4 +1,4 @@
-# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
+# ruff: noqa: E741, RUF059, SIM108 (what Triton compiles is not quite Python)
 """Causal kernels: a scan over chunks of BL tokens, the past in a running state, the chunk itself as a small quadratic tile.
 
 A head may be cut in PARTS of SIZE tokens. Then the raw states of the parts (`key_state_part`, `grad_state_part`) are summed in
@@ -183,7 +183,10 @@ def causal_forward(
         W = X * b
         if VSUM:
             W += tl.where(seen, a, 0.0)
-        o = dot(q, tl.trans(down(St, n0 + 1.0, DT)), tl.zeros([BL, BV], tl.float32), UP, PREC) * (b * up(rq, n0 + 1.0, DT))[:, None]
+        o = (
+            dot(q, tl.trans(down(St, n0 + 1.0, DT)), tl.zeros([BL, BV], tl.float32), UP, PREC)
+            * (b * up(rq, n0 + 1.0, DT))[:, None]
+        )
         if VSUM:
             o += a * (vs0 + tl.sum(V1, 1))[None, :]
         o = dot(W.to(DT), v, o, UP, PREC)

@@ -1,4 +1,4 @@
-# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
+# ruff: noqa: SIM108, SIM109 (what Triton compiles is not quite Python)
 """Pieces shared by all kernels. Names: BL rows a tile, DP the head width padded to a power of two, rn and d their indices.
 
 Everything is summed in float32. Rows beyond a sequence and padded keys are loaded as zeros, whatever memory holds there.

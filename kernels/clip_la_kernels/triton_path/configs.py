@@ -25,15 +25,24 @@ class Config(NamedTuple):
     registers: int = 0
 
 
-# By kernel and padded head width (and whether the denominator is the sum of weights, where that changes the registers).
+# By kernel, padded head width, and whether the denominator is the sum of weights, where that changes the registers.
+# Measured on an H200 with Triton 3.6 (bfloat16); SM90_LONG holds what differs beyond LONG_TOKENS.
 # fmt: off
 SM90 = {
     ("forward_fused", 64, False): Config(64, 4, 3), ("forward_fused", 64, True): Config(64, 4, 3),
-    ("backward_fused", 64, False): Config(64, 4, 2), ("backward_fused", 64, True): Config(32, 4, 3),
-    ("key_state_part", 64, False): Config(64, 4, 3), ("key_state_part", 64, True): Config(64, 4, 3),
-    ("output_part", 64, False): Config(64, 4, 3), ("output_part", 64, True): Config(64, 4, 3),
-    ("query_grad_part", 64, False): Config(64, 4, 3), ("query_grad_part", 64, True): Config(32, 4, 3),
+    ("backward_fused", 64, False): Config(64, 4, 3, 168), ("backward_fused", 64, True): Config(64, 4, 4),
+    ("key_state_part", 64, False): Config(64, 4, 4), ("key_state_part", 64, True): Config(64, 4, 4),
+    ("output_part", 64, False): Config(64, 4, 4), ("output_part", 64, True): Config(64, 4, 4),
+    ("query_grad_part", 64, False): Config(64, 4, 3, 168), ("query_grad_part", 64, True): Config(64, 4, 3),
     ("key_grad_part", 64, False): Config(64, 4, 3), ("key_grad_part", 64, True): Config(64, 4, 3),
+    ("causal_forward", 128, False): Config(64, 4, 2), ("causal_forward", 128, True): Config(64, 4, 2),
+    ("causal_query_grad", 128, False): Config(64, 8, 3), ("causal_query_grad", 128, True): Config(64, 4, 2),
+    ("causal_key_grad", 128, False): Config(64, 8, 2), ("causal_key_grad", 128, True): Config(64, 8, 1),
+}
+LONG_TOKENS = 768
+SM90_LONG = {
+    ("forward_fused", 64, False): Config(64, 4, 4), ("forward_fused", 64, True): Config(64, 4, 4),
+    ("backward_fused", 64, False): Config(64, 4, 4),
 }
 # fmt: on
 # Ampere and Ada have less shared memory and fewer registers to spare for the pipeline.
@@ -50,7 +59,13 @@ DEFAULT = {
 }
 
 # float32 tiles take twice the room and their products come in three pieces: small tiles, no pipeline.
-FLOAT32 = {16: Config(64, 4, 1), 32: Config(64, 4, 1), 64: Config(32, 4, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)}
+FLOAT32 = {
+    16: Config(64, 4, 1),
+    32: Config(64, 4, 1),
+    64: Config(32, 4, 1),
+    128: Config(16, 8, 1),
+    256: Config(16, 8, 1),
+}
 
 _overrides: dict[str, Config] = {}
 _plan: dict[str, int] = {}
@@ -80,13 +95,15 @@ def device_numbers(index: int | None) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def config(kernel: str, device: torch.device, width: int, total: bool, dtype: torch.dtype) -> Config:
+def config(kernel: str, device: torch.device, width: int, total: bool, dtype: torch.dtype, tokens: int) -> Config:
     """The configuration of one kernel; `total`: is the denominator the sum of weights."""
     if kernel in _overrides:
         return _overrides[kernel]
     if dtype == torch.float32:
         return FLOAT32[width]
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
+    if major == 9 and tokens > LONG_TOKENS and (kernel, width, total) in SM90_LONG:
+        return SM90_LONG[kernel, width, total]
     return TABLES.get(major, SM80).get((kernel, width, total), DEFAULT[width])
 
 
@@ -97,11 +114,15 @@ class Plan(NamedTuple):
     size: int
 
 
-# A fused program a head is best while a head is short (its second read of k and v hits the L2 cache) and heads fill the GPU.
-FUSED_TOKENS = 320
+# One fused program a head is best wherever heads alone make this many waves over the multiprocessors.
 FUSED_WAVES = 2
 # Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
 PART_TOKENS = 512
+WANTED_WAVES = 6
+# A causal part reads its keys and values twice, so there are only as many as make this many waves.
+CAUSAL_WAVES = 2
+# Columns of v a causal forward program: the state's registers go with it.
+CAUSAL_COLUMNS = 64
 # Every tile height divides it.
 PART_MULTIPLE = 128
 WANTED_WAVES = 6
@@ -111,8 +132,8 @@ def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
     """The structure of a bidirectional call over `heads` = sequences x heads."""
     _, sms = device_numbers(device.index if device.type == "cuda" else None)
     parts = 0
-    if tokens > FUSED_TOKENS or (heads < FUSED_WAVES * sms and tokens > PART_TOKENS):
-        parts = max(1, min(tokens // PART_TOKENS, -(-WANTED_WAVES * sms // heads)))
+    if heads < FUSED_WAVES * sms and tokens > PART_TOKENS:
+        parts = max(1, min(tokens // PART_TOKENS, WANTED_WAVES * sms // heads))
     parts = _plan.get("parts", parts)
     return Plan(parts, part_size(tokens, parts))
 
@@ -125,7 +146,7 @@ def short_tokens() -> int:
 def causal_parts(heads: int, tokens: int, width: int, device: torch.device) -> int:
     """Programs a head of a causal scan: 1 where heads alone fill the GPU."""
     _, sms = device_numbers(device.index if device.type == "cuda" else None)
-    parts = max(1, min(tokens // (2 * PART_TOKENS), -(-WANTED_WAVES * sms // (2 * heads))))
+    parts = max(1, min(tokens // (2 * PART_TOKENS), CAUSAL_WAVES * sms // heads))
     return _plan.get("causal_parts", parts)
 
 
@@ -149,7 +170,7 @@ def tma_least_bytes() -> int:
 
 def column_block(width: int, device: torch.device) -> int:
     """Columns of v that one program of the causal forward kernel does."""
-    return min(width, _plan.get("columns", 128))
+    return min(width, _plan.get("columns", CAUSAL_COLUMNS))
 
 
 def precision(dtype: torch.dtype) -> str:

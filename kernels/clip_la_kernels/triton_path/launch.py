@@ -82,7 +82,9 @@ def with_tma(x: Inputs) -> Inputs:
 
 def _flags(x: Inputs, kernel: str, **more: Any) -> dict[str, Any]:
     """Compile-time arguments and launch options of one kernel."""
-    rows, warps, stages, registers = configs.config(kernel, x.q.device, x.width, x.opt.denominator == DEN_SUM, x.q.dtype)
+    rows, warps, stages, registers = configs.config(
+        kernel, x.q.device, x.width, x.opt.denominator == DEN_SUM, x.q.dtype, x.q.shape[1]
+    )
     limit = {"maxnreg": registers} if registers else {}
     return {
         "DT": TRITON_DTYPE[x.q.dtype], "TMA": x.tma, "D": x.q.shape[3], "DP": x.width, "BL": rows, "MAP": x.opt.feature_map, "DEN": x.opt.denominator,

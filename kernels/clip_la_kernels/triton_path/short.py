@@ -1,4 +1,4 @@
-# ruff: noqa: E741, RUF059, SIM108, SIM109, RET505 (what Triton compiles is not quite Python)
+# ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
 """Causal heads of at most one tile (a caption's 77 tokens): everything of a head is loaded once, 4T forward and 7T backward."""
 
 import triton.language as tl

@@ -1,0 +1,77 @@
+"""The table of `clip-la bench kernels` on disk, and its plot: time against tokens, both on logarithmic axes."""
+
+import csv
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_la.atomic import atomic_write
+
+PANELS = (("forward_backward", False, "bidirectional"), ("forward_backward", True, "causal"))
+
+
+def write_table(path: Path, rows: Sequence[Any]) -> None:
+    """Writes dataclass rows as CSV, whole or not at all; times and ratios to four significant digits after the point."""
+    with atomic_write(path, "w") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            cells = dataclasses.asdict(row)
+            writer.writerow(
+                {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in cells.items()}
+            )
+
+
+def _series(path: Path) -> dict[tuple[str, bool], dict[str, list[tuple[int, float]]]]:
+    """Microseconds a thousand (token, head) pairs of work, by panel and provider, kernels alone where they could be replayed."""
+    found: dict[tuple[str, bool], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    with open(path, newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if row["timing"] != "graph":
+                continue
+            label = (
+                f"{row['provider']} ({row['denominator']})"
+                if row["provider"].startswith("clip_la")
+                else row["provider"]
+            )
+            work = int(row["B"]) * int(row["N"]) * int(row["H"]) / 1e3
+            key = (row["mode"], row["causal"] == "True")
+            found[key][label].append((int(row["N"]), float(row["median_ms"]) * 1e3 / work))
+    return found
+
+
+def draw(path: Path) -> list[Path]:
+    """Draws the table beside itself as PNG and SVG; returns what it wrote."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # Element ids from the figure alone: the same table gives the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "clip_la"
+    from matplotlib import pyplot
+
+    series = _series(path)
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 5.5))
+    for axis, (mode, causal, title) in zip(axes, PANELS, strict=True):
+        for label, points in sorted(series.get((mode, causal), {}).items()):
+            tokens, times = zip(*sorted(points), strict=True)
+            axis.plot(
+                tokens, times, marker="o", markersize=4, label=label, linewidth=2 if label.startswith("clip_la") else 1
+            )
+        axis.set(xscale="log", yscale="log", xlabel="tokens a sequence", title=f"{title}, forward and backward")
+        axis.set_ylabel("us a thousand (token, head) pairs")
+        axis.grid(visible=True, which="both", alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
+    figure.tight_layout()
+    written = []
+    for suffix in (".png", ".svg"):
+        target = path.with_suffix(suffix)
+        temporary = target.with_name(f".{target.name}")
+        figure.savefig(temporary, dpi=150, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+        os.replace(temporary, target)
+        written.append(target)
+    pyplot.close(figure)
+    return written

@@ -1,0 +1,196 @@
+"""Who is timed by `clip-la bench kernels`: our kernels, PyTorch's fused softmax, the compiled formula, and linear-attention libraries.
+
+Inputs are made outside the timing. Ours and softmax start from the packed projection, as a tower has it; `clip_la_split` and the
+libraries get contiguous q, k, v, with the feature map applied beforehand for those that have none.
+"""
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from clip_la_kernels import linear_attention, linear_attention_split
+from clip_la_kernels.reference import linear_attention_reference
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class ShapeLike(Protocol):
+    batch: int
+    tokens: int
+    heads: int
+    width: int
+    causal: bool
+
+
+@dataclass
+class Case:
+    """One provider at one shape: leaves, the incoming gradient, and the call."""
+
+    inputs: tuple[Tensor, ...]
+    grad: Tensor
+    call: Callable[..., Tensor]
+
+    def forward(self) -> Tensor:
+        return self.call(*self.inputs)
+
+    def forward_only(self) -> Tensor:
+        with torch.no_grad():
+            return self.call(*self.inputs)
+
+    def both(self) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.call(*self.inputs), self.inputs, self.grad)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H, D)."""
+
+    name: str
+    op: str
+    denominator: str
+    serves: Callable[[ShapeLike], bool]
+    build: Callable[[ShapeLike], Callable[..., Tensor]]
+    packed: bool = True
+    gate: bool = False
+    features: bool = False
+    own: bool = False
+    graphs: bool = True
+
+    def prepare(self, shape: ShapeLike, dtype: torch.dtype) -> Case:
+        """Random inputs of the shape, leaves of autograd."""
+        size = (shape.batch, shape.tokens, shape.heads, shape.width)
+        grad = torch.randn(size, device="cuda", dtype=dtype)
+        if self.packed:
+            inputs = [torch.randn(*size[:2], 3, *size[2:], device="cuda", dtype=dtype)]
+        else:
+            inputs = [torch.randn(size, device="cuda", dtype=dtype) for _ in range(3)]
+        if self.features:
+            inputs[:2] = [(F.elu(t.float()) + 1).to(dtype) for t in inputs[:2]]
+        if self.gate:
+            inputs.append(F.logsigmoid(torch.randn(size, device="cuda")).to(dtype))
+        return Case(tuple(t.requires_grad_() for t in inputs), grad, self.build(shape))
+
+    def law(self, case: Case, shape: ShapeLike) -> tuple[Tensor, ...]:
+        """Output and gradients of the reference in float32."""
+        exact = [t.detach().float().requires_grad_() for t in case.inputs]
+        q, k, v = exact[0].unbind(2) if self.packed else exact
+        out = linear_attention_reference(q, k, v, denominator=self.denominator, causal=shape.causal)
+        return out.detach(), *torch.autograd.grad(out, exact, case.grad.float())
+
+
+def note(text: str) -> None:
+    """A line for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def version(package: str) -> str:
+    """Installed version of a package, or "none"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def ours(denominator: str) -> list[Provider]:
+    """Our kernels on the packed projection and on separate tensors."""
+
+    def packed(shape: ShapeLike) -> Callable[..., Tensor]:
+        return lambda qkv: linear_attention(qkv, denominator=denominator, causal=shape.causal)
+
+    def split(shape: ShapeLike) -> Callable[..., Tensor]:
+        return lambda q, k, v: linear_attention_split(q, k, v, denominator=denominator, causal=shape.causal)
+
+    return [
+        Provider("clip_la", "linear", denominator, lambda shape: True, packed, own=True),
+        Provider("clip_la_split", "linear", denominator, lambda shape: True, split, packed=False, own=True),
+    ]
+
+
+# Softmax is quadratic: at the longest sequences it would take minutes and tell nothing new.
+SOFTMAX_PAIRS = 4 * 12 * 16385**2
+
+
+def softmax(name: str, backend: SDPBackend) -> Provider:
+    """scaled_dot_product_attention as timm calls it: unbind the packed projection, swap tokens and heads, swap back."""
+
+    def build(shape: ShapeLike) -> Callable[..., Tensor]:
+        def call(qkv: Tensor) -> Tensor:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal).transpose(1, 2)
+
+        return call
+
+    return Provider(name, "softmax", "sum", lambda s: s.batch * s.heads * s.tokens**2 <= SOFTMAX_PAIRS, build)
+
+
+def compiled() -> Provider:
+    """torch.compile of the formula without denominator, from the packed projection."""
+
+    def formula(qkv: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+        q, k = F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
+        return (v.sum(2, keepdim=True) + q @ (k.transpose(-1, -2) @ v)).transpose(1, 2)
+
+    return Provider(
+        "torch.compile",
+        "linear",
+        "none",
+        lambda shape: not shape.causal and shape.tokens <= 20_000,
+        lambda shape: torch.compile(formula, fullgraph=True, dynamic=False),
+    )
+
+
+def libraries() -> list[Provider]:
+    """flash-linear-attention's causal kernels and flash-bidirectional-linear-attention's, where they import."""
+    found: list[Provider] = []
+    if importlib.util.find_spec("fla") is not None:
+        from fla.ops.gla import chunk_gla
+        from fla.ops.linear_attn import chunk_linear_attn, fused_chunk_linear_attn
+
+        def plain(function: Any) -> Callable[[ShapeLike], Callable[..., Tensor]]:
+            return lambda shape: lambda q, k, v: function(q, k, v, normalize=False)[0]
+
+        def long(shape: ShapeLike) -> bool:
+            return shape.causal and shape.tokens > 128
+
+        found += [
+            Provider("fla.fused_chunk_linear_attn", "linear", "none", lambda s: s.tokens <= 20_000, plain(fused_chunk_linear_attn), packed=False, features=True),
+            Provider("fla.chunk_linear_attn", "linear", "none", long, plain(chunk_linear_attn), packed=False, features=True),
+            Provider("fla.chunk_gla", "gated linear", "none", long, lambda s: lambda q, k, v, g: chunk_gla(q, k, v, g)[0], packed=False, gate=True),
+        ]  # fmt: skip
+    if importlib.util.find_spec("flash_bla") is not None:
+        from flash_bla.ops.linear_attn.fused import linear_attention as bidirectional
+
+        def build(shape: ShapeLike) -> Callable[..., Tensor]:
+            return lambda q, k, v: bidirectional(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+        found.append(
+            Provider(
+                "flash_bla.linear_attention",
+                "linear",
+                "sum",
+                lambda s: not s.causal,
+                build,
+                packed=False,
+                features=True,
+            )
+        )
+    return found
+
+
+def everyone() -> list[Provider]:
+    """All that can be timed here, ours first."""
+    return [
+        *ours("none"),
+        *ours("sum"),
+        softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
+        softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),
+        compiled(),
+        *libraries(),
+    ]

@@ -1,0 +1,69 @@
+"""`clip-la bench kernels`: the attention kernels against their peers on this GPU, as a table and a plot."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clip_la.cli import Parser
+from clip_la.errors import UserError
+
+
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la bench kernels ...`."""
+    parser = Parser(
+        prog="clip-la bench kernels",
+        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: median and "
+        "20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the copy bandwidth's floor, memory.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/kernels.csv"),
+        help="table to write; the plot lies beside it (.png, .svg)",
+    )
+    parser.add_argument("--quick", action="store_true", help="two small shapes only")
+    parser.add_argument("--only", nargs="*", metavar="PROVIDER", help="time these providers only")
+    parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
+    args = parser.parse_args(argv)
+    if not args.plot_only:
+        _measure(args)
+    elif not args.out.exists():
+        raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
+    from clip_la.bench.kernel_plot import draw
+
+    for path in draw(args.out):
+        print(f"wrote {path}")
+    return None
+
+
+def _measure(args: argparse.Namespace) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("bench kernels: needs a CUDA GPU; none is visible here")
+    from clip_la.bench import kernels, providers
+    from clip_la.bench.kernel_plot import write_table
+
+    known = providers.everyone()
+    chosen = [p for p in known if not args.only or p.name in args.only]
+    if not chosen:
+        raise UserError(
+            f"bench kernels: no provider named {', '.join(args.only)}; known: {', '.join(sorted({p.name for p in known}))}"
+        )
+    shapes = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
+    for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
+        kernels.check(provider, shape, torch.bfloat16)
+    print("every kernel agrees with the reference", file=sys.stderr, flush=True)
+    bandwidth = kernels.copy_bandwidth()
+    print(f"{torch.cuda.get_device_name()}: copy bandwidth {bandwidth / 1e12:.3f} TB/s", file=sys.stderr, flush=True)
+    rows = []
+    for row in kernels.rows(shapes, chosen, torch.bfloat16, bandwidth):
+        rows.append(row)
+        print(
+            f"{row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H} D={row.D} {row.mode:17} {row.timing:6}"
+            f" {row.median_ms:9.4f} ms  {row.ratio_to_floor:6.2f} x floor  {row.peak_mib:8.0f} MiB",
+            file=sys.stderr,
+            flush=True,
+        )
+        write_table(args.out, rows)
+    print(f"wrote {args.out}: {len(rows)} rows")

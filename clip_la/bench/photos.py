@@ -31,7 +31,7 @@ SHORTER_SIDE_PX = (256, 340)
 QUALITY = 92
 # Shards repeat so many distinct files under further names: each is read and decoded every time all the same.
 NUM_DISTINCT = 2048
-WORDS = """photograph portrait close-up view picture of a an the old young red blue green yellow small large dog cat street
+WORDS = """photograph portrait view picture of a an the old young red blue green yellow small large dog cat street
 mountain house garden river beach city car bicycle table chair window morning evening winter summer sale new"""
 WORDS_A_CAPTION = (4, 16)
 

@@ -39,8 +39,9 @@ SMALL, SIZES_TOLD = 0.5, 0.25
 # Two colours closer than this (Euclidean, of 441) are hard to tell apart.
 MIN_CONTRAST = 90.0
 STRIPES = 8
-PNG_LEVEL = 3
+PNG_LEVEL = 1
 T = TypeVar("T")
+_PALETTE = np.array(list(COLORS.values()), np.int64)
 
 
 class Actor(NamedTuple):
@@ -170,9 +171,12 @@ class Stage:
         return first, self._visible(int(draws.number() * len(COLORS)), [*means, COLORS[first]])
 
     def _visible(self, start: int, others: Sequence[Color]) -> str:
-        names = [COLOR_NAMES[(start + step) % len(COLOR_NAMES)] for step in range(len(COLOR_NAMES))]
-        contrast = {name: min(_distance(COLORS[name], other) for other in others) for name in names}
-        return next((name for name in names if contrast[name] >= MIN_CONTRAST), max(names, key=contrast.__getitem__))
+        gaps = _PALETTE[:, None] - np.array(others, np.int64)
+        contrast = np.roll((gaps * gaps).sum(2).min(1), -start)
+        # argmax of a truth value: the first that is far enough; without any, the farthest.
+        enough = contrast >= MIN_CONTRAST**2
+        step = int(enough.argmax() if enough.any() else contrast.argmax())
+        return COLOR_NAMES[(start + step) % len(COLOR_NAMES)]
 
     def _master(self, svg: Svg) -> tuple[Image.Image, Color]:
         if svg not in self._masters:
@@ -189,10 +193,6 @@ class Stage:
         return np.asarray(canvas)
 
 
-def _distance(one: Color, other: Color) -> float:
-    return float(sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5)
-
-
 def _mean_color(image: Image.Image) -> Color:
     pixels = np.asarray(image).reshape(-1, 4).astype(np.int64)
     weight = max(int(pixels[:, 3].sum()), 1)
@@ -202,13 +202,14 @@ def _mean_color(image: Image.Image) -> Color:
 
 def background_pixels(kind: str, colors: tuple[str, str], size_px: int) -> UInt8[np.ndarray, "size size 3"]:
     """A background of one of the kinds in BACKGROUNDS."""
+    if kind == "plain":
+        return np.full((size_px, size_px, 3), COLORS[colors[0]], np.uint8)
     first, second = (np.array(COLORS[name], np.int64) for name in colors)
     line = np.arange(size_px)
     across, down = line[None, :], line[:, None]
     band = max(size_px // STRIPES, 1)
     # How much of the second colour there is, in 255ths.
     share = {
-        "plain": lambda: across * 0,
         "fading down": lambda: down * 255 // max(size_px - 1, 1) + across * 0,
         "fading across": lambda: across * 255 // max(size_px - 1, 1) + down * 0,
         "horizontal stripes": lambda: 255 * (down // band % 2) + across * 0,
@@ -216,8 +217,9 @@ def background_pixels(kind: str, colors: tuple[str, str], size_px: int) -> UInt8
         "checks": lambda: 255 * ((across // band + down // band) % 2),
         "dots": lambda: 255 * ((across % band * 2 - band) ** 2 + (down % band * 2 - band) ** 2 < band * band // 3),
     }[kind]()
-    mixed = first * (255 - share[..., None]) + second * share[..., None]
-    return np.broadcast_to((mixed // 255).astype(np.uint8), (size_px, size_px, 3))
+    # Few shares occur: mix them once and look them up.
+    steps = np.arange(256)[:, None]
+    return ((first * (255 - steps) + second * steps) // 255).astype(np.uint8)[share]
 
 
 @dataclass

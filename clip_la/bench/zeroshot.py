@@ -186,12 +186,14 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
 
     small, large = class_set(options.compare_classes), class_set(options.classes)
     templates = prompts.prompt_set(options.templates)
+    # One class of ImageNet-1K is missing from fall11.
+    wnids = [key for key in small.ids if key in large.index]
     watch = Stopwatch()
     with watch.phase("make_pictures_s"):
-        pictures = make_folder(folder / "large", small.ids, options.pictures, workers)
+        pictures = make_folder(folder / "large", wnids, options.pictures, workers)
         compare = pictures
         if options.compare_pictures != options.pictures:
-            compare = make_folder(folder / "compare", small.ids, options.compare_pictures, workers)
+            compare = make_folder(folder / "compare", wnids, options.compare_pictures, workers)
     subject = of_model(create_model(options.model, seed=0))
     subject.module.eval().requires_grad_(False).to(device)
     torch.zeros(1, device=device) @ torch.zeros(1, device=device)

@@ -87,9 +87,12 @@ CATALOG = {
     "imagenet_r": ("imagenet_r", "the 200 classes of ImageNet-R"),
     "mini_imagenet": ("mini_imagenet", "100 classes of ImageNet-1K"),
     "imagenet12k": ("imagenet12k", "timm's 11,821 well-filled classes of fall11"),
-    "imagenet21k": ("imagenet22k", "fall11.tar, 21,841 classes"),
+    "imagenet21k": (
+        "imagenet22k",
+        "fall11.tar, 21,841 classes; of ImageNet-1K it lacks n04399382",
+    ),
     "imagenet21k_google": ("imagenet21k_goog", "Google's and TFDS' 21,843 classes"),
-    "imagenet21k_ms": ("imagenet22k_ms", "fall11 with ImageNet-1K first, 21,842 classes"),
+    "imagenet21k_ms": ("imagenet22k_ms", "fall11 with all of ImageNet-1K, which comes first, 21,842 classes"),
     "imagenet21k_p": ("imagenet21k_miil", "ImageNet-21K-P of fall11, 11,221 classes"),
     "imagenet21k_p_w21": ("imagenet21k_miil_w21", "ImageNet-21K-P of winter21, 10,450 classes"),
 }

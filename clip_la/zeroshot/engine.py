@@ -27,13 +27,14 @@ SECONDS_BETWEEN_SAVES = 20.0
 def matmul_precision(precision: str) -> Iterator[None]:
     """Products on an accelerator exact in float32, or with TF32 inputs where the towers run in bf16 anyway."""
     allow = precision != "float32"
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allow
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    torch.backends.cudnn.allow_tf32 = allow
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @torch.inference_mode()

@@ -1,6 +1,5 @@
 """Test sets in folders: one folder a class, named by WordNet id, by class name, or by ImageNetV2's numbers."""
 
-import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,7 +143,6 @@ def open_objectnet(root: Path, mappings: Path, name: str) -> TestSet:
     return of_files(root, files, classes, name)
 
 
-@functools.cache
 def objectnet_mappings(root: Path) -> Path | None:
     """The folder with ObjectNet's mappings, if `root` is ObjectNet's picture folder or a folder above it."""
     for folder in (root / "mappings", root.parent / "mappings", root / "objectnet-1.0" / "mappings"):

@@ -16,6 +16,8 @@ from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, NOT_IN_SE
 PICTURE_PARTS = (".jpg", ".jpeg", ".png", ".webp")
 CLASS_PART = ".cls"
 TEXT_PART = ".txt"
+# Where CLIP_benchmark's data sets keep their shards.
+SPLIT_FOLDERS = ("test", "val")
 JSON_PART = ".json"
 # In the json of a sample: WordNet ids first, since they mean the same everywhere; a list accepts each of its classes.
 # "starter" is what `clip-la data photos` calls the starter corpus's name of the same thing.
@@ -126,7 +128,8 @@ def find_shards(data: str) -> tuple[list[str], Path | None]:
     """(shards, the folder whose class and template files are theirs) of a folder, a tar, a brace range or a glob."""
     folder = Path(data)
     if folder.is_dir():
-        inside = next((f for f in (folder, folder / "test", folder / "val") if any(f.glob("*.tar"))), folder)
+        places = (folder, *(folder / split for split in SPLIT_FOLDERS))
+        inside = next((place for place in places if any(place.glob("*.tar"))), folder)
         return expand_urls(str(inside)), folder
     urls = expand_urls(data)
     first = Path(urls[0]).parent

@@ -214,7 +214,9 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
     origin: dict[str, Any] = dict.fromkeys(empty)
     # Every open_clip tower attends by softmax; its FLOPs are not counted by our arithmetic.
     origin |= dict.fromkeys(("attention", "image_attention", "text_attention"), "softmax")
-    origin |= {"model": name, "parameters": sum(p.numel() for p in module.parameters()), "checkpoint": weights or None}
+    origin["model"] = name
+    origin["parameters"] = sum(p.numel() for p in module.parameters())
+    origin["checkpoint"] = f"{name}:{weights}" if weights else name
     return Subject(
         module=module.eval(),
         preprocess=OpenClipPreprocess(tuple(sorted((key, _frozen(value)) for key, value in settings.items()))),

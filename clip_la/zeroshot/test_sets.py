@@ -10,7 +10,10 @@ from clip_la.zeroshot.records import TestSet
 # Folder names that say which part of a data set this is, not which data set.
 SPLITS = ("val", "validation", "test", "images", "data", "train")
 LABELS = ("own", "real")
-PARQUET = ".parquet"
+PARQUET, SHARD = ".parquet", ".tar"
+# Braces, globs, addresses, pipes: what only the shard reader understands.
+SHARD_MARKS = set("{*?[:")
+EXPECTED = "expected class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files"
 
 
 def default_name(data: str) -> str:
@@ -45,15 +48,17 @@ def open_test_set(
 
 def _open(data: str, classes: ClassSet | None, name: str) -> TestSet:
     root = Path(data)
-    if root.suffix == PARQUET or (root.is_dir() and any(root.rglob(f"*{PARQUET}"))):
+    if root.suffix == PARQUET or (any(any(folder.glob(f"*{PARQUET}")) for folder in (root, root / "data"))):
         return parquet_sets.open_parquet(root, classes, name)
+    if not root.exists() and not SHARD_MARKS & set(data) and root.suffix != SHARD:
+        raise UserError(f"no data at {data}; {EXPECTED}")
     if not root.is_dir():
         return shard_sets.open_shards(data, classes, name)
-    if any(root.glob("*.tar")) or any(root.glob("*/*.tar")):
+    if any(any(folder.glob(f"*{SHARD}")) for folder in (root, *(root / split for split in shard_sets.SPLIT_FOLDERS))):
         return shard_sets.open_shards(data, classes, name)
     mappings = folders.objectnet_mappings(root)
     if mappings is not None:
         return folders.open_objectnet(mappings.parent / "images", mappings, name)
     if not folders.class_folders(root):
-        raise UserError(f"{data} holds no class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files")
+        raise UserError(f"{data} holds no test set; {EXPECTED}")
     return folders.open_folders(root, classes, name)

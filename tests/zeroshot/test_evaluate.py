@@ -322,5 +322,5 @@ def test_results_name_a_bad_line(tmp_path: Path):
 def test_open_test_set_names():
     assert default_name("/data/imagenet/val") == "imagenet-val"
     assert default_name("/data/things/{000..003}.tar") == "things"
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no data at /nowhere/at/all; expected class folders"):
         open_test_set("/nowhere/at/all")

@@ -78,7 +78,7 @@ def test_imagenet_v2s_numbered_folders(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [((), "no class folders"), (("a.png",), "no class folders"), (("n01440764/a.txt",), "hold no pictures")],
+    [((), "holds no test set"), (("a.png",), "holds no test set"), (("n01440764/a.txt",), "hold no pictures")],
 )
 def test_wrong_layouts(tmp_path: Path, files: tuple[str, ...], message: str):
     with pytest.raises(UserError, match=message):

@@ -149,6 +149,23 @@ def test_setuptools_finds_exactly_the_two_packages() -> None:
     assert found == folders
 
 
+def test_the_wheel_holds_every_file_that_is_no_source() -> None:
+    patterns = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    packed = {
+        path
+        for package, globs in patterns.items()
+        for glob in globs
+        for path in (ROOTS[package.split(".")[0]] / package.replace(".", "/")).glob(glob)
+    }
+    files = {
+        path
+        for package, root in ROOTS.items()
+        for path in (root / package).rglob("*")
+        if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    }
+    assert packed == files
+
+
 def in_a_fresh_python(code: str) -> str:
     """What `code` prints in a new interpreter that sees this checkout."""
     paths = f"import sys; sys.path[:0] = {[str(root) for root in ROOTS.values()]!r}\n"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_la import cli
 from clip_la.commands import data as command
 from clip_la.data.captions import Captions
 from clip_la.data.read import Reading, read
@@ -192,8 +193,16 @@ def test_commands(shards, tmp_path, capsys, monkeypatch):
         (["read", str(shards / "9.tar")], "does not exist"),
         (["pack", str(shards)], "OUT"),
         (["verify", str(shards), "--worker", "2", "--jsn"], "--jsn"),
-        (["starter", "/proc/cannot/be/made"], "starter: /proc/cannot: No such file"),
-        (["pack", str(shards), "/proc/cannot/be/made", "--workers", "1"], "pack: /proc/cannot: No such file"),
     ]:
         with pytest.raises(UserError, match=match):
             command.main(argv)
+
+
+@pytest.mark.parametrize("argv", [["starter"], ["scenes", "--pairs", "3"], ["pack", "SHARDS", "--workers", "1"]])
+def test_a_folder_that_cannot_be_made_is_one_line(shards, argv, capsys):
+    argv = [str(shards) if word == "SHARDS" else word for word in argv]
+    # A file in the way: no folder can be made below it, whoever asks.
+    assert cli.main(["data", *argv, str(shards / "00000.tar" / "below")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("clip-la: error: ")
+    assert "00000.tar" in err.splitlines()[0]

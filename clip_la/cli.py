@@ -1,4 +1,4 @@
-"""The `clip-la` command: finds the verb, lets its file in `commands/` declare options and run, turns user errors into one line.
+"""The `clip-la` command: finds the verb, lets its file in `commands/` run, turns user errors into one line.
 
 Nothing heavy is imported here or at the top of a command file, so that `clip-la --help` answers at once.
 """
@@ -73,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"clip-la: error: {message}", file=sys.stderr)
-        return EXIT_CODE
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("clip-la: interrupted; what was written is whole, the same command goes on from there", file=sys.stderr)
         return 130
@@ -83,6 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone: not an error, but Python would complain once more while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A folder that cannot be written, a full disk: the machine's state, not a fault of the program.
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(message: str) -> int:
+    """One line on stderr, however many the message has, and the exit code of wrong input."""
+    print(f"clip-la: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_CODE
 
 
 if __name__ == "__main__":

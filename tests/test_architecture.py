@@ -150,7 +150,8 @@ def test_setuptools_finds_exactly_the_two_packages() -> None:
 
 
 def test_the_wheel_holds_every_file_that_is_no_source() -> None:
-    patterns = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    settings = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = settings["package-data"]
     packed = {
         path
         for package, globs in patterns.items()

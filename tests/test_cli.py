@@ -1,6 +1,9 @@
 """The command line as a whole: every verb is there, says what it does, answers wrong input with one line and code 2."""
 
+import errno
 import importlib
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,6 +148,24 @@ def test_an_interrupt_is_code_130_without_a_traceback(monkeypatch, capsys) -> No
     monkeypatch.setattr(importlib, "import_module", lambda name: FakeCommand(KeyboardInterrupt()))
     assert run(["models"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert "file" in one_line_of_error(["data", "starter", str(tmp_path / "file" / "corpus")], capsys)
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys) -> None:
+    full = FakeCommand(OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(importlib, "import_module", lambda name: full)
+    assert "No space left on device" in one_line_of_error(["models"], capsys)
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    command = [sys.executable, "-m", "clip_la", "models", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert b"BrokenPipe" not in process.stderr.read()
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch) -> None:

@@ -3,7 +3,7 @@
 import importlib
 
 from clip_la.cli import Parser
-from clip_la.errors import unknown
+from clip_la.errors import EXIT_CODE, unknown
 
 TABLES = {
     "kernels": "attention kernels against their peers, on a GPU",
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("table", metavar="TABLE", help=" or ".join(TABLES))
     if not argv:
         parser.print_help()
-        return 2
+        return EXIT_CODE
     table = parser.parse_args(argv[:1]).table
     if table not in TABLES:
         raise unknown("bench table", table, TABLES)

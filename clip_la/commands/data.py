@@ -33,12 +33,7 @@ def main(argv: list[str]) -> int | None:
     action = parser.parse_args(argv[:1]).action
     if action not in ACTIONS:
         raise unknown("data action", action, ACTIONS)
-    try:
-        return ACTIONS[action](argv[1:])
-    except OSError as error:
-        # A folder that cannot be written, a full disk: the machine's state, not a fault of the program.
-        where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"clip-la data {action}: {where}{error.strerror or error}") from error
+    return ACTIONS[action](argv[1:])
 
 
 def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:

@@ -1,6 +1,11 @@
 """`clip-la export`: a softmax model as an open_clip checkpoint."""
 
+from typing import TYPE_CHECKING, Any
+
 from clip_la.cli import Parser
+
+if TYPE_CHECKING:
+    from clip_la.models.spec import ModelSpec
 
 
 def _parser() -> Parser:
@@ -46,7 +51,7 @@ def main(argv: list[str]) -> int | None:
     return None
 
 
-def _use(written: dict, spec) -> list[str]:  # type: ignore[no-untyped-def]
+def _use(written: dict[str, Any], spec: "ModelSpec") -> list[str]:
     """How open_clip reads the files."""
     from pathlib import Path
 

@@ -100,6 +100,7 @@ VERBS = {"fit": _fit, "plot": _plot}
 
 
 def main(argv: list[str]) -> int | None:
+    """Runs `clip-la scaling fit|plot ...`. Raises UserError."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = "\n".join(f"  clip-la scaling {verb:<6}{text}" for verb, text in DESCRIPTIONS.items())
         print(

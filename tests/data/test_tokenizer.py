@@ -1,0 +1,61 @@
+"""Tokens are open_clip's, whichever way a caption is cleaned."""
+
+import string
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from clip_la.data.tokenizer import CaptionEncoder, caption_id, get_tokenizer, trim
+from clip_la.errors import UserError
+
+ODD = [
+    "",
+    "A photo of a CAT.",
+    "  spaces \t and\nlines  ",
+    "html &amp;amp; entities &lt;b&gt;",
+    "sch\u00f6n mojibake: sch\u00c3\u00b6n",
+    "\u201ccurly\u201d \u2014 dash \u00e9\u0301",
+    "\x1b[31mred\x1b[0m \x07 bell",
+    "don't <start_of_text> <end_of_text> it's",
+    "emoji \U0001f469\u200d\U0001f373 and \u4e2d\u6587",
+    "word " * 200,
+    "\x7f\x00\x1f",
+    "&",
+]
+
+
+def test_odd_captions_get_open_clips_tokens():
+    theirs = open_clip.get_tokenizer("ViT-B-32")
+    assert torch.equal(get_tokenizer()(ODD), theirs(ODD))
+
+
+def test_random_ascii_gets_open_clips_tokens():
+    rng = np.random.default_rng(0)
+    letters = list(string.printable)
+    captions = ["".join(rng.choice(letters, rng.integers(1, 60))) for _ in range(400)]
+    plain = ["".join(rng.choice(letters[:95], rng.integers(1, 60))) for _ in range(400)]
+    assert torch.equal(get_tokenizer()(captions + plain), open_clip.get_tokenizer("ViT-B-32")(captions + plain))
+
+
+@pytest.mark.parametrize("length", [5, 32])
+def test_encoder_trims_to_the_longest_and_cuts_at_the_context(length):
+    captions = ["a cat", "", "a large dog on a very long road", "a cat"]
+    tokens, ids = CaptionEncoder("clip", length)(captions)
+    whole = get_tokenizer(context_length=length)(captions)
+    assert torch.equal(tokens, trim(whole))
+    assert not whole[:, tokens.shape[1] :].any()
+    assert tokens[:, -1].any()
+    assert ids.tolist() == [caption_id(caption) for caption in captions]
+    assert (tokens.max(1).values == 49407).all()
+
+
+def test_caption_numbers_do_not_see_case_and_spacing():
+    assert caption_id(" A  Cat\n") == caption_id("a cat")
+    assert caption_id("a cat") != caption_id("a cats")
+
+
+def test_unknown_tokenizers_are_named():
+    with pytest.raises(UserError, match="unknown tokenizer 'clop'; did you mean clip"):
+        get_tokenizer("clop")

@@ -19,7 +19,7 @@ from clip_la.zeroshot import ranks
 from clip_la.zeroshot.cache import ClassifierCache
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.prompts import PromptSet, check
-from clip_la.zeroshot.subject import Subject, Tokenize
+from clip_la.zeroshot.subject import Subject, Tokenize, matmul_precision
 
 # Prompts tokenised and sorted together: enough for long runs of equal length, little enough to share over ranks.
 PROMPTS_PER_CHUNK = 8192
@@ -157,7 +157,7 @@ def _build(
         hidden = not progress or ranks.rank() != 0
         bar = tqdm(total=sum(map(len, mine)), desc="text classifier", unit="class", disable=hidden, leave=False)
         rows = []
-        with bar:
+        with bar, matmul_precision(precision):
             for chunk in loader:
                 rows.append((chunk.classes.start, encode_chunk(subject, chunk, precision)))
                 bar.update(len(chunk.classes))

@@ -1,8 +1,6 @@
 """Pictures against a text classifier: streamed, shared over ranks, resumable, never more than a batch of scores."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,10 @@ from clip_la.zeroshot.images import ImageBatch, Unit, image_batches
 from clip_la.zeroshot.parts import Parts
 from clip_la.zeroshot.predictions import Predictions, merge
 from clip_la.zeroshot.records import TestSet
-from clip_la.zeroshot.subject import Subject
+from clip_la.zeroshot.subject import Subject, matmul_precision
 
 TOP = 5
 SECONDS_BETWEEN_SAVES = 20.0
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Products on an accelerator exact in float32, or with TF32 inputs where the towers run in bf16 anyway."""
-    allow = precision != "float32"
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allow else "highest")
-    torch.backends.cudnn.allow_tf32 = allow
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @torch.inference_mode()

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from clip_la.errors import UserError
 from clip_la.zeroshot import ranks
-from clip_la.zeroshot.engine import matmul_precision
 from clip_la.zeroshot.images import image_batches
 from clip_la.zeroshot.records import TestSet
-from clip_la.zeroshot.subject import Subject
+from clip_la.zeroshot.subject import Subject, matmul_precision
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 from clip_la.zeroshot import metrics, ranks, results
 from clip_la.zeroshot.classes import content_hash
 from clip_la.zeroshot.classifier import encode_tokens
-from clip_la.zeroshot.engine import matmul_precision
 from clip_la.zeroshot.features import encode_images
 from clip_la.zeroshot.records import TestSet
-from clip_la.zeroshot.subject import Subject
+from clip_la.zeroshot.subject import Subject, matmul_precision
 
 RECALL_AT = (1, 5, 10)
 # Texts tokenised and encoded together, and queries scored against everything at once.

@@ -2,8 +2,8 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,20 @@ def autocast(device: torch.device, precision: str) -> Any:
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Products on an accelerator exact in float32, or with TF32 inputs where the towers run in bf16 anyway."""
+    allow = precision != "float32"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    torch.backends.cudnn.allow_tf32 = allow
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def weights_hash(module: nn.Module, salt: str, without: str | None = None) -> str:

@@ -136,6 +136,7 @@ class SampleCheckpoints(Checkpoint):
             "budget_samples": pl_module.budget_samples,
             "batch_size": pl_module.batch_size,
             "schedule": pl_module.schedule.name,
+            "loss": pl_module.loss_name,
             **self._origin,
         }
 

@@ -123,11 +123,14 @@ def _without_warnings() -> Iterator[None]:
 
 def _base_config(argv: list[str]) -> list[str]:
     """A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--branch_from", type=Path)
-    known, _ = parser.parse_known_args(argv)
+    try:
+        known, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return []  # an option without its value; the full parser says so
     folders = [known.out] if known.resume and known.out else []
     # RUN/checkpoints/samples=....ckpt
     folders += [known.branch_from.parent.parent] if known.branch_from else []

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.utilities.rank_zero import _get_rank
 from pytorch_lightning.strategies import DDPStrategy
+
+from clip_la.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Accelerator = Literal["auto", "gpu", "cpu"]
@@ -23,7 +25,13 @@ def trainer_hardware(accelerator: Accelerator, devices: int | None, precision: P
 
     `devices` counts processes on this machine; None: as many as torchrun or SLURM started here, else one.
     Precision auto is bfloat16 mixed with float32 where a GPU has it in hardware, else float32.
+
+    Raises UserError for a GPU that is not there, or no process at all.
     """
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator gpu: PyTorch finds no GPU here; give cpu or auto")
+    if devices is not None and devices < 1:
+        raise UserError(f"devices must be at least 1, not {devices}")
     on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     per_node, num_nodes = _launched_processes()
     num_devices = devices or per_node
@@ -45,7 +53,7 @@ def is_first_process() -> bool:
 
 def _launched_processes() -> tuple[int, int]:
     """(processes on this machine, machines) that torchrun or SLURM started; (1, 1) without a launcher."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
     if SLURMEnvironment.detect():
@@ -55,8 +63,17 @@ def _launched_processes() -> tuple[int, int]:
 
 
 def cluster_plugins() -> list[Any]:
-    """Under SLURM, Lightning without its own requeueing: a requeued job goes on by --resume."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    """Under srun, Lightning without its own requeueing: a requeued job goes on by --resume.
+
+    Torchrun inside a SLURM job counts the processes itself: SLURM knows only one of them a machine. Raises UserError
+    for a job without --ntasks-per-node.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    try:
+        return [SLURMEnvironment(auto_requeue=False)]
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
 
 
 @contextlib.contextmanager

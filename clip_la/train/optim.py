@@ -36,8 +36,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise unknown("schedule", self.name, SCHEDULES)
-        if self.peak_lr <= 0:
-            raise UserError(f"lr must be positive, not {self.peak_lr}")
+        if not 0 < self.peak_lr < math.inf:
+            raise UserError(f"lr must be positive and finite, not {self.peak_lr}")
         if (self.name == "cooldown") != (self.cooldown_samples > 0):
             raise UserError(
                 f"schedule '{self.name}' with cooldown_samples {self.cooldown_samples}: "
@@ -65,6 +65,19 @@ class Schedule:
             done = (samples - self.cooldown_start) / self.cooldown_samples
             return self.peak_lr * (1 - math.sqrt(min(done, 1.0)))
         return self.peak_lr
+
+
+def check_adamw(betas: tuple[float, float], eps: float, weight_decay: float, max_grad_norm: float | None) -> None:
+    """Raises UserError naming the setting that makes no optimiser."""
+    for name, value in zip(("beta1", "beta2"), betas, strict=True):
+        if not 0 <= value < 1:
+            raise UserError(f"{name} must be from 0 to below 1, not {value}")
+    if not eps > 0:
+        raise UserError(f"eps must be positive, not {eps}")
+    if not weight_decay >= 0:
+        raise UserError(f"weight_decay must not be negative, not {weight_decay}")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise UserError(f"max_grad_norm must be positive, or null for no limit, not {max_grad_norm}")
 
 
 def adamw(

@@ -1,6 +1,6 @@
 """One training run in its folder: from its start to its budget, or to where it is stopped."""
 
-import importlib.metadata
+import importlib.util
 import random
 import sys
 import uuid
@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from clip_la.atomic import atomic_write
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
+from clip_la.errors import UserError
 from clip_la.train.callbacks import Meter, Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, saved_checkpoints
 from clip_la.train.hardware import (
@@ -31,11 +32,11 @@ from clip_la.train.hardware import (
 from clip_la.train.logger import CsvMetrics
 from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, Start, find_start, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
+from clip_la.zeroshot.results import versions
 
 METRICS_NAME = "metrics.csv"
 TENSORBOARD_NAME = "tensorboard"
 DEFAULT_WINDOW_BATCHES = 50
-_RECORDED_VERSIONS = ("clip_la", "torch", "pytorch-lightning", "timm", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,13 @@ def train_run(
         train_data: what the shards are called in checkpoints and results.
         config_text: what to write into config.yaml; nothing is written for an empty text.
 
-    Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a loss that is
-    not finite, and whatever is wrong with the data.
+    Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a GPU that is not
+    there, a loss that is not finite, and whatever is wrong with the data.
     """
+    for name, samples in {"save_every_samples": save_every_samples, "log_every_samples": log_every_samples}.items():
+        if samples is not None and samples < 1:
+            raise UserError(f"{name} must be at least 1, not {samples}")
+    hardware = trainer_hardware(accelerator, devices, precision)
     folder = Path(out)
     if not resume and is_first_process():
         refuse_existing_run(folder)
@@ -123,7 +128,7 @@ def train_run(
     )
     with quiet_lightning(), fast_matmul(), stop.installed():
         trainer = pl.Trainer(
-            **trainer_hardware(accelerator, devices, precision),
+            **hardware,
             plugins=[AtomicCheckpointIO(), *cluster_plugins()],
             logger=_loggers(folder, start.samples_seen, tensorboard),
             callbacks=[StreamPosition(), stop, meter, Progress(meter), checkpoints],
@@ -177,8 +182,12 @@ def _origin(start: Start, seed: int, train_data: str) -> dict[str, Any]:
     elif start.block:
         parent = {key: start.block[key] for key in ("parent_run_id", "parent_samples") if key in start.block}
     run_id = start.block["run_id"] if start.block and not start.is_branch else uuid.uuid4().hex[:12]
-    versions = {name: importlib.metadata.version(name) for name in _RECORDED_VERSIONS}
-    return {"run_id": run_id, "seed": seed, "train_data": train_data, "versions": versions, **parent}
+    return {"run_id": run_id, "seed": seed, "train_data": train_data, "versions": _versions(), **parent}
+
+
+def _versions() -> dict[str, str]:
+    """Of what moves the weights: results.versions and Lightning."""
+    return {**versions(), "pytorch-lightning": pl.__version__}
 
 
 def _as_run(folder: Path, task: ContrastiveTask, samples_seen: int) -> Run:

@@ -66,9 +66,11 @@ def find_start(
 
 def _check_same(path: Path, block: dict[str, Any], task: ContrastiveTask, seed: int) -> None:
     check_same_model(path, block, task.model.spec)
-    for key, wanted in (("batch_size", task.batch_size), ("seed", seed)):
-        if block[key] != wanted:
-            raise UserError(f"{path} was trained with {key} {block[key]}, not {wanted}: the run cannot go on from it")
+    for key, wanted in (("batch_size", task.batch_size), ("seed", seed), ("loss", task.loss_name)):
+        if block.get(key) != wanted:
+            raise UserError(
+                f"{path} was trained with {key} {block.get(key)}, not {wanted}: the run cannot go on from it"
+            )
 
 
 def _check_resume(path: Path, block: dict[str, Any], task: ContrastiveTask, seed: int) -> None:

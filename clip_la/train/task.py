@@ -12,7 +12,7 @@ from clip_la.data.transforms import normalize_pixels
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
 from clip_la.models import create_model
-from clip_la.train.optim import Schedule, adamw, clip_gradients, whole_batches
+from clip_la.train.optim import Schedule, adamw, check_adamw, clip_gradients, whole_batches
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
 SIGMOID_INIT_SCALE = 10.0
@@ -80,6 +80,10 @@ class ContrastiveTask(pl.LightningModule):
         super().__init__()
         if batch_size < 2:
             raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
+        if budget_samples < 1:
+            raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
+        if max_logit_scale < 1:
+            raise UserError(f"max_logit_scale must be at least 1, not {max_logit_scale}")
         self.batch_size = batch_size
         self.budget_samples = whole_batches(budget_samples, batch_size)
         self.schedule = Schedule(
@@ -99,6 +103,7 @@ class ContrastiveTask(pl.LightningModule):
             seed=seed,
         )
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
+        self.loss_name = loss
         if loss == "sigmoid":
             nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
         if grad_checkpointing:
@@ -109,6 +114,7 @@ class ContrastiveTask(pl.LightningModule):
             self.model.text.compile()
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
         self._betas, self._eps, self._weight_decay = (beta1, beta2), eps, weight_decay
+        check_adamw(self._betas, eps, weight_decay, max_grad_norm)
         self._max_grad_norm = max_grad_norm
         self._max_log_scale = math.log(max_logit_scale)
         self.grad_norm = torch.zeros(())
@@ -153,6 +159,12 @@ class ContrastiveTask(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
             self.model.logit_scale.clamp_(0.0, self._max_log_scale)
+
+    def on_train_start(self) -> None:
+        """A run that goes on takes AdamW's moments from its checkpoint, but its settings from its options."""
+        restored, wanted = self.trainer.optimizers[0], self.configure_optimizers()
+        for group, own in zip(restored.param_groups, wanted.param_groups, strict=True):
+            group.update({name: value for name, value in own.items() if name != "params"})
 
     def on_fit_start(self) -> None:
         """Refuses what would change the loss without a word."""

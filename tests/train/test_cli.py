@@ -10,6 +10,7 @@ from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.models import list_models
 from clip_la.train.cli import parse
+from clip_la.train.hardware import cluster_plugins, trainer_hardware
 from clip_la.train.help import help_text, options
 from clip_la.train.task import ContrastiveTask
 
@@ -32,6 +33,16 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--branch_from", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["stray"], "unknown option stray"),
+        (["--budget_samples", "0"], "budget_samples must be at least 1"),
+        (["--log_every_samples", "-1"], "log_every_samples must be at least 1"),
+        (["--save_every_samples", "0"], "save_every_samples must be at least 1"),
+        (["--devices", "0"], "devices must be at least 1"),
+        (["--model.max_logit_scale", "0"], "max_logit_scale must be at least 1"),
+        (["--model.max_grad_norm", "-1"], "max_grad_norm must be positive"),
+        (["--model.beta2", "1"], "beta2 must be from 0 to below 1"),
+        (["--model.weight_decay", "-0.1"], "weight_decay must not be negative"),
+        (["--model.lr", ".nan"], "lr must be positive and finite"),
+        (["--branch_from"], "branch_from"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, tmp_path, capsys):
@@ -41,6 +52,30 @@ def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, t
     assert says in shown
     assert shown.count("\n") == 1
     assert not run.exists()
+
+
+def test_a_gpu_that_is_not_there_is_one_line(run_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = ["--budget_samples", "32", "--out", str(tmp_path / "run"), "--accelerator", "gpu"]
+    assert main(["train", *run_options, *options]) == 2
+    shown = capsys.readouterr().err
+    assert "finds no GPU" in shown
+    assert shown.count("\n") == 1
+
+
+def test_torchrun_inside_a_slurm_job_counts_the_processes(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "clip-la"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="ntasks-per-node"):
+        cluster_plugins()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    assert trainer_hardware("cpu", None, "float32")["num_nodes"] == 2
+    assert [type(plugin).__name__ for plugin in cluster_plugins()] == ["SLURMEnvironment"]
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16"}.items():
+        monkeypatch.setenv(name, value)
+    hardware = trainer_hardware("cpu", None, "float32")
+    assert (hardware["devices"], hardware["num_nodes"]) == (8, 2)
+    assert cluster_plugins() == []
 
 
 def test_a_missing_option_is_named(run_options, tmp_path, capsys):

@@ -256,6 +256,7 @@ def test_only_a_constant_run_can_be_branched(uninterrupted, tmp_path):
         (["--model.name", "vit_nano"], "is of another architecture: name vit_pico (not vit_nano)"),
         (["--data.batch_size", "32"], "was trained with batch_size 16, not 32"),
         (["--seed", "4"], "was trained with seed 0, not 4"),
+        (["--model.loss", "sigmoid"], "was trained with loss contrastive, not sigmoid"),
         (["--model.schedule", "constant"], "has schedule cosine, not constant"),
         (["--budget_samples", "320"], "has budget_samples 192, not 320"),
     ],
@@ -272,6 +273,18 @@ def test_a_constant_run_can_be_given_a_larger_budget(run_options, tmp_path):
     assert main(["--resume", "--out", str(tmp_path / "run"), "--budget_samples", str(4 * BATCH)]) == 0
     train(tmp_path / "whole", constant, "--budget_samples", 4 * BATCH)
     assert_same_outcome(tmp_path / "run", tmp_path / "whole", 4 * BATCH)
+
+
+def test_a_run_that_goes_on_takes_the_optimiser_as_it_is_set_now(run_options, tmp_path):
+    constant = [*run_options, "--model.schedule", "constant"]
+    train(tmp_path / "run", constant, "--budget_samples", BATCH)
+    changed = ["--model.weight_decay", "0.05", "--model.beta2", "0.9"]
+    assert main(["--resume", "--out", str(tmp_path / "run"), "--budget_samples", str(2 * BATCH), *changed]) == 0
+    checkpoint = torch.load(newest(tmp_path / "run"), weights_only=True)
+    decayed, spared = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    assert decayed["betas"] == spared["betas"] == (0.9, 0.9)
+    assert {int(state["step"]) for state in checkpoint["optimizer_states"][0]["state"].values()} == {2}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_options, tmp_path):

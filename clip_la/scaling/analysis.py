@@ -262,10 +262,6 @@ def analyse(
     for fit in fits:
         if fit.alpha_interval is None:
             notes.append(f"no interval for {fit.name}: {fit.num_runs} runs are too few to resample")
-        elif fit.num_runs < FEW_RUNS:
-            notes.append(
-                f"the interval of {fit.name} rests on {fit.num_runs} runs only: take it as a lower bound of the doubt"
-            )
     few = [f"{fit.name} {fit.num_runs}" for fit in fits if fit.alpha_interval and fit.num_runs < FEW_RUNS]
     if few:
         notes.append(f"intervals from so few runs ({', '.join(few)}) are narrower than the truth")

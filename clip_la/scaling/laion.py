@@ -16,6 +16,8 @@ METRICS = (*DEFAULT_METRICS, "acc5", "mean_per_class_recall", "text_retrieval_re
 COLUMNS = ("arch", "samples_seen", "gmacs_total", "gmacs", "upstream_dataset", "downstream_dataset", "name")
 # The one upstream set that is not LAION's: the private one of OpenAI's models.
 OPENAI_DATA = "CLIP-WIT"
+# A multiply-add counts 2.
+FLOPS_PER_GMAC = 2e9
 
 
 def _row(names: Sequence[str], cells: Sequence[str], where: str) -> Row:
@@ -46,7 +48,9 @@ def read_laion(path: Path) -> list[Row]:
 def _pick_metric(rows: Sequence[Row], metric: str | None) -> str:
     held = [name for name in METRICS if any(row.fields.get(name) for row in rows)]
     if metric is None:
-        return next(name for name in DEFAULT_METRICS if name in held)
+        metric = next((name for name in DEFAULT_METRICS if name in held), None)
+        if metric is None:
+            raise UserError(f"the target has none of the metrics {', '.join(DEFAULT_METRICS)}: name one with --metric")
     if metric not in held:
         raise unknown("metric", metric, held)
     return metric
@@ -70,7 +74,7 @@ def _point(row: Row, metric: str) -> Point:
         seed=None,
         schedule="cosine",
         batch_size=None,
-        flops_per_sample=2e9 * numbers["gmacs"],
+        flops_per_sample=FLOPS_PER_GMAC * numbers["gmacs"],
         samples_seen=round(numbers["samples_seen"]),
         compute=numbers["gmacs_total"],
         error=error_of(value, metric, row.where),

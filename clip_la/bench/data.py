@@ -21,8 +21,10 @@ from clip_la.data.order import Streams, draws_for_samples
 from clip_la.data.problems import BadSample
 from clip_la.data.rows import Limits, Row, StreamedRows, image_bytes
 from clip_la.data.shards import read_samples
+from clip_la.data.sources import shard_name
 from clip_la.data.stream import ShardStream, Source
 from clip_la.data.tokenizer import CaptionEncoder
+from clip_la.errors import UserError
 
 STAGES = ("read", "decode", "transform", "tokenize", "collate")
 ROUNDS = 5
@@ -77,6 +79,8 @@ def _usable(urls: Sequence[str], rows: StreamedRows, count: int) -> tuple[list[d
         usable.append(sample)
         if len(usable) == count:
             break
+    if not usable:
+        raise UserError(f"no usable sample in {', '.join(map(shard_name, urls[:3]))}; `clip-la data read` says why")
     return usable, draws[: len(usable)]
 
 

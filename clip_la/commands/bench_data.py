@@ -1,5 +1,6 @@
 """`clip-la bench data`: how fast the data stream is here, stage by stage, and what holds it up."""
 
+import argparse
 import json
 import os
 import sys
@@ -7,8 +8,10 @@ import tempfile
 from pathlib import Path
 
 from clip_la.cli import Parser
+from clip_la.errors import UserError
 
 SAMPLES_A_SHARD = 1024
+DEVICES = ("cpu", "cuda")
 
 
 def main(argv: list[str]) -> int | None:
@@ -25,7 +28,7 @@ def main(argv: list[str]) -> int | None:
         "--workers", type=int, default=os.cpu_count() or 1, help="loader processes (default: a core each)"
     )
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of the loader")
-    parser.add_argument("--device", default="cpu", help="where the loader's batches go: cpu or cuda")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where the loader's batches go")
     parser.add_argument(
         "--decode", choices=["cpu", "gpu", "both"], default="cpu", help="where the loader's JPEGs are decoded"
     )
@@ -34,6 +37,7 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--out", help="file for the result as JSON")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
+    _check(args)
 
     from clip_la.atomic import atomic_write
     from clip_la.bench.data import bench_data, table
@@ -63,3 +67,17 @@ def main(argv: list[str]) -> int | None:
             json.dump(result, file, indent=1)
         print(f"wrote {args.out}", file=sys.stderr if args.json else sys.stdout)
     return None
+
+
+def _check(args: argparse.Namespace) -> None:
+    at_least = {"image_size": 1, "samples": 1, "workers": 0, "batch_size": 1}
+    for name, least in at_least.items():
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}")
+    if args.seconds <= 0:
+        raise UserError(f"--seconds {args.seconds} must be positive")
+    if args.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch finds no CUDA device here")

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
+from clip_la.data.audit import Audit
 from clip_la.data.augment import Augmentation
 from clip_la.data.captions import Captions
 from clip_la.data.encoded import DeviceDecoder
@@ -53,6 +54,7 @@ class ShardDataModule(pl.LightningDataModule):
             goes on at the byte where it broke.
         local_cache: folder in which remote shards are kept once read.
         local_cache_gb: size in GiB beyond which the least recently used shards leave that folder.
+        audit: folder for a record of every sample trained on or skipped, one file a rank.
         changed_layout: what to do when a checkpoint's position was taken with other shards, ranks, workers or order
             options: 'stop', or 'reshuffle' to go on in a new random order, which begins a new pass.
     """
@@ -87,6 +89,7 @@ class ShardDataModule(pl.LightningDataModule):
         retries: int = ShardOpener.retries,
         local_cache: str | None = None,
         local_cache_gb: float = ShardOpener.cache_gb,
+        audit: str | None = None,
         changed_layout: Literal["stop", "reshuffle"] = "stop",
     ) -> None:
         super().__init__()
@@ -110,6 +113,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._reshuffle = changed_layout == "reshuffle"
         self._read_ahead = read_ahead
         self._opener = ShardOpener(retries, cache_dir=local_cache, cache_gb=local_cache_gb)
+        self._audit = audit
         self._state: RankState | None = None
         self._order_seed = seed
         for name, value in {"batch_size": batch_size, "block_shards": block_shards}.items():
@@ -172,6 +176,9 @@ class ShardDataModule(pl.LightningDataModule):
         assert self._state is not None
         self._state.consumed(batch)
         self.skipped.update(batch["skipped"])
+        if self._audit is not None:
+            assert self.trainer is not None
+            Audit(self._audit, self.trainer.global_rank).write(batch)
 
     def skipped_text(self) -> str:
         """What this rank has skipped since the run began: `"image damaged 3, no caption 1"`."""

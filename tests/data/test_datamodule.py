@@ -1,5 +1,6 @@
 """The data module inside a real trainer: positions in checkpoints, resuming, and what it refuses."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path
     assert whole.skipped_text().startswith(("empty caption", "image empty"))
     # A position is plain data: any checkpoint reader may be strict.
     torch.load(tmp_path / "12.ckpt", weights_only=True)
+
+
+def test_the_audit_names_every_sample_used_or_skipped(make_shards, tmp_path):
+    urls = make_shards(3, 10, spoil={4: {".txt": ""}, 17: {".png": b""}})
+    keys = fit(tmp_path, 9, data_of(urls, audit=str(tmp_path / "audit")))
+    lines = [json.loads(line) for line in (tmp_path / "audit" / "keys-rank0.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines if line["outcome"] == "ok"] == [key for batch in keys for key in batch]
+    skipped = {line["key"]: line["reason"] for line in lines if line["outcome"] == "skipped"}
+    assert skipped == {"shards0004": "empty caption", "shards0017": "image empty"}
+    assert [line["position"] for line in lines if line["outcome"] == "ok"] == [4 * (i // 4 + 1) for i in range(36)]
+    assert all(line["shard"] in urls for line in lines)
 
 
 @pytest.mark.parametrize(

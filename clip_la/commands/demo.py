@@ -1,5 +1,6 @@
 """`clip-la demo`: the whole chain on the starter corpus."""
 
+import os
 from pathlib import Path
 
 from clip_la.cli import Parser
@@ -7,6 +8,9 @@ from clip_la.cli import Parser
 
 def main(argv: list[str]) -> None:
     """Runs `clip-la demo`."""
+    # Read when torch is loaded. Small steps on all cores: threads that spin while they wait for each other make a
+    # machine that has anything else to do several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from clip_la.demo import ATTENTION, BUDGETS_SAMPLES, MODELS, run_demo
 
     parser = Parser(

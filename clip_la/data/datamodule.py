@@ -116,13 +116,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._audit = audit
         self._state: RankState | None = None
         self._order_seed = seed
-        for name, value in {"batch_size": batch_size, "block_shards": block_shards}.items():
-            if value < 1:
-                raise UserError(f"{name} {value} must be at least 1")
-        if self._on_gpu and self._in_memory:
-            raise UserError("decode 'gpu' and cache 'memory' exclude each other: the cache decodes once")
-        if workers < 0:
-            raise UserError(f"workers {workers} must not be negative")
+        _check(batch_size, block_shards, workers, on_gpu=self._on_gpu, in_memory=self._in_memory)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches from the present position on, for this rank."""
@@ -227,6 +221,18 @@ class StreamPosition(pl.Callback):
         """After each step."""
         batch = kwargs.get("batch", args[2] if len(args) > 2 else None)
         trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
+
+
+def _check(batch_size: int, block_shards: int, workers: int, *, on_gpu: bool, in_memory: bool) -> None:
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("block_shards", block_shards, 1),
+        ("workers", workers, 0),
+    ):
+        if value < least:
+            raise UserError(f"{name} {value} must be at least {least}")
+    if on_gpu and in_memory:
+        raise UserError("decode 'gpu' and cache 'memory' exclude each other: the cache decodes once")
 
 
 def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[Source]:

@@ -137,12 +137,17 @@ def compiled() -> Provider:
         q, k = F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
         return (v.sum(2, keepdim=True) + q @ (k.transpose(-1, -2) @ v)).transpose(1, 2)
 
+    def build(shape: ShapeLike) -> Callable[..., Tensor]:
+        # A fresh compiler a shape: it gives up after a few recompilations of one function.
+        torch.compiler.reset()
+        return torch.compile(formula, fullgraph=True, dynamic=False)
+
     return Provider(
         "torch.compile",
         "linear",
         "none",
         lambda shape: not shape.causal and shape.tokens <= 20_000,
-        lambda shape: torch.compile(formula, fullgraph=True, dynamic=False),
+        build,
     )
 
 

@@ -8,6 +8,7 @@ from clip_la.errors import EXIT_CODE, unknown
 TABLES = {
     "kernels": "attention kernels against their peers, on a GPU",
     "data": "the data stream, stage by stage, on this machine's cores",
+    "zeroshot": "zero-shot evaluation at ImageNet-21K's size, beside CLIP_benchmark",
 }
 
 

@@ -1,5 +1,6 @@
 """Linear attention: the public calls, autocast, dispatch and autograd around the two paths."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -61,9 +62,8 @@ def linear_attention_split(
     return _call((q, k, v), opt, key_padding_mask, cu_seqlens)
 
 
-def cast_for_autocast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Under autocast the inputs go in its dtype, as those of a matrix product do (float64 stays)."""
-    kind = tensors[0].device.type
+def cast_for_autocast(tensors: tuple[Tensor, ...], kind: str) -> tuple[Tensor, ...]:
+    """Under autocast on devices of this kind, the inputs in its dtype, as those of a matrix product are (float64 stays)."""
     if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
@@ -71,15 +71,22 @@ def cast_for_autocast(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _call(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    tensors = cast_for_autocast(tensors)
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        if takes_kernels(tensors[0]):
-            from clip_la_kernels.kernel_ops import KernelAttention
+    kind = tensors[0].device.type
+    if torch.is_autocast_enabled(kind):
+        tensors = cast_for_autocast(tensors, kind)
+        with torch.autocast(kind, enabled=False):
+            return _apply(tensors, opt, mask, cu_seqlens)
+    return _apply(tensors, opt, mask, cu_seqlens)
 
-            return KernelAttention.apply(opt, mask, cu_seqlens, *tensors)
-        if cu_seqlens is not None:
-            return _sequence_by_sequence(tensors, opt, cu_seqlens)
-        return TorchAttention.apply(opt, mask, *tensors)
+
+def _apply(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    if takes_kernels(tensors[0]):
+        from clip_la_kernels.kernel_ops import KernelAttention
+
+        return KernelAttention.apply(opt, mask, cu_seqlens, *tensors)
+    if cu_seqlens is not None:
+        return _sequence_by_sequence(tensors, opt, cu_seqlens)
+    return TorchAttention.apply(opt, mask, *tensors)
 
 
 def _sequence_by_sequence(tensors: tuple[Tensor, ...], opt: Options, cu_seqlens: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ def _sequence_by_sequence(tensors: tuple[Tensor, ...], opt: Options, cu_seqlens:
         raise ValueError(
             f"cu_seqlens must rise from 0 to N = {tensors[0].shape[1]}; got {borders[:8]}{'...' if len(borders) > 8 else ''}"
         )
-    spans = [(start, stop) for start, stop in zip(borders, borders[1:], strict=False) if stop > start]
+    spans = [(start, stop) for start, stop in itertools.pairwise(borders) if stop > start]
     parts = [TorchAttention.apply(opt, None, *(t[:, start:stop] for t in tensors)) for start, stop in spans]
     return torch.cat(parts, dim=1)
 

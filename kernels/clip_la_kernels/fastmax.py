@@ -25,7 +25,7 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
         raise ValueError(f"fastmax has p = 1 and p = 2; got p = {p}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    (qkv,) = cast_for_autocast((qkv,))
+    (qkv,) = cast_for_autocast((qkv,), qkv.device.type)
     with torch.autocast(qkv.device.type, enabled=False):
         q, k, v = qkv.unbind(2)
         q, k = (torch.nn.functional.layer_norm(t, t.shape[-1:], eps=STANDARDISE_EPS) for t in (q, k))

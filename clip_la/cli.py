@@ -19,7 +19,7 @@ VERBS = {
     "train": "train image and text towers on shards",
     "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
     "scaling": "scaling laws from results: fit, plot",
-    "bench": "measured tables for this machine: kernels, data",
+    "bench": "measured tables for this machine: kernels, data, zeroshot",
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",
 }
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (see `{self.prog} --help`)")
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         known, extra = self.parse_known_args(args, namespace)
         if extra:
             options = [o for action in self._actions for o in action.option_strings]

@@ -1,7 +1,6 @@
 """Checkpoints that know what they are: weights and the architecture that made them, written whole or not at all."""
 
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,10 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         _check_sums(Path(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+    except (MemoryError, UserError):
+        raise
+    # Damage makes zipfile and the unpickler raise almost anything: UnicodeDecodeError, IndexError, struct.error, ...
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise UserError(f"{path} is damaged or no PyTorch checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict):

@@ -47,7 +47,10 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except MemoryError:
+        raise
+    # Damage to the table of contents makes zipfile raise almost anything: BadZipFile, UnicodeDecodeError, ...
+    except Exception:
         return False
 
 

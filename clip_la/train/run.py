@@ -100,16 +100,13 @@ def train_run(
     Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a GPU that is not
     there, a loss that is not finite, and whatever is wrong with the data.
     """
-    for name, samples in {"save_every_samples": save_every_samples, "log_every_samples": log_every_samples}.items():
-        if samples is not None and samples < 1:
-            raise UserError(f"{name} must be at least 1, not {samples}")
+    _check_positive(save_every_samples=save_every_samples, log_every_samples=log_every_samples)
     hardware = trainer_hardware(accelerator, devices, precision)
     folder = Path(out)
     if not resume and is_first_process():
         refuse_existing_run(folder)
     _seed_everything(seed)
-    branch = Path(branch_from) if branch_from else None
-    start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch, report=_note)
+    start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
     if start.samples_seen >= task.budget_samples:
         _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
         return _as_run(folder, task, start.samples_seen)
@@ -144,8 +141,13 @@ def train_run(
         # once a window.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
         _fit(trainer, task, data, start)
-        samples_seen = task.samples_seen
-    return _as_run(folder, task, samples_seen)
+        return _as_run(folder, task, task.samples_seen)
+
+
+def _check_positive(**lengths: int | None) -> None:
+    for name, samples in lengths.items():
+        if samples is not None and samples < 1:
+            raise UserError(f"{name} must be at least 1, not {samples}")
 
 
 def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, start: Start) -> None:
@@ -154,6 +156,9 @@ def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, star
     except SystemExit:
         # Lightning's answer to a KeyboardInterrupt, the second of two Ctrl-C.
         raise KeyboardInterrupt from None
+    if data.skipped:
+        whose = "" if trainer.world_size == 1 else " by the first process"
+        _note(f"samples passed over{whose}: {data.skipped_text()}")
 
 
 def _do_nothing() -> None:

@@ -43,7 +43,7 @@ def find_start(
     *,
     seed: int,
     resume: bool,
-    branch_from: Path | None,
+    branch_from: str | None,
     report: Callable[[str], None],
 ) -> Start:
     """Chooses the start of a run and checks that it fits; `report` hears of damaged checkpoints that are passed over.
@@ -55,10 +55,11 @@ def find_start(
         block = read_block(own)
         _check_resume(own, block, task, seed)
         return Start(own, block)
-    if branch_from is not None:
-        block = read_block(branch_from)
-        _check_branch(branch_from, block, task, seed)
-        return Start(branch_from, block, is_branch=True)
+    if branch_from:
+        parent = Path(branch_from)
+        block = read_block(parent)
+        _check_branch(parent, block, task, seed)
+        return Start(parent, block, is_branch=True)
     if resume:
         report(f"no whole checkpoint in {out / CHECKPOINTS_NAME}: starting from the beginning")
     return Start()

@@ -78,12 +78,7 @@ class ContrastiveTask(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 2:
-            raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
-        if budget_samples < 1:
-            raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
-        if max_logit_scale < 1:
-            raise UserError(f"max_logit_scale must be at least 1, not {max_logit_scale}")
+        _check_sizes(batch_size, budget_samples, max_logit_scale)
         self.batch_size = batch_size
         self.budget_samples = whole_batches(budget_samples, batch_size)
         self.schedule = Schedule(
@@ -103,21 +98,27 @@ class ContrastiveTask(pl.LightningModule):
             seed=seed,
         )
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
-        self.loss_name = loss
         if loss == "sigmoid":
             nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
-        if grad_checkpointing:
-            self.model.set_grad_checkpointing()
+        self.model.set_grad_checkpointing(grad_checkpointing)
         if compile:
-            # In place, so that the names of the weights stay what they are.
-            self.model.image.compile()
-            self.model.text.compile()
+            self._compile_towers()
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
+        check_adamw((beta1, beta2), eps, weight_decay, max_grad_norm)
         self._betas, self._eps, self._weight_decay = (beta1, beta2), eps, weight_decay
-        check_adamw(self._betas, eps, weight_decay, max_grad_norm)
         self._max_grad_norm = max_grad_norm
         self._max_log_scale = math.log(max_logit_scale)
         self.grad_norm = torch.zeros(())
+
+    def _compile_towers(self) -> None:
+        # In place, so that the names of the weights stay what they are.
+        self.model.image.compile()
+        self.model.text.compile()
+
+    @property
+    def loss_name(self) -> str:
+        """contrastive or sigmoid."""
+        return "contrastive" if self.logit_bias is None else "sigmoid"
 
     @property
     def samples_seen(self) -> int:
@@ -170,3 +171,12 @@ class ContrastiveTask(pl.LightningModule):
         """Refuses what would change the loss without a word."""
         if self.trainer.accumulate_grad_batches != 1:
             raise UserError("gradient accumulation changes the loss (fewer negatives); use a smaller batch_size")
+
+
+def _check_sizes(batch_size: int, budget_samples: int, max_logit_scale: float) -> None:
+    if batch_size < 2:
+        raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
+    if budget_samples < 1:
+        raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
+    if not 1 <= max_logit_scale < math.inf:
+        raise UserError(f"max_logit_scale must be at least 1 and finite, not {max_logit_scale}")

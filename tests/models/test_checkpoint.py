@@ -1,5 +1,6 @@
 """Checkpoints: what is written comes back, anything else is refused by name."""
 
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from clip_la.errors import UserError
 from clip_la.models import CLIP, create_model, load_checkpoint, save_checkpoint
+from clip_la.models.checkpoint import read_torch_file
 
 
 @pytest.fixture
@@ -101,6 +103,23 @@ def test_missing_and_damaged_files_are_refused(tmp_path: Path, model: CLIP) -> N
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="holds a list, not a checkpoint"):
         load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_damage_is_one_kind_of_error(tmp_path: Path, zipped: bool) -> None:
+    """A changed byte anywhere: zipfile and the unpickler have a dozen ways to fail."""
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": {"weight": torch.arange(4.0)}}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xA5]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            read_torch_file(path)
+            continue
+        refused += 1
+    assert refused > len(whole) // 10
 
 
 class Malicious:

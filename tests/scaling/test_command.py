@@ -50,6 +50,8 @@ def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> Non
         (["fit", "FILE", "--target", "rendition"], "unknown target 'rendition'; did you mean renditions"),
         (["fit", "FILE", "--by", "modle"], "unknown field to fit by 'modle'; did you mean model"),
         (["fit", "FILE", "--where", "seed"], "a filter is FIELD=VALUE"),
+        (["fit", "EMPTY"], "empty.jsonl: no results in it"),
+        (["fit", "FEW"], "no fit for softmax: 2 points, a fit needs at least 3"),
         (["fit", "absent.jsonl"], "no such file: absent.jsonl"),
         (["fit", "FILE", "--format", "laion", "--target", "a", "--target", "b"], "one --target at a time"),
         (["fit", "FILE", "--format", "laion", "--target", "a"], "no column arch"),
@@ -57,9 +59,14 @@ def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> Non
         (["plot", "FILE", "--out", "law.jpg"], "as PNG and SVG, not .jpg"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_2(write_lines, two_laws, capsys, options: list[str], says: str) -> None:
-    path = write_lines(two_laws)
-    argv = [str(path) if option == "FILE" else option for option in options]
+def test_wrong_input_is_one_line_and_exit_2(
+    write_lines, two_laws, tmp_path, capsys, options: list[str], says: str
+) -> None:
+    places = {"EMPTY": tmp_path / "empty.jsonl", "FEW": tmp_path / "few.jsonl", "FILE": write_lines(two_laws)}
+    places["EMPTY"].touch()
+    softmax = [line for line in two_laws if line["attention"] == "softmax"]
+    places["FEW"].write_text("\n".join(map(json.dumps, softmax[:2])))
+    argv = [str(places.get(option, option)) for option in options]
     assert main(["scaling", *argv]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

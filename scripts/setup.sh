@@ -15,7 +15,8 @@ if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         echo "clip_la needs Python 3.11 or newer; $("$python" --version 2>&1) found. Set PYTHON to another interpreter." >&2
         exit 2
     }
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    # One that was stopped before it had pip is made again.
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
     # torch first and by itself, so that the rest is resolved against this build.
     # shellcheck disable=SC2086
     .venv/bin/python -m pip install --quiet --disable-pip-version-check $CLIP_LA_TORCH

@@ -83,14 +83,15 @@ class Pool:
     def _images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
         assert self._canvas is not None
         augmentation, numbers = self._augmentation, torch.tensor([row.picture for row in rows])
+        canvas = self._canvas[numbers].float()
+        if canvas.shape[2] == 4:
+            colors = augmentation.background_colors(draws)[:, None, :, None]
+            canvas = torch.addcmul(canvas[:, :, :3], colors, 1 - canvas[:, :, 3:] / OPAQUE)
         # Stored rows, channels, columns: the transpose gives the usual order without moving anything.
-        images = self._canvas[numbers].float().transpose(1, 2)
+        images = canvas.transpose(1, 2)
         if augmentation.min_crop_area < 1:
             boxes = random_crops(self._side, augmentation.min_crop_area, draws)
             images = resample(images, boxes, augmentation.image_size)
-        if images.shape[1] == 4:
-            colors = augmentation.background_colors(draws)[:, :, None, None]
-            images = torch.addcmul(images[:, :3], colors, 1 - images[:, 3:] / OPAQUE)
         if augmentation.flip:
             mirrored = torch.tensor([augmentation.is_flipped(row) for row in draws])
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -14,7 +14,8 @@ PANELS = (("forward_backward", False, "bidirectional"), ("forward_backward", Tru
 
 
 def write_table(path: Path, rows: Sequence[Any]) -> None:
-    """Writes dataclass rows as CSV, whole or not at all; times and ratios to four significant digits after the point."""
+    """Writes dataclass rows as CSV, whole or not at all; times and ratios to four significant digits after the
+    point."""
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
         writer.writeheader()
@@ -26,7 +27,8 @@ def write_table(path: Path, rows: Sequence[Any]) -> None:
 
 
 def _series(path: Path) -> dict[tuple[str, bool], dict[str, list[tuple[int, float]]]]:
-    """Microseconds a thousand (token, head) pairs of work, by panel and provider, kernels alone where they could be replayed."""
+    """Microseconds a thousand (token, head) pairs of work, by panel and provider, kernels alone where they could be
+    replayed."""
     found: dict[tuple[str, bool], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     with open(path, newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):

@@ -1,8 +1,12 @@
-"""Times the attention kernels against their peers on this GPU: a table of tidy rows, written by `clip-la bench kernels`.
+"""Times the attention kernels against their peers on this GPU: a table of tidy rows, written by `clip-la bench
+kernels`.
 
-Every time is the median of repeated calls: kernels alone by CUDA-graph replay, whole autograd calls launched from Python. The
-floor of a row is its counted bytes over the bandwidth of a device-to-device copy measured in the same run; T is the bytes of
-one (B, N, H, D) tensor, 4 T forward and 11 T forward and backward. Correctness is checked first, at the very shapes timed.
+Every time is the median of repeated calls: kernels alone by CUDA-graph replay, whole autograd calls launched from
+Python. The
+floor of a row is its counted bytes over the bandwidth of a device-to-device copy measured in the same run; T is the
+bytes of
+one (B, N, H, D) tensor, 4 T forward and 11 T forward and backward. Correctness is checked first, at the very shapes
+timed.
 """
 
 import dataclasses
@@ -17,6 +21,7 @@ import torch
 from clip_la_kernels.triton_path import configs
 
 from clip_la.bench import providers
+from clip_la.bench.providers import Shape
 from clip_la.errors import UserError
 
 FORWARD, BOTH = "forward", "forward_backward"
@@ -32,17 +37,6 @@ COPY_BYTES = 2 << 30
 # Relative error of bfloat16 against float32, output and gradients.
 GATE = 3e-2
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One point of the table: (B, N, H, D) and whether attention is causal."""
-
-    batch: int
-    tokens: int
-    heads: int
-    width: int = 64
-    causal: bool = False
 
 
 @dataclass
@@ -89,7 +83,8 @@ QUICK_SHAPES = [Shape(8, 197, 12), Shape(8, 77, 8, 64, True)]
 
 
 def all_shapes() -> list[Shape]:
-    """The whole table: image towers, linearity in N and a million tokens, captions, and the causal shape of arXiv 2510.21956."""
+    """The whole table: image towers, linearity in N and a million tokens, captions, and the causal shape of arXiv
+    2510.21956."""
     return [*CAUSAL_SHAPES, *LINEAR_SHAPES, *TEXT_SHAPES, *IMAGE_SHAPES]
 
 
@@ -134,7 +129,8 @@ def _captured(call: Callable[[], Any], calls: int) -> torch.cuda.CUDAGraph:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second of a device-to-device copy, read and written counted. Eager: a graph's copy node is slower than the copy kernel."""
+    """Bytes a second of a device-to-device copy, read and written counted. Eager: a graph's copy node is slower than
+    the copy kernel."""
     source = torch.randn(COPY_BYTES // 4, device="cuda")
     target = torch.empty_like(source)
     median, _, _ = quantiles(lambda: target.copy_(source), EAGER)
@@ -156,7 +152,8 @@ def peak_mib(call: Callable[[], Any]) -> float:
 
 
 def check(provider: providers.Provider, shape: Shape, dtype: torch.dtype) -> None:
-    """Raises UserError unless our provider agrees with the PyTorch path in float32 on a slice of the batch, output and gradient."""
+    """Raises UserError unless our provider agrees with the PyTorch path in float32 on a slice of the batch, output
+    and gradient."""
     small = dataclasses.replace(shape, batch=1, heads=min(shape.heads, 2))
     case = provider.prepare(small, dtype)
     # Through the copy engine, as the large tensors that are timed.
@@ -193,7 +190,8 @@ def _provider_rows(provider: providers.Provider, shape: Shape, dtype: torch.dtyp
             memory = peak_mib(call)
             for timing in (GRAPH, EAGER) if provider.graphs else (EAGER,):
                 yield _row(provider, shape, dtype, mode, timing, quantiles(call, timing), memory, bandwidth)
-    # A peer that fails at a shape is left out there, whatever it raises; ours failed at the gate already if it is wrong.
+    # A peer that fails at a shape is left out there, whatever it raises; ours failed at the gate already if it is
+    # wrong.
     except Exception as error:
         providers.note(f"{provider.name} at {shape}: {' '.join(str(error).split())[:160]}")
 
@@ -206,7 +204,9 @@ def _row(
     tensor = shape.batch * shape.tokens * shape.heads * shape.width * BYTES[name]
     floor = TENSORS[mode] * tensor / bandwidth * 1e3
     return Row(
-        torch.cuda.get_device_name(), torch.__version__, providers.version("triton"), provider.name, provider.op, mode, shape.causal,
-        provider.denominator, name, shape.batch, shape.tokens, shape.heads, shape.width, *times, floor, times[0] / floor,
+        torch.cuda.get_device_name(), torch.__version__, providers.version("triton"), provider.name, provider.op, mode,
+        shape.causal,
+        provider.denominator, name, shape.batch, shape.tokens, shape.heads, shape.width, *times, floor,
+        times[0] / floor,
         TENSORS[mode] * tensor / (times[0] * 1e-3) / 1e9, memory, timing,
     )  # fmt: skip

@@ -1,6 +1,8 @@
-"""Who is timed by `clip-la bench kernels`: our kernels, PyTorch's fused softmax, the compiled formula, and linear-attention libraries.
+"""Who is timed by `clip-la bench kernels`: our kernels, PyTorch's fused softmax, the compiled formula, and
+linear-attention libraries.
 
-Inputs are made outside the timing. Ours and softmax start from the packed projection, as a tower has it; `clip_la_split` and the
+Inputs are made outside the timing. Ours and softmax start from the packed projection, as a tower has it;
+`clip_la_split` and the
 libraries get contiguous q, k, v, with the feature map applied beforehand for those that have none.
 """
 
@@ -9,7 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from clip_la_kernels import linear_attention, linear_attention_split
@@ -19,12 +21,15 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class ShapeLike(Protocol):
+@dataclass(frozen=True)
+class Shape:
+    """One point of the table: (B, N, H, D) and whether attention is causal."""
+
     batch: int
     tokens: int
     heads: int
-    width: int
-    causal: bool
+    width: int = 64
+    causal: bool = False
 
 
 @dataclass
@@ -48,20 +53,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Provider:
-    """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H, D)."""
+    """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H,
+    D)."""
 
     name: str
     op: str
     denominator: str
-    serves: Callable[[ShapeLike], bool]
-    build: Callable[[ShapeLike], Callable[..., Tensor]]
+    serves: Callable[[Shape], bool]
+    build: Callable[[Shape], Callable[..., Tensor]]
     packed: bool = True
     gate: bool = False
     features: bool = False
     own: bool = False
     graphs: bool = True
 
-    def prepare(self, shape: ShapeLike, dtype: torch.dtype) -> Case:
+    def prepare(self, shape: Shape, dtype: torch.dtype) -> Case:
         """Random inputs of the shape, leaves of autograd."""
         size = (shape.batch, shape.tokens, shape.heads, shape.width)
         grad = torch.randn(size, device="cuda", dtype=dtype)
@@ -75,7 +81,7 @@ class Provider:
             inputs.append(F.logsigmoid(torch.randn(size, device="cuda")).to(dtype))
         return Case(tuple(t.requires_grad_() for t in inputs), grad, self.build(shape))
 
-    def law(self, case: Case, shape: ShapeLike) -> tuple[Tensor, ...]:
+    def law(self, case: Case, shape: Shape) -> tuple[Tensor, ...]:
         """Output and gradients of the reference in float32."""
         exact = [t.detach().float().requires_grad_() for t in case.inputs]
         q, k, v = exact[0].unbind(2) if self.packed else exact
@@ -99,10 +105,10 @@ def version(package: str) -> str:
 def ours(denominator: str) -> list[Provider]:
     """Our kernels on the packed projection and on separate tensors."""
 
-    def packed(shape: ShapeLike) -> Callable[..., Tensor]:
+    def packed(shape: Shape) -> Callable[..., Tensor]:
         return lambda qkv: linear_attention(qkv, denominator=denominator, causal=shape.causal)
 
-    def split(shape: ShapeLike) -> Callable[..., Tensor]:
+    def split(shape: Shape) -> Callable[..., Tensor]:
         return lambda q, k, v: linear_attention_split(q, k, v, denominator=denominator, causal=shape.causal)
 
     return [
@@ -118,7 +124,7 @@ SOFTMAX_PAIRS = 4 * 12 * 16385**2
 def softmax(name: str, backend: SDPBackend) -> Provider:
     """scaled_dot_product_attention as timm calls it: unbind the packed projection, swap tokens and heads, swap back."""
 
-    def build(shape: ShapeLike) -> Callable[..., Tensor]:
+    def build(shape: Shape) -> Callable[..., Tensor]:
         def call(qkv: Tensor) -> Tensor:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             with sdpa_kernel(backend):
@@ -137,7 +143,7 @@ def compiled() -> Provider:
         q, k = F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
         return (v.sum(2, keepdim=True) + q @ (k.transpose(-1, -2) @ v)).transpose(1, 2)
 
-    def build(shape: ShapeLike) -> Callable[..., Tensor]:
+    def build(shape: Shape) -> Callable[..., Tensor]:
         # A fresh compiler a shape: it gives up after a few recompilations of one function.
         torch.compiler.reset()
         return torch.compile(formula, fullgraph=True, dynamic=False)
@@ -158,21 +164,39 @@ def libraries() -> list[Provider]:
         from fla.ops.gla import chunk_gla
         from fla.ops.linear_attn import chunk_linear_attn, fused_chunk_linear_attn
 
-        def plain(function: Any) -> Callable[[ShapeLike], Callable[..., Tensor]]:
+        def plain(function: Any) -> Callable[[Shape], Callable[..., Tensor]]:
             return lambda shape: lambda q, k, v: function(q, k, v, normalize=False)[0]
 
-        def long(shape: ShapeLike) -> bool:
+        def long(shape: Shape) -> bool:
             return shape.causal and shape.tokens > 128
 
         found += [
-            Provider("fla.fused_chunk_linear_attn", "linear", "none", lambda s: s.tokens <= 20_000, plain(fused_chunk_linear_attn), packed=False, features=True),
-            Provider("fla.chunk_linear_attn", "linear", "none", long, plain(chunk_linear_attn), packed=False, features=True),
-            Provider("fla.chunk_gla", "gated linear", "none", long, lambda s: lambda q, k, v, g: chunk_gla(q, k, v, g)[0], packed=False, gate=True),
-        ]  # fmt: skip
+            Provider(
+                "fla.fused_chunk_linear_attn",
+                "linear",
+                "none",
+                lambda shape: shape.tokens <= 20_000,
+                plain(fused_chunk_linear_attn),
+                packed=False,
+                features=True,
+            ),
+            Provider(
+                "fla.chunk_linear_attn", "linear", "none", long, plain(chunk_linear_attn), packed=False, features=True
+            ),
+            Provider(
+                "fla.chunk_gla",
+                "gated linear",
+                "none",
+                long,
+                lambda shape: lambda q, k, v, g: chunk_gla(q, k, v, g)[0],
+                packed=False,
+                gate=True,
+            ),
+        ]
     if importlib.util.find_spec("flash_bla") is not None:
         from flash_bla.ops.linear_attn.fused import linear_attention as bidirectional
 
-        def build(shape: ShapeLike) -> Callable[..., Tensor]:
+        def build(shape: Shape) -> Callable[..., Tensor]:
             return lambda q, k, v: bidirectional(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
         found.append(

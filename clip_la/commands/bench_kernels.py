@@ -12,8 +12,9 @@ def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench kernels ...`."""
     parser = Parser(
         prog="clip-la bench kernels",
-        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: median and "
-        "20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the copy bandwidth's floor, memory.",
+        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: median, "
+        "20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the "
+        "floor of the copy bandwidth, memory.",
     )
     parser.add_argument(
         "--out",
@@ -48,7 +49,8 @@ def _measure(args: argparse.Namespace) -> None:
     chosen = [p for p in known if not args.only or p.name in args.only]
     if not chosen:
         raise UserError(
-            f"bench kernels: no provider named {', '.join(args.only)}; known: {', '.join(sorted({p.name for p in known}))}"
+            f"bench kernels: no provider named {', '.join(args.only)}; "
+            f"known: {', '.join(sorted({p.name for p in known}))}"
         )
     shapes = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
     for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
@@ -60,7 +62,8 @@ def _measure(args: argparse.Namespace) -> None:
     for row in kernels.rows(shapes, chosen, torch.bfloat16, bandwidth):
         rows.append(row)
         print(
-            f"{row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H} D={row.D} {row.mode:17} {row.timing:6}"
+            f"{row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H} D={row.D}"
+            f" {row.mode:17} {row.timing:6}"
             f" {row.median_ms:9.4f} ms  {row.ratio_to_floor:6.2f} x floor  {row.peak_mib:8.0f} MiB",
             file=sys.stderr,
             flush=True,

@@ -1,4 +1,5 @@
-"""Linear attention at the memory limit: Triton kernels on a GPU, a fast PyTorch path elsewhere. README.md has the derivations."""
+"""Linear attention at the memory limit: Triton kernels on a GPU, a fast PyTorch path elsewhere. README.md has the
+derivations."""
 
 from clip_la_kernels.attention import linear_attention, linear_attention_split
 from clip_la_kernels.contrastive import contrastive_loss

@@ -24,12 +24,16 @@ def linear_attention(
     cu_seqlens: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """o_i = sum_j (a + b phi(q_i).phi(k_j)) v_j / z_i in time and memory linear in N. qkv: (B, N, 3, H, D) -> (B, N, H, D).
+    """o_i = sum_j (a + b phi(q_i).phi(k_j)) v_j / z_i in time and memory linear in N. qkv: (B, N, 3, H, D) -> (B, N,
+    H, D).
 
-    feature_map: "l2" (unit vectors), "identity", "relu", "elu1" (elu + 1) or "exp". denominator: "none" (z = 1, Eq. 7 of
-    arXiv 2604.10064), "length" (keys seen) or "sum" (sum of weights, arXiv 2510.21956; held away from 0 by `eps` times the
+    feature_map: "l2" (unit vectors), "identity", "relu", "elu1" (elu + 1) or "exp". denominator: "none" (z = 1, Eq. 7
+    of
+    arXiv 2604.10064), "length" (keys seen) or "sum" (sum of weights, arXiv 2510.21956; held away from 0 by `eps`
+    times the
     number of keys, see `reference.py`). With a positive elementwise map the usual choice is a=0, b=1.
-    key_padding_mask: bool (B, N), True = real token; padded keys weigh nothing and get zero gradients, whatever they hold.
+    key_padding_mask: bool (B, N), True = real token; padded keys weigh nothing and get zero gradients, whatever they
+    hold.
     cu_seqlens: int (S + 1,), borders of S sequences packed along N, with B = 1.
     The gradient comes back as one packed tensor. Second derivatives are refused. ValueError for what does not fit.
     """
@@ -55,7 +59,8 @@ def linear_attention_split(
     cu_seqlens: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """`linear_attention` on separate q, k, v, each (B, N, H, D) of any strides -> (B, N, H, D). A frozen one costs no gradient."""
+    """`linear_attention` on separate q, k, v, each (B, N, H, D) of any strides -> (B, N, H, D). A frozen one costs no
+    gradient."""
     check_tensors(q, k, v)
     check_padding(key_padding_mask, cu_seqlens, q.shape[0], q.shape[1])
     opt = make_options(a, b, feature_map, denominator, causal, eps)
@@ -63,7 +68,8 @@ def linear_attention_split(
 
 
 def cast_for_autocast(tensors: tuple[Tensor, ...], kind: str) -> tuple[Tensor, ...]:
-    """Under autocast on devices of this kind, the inputs in its dtype, as those of a matrix product are (float64 stays)."""
+    """Under autocast on devices of this kind, the inputs in its dtype, as those of a matrix product are (float64
+    stays)."""
     if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
@@ -94,7 +100,8 @@ def _sequence_by_sequence(tensors: tuple[Tensor, ...], opt: Options, cu_seqlens:
     borders = cu_seqlens.tolist()
     if borders[0] != 0 or borders[-1] != tensors[0].shape[1] or sorted(borders) != borders:
         raise ValueError(
-            f"cu_seqlens must rise from 0 to N = {tensors[0].shape[1]}; got {borders[:8]}{'...' if len(borders) > 8 else ''}"
+            f"cu_seqlens must rise from 0 to N = {tensors[0].shape[1]}; got {borders[:8]}"
+            f"{'...' if len(borders) > 8 else ''}"
         )
     spans = [(start, stop) for start, stop in itertools.pairwise(borders) if stop > start]
     parts = [TorchAttention.apply(opt, None, *(t[:, start:stop] for t in tensors)) for start, stop in spans]

@@ -21,9 +21,11 @@ def contrastive_loss(
     column_ids: Tensor | None = None,
     block_rows: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy (float32 scalar) of scale * rows @ columns.T against column `offset + row`, in O((n + m) E) memory.
+    """Mean cross-entropy (float32 scalar) of scale * rows @ columns.T against column `offset + row`, in O((n + m) E)
+    memory.
 
-    rows: (n, E), this process's features; columns: (m, E), all processes' features of the other tower; scale: scalar tensor.
+    rows: (n, E), this process's features; columns: (m, E), all processes' features of the other tower; scale: scalar
+    tensor.
     row_ids (n,), column_ids (m,): integer caption ids; a column with the row's id that is not its own is no negative.
     block_rows: rows handled at a time; by default so many that their logits take about as much room as the columns.
     Gradients flow to rows, columns and scale, computed on the way forward. ValueError for what does not fit.

@@ -43,7 +43,8 @@ FLOAT32_WIDTH = 64
 
 
 def takes_kernels(x: Tensor) -> bool:
-    """Do the kernels serve this tensor? float64, and float32 heads wider than FLOAT32_WIDTH on a GPU, are always PyTorch's."""
+    """Do the kernels serve this tensor? float64, and float32 heads wider than FLOAT32_WIDTH on a GPU, are always
+    PyTorch's."""
     if _override == "torch" or x.dtype == torch.float64:
         return False
     if x.is_cuda and x.dtype == torch.float32 and x.shape[-1] > FLOAT32_WIDTH:

@@ -11,10 +11,12 @@ DENOMINATORS = {"none": 0, "length": 1, "sum": 2}
 L2, IDENTITY, RELU, ELU1, EXP = FEATURE_MAPS.values()
 DEN_NONE, DEN_LENGTH, DEN_SUM = DENOMINATORS.values()
 
-# A row whose norm is not above this is the zero vector: it maps to zero and gets a zero gradient (F.normalize would hand it 1e12).
+# A row whose norm is not above this is the zero vector: it maps to zero and gets a zero gradient (F.normalize would
+# hand it 1e12).
 NORM_FLOOR = 1e-12
 
-# The least mean weight |sum_j w_ij| / n_i that a row is divided by. Unit vectors give weights of order one, and a bfloat16
+# The least mean weight |sum_j w_ij| / n_i that a row is divided by. Unit vectors give weights of order one, and a
+# bfloat16
 # product of them is wrong by 2^-9, so a smaller mean weight is noise; other maps have no scale of their own.
 DEFAULT_EPS = {L2: 1e-3, IDENTITY: 1e-6, RELU: 1e-6, ELU1: 1e-6, EXP: 1e-6}
 
@@ -70,7 +72,8 @@ def check_padding(mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, to
     """Raises ValueError unless mask is a bool (B, N) and cu_seqlens an int (S + 1,) over one packed row."""
     if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != (batch, tokens)):
         raise ValueError(
-            f"key_padding_mask must be bool of shape {(batch, tokens)} (True = real token); got {mask.dtype} {tuple(mask.shape)}"
+            f"key_padding_mask must be bool of shape {(batch, tokens)} (True = real token); "
+            f"got {mask.dtype} {tuple(mask.shape)}"
         )
     if cu_seqlens is None:
         return

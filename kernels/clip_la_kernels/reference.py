@@ -1,7 +1,9 @@
-"""The law: every function here forms the whole matrix of weights in plain PyTorch. Slow, clear, differentiable, any floating dtype.
+"""The law: every function here forms the whole matrix of weights in plain PyTorch. Slow, clear, differentiable, any
+floating dtype.
 
 Kernels and fast paths are tested against these. Layout (B, N, H, D) throughout, as the public functions.
-Formulas: arXiv 2604.10064 Eq. 7 (affine, no denominator), arXiv 2510.21956 (affine, normalised), arXiv 2402.07901 (fastmax).
+Formulas: arXiv 2604.10064 Eq. 7 (affine, no denominator), arXiv 2510.21956 (affine, normalised), arXiv 2402.07901
+(fastmax).
 """
 
 import torch
@@ -59,8 +61,10 @@ def linear_attention_reference(
 ) -> Tensor:
     """o_i = sum_j (a + b phi(q_i).phi(k_j)) v_j / z_i over the keys that i may see. q, k, v, o: (B, N, H, D).
 
-    z_i: 1 ("none"), the number n_i of those keys ("length"), or the sum of their weights ("sum"), whose magnitude is held at
-    eps * n_i or above, its sign kept (zero counts as positive); a row so held gets no gradient through z_i. n_i counts at least 1.
+    z_i: 1 ("none"), the number n_i of those keys ("length"), or the sum of their weights ("sum"), whose magnitude is
+    held at
+    eps * n_i or above, its sign kept (zero counts as positive); a row so held gets no gradient through z_i. n_i
+    counts at least 1.
     """
     opt = make_options(a, b, feature_map, denominator, causal, eps)
     seen = allowed_keys(q.shape, causal, key_padding_mask, cu_seqlens, q.device)[:, None]
@@ -84,14 +88,16 @@ def guard(z: Tensor, floor: Tensor) -> Tensor:
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Zero mean and unit (population) deviation over the last dimension, arXiv 2402.07901; STANDARDISE_EPS is added to the variance."""
+    """Zero mean and unit (population) deviation over the last dimension, arXiv 2402.07901; STANDARDISE_EPS is added
+    to the variance."""
     return F.layer_norm(x, x.shape[-1:], eps=STANDARDISE_EPS)
 
 
 def fastmax_reference(
     q: Tensor, k: Tensor, v: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool = False
 ) -> Tensor:
-    """Weights 1 + x (p = 1) or 1 + x + x^2 / 2 (p = 2) of x = q^_i.k^_j / temperature on standardised q, k, divided by their row sum.
+    """Weights 1 + x (p = 1) or 1 + x + x^2 / 2 (p = 2) of x = q^_i.k^_j / temperature on standardised q, k, divided
+    by their row sum.
 
     q, k, v, o: (B, N, H, D). For p = 1 the row sum is guarded as in `linear_attention_reference` with eps = 1e-6.
     """
@@ -113,9 +119,11 @@ def contrastive_reference(
     row_ids: Tensor | None = None,
     column_ids: Tensor | None = None,
 ) -> Tensor:
-    """Mean over rows of the cross-entropy of scale * rows @ columns.T against column `offset + row`. rows (n, E), columns (m, E).
+    """Mean over rows of the cross-entropy of scale * rows @ columns.T against column `offset + row`. rows (n, E),
+    columns (m, E).
 
-    With ids, a column that carries the row's id and is not the row's own is left out of its softmax: a duplicate is no negative.
+    With ids, a column that carries the row's id and is not the row's own is left out of its softmax: a duplicate is
+    no negative.
     """
     target = torch.arange(rows.shape[0], device=rows.device) + offset
     logits = scale * rows @ columns.T

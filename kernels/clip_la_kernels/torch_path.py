@@ -1,7 +1,10 @@
-"""The fast PyTorch path: linear in N, for the CPU and for whatever has no Triton. Layout (B, H, N, D), one sequence a row.
+"""The fast PyTorch path: linear in N, for the CPU and for whatever has no Triton. Layout (B, H, N, D), one sequence a
+row.
 
-Low precision is computed in float32 on a CPU (its bfloat16 products are slower and worse); on a GPU the products take the
-inputs' dtype, and sums and denominators are float32. float64 stays float64. Formulas of the backward pass: kernels/README.md.
+Low precision is computed in float32 on a CPU (its bfloat16 products are slower and worse); on a GPU the products take
+the
+inputs' dtype, and sums and denominators are float32. float64 stays float64. Formulas of the backward pass:
+kernels/README.md.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,8 @@
 
     python -m clip_la_kernels.tune [--quick] [--json FILE]
 
-Each kernel is varied alone while the others keep their configuration; times are medians of CUDA-graph replays. Candidates are
+Each kernel is varied alone while the others keep their configuration; times are medians of CUDA-graph replays.
+Candidates are
 compiled beforehand by a pool of processes, one at a time per kernel on a small input.
 """
 
@@ -53,7 +54,8 @@ def cases(quick: bool) -> list[Case]:
     for batch, tokens in ((256, 197), (128, 577), (64, 1025)):
         shapes.append(("fused", batch, tokens, 12, 64, False, {"parts": 0}))
     shapes += [("split", b, n, 12, 64, False, {"parts": p}) for b, n, p in (
-        (128, 577, 1), (64, 1025, 1), (16, 4097, 1), (16, 4097, 2), (16, 4097, 4), (4, 16385, 4), (4, 16385, 8), (4, 16385, 16))]  # fmt: skip
+        (128, 577, 1), (64, 1025, 1), (16, 4097, 1), (16, 4097, 2), (16, 4097, 4),
+        (4, 16385, 4), (4, 16385, 8), (4, 16385, 16))]  # fmt: skip
     for columns, parts in ((64, 2), (64, 4), (128, 4)):
         shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_parts": parts, "columns": columns}))
     return shapes[:2] if quick else shapes
@@ -206,7 +208,8 @@ def main() -> None:
                 unit = row["B"] * row["N"] * row["H"] * row["D"] * 2 / speed * 1e3
                 ms = row["ms"]
                 print(
-                    f"{row['structure']} B={row['B']} N={row['N']} H={row['H']} D={row['D']} {denominator} {row['plan']}: forward"
+                    f"{row['structure']} B={row['B']} N={row['N']} H={row['H']} D={row['D']} {denominator}"
+                    f" {row['plan']}: forward"
                     f" {ms[0]:.4f} ({ms[0] / unit / 4:.2f} x), backward {ms[1]:.4f} ({ms[1] / unit / 7:.2f} x), both"
                     f" {sum(ms) / unit / 11:.3f} x {row['config']}",
                     flush=True,

@@ -1,4 +1,5 @@
-"""The tiled contrastive loss against the plain one: value and gradients, with duplicates, at blocks that do not divide the rows."""
+"""The tiled contrastive loss against the plain one: value and gradients, with duplicates, at blocks that do not
+divide the rows."""
 
 import pytest
 import torch

@@ -22,7 +22,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16) if GPU else (torch.float
 
 
 def check(qkv, grad, plan, **options):
-    """Kernels against the law; returns nothing, asserts closeness of o and of the packed gradient, and that all was written."""
+    """Kernels against the law; returns nothing, asserts closeness of o and of the packed gradient, and that all was
+    written."""
     expected, dexpected = law(qkv, grad, **options)
     tolerance = TOLERANCE[qkv.dtype]
     # On a GPU small tensors go without the copy engine unless told otherwise: both ways are tried.

@@ -1,4 +1,5 @@
-# ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
+# ruff: noqa: E501, E741, RUF059 (what Triton compiles is not quite Python)
+# mypy: ignore-errors
 """Bidirectional kernels. State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
 
 States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the matrix unit reads from

@@ -1,9 +1,14 @@
 # ruff: noqa: E741, RUF059, SIM108 (what Triton compiles is not quite Python)
-"""Causal kernels: a scan over chunks of BL tokens, the past in a running state, the chunk itself as a small quadratic tile.
+# mypy: ignore-errors
+"""Causal kernels: a scan over chunks of BL tokens, the past in a running state, the chunk itself as a small quadratic
+tile.
 
-A head may be cut in PARTS of SIZE tokens. Then the raw states of the parts (`key_state_part`, `grad_state_part`) are summed in
-order by `scan_parts`, and each part starts its scan from the sum before (queries) or after (keys) it. States are unscaled here
-and, as in `bidirectional`, transposed; z_i = a n_i + b q^_i.ks_i with n_i the real keys up to i. Raw tiles are the left operands
+A head may be cut in PARTS of SIZE tokens. Then the raw states of the parts (`key_state_part`, `grad_state_part`) are
+summed in
+order by `scan_parts`, and each part starts its scan from the sum before (queries) or after (keys) it. States are
+unscaled here
+and, as in `bidirectional`, transposed; z_i = a n_i + b q^_i.ks_i with n_i the real keys up to i. Raw tiles are the
+left operands
 wherever the norm can scale the product's rows instead; only k^ (forward in time) or q^ / z (backward) is formed.
 """
 
@@ -97,7 +102,8 @@ def operand(x, real, d, D: tl.constexpr, MAP: tl.constexpr):
 
 @triton.jit
 def down(S, steps, DT: tl.constexpr):
-    """A running state as an operand. In float16 it is divided by the steps it summed, which `up` restores: 65504 is soon reached."""
+    """A running state as an operand. In float16 it is divided by the steps it summed, which `up` restores: 65504 is
+    soon reached."""
     if tl.float16 == DT:
         S = S * (1.0 / steps)
     return S.to(DT)
@@ -128,7 +134,8 @@ def start_state(STATE, AUX, index, v0, DP: tl.constexpr, BV: tl.constexpr, HAS_S
 
 @triton.jit
 def per_row(seq, h, start, N, H, VARLEN: tl.constexpr):
-    """Offset of a head's row numbers (z, delta): in the order (sequence, head, token); packed sequences: (head, token)."""
+    """Offset of a head's row numbers (z, delta): in the order (sequence, head, token); packed sequences: (head,
+    token)."""
     if VARLEN:
         offset = tl.cast(h, tl.int64) * N + start
     else:
@@ -138,7 +145,8 @@ def per_row(seq, h, start, N, H, VARLEN: tl.constexpr):
 
 @kernel
 def causal_forward(
-    Q, K, V, O, Z, STATE, AUX, MASK, CUM, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, eps, DT: tl.constexpr, D: tl.constexpr,
+    Q, K, V, O, Z, STATE, AUX, MASK, CUM, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, eps, DT: tl.constexpr,
+    D: tl.constexpr,
     DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
     HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
     UP: tl.constexpr, PREC: tl.constexpr,
@@ -208,12 +216,14 @@ def causal_forward(
 
 @kernel
 def causal_query_grad(
-    Q, K, V, DO, DQ, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b, eps,
+    Q, K, V, DO, DQ, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS,
+    SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
     STAGES: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep needs."""
+    """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
+    needs."""
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -272,8 +282,10 @@ def causal_query_grad(
 
 @kernel
 def grad_state_part(
-    Q, DO, Z, DELTA, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, PARTS, SIZE, eps, DT: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
+    Q, DO, Z, DELTA, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, PARTS, SIZE, eps, DT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
+    HAS_MASK: tl.constexpr,
     VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """Raw state of the gradient of one part: dS = sum q^ g^T (transposed), -sum delta q^, sum g."""
@@ -317,14 +329,16 @@ def grad_state_part(
 
 @kernel
 def causal_key_grad(
-    Q, K, V, DO, DK, DV, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b,
+    Q, K, V, DO, DK, DV, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
+    PARTS, SIZE, a, b,
     eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
     STAGES: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed product.
 
-    q' = q^ / z is the one tile formed: W_ji / z_i = b k^_j.q'_i + a / z_i, and dk^_j = b sum_i (v_j.do_i - delta_i z_i) q'_i.
+    q' = q^ / z is the one tile formed: W_ji / z_i = b k^_j.q'_i + a / z_i, and dk^_j = b sum_i (v_j.do_i - delta_i
+    z_i) q'_i.
     """
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)

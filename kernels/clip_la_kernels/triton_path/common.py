@@ -1,7 +1,10 @@
 # ruff: noqa: SIM108, SIM109 (what Triton compiles is not quite Python)
-"""Pieces shared by all kernels. Names: BL rows a tile, DP the head width padded to a power of two, rn and d their indices.
+# mypy: ignore-errors
+"""Pieces shared by all kernels. Names: BL rows a tile, DP the head width padded to a power of two, rn and d their
+indices.
 
-Everything is summed in float32. Rows beyond a sequence and padded keys are loaded as zeros, whatever memory holds there.
+Everything is summed in float32. Rows beyond a sequence and padded keys are loaded as zeros, whatever memory holds
+there.
 """
 
 import inspect
@@ -24,7 +27,8 @@ THIN = tl.constexpr(16)
 
 
 def kernel(function):  # type: ignore[no-untyped-def]
-    """triton.jit for what the host launches: sizes are plain numbers, so that neither 1 nor a multiple of 16 compiles anew."""
+    """triton.jit for what the host launches: sizes are plain numbers, so that neither 1 nor a multiple of 16 compiles
+    anew."""
     sizes = ("N", "H", "PARTS", "SIZE")
     return triton.jit(function, do_not_specialize=[s for s in sizes if s in inspect.signature(function).parameters])
 
@@ -42,7 +46,8 @@ def dot(x, y, acc, UP: tl.constexpr, PREC: tl.constexpr):
 def load_tile(P, at, n0, stride, rn, d, hi, D: tl.constexpr, TMA: tl.constexpr, column=0):
     """Rows n0 + rn below hi of width D, zeros elsewhere: [BL, DP].
 
-    P: a tensor descriptor over (sequence, head, token, width) if TMA (`at` is then (sequence, head)), else a pointer to the
+    P: a tensor descriptor over (sequence, head, token, width) if TMA (`at` is then (sequence, head)), else a pointer
+    to the
     first row. The row base is 64-bit: N * stride may pass 2^31. d: the columns, from `column` on.
     """
     if TMA:
@@ -145,7 +150,8 @@ def feature_grad(dy, xf, y, r, MAP: tl.constexpr):
 
 @triton.jit
 def thin(x, DT: tl.constexpr):
-    """[BL] float32 -> [BL, THIN] whose columns sum to x: its rounding to DT, then the rest. Keeps a product with it at full precision."""
+    """[BL] float32 -> [BL, THIN] whose columns sum to x: its rounding to DT, then the rest. Keeps a product with it
+    at full precision."""
     col = tl.arange(0, THIN)[None, :]
     high = x.to(DT)
     low = (x - high.to(tl.float32)).to(DT)

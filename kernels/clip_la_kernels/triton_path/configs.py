@@ -1,4 +1,5 @@
-"""Static launch configurations: which structure a call takes and how each kernel is tiled. Nothing is tuned at run time.
+"""Static launch configurations: which structure a call takes and how each kernel is tiled. Nothing is tuned at run
+time.
 
 `python -m clip_la_kernels.tune` measures candidates on a GPU and prints a table in this form.
 """
@@ -17,7 +18,8 @@ COMBINE_ROWS = 16
 
 
 class Config(NamedTuple):
-    """rows: tokens a tile; warps; stages: depth of the software pipeline; registers: most a thread may take (0: no limit)."""
+    """rows: tokens a tile; warps; stages: depth of the software pipeline; registers: most a thread may take (0: no
+    limit)."""
 
     rows: int
     warps: int
@@ -73,7 +75,8 @@ _plan: dict[str, int] = {}
 
 @contextmanager
 def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
-    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, columns=, short=, multiple=, tma_bytes=."""
+    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, columns=, short=,
+    multiple=, tma_bytes=."""
     before = dict(_overrides), dict(_plan)
     _overrides.update(configs)
     _plan.update(plan)

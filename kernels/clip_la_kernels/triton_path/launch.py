@@ -1,4 +1,5 @@
-"""Launches: allocates outputs, picks structure and configuration, calls the kernels. Everything here is on real tensors."""
+"""Launches: allocates outputs, picks structure and configuration, calls the kernels. Everything here is on real
+tensors."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ TMA_BYTES = 16
 
 
 class Inputs(NamedTuple):
-    """One call: q, k, v of equal strides with unit stride along D; mask uint8 (B, N), counts float32, cu_seqlens or None."""
+    """One call: q, k, v of equal strides with unit stride along D; mask uint8 (B, N), counts float32, cu_seqlens or
+    None."""
 
     q: Tensor
     k: Tensor
@@ -42,7 +44,8 @@ class Inputs(NamedTuple):
 
 
 def tensor_map(x: Inputs, tensor: Tensor, rows: int, columns: int | None = None) -> Any:
-    """(B, N, H, D) as what the kernels load tiles from: a descriptor over (B, H, N, D) for the copy engine, or the tensor."""
+    """(B, N, H, D) as what the kernels load tiles from: a descriptor over (B, H, N, D) for the copy engine, or the
+    tensor."""
     if not x.tma:
         return tensor
     batch, tokens, heads, width = tensor.shape
@@ -87,7 +90,8 @@ def _flags(x: Inputs, kernel: str, **more: Any) -> dict[str, Any]:
     )
     limit = {"maxnreg": registers} if registers else {}
     return {
-        "DT": TRITON_DTYPE[x.q.dtype], "TMA": x.tma, "D": x.q.shape[3], "DP": x.width, "BL": rows, "MAP": x.opt.feature_map, "DEN": x.opt.denominator,
+        "DT": TRITON_DTYPE[x.q.dtype], "TMA": x.tma, "D": x.q.shape[3], "DP": x.width, "BL": rows,
+        "MAP": x.opt.feature_map, "DEN": x.opt.denominator,
         "VSUM": x.opt.a != 0, "HAS_MASK": x.mask is not None, "VARLEN": x.cu is not None, "UP": interpreting(),
         "PREC": configs.precision(x.q.dtype), "num_warps": warps, "num_stages": stages, **limit, **more,
     }  # fmt: skip
@@ -124,7 +128,8 @@ def _combine(x: Inputs, part: Tensor, part_aux: Tensor, parts: int) -> tuple[Ten
     _, counts, cu = _pointers(x, aux)
     rows = configs.COMBINE_ROWS
     bidirectional.combine[(x.heads * (x.width // rows),)](
-        part, part_aux, state, aux, counts, cu, x.q.shape[1], x.q.shape[2], parts, x.opt.a, x.opt.b, DP=x.width, ROWS=rows,
+        part, part_aux, state, aux, counts, cu, x.q.shape[1], x.q.shape[2], parts, x.opt.a, x.opt.b, DP=x.width,
+        ROWS=rows,
         DEN=x.opt.denominator, HAS_MASK=x.mask is not None, VARLEN=x.cu is not None, num_warps=4,
     )  # fmt: skip
     return state, aux
@@ -136,7 +141,8 @@ def _key_states(x: Inputs, parts: int, size: int, raw: bool) -> tuple[Tensor, Te
     mask, counts, cu = _pointers(x, aux)
     flags = _flags(x, "key_state_part", RAW=raw, PAST=x.opt.causal, SUMS=x.opt.denominator == DEN_SUM)
     bidirectional.key_state_part[(x.heads * parts,)](
-        *_tiles(x, flags, x.k, x.v), state, aux, mask, counts, cu, *x.q.stride()[:3], x.q.shape[1], x.q.shape[2], parts, size, x.opt.a, x.opt.b,
+        *_tiles(x, flags, x.k, x.v), state, aux, mask, counts, cu, *x.q.stride()[:3], x.q.shape[1], x.q.shape[2],
+        parts, size, x.opt.a, x.opt.b,
         **flags,
     )  # fmt: skip
     return state, aux
@@ -156,7 +162,8 @@ def forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mask, counts, cu = _pointers(x, z)
         flags = _flags(x, "forward_fused", SAVE=save)
         bidirectional.forward_fused[(x.heads,)](
-            *_tiles(x, flags, x.q, x.k, x.v, out), state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
+            *_tiles(x, flags, x.q, x.k, x.v, out), state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads,
+            opt.a, opt.b, opt.eps,
             **flags,
         )  # fmt: skip
         return out, state, aux, z
@@ -165,14 +172,16 @@ def forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         state, aux = _combine(x, state, aux, plan.parts)
     flags = _without(_flags(x, "output_part"), "HAS_MASK", "DT")
     bidirectional.output_part[(x.heads * plan.parts,)](
-        *_tiles(x, flags, x.q, out), state, aux, _pointers(x, aux)[2], *x.q.stride()[:3], tokens, heads, plan.parts, plan.size, opt.a, opt.eps,
+        *_tiles(x, flags, x.q, out), state, aux, _pointers(x, aux)[2], *x.q.stride()[:3], tokens, heads, plan.parts,
+        plan.size, opt.a, opt.eps,
         **flags,
     )  # fmt: skip
     return out, state, aux, z
 
 
 def _grads(x: Inputs, packed: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Room for the gradients: one packed tensor and its three views, or three tensors (the first of the pair is then empty)."""
+    """Room for the gradients: one packed tensor and its three views, or three tensors (the first of the pair is then
+    empty)."""
     batch, tokens, heads, width = x.q.shape
     if packed:
         whole = torch.empty(batch, tokens, 3, heads, width, dtype=x.q.dtype, device=x.q.device)
@@ -214,7 +223,8 @@ def _bidirectional_backward(
     if plan.parts == 0:
         flags = _flags(x, "backward_fused", **needs)
         bidirectional.backward_fused[(x.heads,)](
-            *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), state, aux, mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
+            *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), state, aux, mask, counts, cu, *strides, tokens, heads,
+            opt.a, opt.b, opt.eps,
             **flags,
         )  # fmt: skip
         return
@@ -222,7 +232,8 @@ def _bidirectional_backward(
     dstate, daux = states(x, plan.parts, torch.float32 if raw else x.q.dtype)
     flags = _flags(x, "query_grad_part", RAW=raw, **needs)
     bidirectional.query_grad_part[(x.heads * plan.parts,)](
-        *_tiles(x, flags, x.q, grad, dq), state, aux, dstate, daux, counts, cu, *strides, tokens, heads, plan.parts, plan.size, opt.a, opt.b, opt.eps,
+        *_tiles(x, flags, x.q, grad, dq), state, aux, dstate, daux, counts, cu, *strides, tokens, heads, plan.parts,
+        plan.size, opt.a, opt.b, opt.eps,
         **flags,
     )  # fmt: skip
     if not need_kv:
@@ -231,7 +242,8 @@ def _bidirectional_backward(
         dstate, daux = _combine(x, dstate, daux, plan.parts)
     flags = _flags(x, "key_grad_part")
     bidirectional.key_grad_part[(x.heads * plan.parts,)](
-        *_tiles(x, flags, x.k, x.v, dk, dv), mask, dstate, daux, cu, *x.q.stride()[:3], *dq.stride()[:3], tokens, heads, plan.parts, plan.size,
+        *_tiles(x, flags, x.k, x.v, dk, dv), mask, dstate, daux, cu, *x.q.stride()[:3], *dq.stride()[:3], tokens,
+        heads, plan.parts, plan.size,
         **flags,
     )  # fmt: skip
 
@@ -256,7 +268,8 @@ def _causal_forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     if is_short(x):
         flags = _short_flags(x, "short_forward")
         short.short_forward[(x.heads,)](
-            *_tiles(x, flags, x.q, x.k, x.v, out), mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b, opt.eps,
+            *_tiles(x, flags, x.q, x.k, x.v, out), mask, counts, cu, *x.q.stride()[:3], tokens, heads, opt.a, opt.b,
+            opt.eps,
             **flags,
         )  # fmt: skip
         return out, state, aux, z
@@ -270,7 +283,8 @@ def _causal_forward(x: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     columns = configs.column_block(x.width, x.q.device)
     flags = _flags(x, "causal_forward", BV=columns, HAS_STATE=parts > 1)
     causal.causal_forward[(x.heads * parts * (x.width // columns),)](
-        *_tiles(x, flags, x.q, x.k), *(tensor_map(x, t, flags["BL"], columns) for t in (x.v, out)), z, state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, parts, size, opt.a, opt.b, opt.eps,
+        *_tiles(x, flags, x.q, x.k), *(tensor_map(x, t, flags["BL"], columns) for t in (x.v, out)), z,
+        state, aux, mask, counts, cu, *x.q.stride()[:3], tokens, heads, parts, size, opt.a, opt.b, opt.eps,
         STAGES=flags["num_stages"], **flags,
     )  # fmt: skip
     return out, state, aux, z
@@ -301,7 +315,8 @@ def _causal_backward(
     if is_short(x):
         flags = _short_flags(x, "short_backward")
         short.short_backward[(x.heads,)](
-            *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), mask, counts, cu, *strides, tokens, heads, opt.a, opt.b, opt.eps,
+            *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), mask, counts, cu, *strides, tokens, heads, opt.a,
+            opt.b, opt.eps,
             **flags,
         )  # fmt: skip
         return
@@ -311,7 +326,8 @@ def _causal_backward(
     if need_q or opt.denominator == DEN_SUM:
         flags = _flags(x, "causal_query_grad", HAS_STATE=parts > 1)
         causal.causal_query_grad[(x.heads * parts,)](
-            *_tiles(x, flags, x.q, x.k, x.v, grad, dq), z, delta, state, aux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
+            *_tiles(x, flags, x.q, x.k, x.v, grad, dq), z, delta, state, aux, mask, counts, cu, *strides, tokens,
+            heads, parts, size, opt.a, opt.b,
             opt.eps, STAGES=flags["num_stages"], **flags,
         )  # fmt: skip
     if not need_kv:
@@ -321,12 +337,14 @@ def _causal_backward(
         dstate, daux = states(x, parts, torch.float32)
         flags = _flags(x, "grad_state_part")
         causal.grad_state_part[(x.heads * parts,)](
-            *_tiles(x, flags, x.q, grad), z, delta, dstate, daux, counts, cu, *strides[:6], tokens, heads, parts, size, opt.eps,
+            *_tiles(x, flags, x.q, grad), z, delta, dstate, daux, counts, cu, *strides[:6], tokens, heads, parts,
+            size, opt.eps,
             **flags,
         )  # fmt: skip
         _scan(x, dstate, daux, parts, True)
     flags = _flags(x, "causal_key_grad", HAS_STATE=parts > 1)
     causal.causal_key_grad[(x.heads * parts,)](
-        *_tiles(x, flags, x.q, x.k, x.v, grad, dk, dv), z, delta, dstate, daux, mask, counts, cu, *strides, tokens, heads, parts, size, opt.a, opt.b,
+        *_tiles(x, flags, x.q, x.k, x.v, grad, dk, dv), z, delta, dstate, daux, mask, counts, cu, *strides, tokens,
+        heads, parts, size, opt.a, opt.b,
         opt.eps, STAGES=flags["num_stages"], **flags,
     )  # fmt: skip

@@ -1,4 +1,5 @@
-# ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
+# ruff: noqa: E501, E741, RUF059 (what Triton compiles is not quite Python)
+# mypy: ignore-errors
 """Causal heads of at most one tile (a caption's 77 tokens): everything of a head is loaded once, 4T forward and 7T backward."""
 
 import triton.language as tl

@@ -12,8 +12,8 @@ def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench kernels ...`."""
     parser = Parser(
         prog="clip-la bench kernels",
-        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: median, "
-        "20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the "
+        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: "
+        "median, 20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the "
         "floor of the copy bandwidth, memory.",
     )
     parser.add_argument(

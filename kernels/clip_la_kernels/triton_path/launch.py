@@ -10,7 +10,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clip_la_kernels.dispatch import interpreting
 from clip_la_kernels.options import DEN_SUM, Options
-from clip_la_kernels.triton_path import bidirectional, causal, configs, short
+from clip_la_kernels.triton_path import bidirectional, bidirectional_backward, causal, causal_backward, configs, short
 
 TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # The copy engine wants addresses and strides in multiples of this.
@@ -222,7 +222,7 @@ def _bidirectional_backward(
     mask, counts, cu = _pointers(x, aux)
     if plan.parts == 0:
         flags = _flags(x, "backward_fused", **needs)
-        bidirectional.backward_fused[(x.heads,)](
+        bidirectional_backward.backward_fused[(x.heads,)](
             *_tiles(x, flags, x.q, x.k, x.v, grad, dq, dk, dv), state, aux, mask, counts, cu, *strides, tokens, heads,
             opt.a, opt.b, opt.eps,
             **flags,
@@ -231,7 +231,7 @@ def _bidirectional_backward(
     raw = plan.parts > 1
     dstate, daux = states(x, plan.parts, torch.float32 if raw else x.q.dtype)
     flags = _flags(x, "query_grad_part", RAW=raw, **needs)
-    bidirectional.query_grad_part[(x.heads * plan.parts,)](
+    bidirectional_backward.query_grad_part[(x.heads * plan.parts,)](
         *_tiles(x, flags, x.q, grad, dq), state, aux, dstate, daux, counts, cu, *strides, tokens, heads, plan.parts,
         plan.size, opt.a, opt.b, opt.eps,
         **flags,
@@ -241,7 +241,7 @@ def _bidirectional_backward(
     if raw:
         dstate, daux = _combine(x, dstate, daux, plan.parts)
     flags = _flags(x, "key_grad_part")
-    bidirectional.key_grad_part[(x.heads * plan.parts,)](
+    bidirectional_backward.key_grad_part[(x.heads * plan.parts,)](
         *_tiles(x, flags, x.k, x.v, dk, dv), mask, dstate, daux, cu, *x.q.stride()[:3], *dq.stride()[:3], tokens,
         heads, plan.parts, plan.size,
         **flags,
@@ -336,14 +336,14 @@ def _causal_backward(
     if parts > 1:
         dstate, daux = states(x, parts, torch.float32)
         flags = _flags(x, "grad_state_part")
-        causal.grad_state_part[(x.heads * parts,)](
+        causal_backward.grad_state_part[(x.heads * parts,)](
             *_tiles(x, flags, x.q, grad), z, delta, dstate, daux, counts, cu, *strides[:6], tokens, heads, parts,
             size, opt.eps,
             **flags,
         )  # fmt: skip
         _scan(x, dstate, daux, parts, True)
     flags = _flags(x, "causal_key_grad", HAS_STATE=parts > 1)
-    causal.causal_key_grad[(x.heads * parts,)](
+    causal_backward.causal_key_grad[(x.heads * parts,)](
         *_tiles(x, flags, x.q, x.k, x.v, grad, dk, dv), z, delta, dstate, daux, mask, counts, cu, *strides, tokens,
         heads, parts, size, opt.a, opt.b,
         opt.eps, STAGES=flags["num_stages"], **flags,

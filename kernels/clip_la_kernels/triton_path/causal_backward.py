@@ -1,0 +1,156 @@
+# ruff: noqa: RUF059 (what Triton compiles is not quite Python)
+# mypy: ignore-errors
+"""Causal kernels backward in time: the state of the gradient, and dk and dv; conventions as in `causal`."""
+
+import triton.language as tl
+
+from clip_la_kernels.triton_path.bidirectional import store_state
+from clip_la_kernels.triton_path.causal import divisor, down, per_row, start_state, up
+from clip_la_kernels.triton_path.common import (
+    DEN_NONE,
+    DEN_SUM,
+    L2,
+    THIN,
+    dot,
+    feature,
+    feature_grad,
+    kernel,
+    load_keys,
+    load_tile,
+    place,
+    rows_of,
+    span,
+    store_tile,
+    thin,
+)
+
+
+@kernel
+def grad_state_part(
+    Q, DO, Z, DELTA, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, PARTS, SIZE, eps, DT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """Raw state of the gradient of one part: dS = sum q^ g^T (transposed), -sum delta q^, sum g."""
+    seq, h, part = place(tl.program_id(0), H, PARTS)
+    start, tokens = span(seq, N, CU, VARLEN)
+    at = (seq, h)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
+    Z += per_row(seq, h, start, N, H, VARLEN)
+    DELTA += per_row(seq, h, start, N, H, VARLEN)
+    CUM += tl.cast(seq, tl.int64) * N
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    dSt = tl.zeros([DP, DP], tl.float32)
+    G1 = tl.zeros([DP, THIN], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    dks = tl.zeros([DP], tl.float32)
+    dvs = tl.zeros([DP], tl.float32)
+    hi = tl.minimum((part + 1) * SIZE, tokens)
+    # Nobody starts from the first part's sum: no keys come before it.
+    hi = tl.where(part == 0, 0, hi)
+    for n0 in range(part * SIZE, hi, BL):
+        n = n0 + rn
+        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
+        do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
+        y, r = feature(q.to(tl.float32), n < hi, d, D, MAP)
+        z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
+        iz = 1.0 / z
+        yg = y * iz[:, None]
+        dSt = dot(tl.trans(do), yg.to(DT), dSt, UP, PREC)
+        if VSUM:
+            if DEN == DEN_NONE:
+                G1 = dot(tl.trans(do), ones, G1, UP, PREC)
+            else:
+                dvs += tl.sum(do.to(tl.float32) * iz[:, None], 0)
+        if DEN == DEN_SUM:
+            dz = tl.load(DELTA + n, mask=n < hi, other=0.0)
+            dks -= tl.sum(yg * dz[:, None], 0)
+    store_state(STATE, AUX, (seq * H + h) * PARTS + part, dSt, dks, dvs + tl.sum(G1, 1), DP)
+
+
+@kernel
+def causal_key_grad(
+    Q, K, V, DO, DK, DV, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
+    PARTS, SIZE, a, b,
+    eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
+    VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
+    STAGES: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed product.
+
+    q' = q^ / z is the one tile formed: W_ji / z_i = b k^_j.q'_i + a / z_i, and dk^_j = b sum_i (v_j.do_i - delta_i
+    z_i) q'_i.
+    """
+    seq, h, part = place(tl.program_id(0), H, PARTS)
+    start, tokens = span(seq, N, CU, VARLEN)
+    at = (seq, h)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
+    DK = rows_of(DK, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
+    DV = rows_of(DV, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
+    Z += per_row(seq, h, start, N, H, VARLEN)
+    DELTA += per_row(seq, h, start, N, H, VARLEN)
+    MASK += tl.cast(seq, tl.int64) * N
+    CUM += tl.cast(seq, tl.int64) * N
+    dSt, dks, dvs = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
+    G1 = tl.zeros([DP, THIN], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    lo = part * SIZE
+    hi = tl.minimum(lo + SIZE, tokens)
+    chunks = tl.cdiv(tl.maximum(hi - lo, 0), BL)
+    for step in tl.range(0, chunks, num_stages=STAGES):
+        n0 = lo + (chunks - 1 - step) * BL
+        n = n0 + rn
+        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
+        do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
+        k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
+        yq, rq = feature(q.to(tl.float32), n < hi, d, D, MAP)
+        z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
+        iz = 1.0 / z
+        qg = (yq * iz[:, None]).to(DT)
+        x = k.to(tl.float32)
+        yk, rk = feature(x, real, d, D, MAP)
+        seen = real[:, None] & (n[None, :] >= n[:, None]) & (n[None, :] < hi)
+        # The state grows with the rows after this chunk.
+        later = tl.maximum(tokens - n0, 1).to(tl.float32)
+        dSb = down(dSt, later, DT)
+        if MAP == L2:
+            Wt = dot(k, tl.trans(qg), tl.zeros([BL, BL], tl.float32), UP, PREC) * (b * rk)[:, None]
+            dv = dot(k, tl.trans(dSb), tl.zeros([BL, DP], tl.float32), UP, PREC) * up(b * rk, later, DT)[:, None]
+        else:
+            kh = yk.to(DT)
+            Wt = dot(kh, tl.trans(qg), tl.zeros([BL, BL], tl.float32), UP, PREC) * b
+            dv = up(dot(kh, tl.trans(dSb), tl.zeros([BL, DP], tl.float32), UP, PREC), later, DT) * b
+        if VSUM:
+            Wt += a * iz[None, :]
+            dv += a * (dvs + tl.sum(G1, 1))[None, :]
+        dv = dot(tl.where(seen, Wt, 0.0).to(DT), do, dv, UP, PREC)
+        if HAS_MASK:
+            dv = tl.where(real[:, None], dv, 0.0)
+        store_tile(DV, at, dv.to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
+        At = dot(v, tl.trans(do), tl.zeros([BL, BL], tl.float32), UP, PREC)
+        dk = up(dot(v, dSb, tl.zeros([BL, DP], tl.float32), UP, PREC), later, DT)
+        if DEN == DEN_SUM:
+            dz = tl.load(DELTA + n, mask=n < hi, other=0.0)
+            At -= dz[None, :]
+            dk += dks[None, :]
+            dks -= tl.sum(yq * (dz * iz)[:, None], 0)
+        dk = dot(tl.where(seen, At, 0.0).to(DT), qg, dk, UP, PREC) * b
+        dk = feature_grad(dk, x, yk, rk, MAP)
+        if HAS_MASK:
+            dk = tl.where(real[:, None], dk, 0.0)
+        store_tile(DK, at, dk.to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
+        dSt = dot(tl.trans(do), qg, dSt, UP, PREC)
+        if VSUM:
+            if DEN == DEN_NONE:
+                G1 = dot(tl.trans(do), ones, G1, UP, PREC)
+            else:
+                dvs += tl.sum(do.to(tl.float32) * iz[:, None], 0)

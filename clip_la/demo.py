@@ -4,6 +4,7 @@ Each model and attention kind trains once at a constant rate; for every budget a
 So a long run gives several finished models, and none of them pays for the samples it shares with the others.
 """
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 MODELS = ("vit_pico", "vit_nano", "vit_micro")
 ATTENTION = ("softmax", "linear", "linear_mean")
 BATCH_SIZE = 128
-BUDGETS_SAMPLES = (30_720, 61_440, 122_880)
+BUDGETS_SAMPLES = (17_920, 35_840, 71_680)
 COOLDOWN_SHARE = 0.2
 # A batch each of warm-up, full rate and cooldown, and one to spare.
 MIN_BUDGET_SAMPLES = 4 * BATCH_SIZE
@@ -42,6 +43,7 @@ RECIPE = {
     "data.caption_fields": f"[{', '.join(CAPTION_FIELDS)}]",
 }
 WARMUP_SAMPLES = 32 * BATCH_SIZE
+SETTINGS_NAME = "settings.json"
 
 
 def whole_batches(samples: float) -> int:
@@ -273,6 +275,20 @@ def check_plan(models: Sequence[str], attention: Sequence[str], budgets: Sequenc
             )
 
 
+def keep_settings(out: Path, seed: int, budgets: Sequence[int]) -> None:
+    """Writes down in `out` what its runs depend on; raises UserError where runs of other settings lie there."""
+    path = out / SETTINGS_NAME
+    settings = {"seed": seed, "budgets": sorted(budgets), "recipe": RECIPE}
+    if not path.exists():
+        with atomic_write(path, "w") as stream:
+            json.dump(settings, stream, indent=1)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differing = [name for name, value in settings.items() if found.get(name) != value]
+    if differing:
+        raise UserError(f"{out} holds a demo of another {' and '.join(differing)} ({path}): give another --out")
+
+
 def run_demo(
     out: Path,
     *,
@@ -293,6 +309,7 @@ def run_demo(
     from clip_la.data.corpora.starter import build_starter
 
     check_plan(models, attention, budgets)
+    keep_settings(out, seed, budgets)
     started = time.monotonic()
     corpus, results = out / "corpus", out / "results.jsonl"
     _say(f"starter corpus in {corpus}")

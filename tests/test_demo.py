@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clip_la.cli import main
-from clip_la.demo import Series, best_of_each_kind, steps
+from clip_la.demo import BUDGETS_SAMPLES, Series, best_of_each_kind, steps
 
 BUDGETS = ("512", "640", "768")
 ARGUMENTS = ["demo", "--models", "vit_pico", "--attention", "softmax", "linear", "--budgets", *BUDGETS]
@@ -59,12 +59,15 @@ def test_a_killed_demo_goes_on_and_a_finished_one_does_nothing(tmp_path: Path, c
     assert results(out) == lines
     assert "best linear: vit_pico-linear-" in capsys.readouterr().out
 
+    assert main([*ARGUMENTS, "--out", str(out), "--seed", "1"]) == 2
+    assert "another seed" in capsys.readouterr().err
+
 
 def test_branches_leave_the_constant_run_where_it_kept_a_checkpoint(tmp_path: Path) -> None:
-    series = Series(tmp_path, "vit_nano", "linear", (30_720, 61_440, 122_880))
+    series = Series(tmp_path, "vit_nano", "linear", BUDGETS_SAMPLES)
     trunk, *branches = steps(series, tmp_path / "shards", seed=3)
     kept = {*trunk.options["checkpoint_samples"], trunk.options["budget_samples"]}
-    assert kept == {24_576, 49_152, 98_304}
+    assert kept == {14_336, 28_672, 57_344}
     for branch in branches:
         assert branch.samples - branch.options["model.cooldown_samples"] in kept
         assert str(branch.options["branch_from"]).startswith(str(series.trunk))

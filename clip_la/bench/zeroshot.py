@@ -4,14 +4,11 @@ Phases, each one JSON line as soon as it is done: 21,841 classes with 80 prompts
 the same again from the cache, ImageNet-1K's classes without cache, and CLIP_benchmark's loop on the same 1,000 classes,
 pictures and weights. Random weights: speed does not depend on them, and agreement of the two loops can still be seen.
 
-    python -m clip_la.bench.zeroshot --out results/zeroshot_speed.jsonl
+    clip-la bench zeroshot --out results/zeroshot_speed.jsonl
 """
 
-import argparse
 import json
 import os
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -132,85 +129,84 @@ def measure_clip_benchmark(
     return figures, logits.argmax(1).numpy()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clip_la.bench.zeroshot", description=__doc__)
-    parser.add_argument("--model", default="vit_b16", help="a softmax preset (default vit_b16)")
-    parser.add_argument("--classes", default="imagenet21k", help="the large class set (default imagenet21k)")
-    parser.add_argument("--compare-classes", default="imagenet1k", help="the class set of the comparison")
-    parser.add_argument("--templates", default="openai80")
-    parser.add_argument("--pictures", type=int, default=50_000)
-    parser.add_argument("--compare-pictures", type=int, default=50_000)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, help="default: one a core, at most 16")
-    parser.add_argument("--precision", help="default: bf16 on a GPU, float32 on a CPU")
-    parser.add_argument("--folder", help="for the synthetic pictures (default: a temporary folder, removed)")
-    parser.add_argument("--out", help="JSON lines, one a phase")
-    return parser
+def run_benchmark(
+    *,
+    model: str,
+    classes: str,
+    compare_classes: str,
+    templates: str,
+    num_pictures: int,
+    num_compare_pictures: int,
+    batch_size: int,
+    workers: int | None = None,
+    precision: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Runs all phases; prints, and appends to `out`, a JSON line for each as soon as it is done.
 
+    Args:
+        model: a softmax preset; it gets random weights.
+        classes, compare_classes: class sets: the large one, and the one CLIP_benchmark is compared on.
+        templates: a prompt set.
+        num_pictures, num_compare_pictures: synthetic pictures for the large set and for the comparison.
+        workers: reading processes; None is one a core, at most 16.
+        precision: float32 or bf16; None is bf16 on a GPU.
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all phases."""
-    options = _parser().parse_args(argv)
-    folder = Path(options.folder or tempfile.mkdtemp(prefix="clip_la_bench_"))
-    try:
-        _run(options, folder)
-    finally:
-        if not options.folder:
-            shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    Raises:
+        UserError: unknown model, class set or prompt set.
+    """
+    with tempfile.TemporaryDirectory(prefix="clip_la_bench_") as name:
+        folder = Path(name)
+        import torch
 
+        from clip_la.models import create_model
+        from clip_la.zeroshot import prompts, ranks
+        from clip_la.zeroshot.cache import ClassifierCache
+        from clip_la.zeroshot.classes import class_set
+        from clip_la.zeroshot.load import choose_device
+        from clip_la.zeroshot.results import device_name, versions
+        from clip_la.zeroshot.subject import of_model
+        from clip_la.zeroshot.test_sets import open_test_set
 
-def _run(options: argparse.Namespace, folder: Path) -> None:
-    import torch
+        device = choose_device(None)
+        workers = ranks.default_workers() if workers is None else workers
+        precision = precision or ("bf16" if device.type == "cuda" else "float32")
+        origin = {"model": model, "device": device_name(device), "workers": workers, "precision": precision}
 
-    from clip_la.models import create_model
-    from clip_la.zeroshot import prompts, ranks
-    from clip_la.zeroshot.cache import ClassifierCache
-    from clip_la.zeroshot.classes import class_set
-    from clip_la.zeroshot.load import choose_device
-    from clip_la.zeroshot.results import device_name, versions
-    from clip_la.zeroshot.subject import of_model
-    from clip_la.zeroshot.test_sets import open_test_set
+        def report(phase: str, **figures: Any) -> None:
+            line = json.dumps({"phase": phase, **figures, **origin})
+            print(line, flush=True)
+            if out is not None:
+                with out.open("a", encoding="utf-8") as stream:
+                    stream.write(line + "\n")
 
-    device = choose_device(None)
-    workers = options.workers if options.workers is not None else ranks.default_workers()
-    precision = options.precision or ("bf16" if device.type == "cuda" else "float32")
-    origin = {"model": options.model, "device": device_name(device), "workers": workers, "precision": precision}
+        small, large, prompt_set = class_set(compare_classes), class_set(classes), prompts.prompt_set(templates)
+        # One class of ImageNet-1K is missing from fall11.
+        wnids = [key for key in small.ids if key in large.index]
+        watch = Stopwatch()
+        with watch.phase("make_pictures_s"):
+            pictures = compare = make_folder(folder / "large", wnids, num_pictures, workers)
+            if num_compare_pictures != num_pictures:
+                compare = make_folder(folder / "compare", wnids, num_compare_pictures, workers)
+        subject = of_model(create_model(model, seed=0))
+        subject.module.eval().requires_grad_(False).to(device)
+        # Starts CUDA, so that its memory is in the figures before the first phase.
+        torch.zeros(1, device=device) @ torch.zeros(1, device=device)
+        report("setup", **watch.seconds, **MemoryWatch().figures(), versions=versions())
 
-    def report(phase: str, **figures: Any) -> None:
-        line = json.dumps({"phase": phase, **figures, **origin})
-        print(line, flush=True)
-        if options.out:
-            with Path(options.out).open("a") as stream:
-                stream.write(line + "\n")
-
-    small, large = class_set(options.compare_classes), class_set(options.classes)
-    templates = prompts.prompt_set(options.templates)
-    # One class of ImageNet-1K is missing from fall11.
-    wnids = [key for key in small.ids if key in large.index]
-    watch = Stopwatch()
-    with watch.phase("make_pictures_s"):
-        pictures = make_folder(folder / "large", wnids, options.pictures, workers)
-        compare = pictures
-        if options.compare_pictures != options.pictures:
-            compare = make_folder(folder / "compare", wnids, options.compare_pictures, workers)
-    subject = of_model(create_model(options.model, seed=0))
-    subject.module.eval().requires_grad_(False).to(device)
-    torch.zeros(1, device=device) @ torch.zeros(1, device=device)
-    report("setup", **watch.seconds, **MemoryWatch().figures(), versions=versions())
-
-    settings = {"precision": precision, "batch_size": options.batch_size, "workers": workers}
-    cache = ClassifierCache(folder / "cache")
-    for phase in ("large_first", "large_from_cache"):
-        figures, _ = measure_ours(subject, open_test_set(str(pictures), classes=large), templates, cache, **settings)
-        report(phase, **figures)
-    figures, found = measure_ours(subject, open_test_set(str(compare), classes=small), templates, None, **settings)
-    report("small_ours", **figures)
-    _compare(options, subject, compare, small, templates, found, figures["total_s"], workers, report)
+        settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "workers": workers}
+        cache = ClassifierCache(folder / "cache")
+        for phase in ("large_first", "large_from_cache"):
+            test_set = open_test_set(str(pictures), classes=large)
+            report(phase, **measure_ours(subject, test_set, prompt_set, cache, **settings)[0])
+        test_set = open_test_set(str(compare), classes=small)
+        figures, found = measure_ours(subject, test_set, prompt_set, None, **settings)
+        report("small_ours", **figures)
+        _compare(model, subject, compare, small, prompt_set, found, figures["total_s"], workers, report)
 
 
 def _compare(
-    options: argparse.Namespace,
+    model: str,
     subject: Any,
     pictures: Path,
     classes: Any,
@@ -224,7 +220,7 @@ def _compare(
 
     from clip_la.models.interop import OPEN_CLIP_NAMES, to_open_clip
 
-    module = open_clip.create_model(OPEN_CLIP_NAMES[options.model], precision="fp32")
+    module = open_clip.create_model(OPEN_CLIP_NAMES[model], precision="fp32")
     module.load_state_dict(to_open_clip(subject.module), strict=False)
     module = module.eval().to(subject.device)
     names = [own[0] for own in classes.names]
@@ -235,7 +231,3 @@ def _compare(
     # Both read folders and files in sorted order.
     agreeing = float((predicted == found.top[:, 0]).mean())
     report("small_clip_benchmark", **figures, ratio=round(figures["total_s"] / ours_s, 2), same_top1=agreeing)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,12 +5,15 @@ from pathlib import Path
 
 from clip_la.cli import Parser
 
+# The steps are small: threads that wait for each other should neither sleep at once (measured: half the speed) nor spin
+# for long (a tenth of the speed, beside another busy program).
+SPINS_BEFORE_SLEEP = "20000"
+
 
 def main(argv: list[str]) -> None:
     """Runs `clip-la demo`."""
-    # Read when torch is loaded. The steps are small: threads that wait for each other should neither sleep at once
-    # (measured: half the speed) nor spin on for long (a tenth, beside another busy program).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS_BEFORE_SLEEP)
     from clip_la.demo import ATTENTION, BUDGETS_SAMPLES, MODELS, run_demo
 
     parser = Parser(

@@ -129,6 +129,19 @@ def measure_clip_benchmark(
     return figures, logits.argmax(1).numpy()
 
 
+def _reporter(origin: dict[str, Any], out: Path | None) -> Callable[..., None]:
+    """A function that prints a phase's figures with their origin as a JSON line, and appends it to `out`."""
+
+    def report(phase: str, **figures: Any) -> None:
+        line = json.dumps({"phase": phase, **figures, **origin})
+        print(line, flush=True)
+        if out is not None:
+            with out.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+
+    return report
+
+
 def run_benchmark(
     *,
     model: str,
@@ -173,13 +186,7 @@ def run_benchmark(
         precision = precision or ("bf16" if device.type == "cuda" else "float32")
         origin = {"model": model, "device": device_name(device), "workers": workers, "precision": precision}
 
-        def report(phase: str, **figures: Any) -> None:
-            line = json.dumps({"phase": phase, **figures, **origin})
-            print(line, flush=True)
-            if out is not None:
-                with out.open("a", encoding="utf-8") as stream:
-                    stream.write(line + "\n")
-
+        report = _reporter(origin, out)
         small, large, prompt_set = class_set(compare_classes), class_set(classes), prompts.prompt_set(templates)
         # One class of ImageNet-1K is missing from fall11.
         wnids = [key for key in small.ids if key in large.index]

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from clip_la import __version__
 from clip_la.errors import EXIT_CODE, UserError, unknown
@@ -27,6 +27,10 @@ VERBS = {
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors: one line, with the nearest option where one is near."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Half an option is a misspelt one: what it stands for changes with the options that are added.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (see `{self.prog} --help`)")

@@ -172,3 +172,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
     monkeypatch.setattr(importlib, "import_module", lambda name: FakeCommand(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         run(["models"])
+
+
+@pytest.mark.parametrize("argv", [["models", "--jso"], ["train", "--model.nam", "vit_nano", "--out", "x"]])
+def test_half_an_option_is_a_misspelt_one(argv, capsys) -> None:
+    assert "did you mean" in one_line_of_error(argv, capsys)

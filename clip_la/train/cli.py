@@ -51,7 +51,7 @@ class TrainCLI(LightningCLI):
             ShardDataModule,
             save_config_callback=None,
             parser_class=OneLineParser,
-            parser_kwargs={"prog": PROG, "dump_header": None},
+            parser_kwargs={"prog": PROG, "dump_header": None, "allow_abbrev": False},
             args=args,
             run=False,
             auto_configure_optimizers=False,

@@ -28,9 +28,9 @@ VERBS = {
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors: one line, with the nearest option where one is near."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         # Half an option is a misspelt one: what it stands for changes with the options that are added.
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (see `{self.prog} --help`)")

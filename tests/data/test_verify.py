@@ -192,7 +192,7 @@ def test_commands(shards, tmp_path, capsys, monkeypatch):
         (["show", str(shards), "--num", "0"], "whole number of at least 1"),
         (["read", str(shards / "9.tar")], "does not exist"),
         (["pack", str(shards)], "OUT"),
-        (["verify", str(shards), "--worker", "2", "--jsn"], "--jsn"),
+        (["verify", str(shards), "--workers", "2", "--jsn"], "--jsn"),
     ]:
         with pytest.raises(UserError, match=match):
             command.main(argv)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from clip_la.cli import Parser
 
-# The steps are small. On a quiet machine threads that sleep at once while they wait for each other halve the speed; beside
-# other busy programs threads that spin for long lose most of it. results/LOG.md has the figures.
+# The steps are small. On a quiet machine, threads that sleep at once while they wait for each other halve the speed;
+# beside other busy programs, threads that spin for long lose most of it. results/LOG.md has the figures.
 SPINS_BEFORE_SLEEP = "20000"
 
 

@@ -152,12 +152,11 @@ def peak_mib(call: Callable[[], Any]) -> float:
 
 
 def check(provider: providers.Provider, shape: Shape, dtype: torch.dtype) -> None:
-    """Raises UserError unless our provider agrees with the PyTorch path in float32 on a slice of the batch, output
-    and gradient."""
+    """Raises UserError unless our provider agrees with the reference in float32 on a slice of the batch and of the
+    heads, computed in the structure that the whole shape takes; output and gradients."""
     small = dataclasses.replace(shape, batch=1, heads=min(shape.heads, 2))
     case = provider.prepare(small, dtype)
-    # Through the copy engine, as the large tensors that are timed.
-    with configs.forced({}, tma_bytes=0):
+    with configs.forced({}, **structure(shape)):
         out = case.forward()
         grads = torch.autograd.grad(out, case.inputs, case.grad)
     law = provider.law(case, small)
@@ -167,6 +166,14 @@ def check(provider: providers.Provider, shape: Shape, dtype: torch.dtype) -> Non
             raise UserError(
                 f"bench kernels: {provider.name} is wrong at {small}: relative error {error:.3g}; no times were taken"
             )
+
+
+def structure(shape: Shape) -> dict[str, int]:
+    """The plan of a shape, to force on a smaller one: parts of heads, whole heads, and the copy engine."""
+    heads, device = shape.batch * shape.heads, torch.device("cuda", torch.cuda.current_device())
+    scan = configs.scan(heads, shape.tokens, shape.width, device)
+    parts = configs.plan(heads, shape.tokens, shape.width, device).parts
+    return {"parts": parts, "causal_parts": scan.parts, "whole": scan.whole, "tma_bytes": 0}
 
 
 def rows(

@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Provider:
-    """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H,
-    D)."""
+    """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H, D);
+    `options`: of the reference, beside denominator and causality."""
 
     name: str
     op: str
@@ -66,6 +66,7 @@ class Provider:
     features: bool = False
     own: bool = False
     graphs: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, shape: Shape, dtype: torch.dtype) -> Case:
         """Random inputs of the shape, leaves of autograd."""
@@ -85,7 +86,7 @@ class Provider:
         """Output and gradients of the reference in float32."""
         exact = [t.detach().float().requires_grad_() for t in case.inputs]
         q, k, v = exact[0].unbind(2) if self.packed else exact
-        out = linear_attention_reference(q, k, v, denominator=self.denominator, causal=shape.causal)
+        out = linear_attention_reference(q, k, v, denominator=self.denominator, causal=shape.causal, **self.options)
         return out.detach(), *torch.autograd.grad(out, exact, case.grad.float())
 
 
@@ -115,6 +116,19 @@ def ours(denominator: str) -> list[Provider]:
         Provider("clip_la", "linear", denominator, lambda shape: True, packed, own=True),
         Provider("clip_la_split", "linear", denominator, lambda shape: True, split, packed=False, own=True),
     ]
+
+
+def ours_plain() -> Provider:
+    """Our kernels computing what the libraries' plain linear attention computes: sum (q.k) v, no norms, no constant."""
+    options = {"a": 0.0, "feature_map": "identity"}
+
+    def build(shape: Shape) -> Callable[..., Tensor]:
+        return lambda q, k, v: linear_attention_split(q, k, v, causal=shape.causal, **options)
+
+    return Provider(
+        "clip_la_plain", "linear", "none", lambda s: s.causal, build, packed=False, features=True, own=True,
+        options=options,
+    )  # fmt: skip
 
 
 # Softmax is quadratic: at the longest sequences it would take minutes and tell nothing new.
@@ -218,6 +232,7 @@ def everyone() -> list[Provider]:
     return [
         *ours("none"),
         *ours("sum"),
+        ours_plain(),
         softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
         softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),
         compiled(),

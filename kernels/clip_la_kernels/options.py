@@ -1,6 +1,6 @@
 """What one attention call computes, checked once at the boundary so that no path has to check again."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ DEFAULT_EPS = {L2: 1e-3, IDENTITY: 1e-6, RELU: 1e-6, ELU1: 1e-6, EXP: 1e-6}
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The constants of one call; `feature_map` and `denominator` are the codes above."""
 
     a: float

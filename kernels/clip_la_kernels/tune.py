@@ -112,11 +112,9 @@ def passes(
     from clip_la_kernels.triton_path import launch
 
     q, k, v = qkv.detach().unbind(2)
-    x = launch.with_tma(
-        launch.Inputs(q, k, v, None, None, None, make_options(1.0, 1.0, "l2", denominator, causal, None))
-    )
-    saved = launch.forward(x, True)[1:]
-    return lambda: launch.forward(x, True), lambda: launch.backward(x, grad, *saved, True, True, True)
+    call = q, k, v, (None, None, None), make_options(1.0, 1.0, "l2", denominator, causal, None)
+    kept = launch.forward(*call, True)[1:]
+    return lambda: launch.forward(*call, True), lambda: launch.backward(*call, grad, kept, True, (True, True))
 
 
 def compile_one(job: tuple[str, Config, int, bool, str, dict[str, int]]) -> str:

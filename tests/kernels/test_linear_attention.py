@@ -69,6 +69,24 @@ def test_split_over_the_tokens(parts, denominator, causal):
     check(qkv, grad, plan, denominator=denominator, causal=causal)
 
 
+@pytest.mark.parametrize(
+    ("name", "constants", "denominator"),
+    [("l2", (1.0, 0.7), "none"), ("l2", (0.0, 1.0), "none"), ("identity", (0.5, 1.0), "none"),
+     ("l2", (1.0, 1.0), "length"), ("l2", (1.0, 0.7), "sum"), ("relu", (0.5, 1.0), "none")],
+)  # fmt: skip
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_causal_heads_by_columns(name, constants, denominator, parts, dtype):
+    """As where wide heads fill the GPU by themselves: one scan a block of columns, states kept at the parts' borders."""
+    qkv, grad = case(1, 1100 if GPU else 45, 2, 128 if GPU else 32, dtype)
+    if GPU and dtype == torch.float32:
+        qkv, grad = qkv[..., :64].contiguous(), grad[..., :64].contiguous()
+    plan = {"causal_parts": parts, "whole": 1, "short": 0, "multiple": 128 if GPU else 16, "columns": qkv.shape[4] // 2}
+    options = {"a": constants[0], "b": constants[1], "feature_map": name, "denominator": denominator, "causal": True}
+    if dtype != torch.float16 or name == "l2":
+        check(qkv, grad, plan, **options)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_short_parts(causal):
     check(*case(1, 50, 2, 16), {"parts": 0}, denominator="sum", causal=causal)
@@ -275,11 +293,12 @@ def test_bad_tensors():
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 @pytest.mark.parametrize(("denominator", "causal"), product(d=("none", "length", "sum"), c=(False, True)))
-@pytest.mark.parametrize("tokens", [77, 197, 1025, 4097])
-def test_bfloat16_is_about_as_exact_as_pytorch(denominator, causal, tokens):
-    qkv, grad = case(4, tokens, 3, 64, torch.bfloat16)
+@pytest.mark.parametrize(("tokens", "width"), [(77, 64), (197, 64), (1025, 64), (1025, 128), (4097, 64)])
+def test_bfloat16_is_about_as_exact_as_pytorch(denominator, causal, tokens, width):
+    qkv, grad = case(4, tokens, 3, width, torch.bfloat16)
     expected = law(qkv, grad, denominator=denominator, causal=causal)
-    for plan in ({}, {"parts": 2}) if not causal else ({}, {"causal_parts": 2}):
+    plans = ({}, {"parts": 2}) if not causal else ({}, {"causal_parts": 2}, {"whole": 1, "columns": 64, "tma_bytes": 0})
+    for plan in plans:
         with kernels(**plan):
             mine = ours(lambda x: linear_attention(x, denominator=denominator, causal=causal), qkv, grad)
         with use_backend("torch"):

@@ -20,12 +20,12 @@ from clip_la_kernels.triton_path.common import (
     dot,
     feature,
     guarded,
-    inverse_norm,
     kernel,
     keys_seen,
     load_keys,
     load_tile,
     place,
+    row_norms,
     rows_of,
     span,
     store_tile,
@@ -63,7 +63,7 @@ def store_state(STATE, AUX, index, St, ks, vs, DP: tl.constexpr):
 @triton.jit
 def key_state(
     K, V, at, MASK, lo, hi, sn, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """S transposed, ks, vs over rows lo..hi. ks only with SUMS, vs only with VSUM."""
     d = tl.arange(0, DP)
@@ -76,7 +76,10 @@ def key_state(
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     for n0 in range(lo, hi, BL):
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
-        y, r = feature(k.to(tl.float32), real, d, D, MAP)
+        if MAP == L2:
+            y = k.to(tl.float32) * row_norms(k, BY_MMA, PREC)[:, None]
+        else:
+            y, r = feature(k.to(tl.float32), real, d, D, MAP)
         St = dot(tl.trans(v), y.to(DT), St, UP, PREC)
         if VSUM:
             V1 = dot(tl.trans(v), ones, V1, UP, PREC)
@@ -90,7 +93,7 @@ def key_state(
 @triton.jit
 def outputs(
     Q, O, at, Sb, ks, vs, lo, hi, sn, son, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    DEN: tl.constexpr, VSUM: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    DEN: tl.constexpr, VSUM: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """o of rows lo..hi from the scaled state Sb [k, v]; the raw q meets the matrix unit, its norm scales the product."""
     d = tl.arange(0, DP)
@@ -99,7 +102,7 @@ def outputs(
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
         qf = q.to(tl.float32)
         if MAP == L2:
-            r = inverse_norm(qf)
+            r = row_norms(q, BY_MMA, PREC)
             o = dot(q, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
         else:
             qf, r = feature(qf, n0 + rn < hi, d, D, MAP)
@@ -122,7 +125,7 @@ def outputs(
 def forward_fused(
     Q, K, V, O, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
-    SAVE: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: keys and values once, then queries. 4T bytes."""
     seq, h, part = place(tl.program_id(0), H, 1)
@@ -134,7 +137,7 @@ def forward_fused(
     O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
     St, ks, vs = key_state(
-        K, V, at, MASK, 0, tokens, sn, DT, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, TMA, UP, PREC
+        K, V, at, MASK, 0, tokens, sn, DT, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC
     )
     c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
     St = (St * (b * c)).to(DT)
@@ -142,14 +145,16 @@ def forward_fused(
     vs = vs * (a * c)
     if SAVE:
         store_state(STATE, AUX, seq * H + h, St, ks, vs, DP)
-    outputs(Q, O, at, tl.trans(St), ks, vs, 0, tokens, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, TMA, UP, PREC)
+    outputs(
+        Q, O, at, tl.trans(St), ks, vs, 0, tokens, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, TMA, BY_MMA, UP, PREC
+    )
 
 
 @kernel
 def key_state_part(
     K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """State of one part (SIZE rows) of a head: the raw sums if RAW, else scaled and final (one part).
 
@@ -164,7 +169,9 @@ def key_state_part(
     hi = tl.minimum(lo + SIZE, tokens)
     if PAST:
         hi = tl.where(part == PARTS - 1, lo, hi)
-    St, ks, vs = key_state(K, V, (seq, h), MASK, lo, hi, sn, DT, D, DP, BL, MAP, SUMS, VSUM, HAS_MASK, TMA, UP, PREC)
+    St, ks, vs = key_state(
+        K, V, (seq, h), MASK, lo, hi, sn, DT, D, DP, BL, MAP, SUMS, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC
+    )
     if not RAW:
         c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
         St = St * (b * c)
@@ -204,7 +211,7 @@ def combine(
 @kernel
 def output_part(
     Q, O, STATE, AUX, CU, sb, sn, sh, N, H, PARTS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
-    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr,
+    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
     PREC: tl.constexpr,
 ):  # fmt: skip
     """o of one part of a head."""
@@ -215,4 +222,27 @@ def output_part(
     lo = part * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
-    outputs(Q, O, (seq, h), tl.trans(St), ks, vs, lo, hi, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, TMA, UP, PREC)
+    outputs(
+        Q,
+        O,
+        (seq, h),
+        tl.trans(St),
+        ks,
+        vs,
+        lo,
+        hi,
+        sn,
+        H * D,
+        a,
+        eps,
+        D,
+        DP,
+        BL,
+        MAP,
+        DEN,
+        VSUM,
+        TMA,
+        BY_MMA,
+        UP,
+        PREC,
+    )

@@ -14,11 +14,11 @@ from clip_la_kernels.triton_path.common import (
     feature,
     feature_grad,
     guarded,
-    inverse_norm,
     kernel,
     load_keys,
     load_tile,
     place,
+    row_norms,
     rows_of,
     span,
     store_tile,
@@ -30,7 +30,7 @@ from clip_la_kernels.triton_path.common import (
 def query_grads(
     Q, DO, DQ, at, St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """Writes dq of rows lo..hi; returns dS transposed, -sum delta q^, sum g (raw). St is S' transposed.
 
@@ -54,7 +54,7 @@ def query_grads(
         # y = phi(x) = r x for L2, and never formed there.
         if MAP == L2:
             y = x
-            r = inverse_norm(x)
+            r = row_norms(q, BY_MMA, PREC)
         else:
             y, r = feature(x, n0 + rn < hi, d, D, MAP)
         iz = tl.full([BL], 1.0, tl.float32)
@@ -101,7 +101,7 @@ def query_grads(
 @triton.jit
 def key_grads(
     K, V, DK, DV, at, MASK, dSt, dks, dvs, lo, hi, sn, sdn, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
-    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr,
+    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
     PREC: tl.constexpr,
 ):  # fmt: skip
     """Writes dk, dv of rows lo..hi from the scaled gradient state dSt [v, k]."""
@@ -115,7 +115,7 @@ def key_grads(
             dk += dks[None, :]
         x = k.to(tl.float32)
         if MAP == L2:
-            r = inverse_norm(x)
+            r = row_norms(k, BY_MMA, PREC)
             dv = dot(k, dS, tl.zeros([BL, DP], tl.float32), UP, PREC) * r[:, None]
             dk = dk * r[:, None] - x * (tl.sum(x * dk, 1) * r * r * r)[:, None]
         else:
@@ -136,7 +136,7 @@ def backward_fused(
     Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: queries with their gradients, then keys and values. 7T bytes; the forward pass saved the state."""
     seq, h, part = place(tl.program_id(0), H, 1)
@@ -176,6 +176,7 @@ def backward_fused(
         NEED_Q,
         NEED_KV,
         TMA,
+        BY_MMA,
         UP,
         PREC,
     )
@@ -183,7 +184,7 @@ def backward_fused(
         c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
         key_grads(
             K, V, DK, DV, at, MASK, (dSt * (b * c)).to(DT), dks * (b * c), dvs * (a * c), 0, tokens, sn, sdn, DT, D, DP, BL, MAP,
-            DEN, VSUM, HAS_MASK, TMA, UP, PREC,
+            DEN, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC,
         )  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def query_grad_part(
     Q, DO, DQ, STATE, AUX, DSTATE, DAUX, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, RAW: tl.constexpr, NEED_Q: tl.constexpr,
-    NEED_KV: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    NEED_KV: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part of a head, and that part's state of the gradient: raw if RAW, else scaled and final (one part)."""
     seq, h, part = place(tl.program_id(0), H, PARTS)
@@ -204,7 +205,7 @@ def query_grad_part(
     hi = tl.minimum(lo + SIZE, tokens)
     St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
     dSt, dks, dvs = query_grads(
-        Q, DO, DQ, (seq, h), St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, DT, D, DP, BL, MAP, DEN, VSUM, NEED_Q, NEED_KV, TMA, UP,
+        Q, DO, DQ, (seq, h), St, ks, vs, lo, hi, sn, sdon, sdn, a, eps, DT, D, DP, BL, MAP, DEN, VSUM, NEED_Q, NEED_KV, TMA, BY_MMA, UP,
         PREC,
     )  # fmt: skip
     if NEED_KV:
@@ -220,7 +221,7 @@ def query_grad_part(
 def key_grad_part(
     K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, PARTS, SIZE, DT: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part of a head."""
     seq, h, part = place(tl.program_id(0), H, PARTS)
@@ -256,6 +257,7 @@ def key_grad_part(
         VSUM,
         HAS_MASK,
         TMA,
+        BY_MMA,
         UP,
         PREC,
     )

@@ -1,4 +1,4 @@
-# ruff: noqa: E741, RUF059, SIM108 (what Triton compiles is not quite Python)
+# ruff: noqa: E741, RUF059, SIM102, SIM108 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
 """Causal kernels: a scan over chunks of BL tokens, the past in a running state, the chunk itself as a small quadratic
 tile.
@@ -17,6 +17,7 @@ import triton.language as tl
 
 from clip_la_kernels.triton_path.common import (
     DEN_LENGTH,
+    DEN_NONE,
     DEN_SUM,
     L2,
     THIN,
@@ -24,11 +25,12 @@ from clip_la_kernels.triton_path.common import (
     feature,
     feature_grad,
     guarded,
-    inverse_norm,
     kernel,
     load_keys,
     load_tile,
     place,
+    row_norms,
+    row_sums,
     rows_of,
     span,
     store_tile,
@@ -86,16 +88,27 @@ def divisor(Z, CUM, n, hi, eps, DEN: tl.constexpr, HAS_MASK: tl.constexpr):
 
 
 @triton.jit
-def operand(x, real, d, D: tl.constexpr, MAP: tl.constexpr):
+def operand(x, real, d, D: tl.constexpr, MAP: tl.constexpr, BY_MMA: tl.constexpr, PREC: tl.constexpr):
     """(y, r): phi(x) = r y per row, with y = x itself for L2."""
-    xf = x.to(tl.float32)
     y = x
     if MAP == L2:
-        r = inverse_norm(xf)
+        r = row_norms(x, BY_MMA, PREC)
     else:
-        yf, r = feature(xf, real, d, D, MAP)
+        yf, r = feature(x.to(tl.float32), real, d, D, MAP)
         y = yf.to(x.dtype)
     return y, r
+
+
+@triton.jit
+def mapped_grad(dy, x, y, r, MAP: tl.constexpr, BY_MMA: tl.constexpr, PREC: tl.constexpr):
+    """Gradient by the raw tile x from the one by phi(x) = r y (L2, where y is x) or y."""
+    xf = x.to(tl.float32)
+    if MAP == L2:
+        along = row_sums(xf * dy, BY_MMA, PREC) * r * r
+        dx = (dy - xf * along[:, None]) * r[:, None]
+    else:
+        dx = feature_grad(dy, xf, y, r, MAP)
+    return dx
 
 
 @triton.jit
@@ -131,6 +144,18 @@ def start_state(STATE, AUX, index, v0, DP: tl.constexpr, BV: tl.constexpr, HAS_S
 
 
 @triton.jit
+def save_state(STATE, AUX, index, v0, St, ks, vs, DP: tl.constexpr, BV: tl.constexpr):
+    """The inverse of `start_state`; ks is the first block of columns' to store."""
+    d = tl.arange(0, DP)
+    e = v0 + tl.arange(0, BV)
+    index = tl.cast(index, tl.int64)
+    tl.store(STATE + index * DP * DP + e[:, None] * DP + d[None, :], St)
+    if v0 == 0:
+        tl.store(AUX + index * 2 * DP + d, ks)
+    tl.store(AUX + index * 2 * DP + DP + e, vs)
+
+
+@triton.jit
 def per_row(seq, h, start, N, H, VARLEN: tl.constexpr):
     """Offset of a head's row numbers (z, delta): in the order (sequence, head, token); packed sequences: (head,
     token)."""
@@ -141,18 +166,32 @@ def per_row(seq, h, start, N, H, VARLEN: tl.constexpr):
     return offset
 
 
+@triton.jit
+def load_norms(NORM, n, hi, MAP: tl.constexpr):
+    """1 / |q| and 1 / |k| of rows n as the forward pass stored them; 1 but for L2."""
+    rq = tl.full([n.shape[0]], 1.0, tl.float32)
+    rk = rq
+    if MAP == L2:
+        rq = tl.load(NORM + 2 * n, mask=n < hi, other=0.0)
+        rk = tl.load(NORM + 2 * n + 1, mask=n < hi, other=0.0)
+    return rq, rk
+
+
 @kernel
 def causal_forward(
-    Q, K, V, O, Z, STATE, AUX, MASK, CUM, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, eps, DT: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
-    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr,
-    UP: tl.constexpr, PREC: tl.constexpr,
+    Q, K, V, O, Z, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, N, H, PARTS, SIZE, RUN, a, b, eps, DT: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
+    VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, SAVE_STATE: tl.constexpr,
+    SAVE_NORMS: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
+    PREC: tl.constexpr,
 ):  # fmt: skip
-    """o (BV of its columns) of one part, and the raw z."""
+    """o (BV of its columns) of RUN parts (1, or all of a head) one after the other, and the raw z.
+
+    Kept for the backward pass: the norms (SAVE_NORMS), and the state that each part starts from (SAVE_STATE).
+    """
     pid = tl.program_id(0)
     v0 = (pid % (DP // BV)) * BV
-    seq, h, part = place(pid // (DP // BV), H, PARTS)
+    seq, h, group = place(pid // (DP // BV), H, PARTS // RUN)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -160,65 +199,76 @@ def causal_forward(
     V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
     O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
     Z += per_row(seq, h, start, N, H, VARLEN)
+    NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, v0, DP, BV, HAS_STATE)
+    index = (seq * H + h) * PARTS
+    St, ks, vs0 = start_state(STATE, AUX, index + group * RUN, v0, DP, BV, HAS_STATE)
     V1 = tl.zeros([BV, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
     e = v0 + tl.arange(0, BV)
     rn = tl.arange(0, BL)
-    hi = tl.minimum((part + 1) * SIZE, tokens)
-    for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
-        n = n0 + rn
-        real = n < hi
-        if HAS_MASK:
-            real = real & (tl.load(MASK + n, mask=real, other=0) != 0)
-        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
-        k = load_tile(K, at, n0, sn, rn, d, hi, D, TMA, 0)
-        v = load_tile(V, at, n0, sn, rn, e, hi, D, TMA, v0)
-        if HAS_MASK:
-            k = tl.where(real[:, None], k, 0.0).to(DT)
-            v = tl.where(real[:, None], v, 0.0).to(DT)
-        q, rq = operand(q, n < hi, d, D, MAP)
-        yk, rk = feature(k.to(tl.float32), real, d, D, MAP)
-        kh = yk.to(DT)
-        seen = real[None, :] & (n[:, None] >= n[None, :])
-        X = dot(q, tl.trans(kh), tl.zeros([BL, BL], tl.float32), UP, PREC) * rq[:, None]
-        X = tl.where(seen, X, 0.0)
-        W = X * b
-        if VSUM:
-            W += tl.where(seen, a, 0.0)
-        o = (
-            dot(q, tl.trans(down(St, n0 + 1.0, DT)), tl.zeros([BL, BV], tl.float32), UP, PREC)
-            * (b * up(rq, n0 + 1.0, DT))[:, None]
-        )
-        if VSUM:
-            o += a * (vs0 + tl.sum(V1, 1))[None, :]
-        o = dot(W.to(DT), v, o, UP, PREC)
-        if DEN == DEN_LENGTH:
-            o = o * (1.0 / tl.maximum(counts(CUM, n, hi, HAS_MASK), 1.0))[:, None]
-        if DEN == DEN_SUM:
-            count = counts(CUM, n, hi, HAS_MASK)
-            z = a * count + b * (tl.sum(X, 1) + rq * tl.sum(q.to(tl.float32) * ks[None, :], 1))
-            if v0 == 0:
-                tl.store(Z + n, z, mask=n < hi)
-            z, alive = guarded(z, eps * tl.maximum(count, 1.0))
-            o = o * (1.0 / z)[:, None]
-            ks += tl.sum(yk, 0)
-        store_tile(O, at, o.to(DT), n0, H * D, rn, e, hi, D, TMA, v0)
-        St = dot(tl.trans(v), kh, St, UP, PREC)
-        if VSUM:
-            V1 = dot(tl.trans(v), ones, V1, UP, PREC)
+    # Rows that are not real are zero in k and v, so the triangle is all there is to mask.
+    seen = rn[:, None] >= rn[None, :]
+    for part in range(group * RUN, (group + 1) * RUN):
+        hi = tl.minimum((part + 1) * SIZE, tokens)
+        if SAVE_STATE:
+            save_state(STATE, AUX, index + part, v0, St, ks, vs0 + tl.sum(V1, 1), DP, BV)
+        for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
+            n = n0 + rn
+            real = n < hi
+            if HAS_MASK:
+                real = real & (tl.load(MASK + n, mask=real, other=0) != 0)
+            q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
+            k = load_tile(K, at, n0, sn, rn, d, hi, D, TMA, 0)
+            v = load_tile(V, at, n0, sn, rn, e, hi, D, TMA, v0)
+            if HAS_MASK:
+                k = tl.where(real[:, None], k, 0.0).to(DT)
+                v = tl.where(real[:, None], v, 0.0).to(DT)
+            q, rq = operand(q, n < hi, d, D, MAP, BY_MMA, PREC)
+            k, rk = operand(k, real, d, D, MAP, BY_MMA, PREC)
+            if SAVE_NORMS:
+                if v0 == 0:
+                    tl.store(NORM + 2 * n, rq, mask=n < hi)
+                    tl.store(NORM + 2 * n + 1, rk, mask=n < hi)
+            X = dot(q, tl.trans(k), tl.zeros([BL, BL], tl.float32), UP, PREC)
+            o = dot(q, tl.trans(down(St, n0 + 1.0, DT)), tl.zeros([BL, BV], tl.float32), UP, PREC)
+            vk = v
+            if MAP == L2:
+                X = X * rk[None, :]
+                vk = (v.to(tl.float32) * rk[:, None]).to(DT)
+            W = tl.where(seen, X * (b * rq)[:, None], 0.0)
+            if DEN == DEN_SUM:
+                count = counts(CUM, n, hi, HAS_MASK)
+                z = a * count + tl.sum(W, 1) + b * rq * tl.sum(q.to(tl.float32) * ks[None, :], 1)
+                ks += tl.sum(k.to(tl.float32) * rk[:, None], 0)
+            if VSUM:
+                W += tl.where(seen, a, 0.0)
+            o = o * (b * up(rq, n0 + 1.0, DT))[:, None]
+            if VSUM:
+                o += a * (vs0 + tl.sum(V1, 1))[None, :]
+            o = dot(W.to(DT), v, o, UP, PREC)
+            if DEN == DEN_LENGTH:
+                o = o * (1.0 / tl.maximum(counts(CUM, n, hi, HAS_MASK), 1.0))[:, None]
+            if DEN == DEN_SUM:
+                if v0 == 0:
+                    tl.store(Z + n, z, mask=n < hi)
+                z, alive = guarded(z, eps * tl.maximum(count, 1.0))
+                o = o * (1.0 / z)[:, None]
+            store_tile(O, at, o.to(DT), n0, H * D, rn, e, hi, D, TMA, v0)
+            St = dot(tl.trans(vk), k, St, UP, PREC)
+            if VSUM:
+                V1 = dot(tl.trans(v), ones, V1, UP, PREC)
 
 
 @kernel
 def causal_query_grad(
-    Q, K, V, DO, DQ, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS,
-    SIZE, a, b, eps,
+    Q, K, V, DO, DQ, Z, DELTA, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
+    PARTS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
     needs."""
@@ -232,6 +282,7 @@ def causal_query_grad(
     DQ = rows_of(DQ, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     Z += per_row(seq, h, start, N, H, VARLEN)
     DELTA += per_row(seq, h, start, N, H, VARLEN)
+    NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
     St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
@@ -239,28 +290,33 @@ def causal_query_grad(
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
+    seen = rn[:, None] >= rn[None, :]
     hi = tl.minimum((part + 1) * SIZE, tokens)
     for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
         n = n0 + rn
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
-        yk, rk = feature(k.to(tl.float32), real, d, D, MAP)
-        kh = yk.to(DT)
-        seen = real[None, :] & (n[:, None] >= n[None, :])
-        z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
-        iz = 1.0 / z
-        A = dot(do, tl.trans(v), tl.zeros([BL, BL], tl.float32), UP, PREC) * iz[:, None]
-        A = tl.where(seen, A, 0.0)
-        dq = dot(do, down(St, n0 + 1.0, DT), tl.zeros([BL, DP], tl.float32), UP, PREC) * up(iz, n0 + 1.0, DT)[:, None]
+        rq, rk = load_norms(NORM, n, hi, MAP)
         x = q.to(tl.float32)
-        y, r = feature(x, n < hi, d, D, MAP)
+        if MAP == L2:
+            kh = (k.to(tl.float32) * rk[:, None]).to(DT)
+        else:
+            kh = feature(k.to(tl.float32), real, d, D, MAP)[0].to(DT)
+            x = feature(x, n < hi, d, D, MAP)[0]
+        if DEN != DEN_NONE:
+            z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
+            iz = 1.0 / z
+        A = dot(do, tl.trans(v), tl.zeros([BL, BL], tl.float32), UP, PREC)
+        dq = dot(do, down(St, n0 + 1.0, DT), tl.zeros([BL, DP], tl.float32), UP, PREC)
+        dq = up(dq, n0 + 1.0, DT)
+        if DEN != DEN_NONE:
+            A = A * iz[:, None]
+            dq = dq * iz[:, None]
+        A = tl.where(seen, A, 0.0)
         if DEN == DEN_SUM:
-            if MAP == L2:
-                X = dot(q, tl.trans(kh), tl.zeros([BL, BL], tl.float32), UP, PREC) * r[:, None]
-            else:
-                X = dot(y.to(DT), tl.trans(kh), tl.zeros([BL, BL], tl.float32), UP, PREC)
-            total = b * (tl.sum(X * A, 1) + tl.sum(y * dq, 1))
+            X = dot(x.to(DT), tl.trans(kh), tl.zeros([BL, BL], tl.float32), UP, PREC)
+            total = b * rq * (tl.sum(X * A, 1) + tl.sum(x * dq, 1))
             if VSUM:
                 vs = vs0 + tl.sum(V1, 1)
                 total += a * (tl.sum(A, 1) + tl.sum(do.to(tl.float32) * vs[None, :], 1) * iz)
@@ -269,10 +325,10 @@ def causal_query_grad(
             delta = total * iz
             A = tl.where(seen, A - delta[:, None], 0.0)
             dq -= delta[:, None] * ks[None, :]
+            ks += tl.sum(kh.to(tl.float32), 0)
         dq = dot(A.to(DT), kh, dq, UP, PREC) * b
-        store_tile(DQ, at, feature_grad(dq, x, y, r, MAP).to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
+        store_tile(DQ, at, mapped_grad(dq, q, x, rq, MAP, BY_MMA, PREC).to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
         St = dot(tl.trans(v), kh, St, UP, PREC)
         if DEN == DEN_SUM:
-            ks += tl.sum(yk, 0)
             if VSUM:
                 V1 = dot(tl.trans(v), ones, V1, UP, PREC)

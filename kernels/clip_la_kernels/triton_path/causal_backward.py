@@ -2,10 +2,11 @@
 # mypy: ignore-errors
 """Causal kernels backward in time: the state of the gradient, and dk and dv; conventions as in `causal`."""
 
+import triton
 import triton.language as tl
 
 from clip_la_kernels.triton_path.bidirectional import store_state
-from clip_la_kernels.triton_path.causal import divisor, down, per_row, start_state, up
+from clip_la_kernels.triton_path.causal import divisor, down, load_norms, mapped_grad, per_row, start_state, up
 from clip_la_kernels.triton_path.common import (
     DEN_NONE,
     DEN_SUM,
@@ -13,7 +14,6 @@ from clip_la_kernels.triton_path.common import (
     THIN,
     dot,
     feature,
-    feature_grad,
     kernel,
     load_keys,
     load_tile,
@@ -25,9 +25,29 @@ from clip_la_kernels.triton_path.common import (
 )
 
 
+@triton.jit
+def divided(
+    q, Z, NORM, CUM, n, hi, d, eps, D: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, HAS_MASK: tl.constexpr
+):
+    """(phi(q) / z in float32, 1 / z, 1 / |k|); what is 1 stays as it is."""
+    rq, rk = load_norms(NORM, n, hi, MAP)
+    y = q
+    scale = rq
+    iz = tl.full([n.shape[0]], 1.0, tl.float32)
+    if MAP != L2:
+        y = feature(q.to(tl.float32), n < hi, d, D, MAP)[0]
+    if DEN != DEN_NONE:
+        z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
+        iz = 1.0 / z
+        scale = scale * iz
+    if MAP == L2 or DEN != DEN_NONE:
+        y = y.to(tl.float32) * scale[:, None]
+    return y, iz, rk
+
+
 @kernel
 def grad_state_part(
-    Q, DO, Z, DELTA, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, PARTS, SIZE, eps, DT: tl.constexpr,
+    Q, DO, Z, DELTA, NORM, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, PARTS, SIZE, eps, DT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -41,6 +61,7 @@ def grad_state_part(
     DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
     Z += per_row(seq, h, start, N, H, VARLEN)
     DELTA += per_row(seq, h, start, N, H, VARLEN)
+    NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     CUM += tl.cast(seq, tl.int64) * N
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
@@ -56,10 +77,7 @@ def grad_state_part(
         n = n0 + rn
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
-        y, r = feature(q.to(tl.float32), n < hi, d, D, MAP)
-        z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
-        iz = 1.0 / z
-        yg = y * iz[:, None]
+        yg, iz, rk = divided(q, Z, NORM, CUM, n, hi, d, eps, D, MAP, DEN, HAS_MASK)
         dSt = dot(tl.trans(do), yg.to(DT), dSt, UP, PREC)
         if VSUM:
             if DEN == DEN_NONE:
@@ -74,11 +92,11 @@ def grad_state_part(
 
 @kernel
 def causal_key_grad(
-    Q, K, V, DO, DK, DV, Z, DELTA, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
+    Q, K, V, DO, DK, DV, Z, DELTA, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
     PARTS, SIZE, a, b,
     eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed product.
 
@@ -96,6 +114,7 @@ def causal_key_grad(
     DV = rows_of(DV, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     Z += per_row(seq, h, start, N, H, VARLEN)
     DELTA += per_row(seq, h, start, N, H, VARLEN)
+    NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
     dSt, dks, dvs = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
@@ -103,6 +122,8 @@ def causal_key_grad(
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
+    # Rows that are not real are zero in every tile, so the triangle is all there is to mask.
+    seen = rn[None, :] >= rn[:, None]
     lo = part * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     chunks = tl.cdiv(tl.maximum(hi - lo, 0), BL)
@@ -112,23 +133,18 @@ def causal_key_grad(
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
-        yq, rq = feature(q.to(tl.float32), n < hi, d, D, MAP)
-        z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
-        iz = 1.0 / z
-        qg = (yq * iz[:, None]).to(DT)
-        x = k.to(tl.float32)
-        yk, rk = feature(x, real, d, D, MAP)
-        seen = real[:, None] & (n[None, :] >= n[:, None]) & (n[None, :] < hi)
+        yg, iz, rk = divided(q, Z, NORM, CUM, n, hi, d, eps, D, MAP, DEN, HAS_MASK)
+        qg = yg.to(DT)
         # The state grows with the rows after this chunk.
         later = tl.maximum(tokens - n0, 1).to(tl.float32)
         dSb = down(dSt, later, DT)
-        if MAP == L2:
-            Wt = dot(k, tl.trans(qg), tl.zeros([BL, BL], tl.float32), UP, PREC) * (b * rk)[:, None]
-            dv = dot(k, tl.trans(dSb), tl.zeros([BL, DP], tl.float32), UP, PREC) * up(b * rk, later, DT)[:, None]
-        else:
+        kh = k
+        yk = k.to(tl.float32)
+        if MAP != L2:
+            yk = feature(yk, real, d, D, MAP)[0]
             kh = yk.to(DT)
-            Wt = dot(kh, tl.trans(qg), tl.zeros([BL, BL], tl.float32), UP, PREC) * b
-            dv = up(dot(kh, tl.trans(dSb), tl.zeros([BL, DP], tl.float32), UP, PREC), later, DT) * b
+        Wt = dot(kh, tl.trans(qg), tl.zeros([BL, BL], tl.float32), UP, PREC) * (b * rk)[:, None]
+        dv = dot(kh, tl.trans(dSb), tl.zeros([BL, DP], tl.float32), UP, PREC) * up(b * rk, later, DT)[:, None]
         if VSUM:
             Wt += a * iz[None, :]
             dv += a * (dvs + tl.sum(G1, 1))[None, :]
@@ -142,9 +158,9 @@ def causal_key_grad(
             dz = tl.load(DELTA + n, mask=n < hi, other=0.0)
             At -= dz[None, :]
             dk += dks[None, :]
-            dks -= tl.sum(yq * (dz * iz)[:, None], 0)
+            dks -= tl.sum(yg * dz[:, None], 0)
         dk = dot(tl.where(seen, At, 0.0).to(DT), qg, dk, UP, PREC) * b
-        dk = feature_grad(dk, x, yk, rk, MAP)
+        dk = mapped_grad(dk, k, yk, rk, MAP, BY_MMA, PREC)
         if HAS_MASK:
             dk = tl.where(real[:, None], dk, 0.0)
         store_tile(DK, at, dk.to(DT), n0, sdn, rn, d, hi, D, TMA, 0)

@@ -29,7 +29,7 @@ THIN = tl.constexpr(16)
 def kernel(function):  # type: ignore[no-untyped-def]
     """triton.jit for what the host launches: sizes are plain numbers, so that neither 1 nor a multiple of 16 compiles
     anew."""
-    sizes = ("N", "H", "PARTS", "SIZE")
+    sizes = ("N", "H", "PARTS", "SIZE", "RUN")
     return triton.jit(function, do_not_specialize=[s for s in sizes if s in inspect.signature(function).parameters])
 
 
@@ -157,6 +157,33 @@ def thin(x, DT: tl.constexpr):
     low = (x - high.to(tl.float32)).to(DT)
     tile = tl.where(col == 0, high.to(tl.float32)[:, None], tl.where(col == 1, low.to(tl.float32)[:, None], 0.0))
     return tile.to(DT)
+
+
+@triton.jit
+def row_sums(x, BY_MMA: tl.constexpr, PREC: tl.constexpr):
+    """Sums of the rows of a tile [BL, DP], float32.
+
+    BY_MMA: the matrix unit adds up the entries, rounded to bfloat16, whose errors average out over the width. In
+    registers such sums cost more than all else that a tile needs; but with several groups of warps a tile, bringing it
+    into the operand's layout costs more still.
+    """
+    if BY_MMA:
+        ones = thin(tl.full([x.shape[1]], 1.0, tl.float32), tl.bfloat16)
+        sums = tl.sum(dot(x.to(tl.bfloat16), ones, tl.zeros([x.shape[0], THIN], tl.float32), False, PREC), 1)
+    else:
+        sums = tl.sum(x.to(tl.float32), 1)
+    return sums
+
+
+@triton.jit
+def row_norms(x, BY_MMA: tl.constexpr, PREC: tl.constexpr):
+    """1 / |x| per row of a raw tile, 0 for a zero row."""
+    if BY_MMA:
+        squares = row_sums(x * x, BY_MMA, PREC)
+    else:
+        xf = x.to(tl.float32)
+        squares = tl.sum(xf * xf, 1)
+    return tl.where(squares > SQUARE_FLOOR, tl.rsqrt(squares), 0.0)
 
 
 @triton.jit

@@ -5,14 +5,17 @@ time.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
-# A causal head of at most this many tokens is one tile.
-SHORT_TOKENS = 128
+# A causal head of at most this many tokens is one tile; two tiles of a scan beat one of 128 rows.
+SHORT_TOKENS = 64
+# The widest head that such a tile has room for.
+SHORT_WIDTH = 128
 # Rows of a state that one program of `combine` or `scan_parts` sums.
 COMBINE_ROWS = 16
 
@@ -28,24 +31,31 @@ class Config(NamedTuple):
 
 
 # By kernel, padded head width, and whether the denominator is the sum of weights, where that changes the registers.
-# Measured on an H200 with Triton 3.6 (bfloat16); SM90_LONG holds what differs beyond LONG_TOKENS.
+# Measured on an H100 with Triton 3.6 (bfloat16); SM90_LONG holds what differs beyond LONG_TOKENS.
 # fmt: off
 SM90 = {
-    ("forward_fused", 64, False): Config(64, 4, 3), ("forward_fused", 64, True): Config(64, 4, 3),
-    ("backward_fused", 64, False): Config(64, 4, 3, 168), ("backward_fused", 64, True): Config(64, 4, 4),
+    ("forward_fused", 64, False): Config(64, 4, 3), ("forward_fused", 64, True): Config(64, 4, 4),
+    ("backward_fused", 64, False): Config(64, 4, 3), ("backward_fused", 64, True): Config(64, 4, 4),
     ("key_state_part", 64, False): Config(64, 4, 4), ("key_state_part", 64, True): Config(64, 4, 4),
     ("output_part", 64, False): Config(64, 4, 4), ("output_part", 64, True): Config(64, 4, 4),
     ("query_grad_part", 64, False): Config(64, 4, 3, 168), ("query_grad_part", 64, True): Config(64, 4, 3),
     ("key_grad_part", 64, False): Config(64, 4, 3), ("key_grad_part", 64, True): Config(64, 4, 3),
-    ("causal_forward", 128, False): Config(64, 4, 2), ("causal_forward", 128, True): Config(64, 4, 2),
+    ("causal_forward", 64, False): Config(64, 4, 3), ("causal_forward", 64, True): Config(64, 4, 3),
+    ("causal_query_grad", 64, False): Config(64, 4, 3), ("causal_query_grad", 64, True): Config(64, 4, 2),
+    ("causal_key_grad", 64, False): Config(64, 4, 3), ("causal_key_grad", 64, True): Config(64, 4, 2),
+    ("causal_forward", 128, False): Config(64, 4, 3), ("causal_forward", 128, True): Config(64, 4, 3),
     ("causal_query_grad", 128, False): Config(64, 8, 3), ("causal_query_grad", 128, True): Config(64, 4, 2),
+    ("causal_columns", 128, False): Config(64, 4, 3), ("causal_columns", 128, True): Config(64, 4, 3),
     ("causal_key_grad", 128, False): Config(64, 8, 2), ("causal_key_grad", 128, True): Config(64, 8, 1),
 }
-LONG_TOKENS = 768
+LONG_TOKENS = 384
 SM90_LONG = {
-    ("forward_fused", 64, False): Config(64, 4, 4), ("forward_fused", 64, True): Config(64, 4, 4),
-    ("backward_fused", 64, False): Config(64, 4, 4),
+    ("forward_fused", 64, False): Config(64, 4, 4),
+    ("backward_fused", 64, False): Config(64, 4, 4), ("backward_fused", 64, True): Config(64, 4, 3),
 }
+# Beyond this there are so few heads that each has more of a multiprocessor to itself.
+VERY_LONG_TOKENS = 2048
+SM90_VERY_LONG = {("backward_fused", 64, False): Config(64, 4, 3)}
 # fmt: on
 # Ampere and Ada have less shared memory and fewer registers to spare for the pipeline.
 SM80 = {key: Config(32, 4, 2) for key in SM90}
@@ -71,18 +81,28 @@ FLOAT32 = {
 
 _overrides: dict[str, Config] = {}
 _plan: dict[str, int] = {}
+_version = 0
+_versions = itertools.count(1)
+
+
+def version() -> int:
+    """Changes whenever `forced` does, so that launches prepared before are not taken for launches under it."""
+    return _version
 
 
 @contextmanager
 def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
-    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, columns=, short=,
-    multiple=, tma_bytes=."""
+    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, whole=, columns=,
+    short=, multiple=, tma_bytes=."""
+    global _version
     before = dict(_overrides), dict(_plan)
+    outer, _version = _version, next(_versions)
     _overrides.update(configs)
     _plan.update(plan)
     try:
         yield
     finally:
+        _version = outer
         _overrides.clear()
         _overrides.update(before[0])
         _plan.clear()
@@ -105,9 +125,12 @@ def config(kernel: str, device: torch.device, width: int, total: bool, dtype: to
     if dtype == torch.float32:
         return FLOAT32[width]
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
-    if major == 9 and tokens > LONG_TOKENS and (kernel, width, total) in SM90_LONG:
-        return SM90_LONG[kernel, width, total]
-    return TABLES.get(major, SM80).get((kernel, width, total), DEFAULT[width])
+    key = kernel, width, total
+    if major == 9 and tokens > VERY_LONG_TOKENS and key in SM90_VERY_LONG:
+        return SM90_VERY_LONG[key]
+    if major == 9 and tokens > LONG_TOKENS and key in SM90_LONG:
+        return SM90_LONG[key]
+    return TABLES.get(major, SM80).get(key, DEFAULT[width])
 
 
 class Plan(NamedTuple):
@@ -118,17 +141,19 @@ class Plan(NamedTuple):
 
 
 # One fused program a head is best wherever heads alone make this many waves over the multiprocessors.
-FUSED_WAVES = 2
+FUSED_WAVES = 1.4
 # Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
 PART_TOKENS = 512
-WANTED_WAVES = 6
+# Waves that parts should make: few long programs beat many, which all start from a state of their head's.
+WANTED_WAVES = 1.5
 # A causal part reads its keys and values twice, so there are only as many as make this many waves.
 CAUSAL_WAVES = 2
+# Waves that whole heads (times blocks of columns) must make for the causal forward pass to go through them unparted.
+SERIAL_WAVES = 0.75
 # Columns of v a causal forward program: the state's registers go with it.
 CAUSAL_COLUMNS = 64
 # Every tile height divides it.
 PART_MULTIPLE = 128
-WANTED_WAVES = 6
 
 
 def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
@@ -136,7 +161,7 @@ def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
     _, sms = device_numbers(device.index if device.type == "cuda" else None)
     parts = 0
     if heads < FUSED_WAVES * sms and tokens > PART_TOKENS:
-        parts = max(1, min(tokens // PART_TOKENS, WANTED_WAVES * sms // heads))
+        parts = max(1, min(tokens // PART_TOKENS, round(WANTED_WAVES * sms / heads)))
     parts = _plan.get("parts", parts)
     return Plan(parts, part_size(tokens, parts))
 
@@ -146,11 +171,26 @@ def short_tokens() -> int:
     return _plan.get("short", SHORT_TOKENS)
 
 
-def causal_parts(heads: int, tokens: int, width: int, device: torch.device) -> int:
-    """Programs a head of a causal scan: 1 where heads alone fill the GPU."""
+class Scan(NamedTuple):
+    """A causal head cut in `parts` of `size` tokens. whole: a program of the forward pass goes through all of them."""
+
+    parts: int
+    size: int
+    whole: bool
+
+
+def scan(heads: int, tokens: int, width: int, device: torch.device) -> Scan:
+    """The structure of a causal call.
+
+    Where whole heads fill the GPU, the forward pass goes through them, reading everything once, and leaves the states
+    that the parts of the backward pass start from; else an extra pass over keys and values makes those.
+    """
     _, sms = device_numbers(device.index if device.type == "cuda" else None)
     parts = max(1, min(tokens // (2 * PART_TOKENS), CAUSAL_WAVES * sms // heads))
-    return _plan.get("causal_parts", parts)
+    parts = _plan.get("causal_parts", parts)
+    programs = heads * (width // column_block(width, device))
+    whole = bool(_plan.get("whole", programs >= SERIAL_WAVES * sms))
+    return Scan(parts, part_size(tokens, parts), whole)
 
 
 def part_size(tokens: int, parts: int) -> int:

@@ -120,7 +120,7 @@ def ours(denominator: str) -> list[Provider]:
 
 def ours_plain() -> Provider:
     """Our kernels computing what the libraries' plain linear attention computes: sum (q.k) v, no norms, no constant."""
-    options = {"a": 0.0, "feature_map": "identity"}
+    options: dict[str, Any] = {"a": 0.0, "feature_map": "identity"}
 
     def build(shape: Shape) -> Callable[..., Tensor]:
         return lambda q, k, v: linear_attention_split(q, k, v, causal=shape.causal, **options)

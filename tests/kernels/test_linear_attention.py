@@ -77,7 +77,7 @@ def test_split_over_the_tokens(parts, denominator, causal):
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_whole_causal_heads_by_columns(name, constants, denominator, parts, dtype):
-    """As where wide heads fill the GPU by themselves: one scan a block of columns, states kept at the parts' borders."""
+    """As where wide heads fill the GPU: one scan a block of columns, states kept at the parts' borders."""
     qkv, grad = case(1, 1100 if GPU else 45, 2, 128 if GPU else 32, dtype)
     if GPU and dtype == torch.float32:
         qkv, grad = qkv[..., :64].contiguous(), grad[..., :64].contiguous()

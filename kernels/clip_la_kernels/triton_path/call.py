@@ -139,7 +139,7 @@ class Call:
             kernel, self.device, self.width, self.opt.denominator == DEN_SUM, self.dtype, self.tokens
         )
         limit = {"maxnreg": registers} if registers else {}
-        # A product sums rows best where one group of warps has the whole tile; the interpreter has no bfloat16 products.
+        # Where one group of warps has the whole tile; the interpreter has no bfloat16 products.
         by_mma = self.dtype == torch.bfloat16 and warps == WARPGROUP and not interpreting()
         return {
             "DT": TRITON_DTYPE[self.dtype], "TMA": self.tma, "D": self.head_width, "DP": self.width, "BL": rows,

@@ -3,9 +3,10 @@
 """dk and dv of wide causal heads without denominator, a block of columns a program; conventions as in `causal`.
 
 Both have the form of the forward pass, backward in time: out_j = sum_{i >= j} (x_j.y_i) w_i, with (x, y, w) =
-(k, q^, do) for dv and (v, do, q^) for dk^. So a program keeps the state of its own columns only, few enough registers for one group
-of warps, and whole heads fill the GPU without an extra pass for the states of parts. What dk lacks, the sum k^.dk^ over
-all columns for the gradient of the norm, equals v.dv less its constant part, and dv's programs leave it by blocks.
+(k, q^, do) for dv and (v, do, q^) for dk^. So a program keeps the state of its own columns only, few enough registers
+for one group of warps, and whole heads fill the GPU without an extra pass for the states of parts. What dk lacks, the
+sum k^.dk^ over all columns for the gradient of the norm, equals v.dv less its constant part, and dv's programs leave it
+by blocks.
 """
 
 import triton.language as tl

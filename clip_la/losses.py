@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from clip_la_kernels import contrastive_loss as tiled_contrastive_loss
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+# From so many logits of one rank on, no matrix of them is formed. The plain loss holds about six float32 numbers for
+# each (both directions: logits, masked logits, their logarithmic softmax), here 1.6 GB.
+TILED_FROM_LOGITS = 1 << 26
 
 
 def chance_loss(batch_size: int) -> float:
@@ -44,6 +49,8 @@ def contrastive_loss(
     images, texts = _at_least_float32(image_features), _at_least_float32(text_features)
     all_images, all_texts = _gather(images), _gather(texts)
     own = _own_columns(images)
+    if len(images) * len(all_texts) >= TILED_FROM_LOGITS:
+        return _tiled(images, texts, all_images, all_texts, logit_scale, caption_ids, int(own[0]))
     # Autocast would form the logits in bfloat16: at a scale of 100 that is wrong by up to 0.4.
     with torch.autocast(images.device.type, enabled=False):
         by_image = logit_scale * images @ all_texts.T
@@ -52,6 +59,19 @@ def contrastive_loss(
             repeated = _repeated(caption_ids, own)
             by_image, by_text = (logits.masked_fill(repeated, -torch.inf) for logits in (by_image, by_text))
         return (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
+
+
+def _tiled(
+    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, ids: Tensor | None, first: int
+) -> Tensor:
+    """`contrastive_loss` a block of rows at a time; first: the column of this rank's first pair."""
+    all_ids = None if ids is None else _gathered_ids(ids)
+    directions = ((images, all_texts), (texts, all_images))
+    losses = [
+        tiled_contrastive_loss(rows, columns, scale, offset=first, row_ids=ids, column_ids=all_ids)
+        for rows, columns in directions
+    ]
+    return (losses[0] + losses[1]) / 2
 
 
 def sigmoid_loss(
@@ -121,9 +141,12 @@ def _own_columns(local: Float[Tensor, "batch dim"]) -> Int[Tensor, " batch"]:
 
 def _repeated(caption_ids: Int[Tensor, " batch"], own: Int[Tensor, " batch"]) -> Bool[Tensor, "batch world_batch"]:
     """True where a column bears the row's caption and is not the row's own pair."""
-    all_ids = caption_ids
-    if _world_size() > 1:
-        parts = [torch.empty_like(caption_ids) for _ in range(_world_size())]
-        dist.all_gather(parts, caption_ids)
-        all_ids = torch.cat(parts)
-    return (caption_ids[:, None] == all_ids[None, :]).scatter_(1, own[:, None], False)
+    return (caption_ids[:, None] == _gathered_ids(caption_ids)[None, :]).scatter_(1, own[:, None], False)
+
+
+def _gathered_ids(caption_ids: Int[Tensor, " batch"]) -> Int[Tensor, " world_batch"]:
+    if _world_size() == 1:
+        return caption_ids
+    parts = [torch.empty_like(caption_ids) for _ in range(_world_size())]
+    dist.all_gather(parts, caption_ids)
+    return torch.cat(parts)

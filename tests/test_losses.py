@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+import clip_la.losses
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
 
 BATCH, DIM = 7, 5
@@ -55,6 +56,19 @@ def test_sigmoid_equals_its_definition(ids):
     scale, bias = (torch.tensor(x, dtype=torch.float64) for x in (10.0, -2.0))
     loss = sigmoid_loss(images, texts, scale, bias, ids)
     assert loss.item() == pytest.approx(loop_sigmoid(images, texts, 10.0, -2.0, ids), rel=1e-12)
+
+
+@pytest.mark.parametrize("ids", [None, IDS], ids=["all-negatives", "repeated-captions"])
+def test_a_large_batch_goes_by_blocks_with_the_same_result(monkeypatch, ids):
+    leaves = [*features(), torch.tensor(3.0, dtype=torch.float64)]
+    results = []
+    for tiled_from in (clip_la.losses.TILED_FROM_LOGITS, BATCH * BATCH):
+        monkeypatch.setattr(clip_la.losses, "TILED_FROM_LOGITS", tiled_from)
+        fresh = [t.detach().requires_grad_() for t in leaves]
+        loss = contrastive_loss(*fresh, ids)
+        results.append((loss.detach(), *torch.autograd.grad(loss, fresh)))
+    for plain, tiled in zip(*results, strict=True):
+        torch.testing.assert_close(plain, tiled)
 
 
 def test_gradients_against_finite_differences():
@@ -128,9 +142,10 @@ def one_rank(init, out, rank):
     dist.destroy_process_group()
 
 
-def test_two_processes_give_loss_and_gradient_of_the_joint_batch(tmp_path):
+@pytest.mark.parametrize("tiled_from", [clip_la.losses.TILED_FROM_LOGITS, 1], ids=["plain", "tiled"])
+def test_two_processes_give_loss_and_gradient_of_the_joint_batch(tmp_path, tiled_from):
     command = [sys.executable, __file__, str(tmp_path / "init"), str(tmp_path / "out.pt")]
-    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    ranks = [subprocess.Popen([*command, str(rank), str(tiled_from)]) for rank in range(2)]
     assert [process.wait(timeout=60) for process in ranks] == [0, 0]
     joint = losses_and_gradients(*problem(), slice(None))
     for name, two, one in zip(("contrastive", "sigmoid"), torch.load(tmp_path / "out.pt"), joint, strict=True):
@@ -139,4 +154,5 @@ def test_two_processes_give_loss_and_gradient_of_the_joint_batch(tmp_path):
 
 
 if __name__ == "__main__":
+    clip_la.losses.TILED_FROM_LOGITS = int(sys.argv[4])
     one_rank(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,6 +1,6 @@
 """Contrastive loss that never forms the batch x batch matrix: a block of rows at a time, forward and gradient together.
 
-The products are the whole cost and the vendor's library is best at them, so this is PyTorch on every device.
+The products are the vendor's library's, which is best at them; what lies between them is one kernel on a GPU.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels.autograd import first_order_only
+from clip_la_kernels.dispatch import runs_kernels
 
 
 def contrastive_loss(
@@ -49,6 +50,9 @@ def contrastive_loss(
         return ContrastiveLoss.apply(rows, columns, scale, offset, row_ids, column_ids, block)
 
 
+Ids = tuple[Tensor, Tensor] | None
+
+
 class ContrastiveLoss(torch.autograd.Function):
     """The forward pass leaves the gradients, so nothing of size n x m is saved or computed twice."""
 
@@ -66,27 +70,20 @@ class ContrastiveLoss(torch.autograd.Function):
         count = rows.shape[0]
         wanted = any(ctx.needs_input_grad[:3])
         work = torch.promote_types(rows.dtype, torch.float32)
-        factor = scale.to(work)
+        ids = None if row_ids is None or column_ids is None else (row_ids.contiguous(), column_ids.contiguous())
+        step = _step_of_kernel if runs_kernels(rows) else _step
+        dtype = rows.dtype if wanted else None
         total = torch.zeros((), dtype=work, device=rows.device)
         drows, dcolumns, dscale = torch.empty_like(rows), torch.zeros_like(columns, dtype=work), torch.zeros_like(total)
         for start in range(0, count, block):
             x = rows[start : start + block]
-            cosine = (x @ columns.T).to(work)
-            own = torch.arange(x.shape[0], device=rows.device)
-            target = own + (offset + start)
-            logits = factor * cosine
-            if row_ids is not None and column_ids is not None:
-                duplicate = row_ids[start : start + block, None] == column_ids[None, :]
-                duplicate[own, target] = False
-                logits = logits.masked_fill_(duplicate, float("-inf"))
-            lse = logits.logsumexp(1)
-            total += (lse - logits[own, target]).sum()
-            if not wanted:
+            own_ids = None if ids is None else (ids[0][start : start + block], ids[1])
+            cosine = _products(x, columns, work)
+            loss, dscale_part, grad = step(cosine, scale, offset + start, 1 / count, own_ids, dtype)
+            total += loss
+            if grad is None or dscale_part is None:
                 continue
-            grad = logits.sub_(lse[:, None]).exp_()
-            grad[own, target] -= 1
-            dscale += (grad * cosine).sum()
-            grad = (grad * (factor / count)).to(rows.dtype)
+            dscale += dscale_part
             drows[start : start + block] = grad @ columns
             dcolumns += grad.T @ x
         ctx.save_for_backward(drows, dcolumns.to(columns.dtype), (dscale / count).to(scale.dtype))
@@ -103,3 +100,44 @@ class ContrastiveLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _products(x: Tensor, columns: Tensor, work: torch.dtype) -> Tensor:
+    """x @ columns.T in `work`, without rounding to the operands' dtype where the vendor's library can do so."""
+    if x.is_cuda and x.dtype != work:
+        return torch.mm(x, columns.T, out_dtype=work)
+    return (x @ columns.T).to(work)
+
+
+def _step(
+    cosine: Tensor, scale: Tensor, first: int, share: float, ids: Ids, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(sum of a block's losses, that of the scale's gradients, the gradient of its cosines times `share` in `dtype`).
+
+    first: the column of row 0's own pair; dtype None: no gradients.
+    """
+    factor = scale.to(cosine.dtype)
+    own = torch.arange(cosine.shape[0], device=cosine.device)
+    target = own + first
+    logits = factor * cosine
+    if ids is not None:
+        duplicate = ids[0][:, None] == ids[1][None, :]
+        duplicate[own, target] = False
+        logits = logits.masked_fill_(duplicate, float("-inf"))
+    lse = logits.logsumexp(1)
+    loss = (lse - logits[own, target]).sum()
+    if dtype is None:
+        return loss, None, None
+    grad = logits.sub_(lse[:, None]).exp_()
+    grad[own, target] -= 1
+    return loss, (grad * cosine).sum(), (grad * (factor * share)).to(dtype)
+
+
+def _step_of_kernel(
+    cosine: Tensor, scale: Tensor, first: int, share: float, ids: Ids, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`_step` by one kernel, which writes the gradient over the cosines."""
+    from clip_la_kernels.triton_path.contrastive_rows import loss_and_grad
+
+    losses, dscale, grad = loss_and_grad(cosine, scale, first, share, ids, dtype)
+    return losses.sum(), *((None, None) if dtype is None else (dscale.sum(), grad))

@@ -43,11 +43,13 @@ FLOAT32_WIDTH = 64
 
 
 def takes_kernels(x: Tensor) -> bool:
-    """Do the kernels serve this tensor? float64, and float32 heads wider than FLOAT32_WIDTH on a GPU, are always
-    PyTorch's."""
+    """Do the attention kernels serve heads (..., D)? Those too wide in float32 for a GPU are always PyTorch's."""
+    return runs_kernels(x) and not (x.is_cuda and x.dtype == torch.float32 and x.shape[-1] > FLOAT32_WIDTH)
+
+
+def runs_kernels(x: Tensor) -> bool:
+    """Does Triton serve tensors like this? Never float64, and on a CPU only its interpreter, where asked for."""
     if _override == "torch" or x.dtype == torch.float64:
-        return False
-    if x.is_cuda and x.dtype == torch.float32 and x.shape[-1] > FLOAT32_WIDTH:
         return False
     if _override == "triton":
         if not HAS_TRITON or not (x.is_cuda or interpreting()):

@@ -117,7 +117,7 @@ class Call:
             wanted = self.plan.parts > 0 or save
             return self.state(1, self.dtype) if wanted else []
         kept = []
-        if self.scan.parts > 1 and (save or not self.scan.whole):
+        if self.scan.parts > 1 and not self.by_columns and (save or not self.scan.whole):
             kept += self.state(self.scan.parts, torch.float32)
         if self.opt.denominator == DEN_SUM:
             kept.append(((self.rows,), torch.float32))

@@ -1,5 +1,6 @@
 """Launches of the causal kernels: heads of one tile; scans over whole heads or parts of them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,7 +22,8 @@ def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks:
         call.launch("short_forward", short.short_forward, call.heads, (q, k, v, out), rest, one_tile=True)
         return
     started = scan.parts > 1 and not scan.whole
-    state, aux, z, norms = _named(call, kept, out, started or (save and scan.parts > 1), save)
+    parted = save and scan.parts > 1 and not call.by_columns
+    state, aux, z, norms = _named(call, kept, out, started or parted, save)
     if started:
         key_states(call, (k, v), state, aux, masks, scan.parts, scan.size)
         _scan(call, state, aux, False)
@@ -33,7 +35,7 @@ def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks:
     call.launch(
         "causal_forward", causal.causal_forward, programs, (q, k, v, out), rest, save,
         columns=(call.width, call.width, columns, columns), BV=columns, HAS_STATE=started,
-        SAVE_STATE=save and scan.parts > 1 and scan.whole, SAVE_NORMS=save and opt.feature_map == L2,
+        SAVE_STATE=parted and scan.whole, SAVE_NORMS=save and opt.feature_map == L2,
     )  # fmt: skip
 
 
@@ -52,6 +54,10 @@ def backward(
         tiles, rest = (q, k, v, grad, dq, dk, dv), (*masks, *strides, *sizes, *constants)
         call.launch("short_backward", short.short_backward, call.heads, tiles, rest, variant, one_tile=True)
         return
+    if call.by_columns:
+        (norms,) = kept or (grad,)
+        _backward_by_columns(call, qkv, grad, norms, grads, variant)
+        return
     many = scan.parts > 1
     state, aux, z, norms = _named(call, kept, grad, many, True)
     sizes, programs = (*sizes, scan.parts, scan.size), call.heads * scan.parts
@@ -61,9 +67,6 @@ def backward(
         kernel = causal.causal_query_grad
         call.launch("causal_query_grad", kernel, programs, (q, k, v, grad, dq), rest, variant, HAS_STATE=many)
     if not needs[1]:
-        return
-    if call.by_columns:
-        _key_grads_by_columns(call, qkv, grad, norms, (dk, dv), variant)
         return
     if many:
         state, aux = call.empty(call.state(scan.parts, torch.float32))
@@ -76,25 +79,26 @@ def backward(
     call.launch("causal_key_grad", kernel, programs, (q, k, v, grad, dk, dv), rest, variant, HAS_STATE=many)
 
 
-def _key_grads_by_columns(
-    call: Call, qkv: Triple, grad: Tensor, norms: Tensor, grads: tuple[Tensor, Tensor], variant: tuple[object, ...]
+def _backward_by_columns(
+    call: Call, qkv: Triple, grad: Tensor, norms: Tensor, grads: Triple, variant: tuple[object, ...]
 ) -> None:
-    """dv, then dk."""
-    (q, k, v), (dk, dv), opt = qkv, grads, call.opt
+    """dq but for the gradient of its norm, then dv, then dk and what dq lacks."""
+    (q, k, v), (dq, dk, dv), opt = qkv, grads, call.opt
     columns = configs.column_block(call.width, call.device)
     blocks = call.width // columns
-    turn = torch.empty(call.rows * blocks, dtype=torch.float32, device=call.device)
-    own, incoming, out = call.strides, grad.stride()[:3], dk.stride()[:3]
-    widths = (call.width, call.width, columns, columns, columns)
-    jobs = (
-        (False, (k, q, grad, v, dv), (*own, *own, *incoming, *out)),
-        (True, (v, grad, q, k, dk), (*own, *incoming, *own, *out)),
-    )
-    for keys, tiles, strides in jobs:
-        rest = (norms, turn, *strides, call.tokens, call.axis_heads, opt.a, opt.b)
+    turn = torch.empty(call.rows * 2 * blocks, dtype=torch.float32, device=call.device)
+    own, incoming, out = call.strides, grad.stride()[:3], dq.stride()[:3]
+    widths = (call.width, call.width, *(columns,) * 4)
+    roles = {
+        causal_columns.QUERIES: ((grad, v, k, q, dq), (incoming, own, own, own)),
+        causal_columns.VALUES: ((k, q, grad, v, dv), (own, own, incoming, own)),
+        causal_columns.KEYS: ((v, grad, q, k, dk), (own, incoming, own, own)),
+    }
+    for role, (tiles, strides) in roles.items():
+        rest = (norms, turn, *itertools.chain(*strides), *out, call.tokens, call.axis_heads, opt.a, opt.b)
         call.launch(
-            "causal_columns", causal_columns.causal_columns, call.heads * blocks, tiles, rest, (keys, variant),
-            columns=widths, BV=columns, KEYS=keys,
+            "causal_columns", causal_columns.causal_columns, call.heads * blocks, (*tiles, dq), rest, (role, variant),
+            columns=widths, BV=columns, ROLE=role,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from statistics import median
 from typing import Any
@@ -13,23 +13,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clip_la.bench.loader import device_lines, loader_lines, measure_device, measure_loader
 from clip_la.data.augment import NUM_DRAWS, Augmentation
 from clip_la.data.captions import Captions
-from clip_la.data.encoded import DeviceDecoder
-from clip_la.data.loader import ShardLoader
 from clip_la.data.order import Streams, draws_for_samples
 from clip_la.data.problems import BadSample
 from clip_la.data.rows import Limits, Row, StreamedRows, image_bytes
 from clip_la.data.shards import read_samples
 from clip_la.data.sources import shard_name
-from clip_la.data.stream import ShardStream, Source
 from clip_la.data.tokenizer import CaptionEncoder
 from clip_la.errors import UserError
 
 STAGES = ("read", "decode", "transform", "tokenize", "collate")
+LEFT_ON_CPU = {"cpu": 0.0}
 ROUNDS = 5
 BATCH_SIZE = 256
-WARM_UP_BATCHES_A_WORKER = 3
 
 
 def measure_stages(urls: Sequence[str], augmentation: Augmentation, num_samples: int) -> dict[str, float]:
@@ -101,84 +99,44 @@ def _open_clip_transform(augmentation: Augmentation) -> Callable[[dict[str, Any]
     return lambda sample: transform(Image.open(BytesIO(image_bytes(sample))))
 
 
-def measure_loader(
-    urls: Sequence[str],
-    augmentation: Augmentation,
-    *,
-    workers: int,
-    batch_size: int,
-    device: str,
-    decode: str,
-    seconds: float,
-) -> float:
-    """Pairs a second that a whole loader gives, on the device, by the clock, after each worker has warmed up."""
-    target = torch.device(device)
-    stream = ShardStream(
-        [Source(tuple(urls))],
-        batch_size=batch_size,
-        rank=0,
-        world_size=1,
-        workers=workers,
-        seed=0,
-        captions=Captions(),
-        augmentation=augmentation,
-        leave_jpegs=decode == "gpu",
-    )
-    decoder = DeviceDecoder(augmentation, target)
-    loader = ShardLoader(stream, workers=workers, prefetch_batches=4, pin_memory=target.type == "cuda")
-    batches = iter(loader)
-    for _ in range(WARM_UP_BATCHES_A_WORKER * max(workers, 1)):
-        _on_device(next(batches), decoder)
-    _finish(target)
-    start, pairs = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        pairs += len(_on_device(next(batches), decoder)["keys"])
-    _finish(target)
-    return pairs / (time.perf_counter() - start)
-
-
-def _on_device(batch: dict[str, Any], decoder: DeviceDecoder) -> dict[str, Any]:
-    if "encoded" in batch:
-        return decoder.finish(batch)
-    batch["image"] = batch["image"].to(decoder.device, non_blocking=True)
-    return batch
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def bench_data(
     urls: Sequence[str],
     *,
     image_size: int = 224,
     min_crop_area: float = 0.9,
     num_samples: int = 512,
-    workers: int = 0,
+    workers: Sequence[int] = (0,),
     batch_size: int = BATCH_SIZE,
     device: str = "cpu",
-    decode: Sequence[str] = ("cpu",),
+    decode: Mapping[str, float] = LEFT_ON_CPU,
     seconds: float = 10.0,
 ) -> dict[str, Any]:
     """All measurements of the stream on some shards.
 
+    Args:
+        workers: numbers of loader processes to try.
+        decode: ways to decode to try: name -> share of the JPEGs that the device decodes.
+
     Returns:
         `stages_us` (microseconds a pair and stage on one core), `pairs_per_s_per_core`, `bottleneck` (the slowest
         stage), `open_clip_pairs_per_s_per_core` and `ratio_to_open_clip` (decode and transform against open_clip's
-        transform), `loader_pairs_per_s` for each way to decode, and what machine it was.
+        transform), `loaders` (what `measure_loader` gives for each number of workers and way to decode), `device_us`
+        (what `measure_device` gives, for a GPU), and what machine it was.
     """
     augmentation = Augmentation(image_size, min_crop_area)
     stages = measure_stages(urls, augmentation, num_samples)
     theirs = stages.pop("open_clip")
     ours = stages["decode"] + stages["transform"]
-    # Processes are forked for the loader after single-core work, before anything touches the GPU.
-    loader = {
-        how: measure_loader(
-            urls, augmentation, workers=workers, batch_size=batch_size, device=device, decode=how, seconds=seconds
+    # Processes are forked for the first loader after single-core work, before anything touches the GPU.
+    loaders = [
+        {"decode": name, "workers": count}
+        | measure_loader(
+            urls, augmentation, workers=count, batch_size=batch_size, device=device, share=share, seconds=seconds
         )
-        for how in decode
-    }
+        for count in workers
+        for name, share in decode.items()
+    ]
+    on_device = measure_device(urls, augmentation, batch_size=batch_size, device=device) if device != "cpu" else {}
     return {
         "stages_us": stages,
         "pairs_per_s_per_core": 1e6 / sum(stages.values()),
@@ -186,8 +144,8 @@ def bench_data(
         "transform_pairs_per_s_per_core": 1e6 / ours,
         "open_clip_pairs_per_s_per_core": 1e6 / theirs,
         "ratio_to_open_clip": theirs / ours,
-        "loader_pairs_per_s": loader,
-        "workers": workers,
+        "loaders": loaders,
+        "device_us": on_device,
         "batch_size": batch_size,
         "image_size": image_size,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
@@ -208,6 +166,6 @@ def table(result: dict[str, Any]) -> str:
         f"decode and transform: {result['transform_pairs_per_s_per_core']:,.0f} pairs/s a core, open_clip's transform "
         f"{result['open_clip_pairs_per_s_per_core']:,.0f}: {result['ratio_to_open_clip']:.2f} times as fast",
     ]
-    for how, rate in result["loader_pairs_per_s"].items():
-        lines.append(f"loader, {result['workers']} workers, decode {how}, to {result['device']}: {rate:,.0f} pairs/s")
-    return "\n".join(lines)
+    for loader in result["loaders"]:
+        lines += loader_lines(loader["decode"], loader["workers"], result["device"], loader)
+    return "\n".join([*lines, *device_lines(result["device_us"])])

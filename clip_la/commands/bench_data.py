@@ -14,8 +14,7 @@ SAMPLES_A_SHARD = 1024
 DEVICES = ("cpu", "cuda")
 
 
-def main(argv: list[str]) -> int | None:
-    """Runs `clip-la bench data ...`."""
+def _parser() -> Parser:
     parser = Parser(
         prog="clip-la bench data",
         description="Pairs a second of the data stream: read, decode, transform, tokenize, collate, each on one core; "
@@ -25,19 +24,34 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--image-size", type=int, default=224, help="side of the model's pictures in pixels")
     parser.add_argument("--samples", type=int, default=512, help="pairs that the stages are measured on")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="loader processes (default: a core each)"
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[os.cpu_count() or 1],
+        help="loader processes, one number or several to try (default: a core each)",
     )
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of the loader")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where the loader's batches go")
     parser.add_argument(
-        "--decode", choices=["cpu", "gpu", "both"], default="cpu", help="where the loader's JPEGs are decoded"
+        "--decode",
+        nargs="+",
+        default=["cpu"],
+        metavar="WAY",
+        help="where the loader's JPEGs are decoded, one way or several to try: cpu (by the workers), gpu (by the "
+        "device), hybrid (by both), or the share that the device decodes, as 0.5",
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the loader is measured")
     parser.add_argument("--num-shards", type=int, help="photograph shards to make (default: two a worker)")
     parser.add_argument("--out", help="file for the result as JSON")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la bench data ...`."""
+    args = _parser().parse_args(argv)
     _check(args)
+    decode = {way: _share(way) for way in args.decode}
 
     from clip_la.atomic import atomic_write
     from clip_la.bench.data import bench_data, table
@@ -48,9 +62,10 @@ def main(argv: list[str]) -> int | None:
         if args.shards:
             urls = expand_urls(args.shards)
         else:
-            count = args.num_shards or 2 * max(args.workers, 1)
+            cores = max(*args.workers, 1)
+            count = args.num_shards or 2 * cores
             print(f"making {count} shards of {SAMPLES_A_SHARD} photographs", file=sys.stderr)
-            urls = write_photo_shards(Path(folder), count, SAMPLES_A_SHARD, max(args.workers, 1))
+            urls = write_photo_shards(Path(folder), count, SAMPLES_A_SHARD, cores)
         result = bench_data(
             urls,
             image_size=args.image_size,
@@ -58,7 +73,7 @@ def main(argv: list[str]) -> int | None:
             workers=args.workers,
             batch_size=args.batch_size,
             device=args.device,
-            decode=("cpu", "gpu") if args.decode == "both" else (args.decode,),
+            decode=decode,
             seconds=args.seconds,
         )
     print(json.dumps(result) if args.json else table(result))
@@ -70,7 +85,9 @@ def main(argv: list[str]) -> int | None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    at_least = {"image_size": 1, "samples": 1, "workers": 0, "batch_size": 1}
+    at_least = {"image_size": 1, "samples": 1, "batch_size": 1}
+    if min(args.workers) < 0:
+        raise UserError(f"--workers {min(args.workers)} must be at least 0")
     for name, least in at_least.items():
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least {least}")
@@ -81,3 +98,17 @@ def _check(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here")
+
+
+def _share(way: str) -> float:
+    from clip_la.data.encoded import LEFT_TO_THE_DEVICE
+
+    if way in LEFT_TO_THE_DEVICE:
+        return LEFT_TO_THE_DEVICE[way]
+    try:
+        share = float(way)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"--decode {way}: must be one of {', '.join(LEFT_TO_THE_DEVICE)}, or a share from 0 to 1")
+    return share

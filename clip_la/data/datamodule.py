@@ -10,7 +10,8 @@ import torch.distributed as dist
 from clip_la.data.audit import Audit
 from clip_la.data.augment import Augmentation
 from clip_la.data.captions import Captions
-from clip_la.data.encoded import DeviceDecoder
+from clip_la.data.device import DeviceDecoder
+from clip_la.data.encoded import LEFT_TO_THE_DEVICE
 from clip_la.data.feed import counts
 from clip_la.data.loader import ShardLoader
 from clip_la.data.position import Layout, choose_state
@@ -36,7 +37,8 @@ class ShardDataModule(pl.LightningDataModule):
         caption_fields: where captions are: part names ('txt') or keys of the JSON part ('json.caption').
         caption_weights: probabilities of the caption fields; equal when left out.
         cache: 'memory' decodes a small corpus once and makes batches by tensor operations; 'none' streams.
-        decode: 'gpu' decodes and crops JPEGs on the GPU (nvJPEG), for loaders that cannot keep up on the processor.
+        decode: where JPEGs are decoded: 'cpu' by the workers; 'gpu' by nvJPEG, for workers that cannot keep up;
+            'hybrid' two thirds by nvJPEG and the others by the workers.
         block_shards: shards a worker reads and shuffles at a time; also what resuming has to read again.
         replacement: draw shards independently instead of each once before any comes again.
         min_crop_area: least share of a picture's area that the random crop keeps; 1 takes the centre square.
@@ -72,7 +74,7 @@ class ShardDataModule(pl.LightningDataModule):
         caption_fields: tuple[str, ...] = ("txt",),
         caption_weights: tuple[float, ...] = (),
         cache: Literal["none", "memory"] = "none",
-        decode: Literal["cpu", "gpu"] = "cpu",
+        decode: Literal["cpu", "gpu", "hybrid"] = "cpu",
         block_shards: int = 1,
         replacement: bool = False,
         min_crop_area: float = 0.9,
@@ -104,7 +106,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._in_memory = cache == "memory"
-        self._on_gpu = decode == "gpu"
+        self._leave_jpegs = LEFT_TO_THE_DEVICE[decode]
         self._block_shards = block_shards
         self._replacement = replacement
         self._bad_share_limit = bad_share_limit
@@ -116,7 +118,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._audit = audit
         self._state: RankState | None = None
         self._order_seed = seed
-        _check(batch_size, block_shards, workers, on_gpu=self._on_gpu, in_memory=self._in_memory)
+        _check(batch_size, block_shards, workers, decode=decode, in_memory=self._in_memory)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches from the present position on, for this rank."""
@@ -125,12 +127,13 @@ class ShardDataModule(pl.LightningDataModule):
         if self.batch_size % world_size:
             raise UserError(f"batch_size {self.batch_size} does not divide among {world_size} processes")
         self._state = self._state or RankState.fresh(max(self._workers, 1), len(self._sources))
+        device = self.trainer.strategy.root_device
         return ShardLoader(
             self._stream(rank, world_size),
             workers=self._workers,
             start_method=self._start_method,
             prefetch_batches=self._prefetch_batches,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            decoder=DeviceDecoder(self._augmentation, device) if self._leave_jpegs or device.type == "cuda" else None,
         )
 
     def _stream(self, rank: int, world_size: int) -> ShardStream:
@@ -151,19 +154,17 @@ class ShardDataModule(pl.LightningDataModule):
             replacement=self._replacement,
             in_memory=self._in_memory,
             bad_share_limit=self._bad_share_limit,
-            leave_jpegs=self._on_gpu,
+            leave_jpegs=self._leave_jpegs,
             read_ahead=self._read_ahead,
             opener=self._opener,
             start=RankState.from_plain(self._state.to_plain()),
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """To the model's device; JPEGs that wait for the GPU are decoded there."""
-        if "encoded" not in batch:
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        encoded = batch.pop("encoded")
-        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return DeviceDecoder(self._augmentation, device).finish({**batch, "encoded": encoded})
+        """To the model's device, where training batches are already; Lightning would look at each of their keys."""
+        if isinstance(batch, dict) and "cursor" in batch and batch["image"].device == device:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def consumed(self, batch: Batch) -> None:
         """Moves the position behind `batch`; to be called once a step, when the batch has been trained on."""
@@ -223,7 +224,7 @@ class StreamPosition(pl.Callback):
         trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
 
 
-def _check(batch_size: int, block_shards: int, workers: int, *, on_gpu: bool, in_memory: bool) -> None:
+def _check(batch_size: int, block_shards: int, workers: int, *, decode: str, in_memory: bool) -> None:
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("block_shards", block_shards, 1),
@@ -231,8 +232,8 @@ def _check(batch_size: int, block_shards: int, workers: int, *, on_gpu: bool, in
     ):
         if value < least:
             raise UserError(f"{name} {value} must be at least {least}")
-    if on_gpu and in_memory:
-        raise UserError("decode 'gpu' and cache 'memory' exclude each other: the cache decodes once")
+    if decode != "cpu" and in_memory:
+        raise UserError(f"decode '{decode}' and cache 'memory' exclude each other: the cache decodes once")
 
 
 def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[Source]:

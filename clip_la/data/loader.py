@@ -2,12 +2,24 @@
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clip_la.data.background import Background
 from clip_la.data.stream import Batch, ShardStream, StreamFailure
 from clip_la.errors import UserError
+
+if TYPE_CHECKING:  # loader processes have no use for it
+    from clip_la.data.device import DeviceDecoder, Timer
+
+# Tensors that are small: between processes each tensor costs a connection of its own, an array travels with the rest.
+SMALL = ("tokens", "caption_id")
+# Names of the background threads.
+COLLECTING, DECODING = "collecting thread", "decoding thread"
 
 
 class ShardLoader(DataLoader):
@@ -17,7 +29,9 @@ class ShardLoader(DataLoader):
         stream: what to read.
         start_method: of the worker processes, "fork", "spawn" or "forkserver"; the platform's own if None.
         prefetch_batches: how many batches each worker makes ahead.
-        pin_memory: put tensors into page-locked memory, for quick copies to a GPU.
+        decoder: puts batches on a device, in background threads that work a batch ahead each; without one they come as
+            the workers made them.
+        timed: told the name of each part of the work, as a context around it.
 
     Raises (while iterating):
         UserError: what the stream could not go on with, as the one line it is.
@@ -30,24 +44,49 @@ class ShardLoader(DataLoader):
         workers: int,
         start_method: str | None = None,
         prefetch_batches: int = 2,
-        pin_memory: bool = False,
+        decoder: "DeviceDecoder | None" = None,
+        timed: "Timer" = nullcontext,
     ) -> None:
         super().__init__(
             stream,
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=_packed if workers else _unchanged,
             num_workers=workers,
             multiprocessing_context=start_method if workers else None,
             prefetch_factor=prefetch_batches if workers else None,
-            pin_memory=pin_memory,
             worker_init_fn=_ignore_interrupts,
         )
+        self._decoder = decoder
+        self._timed = timed
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = self._collected(super().__iter__())
+        if self._decoder is None:
+            yield from batches
+            return
+        staged = Background(map(self._decoder.stage, batches), COLLECTING)
+        finished = Background(map(self._decoder.finish, self._waited_for(staged)), DECODING)
+        try:
+            yield from map(self._decoder.hand_over, self._waited_for(finished))
+        finally:
+            # The first one first: its end is what the second one may be waiting for.
+            staged.close()
+            finished.close()
+
+    def _collected(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        for batch in self._waited_for(batches, "wait for workers"):
             if isinstance(batch, StreamFailure):
                 raise UserError(batch.message)
-            yield batch
+            yield _unpacked(batch)
+
+    def _waited_for(self, items: Any, name: str = "wait for a batch") -> Iterator[Any]:
+        iterator = iter(items)
+        while True:
+            with self._timed(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
 
 
 def _ignore_interrupts(worker: int) -> None:
@@ -56,4 +95,17 @@ def _ignore_interrupts(worker: int) -> None:
 
 
 def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _packed(batch: Any) -> Any:
+    if isinstance(batch, StreamFailure):
+        return batch
+    return {name: value.numpy() if name in SMALL else value for name, value in batch.items()}
+
+
+def _unpacked(batch: Batch) -> Batch:
+    for name in SMALL:
+        if not isinstance(batch[name], Tensor):
+            batch[name] = torch.from_numpy(batch[name])
     return batch

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from clip_la.data import jpeg, problems
 from clip_la.data.augment import CAPTION, JITTER, Augmentation, Box, jitter_colors
@@ -115,6 +116,14 @@ class StreamedRows:
         if image.mode == "RGBA":
             image = flatten(image, self._augmentation.background_color(draws))
         return np.asarray(image), box
+
+
+def new_bytes(count: int) -> UInt8[Tensor, " {count}"]:
+    """Memory for a batch. In a loader's worker it is shared, so that the training process gets it without copying."""
+    if get_worker_info() is None:
+        return torch.empty(count, dtype=torch.uint8)
+    # As PyTorch's own collating does it.
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count))
 
 
 def jitter_batch(

@@ -99,7 +99,8 @@ class ShardStream(IterableDataset):
         replacement: draw shards independently instead of in passes.
         in_memory: decode everything once into memory; each pass is then one block.
         bad_share_limit: share of samples tried that may be unusable, in [0, 1].
-        leave_jpegs: leave plain JPEGs encoded; batches then hold `encoded`, for a DeviceDecoder, instead of `image`.
+        leave_jpegs: the share of plain JPEGs that is left encoded; if above 0, batches hold `encoded`, for a
+            DeviceDecoder, instead of `image`.
         read_ahead: read the next block in the background, at the price of holding two.
         opener: opens a shard.
         start: where to begin; None is the beginning.
@@ -123,7 +124,7 @@ class ShardStream(IterableDataset):
         replacement: bool = False,
         in_memory: bool = False,
         bad_share_limit: float = 0.1,
-        leave_jpegs: bool = False,
+        leave_jpegs: float = 0.0,
         read_ahead: bool = False,
         opener: Callable[[str], IO[bytes]] = open_shard,
         start: RankState | None = None,
@@ -201,8 +202,12 @@ class ShardStream(IterableDataset):
             order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
             read = ShardBlocks(order, streams, source.urls, self._opener)
             blocks.append(ReadAhead(read) if self._read_ahead else read)
-        rows_of = EncodedRows if self._leave_jpegs else StreamedRows
-        return rows_of(self._captions, self._augmentation, self._limits), blocks
+        return self._rows(), blocks
+
+    def _rows(self) -> StreamedRows:
+        if self._leave_jpegs:
+            return EncodedRows(self._captions, self._augmentation, self._limits, self._leave_jpegs)
+        return StreamedRows(self._captions, self._augmentation, self._limits)
 
     def _pooled(self, streams: Streams, lost: list[Problem]) -> tuple[Pool, list[Blocks]]:
         urls = [source.urls for source in self._sources]

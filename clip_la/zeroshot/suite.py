@@ -1,7 +1,7 @@
 """Many models on many data sets: what is done is skipped, what was killed goes on, results are appended at once."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,31 @@ def run_suite(
     for model in models:
         subject = load_subject(model, device, compiled=compiled)
         target = out or default_out(model)
-        for job in jobs:
-            evaluation = _one(subject, job, how, target, again, report)
+        for job, evaluation in zip(jobs, evaluate_jobs(subject, jobs, how, target, again, report), strict=True):
             done.append(evaluation)
             if ranks.rank() == 0:
                 _write_extras(extras, evaluation, job, target.parent, len(models) * len(jobs) > 1, report)
     return done
 
 
-def _one(subject: Subject, job: Job, how: How, target: Path, again: bool, report: Report) -> Evaluation:
-    evaluation = job.identify(subject, how)
+def evaluate_jobs(
+    subject: Subject, jobs: Sequence[Job], how: How, target: Path, again: bool, report: Report
+) -> Iterator[Evaluation]:
+    """One model on everything, by all ranks together; each result is in the file `target` when it is given out.
+
+    What `target` has already is not made again, unless `again`. Whoever calls it must take all of it: features that
+    several jobs share are removed at the end.
+    """
     state = target.parent / PREDICTIONS_FOLDER
+    for job in jobs:
+        yield _one(subject, job, how, target, state, again, report)
+    if ranks.rank() == 0:
+        for job in jobs:
+            job.forget(subject, how, state)
+
+
+def _one(subject: Subject, job: Job, how: How, target: Path, state: Path, again: bool, report: Report) -> Evaluation:
+    evaluation = job.identify(subject, how)
     # Rank 0 alone looks, so that all ranks take the same way.
     found = ranks.exchange(lambda: None if again or ranks.rank() else _finished(target, state, evaluation, job))[0]
     if found is not None:

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int | None:
     from clip_la.zeroshot import ranks
     from clip_la.zeroshot.cache import ClassifierCache, default_folder
     from clip_la.zeroshot.load import choose_device, expand_models
+    from clip_la.zeroshot.subject import default_precision
     from clip_la.zeroshot.suite import Entry, Extras, compare_all, read_suite, run_suite
 
     keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots")
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> int | None:
             out=Path(options.out) if options.out else None,
             again=options.again,
             device=device,
-            precision=options.precision or ("float32" if device.type == "cpu" else "bf16"),
+            precision=options.precision or default_precision(device.type),
             batch_size=options.batch_size,
             num_workers=options.workers if options.workers is not None else ranks.default_workers(),
             cache=None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,14 @@ def units_in(folder: Path, read) -> int:
     return len(parts.Parts(folder, read).load())
 
 
+def counting(function: Callable, name: str, made: Counter[str]) -> Callable:
+    def counted(*args):
+        made[name] += 1
+        return function(*args)
+
+    return counted
+
+
 def timeless(path: Path) -> list[dict]:
     return [{**line, "date": ""} for line in results.read(path)]
 
@@ -121,12 +130,7 @@ def test_a_killed_suite_goes_on_to_the_same_digits(suite: list[str], tmp_path: P
 
     made: Counter[str] = Counter()
     for module, name in ((engine, "score_batch"), (features, "encode_batch"), (retrieval, "encode_tokens")):
-
-        def counted(*args, _inner=getattr(module, name), _name=name):
-            made[_name] += 1
-            return _inner(*args)
-
-        monkeypatch.setattr(module, name, counted)
+        monkeypatch.setattr(module, name, counting(getattr(module, name), name, made))
     assert main(["eval", *arguments]) == 0
     # The first two tasks were done, the last one has its features from the third, which lacked these.
     assert made == {"encode_batch": PICTURES // 2 - tested}

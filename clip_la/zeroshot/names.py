@@ -1,7 +1,8 @@
 """What the installed packages know of ImageNet's classes: WordNet ids, lemmas, definitions, curated names.
 
 timm ships the lists of WordNet ids with WordNet's lemmas and definitions for 21,844 synsets, open_clip the names that
-OpenAI wrote by hand for ImageNet-1K, torchvision those that ImageNet-1K had before. Everything is keyed by WordNet id ("n02084071"), never by position.
+OpenAI wrote by hand for ImageNet-1K, torchvision those that ImageNet-1K had before. Everything is keyed
+by WordNet id ("n02084071"), never by position.
 """
 
 import functools

@@ -137,7 +137,8 @@ def _write_extras(
         written.append(tables.write_class_table(evaluation, job.test_set.classes, path))
     if evaluation.found is not None and extras.sheet is not None:
         path = extras.sheet.with_name(f"{extras.sheet.name}-{line['evaluation']}") if several else extras.sheet
-        title = f"{line['checkpoint'] or line['model']} on {line['dataset']}: top-1 {percent(line['metrics']['top1'])}"
+        title = f"{line['checkpoint'] or line['model']} on {line['dataset']} ({line['names']}, {line['templates']}): "
+        title += f"top-1 {percent(line['metrics']['top1'])}"
         written += contact_sheet(evaluation.predictions, job.test_set, path, title=title)
     if written:
         report(f"  wrote {' and '.join(map(str, written))}")
@@ -188,7 +189,12 @@ def summary(line: dict[str, Any]) -> str:
     """A result in one line for a person."""
     figures = ", ".join(figure(name, estimate) for name, estimate in line["metrics"].items())
     skipped = "".join(f", {count} skipped: {reason}" for reason, count in line["skipped"].items())
-    others = f"{line['num_captions']} captions" if "num_captions" in line else f"{line['num_classes']} classes"
+    if "num_captions" in line:
+        others = f"{line['num_captions']} captions"
+    else:
+        others = f"{line['num_classes']} classes of {line['names']}"
+    if "templates" in line:
+        others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
     size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
     return f"{line['checkpoint'] or line['model']} on {line['dataset']} ({size}): {figures}"

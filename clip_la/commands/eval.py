@@ -97,6 +97,9 @@ def main(argv: list[str]) -> int | None:
         if ranks.rank() == 0:
             print(text, file=sys.stderr if options.json else sys.stdout)
 
+    for option, least in (("batch_size", 1), ("workers", 0)):
+        if (value := getattr(options, option)) is not None and value < least:
+            raise UserError(f"--{option.replace('_', '-')} must be at least {least}, not {value}")
     local_rank = ranks.join_from_environment()
     try:
         device = choose_device(options.device, local_rank)

@@ -23,7 +23,7 @@ from clip_la.zeroshot.evaluate import Evaluation
 from clip_la.zeroshot.jobs import How, Job
 from clip_la.zeroshot.load import choose_device
 from clip_la.zeroshot.subject import Subject, default_precision, of_model
-from clip_la.zeroshot.suite import evaluate_jobs, run_suite
+from clip_la.zeroshot.suite import describe, evaluate_jobs, run_suite
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,12 @@ def _log(trainer: pl.Trainer, line: Mapping[str, Any], samples_seen: int) -> Non
             logger.log_metrics(values, step=samples_seen)
 
 
+def _say_once(text: str) -> None:
+    """One line on stderr, of the first process; before the processes have met."""
+    if is_first_process():
+        print(text, file=sys.stderr)
+
+
 def during_training(
     settings: ZeroShot, out: Path, origin: Mapping[str, Any], accelerator: str, meter: Meter
 ) -> list[Callback]:
@@ -145,6 +151,8 @@ def during_training(
     jobs = [prepare(entry) for entry in settings.entries()]
     if not jobs:
         return []
+    for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
+        describe(test_set, _say_once)
     how = How(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
@@ -169,5 +177,6 @@ def after_training(settings: ZeroShot, out: Path, checkpoint: Path, accelerator:
             precision=default_precision(device.type),
             num_workers=ranks.default_workers(),
             out=out,
+            report=_say_once,
         )
     ranks.leave()

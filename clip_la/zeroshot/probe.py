@@ -151,6 +151,7 @@ def evaluate_probe(
         "train_dataset": train_set.name,
         "num_samples": len(found),
         "num_classes": num_classes,
+        "classes_with_pictures": len(_labels(test).unique()),
         "names": test_set.classes.label,
         "names_hash": test_set.classes.hash,
         **extra,

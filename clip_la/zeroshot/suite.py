@@ -66,7 +66,7 @@ def run_suite(
     """
     jobs = [prepare(entry) for entry in entries]
     for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
-        describe_classes(test_set, report)
+        describe(test_set, report)
     how = How(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
     for model in models:
@@ -144,10 +144,12 @@ def _write_extras(
         report(f"  wrote {' and '.join(map(str, written))}")
 
 
-def describe_classes(test_set: TestSet, report: Report) -> None:
-    """Says which names stand for several classes: their prompts are the same, so no model can tell them apart."""
+def describe(test_set: TestSet, report: Report) -> None:
+    """Says what is odd about the data, and which names stand for several classes: no model can tell these apart."""
+    for note in test_set.notes:
+        report(note)
     shared = test_set.classes.collisions()
-    if shared and ranks.rank() == 0:
+    if shared:
         examples = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in list(shared.items())[:2])
         num_classes = len({key for keys in shared.values() for key in keys})
         report(
@@ -193,6 +195,8 @@ def summary(line: dict[str, Any]) -> str:
         others = f"{line['num_captions']} captions"
     else:
         others = f"{line['num_classes']} classes of {line['names']}"
+        if line.get("classes_with_pictures", line["num_classes"]) < line["num_classes"]:
+            others += f" of which {line['classes_with_pictures']} have pictures"
     if "templates" in line:
         others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"

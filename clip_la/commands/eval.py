@@ -1,16 +1,38 @@
 """`clip-la eval`: zero-shot evaluation of runs, checkpoints and open_clip models."""
 
+import argparse
+
 from clip_la.cli import Parser
 
 DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of ours, or an open_clip model with weights
 (NAME:FILE, NAME:TAG, hf-hub:ORG/NAME). Under torchrun all processes share the work; the result is the same."""
 
 
+def _choices() -> str:
+    """What --classes and --templates know, for the end of the help."""
+    from clip_la.zeroshot.classes import CATALOG, EMOJI, NAMINGS
+    from clip_la.zeroshot.prompts import BUILT_IN
+
+    sets = {name: about for name, (_, about) in CATALOG.items()} | {EMOJI: "the names of all emoji"}
+    tables = {"class sets": sets, "names, as SET/NAME": NAMINGS, "templates": BUILT_IN}
+    return "\n\n".join(
+        "\n".join([f"{title}:", *(f"  {name:<20}{about}" for name, about in table.items())])
+        for title, table in tables.items()
+    )
+
+
 def _parser() -> Parser:
-    parser = Parser(prog="clip-la eval", description=DESCRIPTION)
+    parser = Parser(
+        prog="clip-la eval",
+        description=DESCRIPTION,
+        epilog=_choices(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="one model or several")
     parser.add_argument("--data", metavar="PATH", help="class folders, webdataset shards or Parquet files")
-    parser.add_argument("--classes", metavar="SET", help="imagenet1k, imagenet21k, imagenet21k/lemmas, ... or a file")
+    parser.add_argument(
+        "--classes", metavar="SET", help="imagenet1k, imagenet1k/raw, imagenet21k/lemmas, ... or a file"
+    )
     parser.add_argument(
         "--templates", metavar="SET", help="openai80, simple7, plain, name, definition, a file, or 'a {c}.'"
     )
@@ -56,6 +78,7 @@ def main(argv: list[str]) -> int | None:
     from clip_la.zeroshot import ranks
     from clip_la.zeroshot.cache import ClassifierCache, default_folder
     from clip_la.zeroshot.load import choose_device, expand_models
+    from clip_la.zeroshot.subject import default_precision
     from clip_la.zeroshot.suite import Entry, Extras, compare_all, read_suite, run_suite
 
     keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots")
@@ -74,6 +97,9 @@ def main(argv: list[str]) -> int | None:
         if ranks.rank() == 0:
             print(text, file=sys.stderr if options.json else sys.stdout)
 
+    for option, least in (("batch_size", 1), ("workers", 0)):
+        if (value := getattr(options, option)) is not None and value < least:
+            raise UserError(f"--{option.replace('_', '-')} must be at least {least}, not {value}")
     local_rank = ranks.join_from_environment()
     try:
         device = choose_device(options.device, local_rank)
@@ -83,7 +109,7 @@ def main(argv: list[str]) -> int | None:
             out=Path(options.out) if options.out else None,
             again=options.again,
             device=device,
-            precision=options.precision or ("float32" if device.type == "cpu" else "bf16"),
+            precision=options.precision or default_precision(device.type),
             batch_size=options.batch_size,
             num_workers=options.workers if options.workers is not None else ranks.default_workers(),
             cache=None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),

@@ -121,6 +121,15 @@ class Meter(Callback):
             self._close_window(trainer, pl_module)
         self._step_end = time.perf_counter()
 
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """What happens inside is neither training nor waiting for data; between two steps."""
+        left = time.perf_counter()
+        yield
+        away_s = time.perf_counter() - left
+        self._window_start += away_s
+        self._step_end += away_s
+
     def check_finite(self, task: ContrastiveTask) -> None:
         """Raises UserError naming the first step of the window whose loss or gradient is not finite."""
         steps = self._values()

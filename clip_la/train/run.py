@@ -32,7 +32,8 @@ from clip_la.train.hardware import (
 from clip_la.train.logger import CsvMetrics
 from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, Start, find_start, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
-from clip_la.zeroshot.results import versions
+from clip_la.train.zeroshot_callback import ZeroShot, after_training, during_training
+from clip_la.zeroshot import results
 
 METRICS_NAME = "metrics.csv"
 TENSORBOARD_NAME = "tensorboard"
@@ -72,6 +73,8 @@ def train_run(
     accelerator: Accelerator = "auto",
     devices: int | None = None,
     tensorboard: bool = True,
+    zeroshot_suite: str | None = None,
+    zeroshot_samples: Sequence[int] = (),
     train_data: str = "",
     config_text: str = "",
 ) -> Run:
@@ -94,6 +97,9 @@ def train_run(
         accelerator: auto is a GPU where there is one.
         devices: processes on this machine; null: as many as torchrun or SLURM started here, else 1.
         tensorboard: also write event files, if TensorBoard is installed.
+        zeroshot_suite: YAML file as for `clip-la eval --config`, evaluated on while training by all processes together,
+            at the end of the budget and at `zeroshot_samples`; results are appended to RUN/results.jsonl.
+        zeroshot_samples: numbers of samples seen to evaluate at; rounded up to batches.
         train_data: what the shards are called in checkpoints and results.
         config_text: what to write into config.yaml; nothing is written for an empty text.
 
@@ -101,47 +107,65 @@ def train_run(
     there, a loss that is not finite, and whatever is wrong with the data.
     """
     _check_positive(save_every_samples=save_every_samples, log_every_samples=log_every_samples)
+    zeroshot = ZeroShot(zeroshot_suite, zeroshot_samples)
     hardware = trainer_hardware(accelerator, devices, precision)
     folder = Path(out)
     if not resume and is_first_process():
         refuse_existing_run(folder)
     _seed_everything(seed)
     start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
-    if start.samples_seen >= task.budget_samples:
+    result_file = folder / results.FILE_NAME
+    if start.checkpoint and start.samples_seen >= task.budget_samples:
         _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
+        after_training(zeroshot, result_file, start.checkpoint, hardware["accelerator"])
         return _as_run(folder, task, start.samples_seen)
-    _note(_arithmetic(task, start))
-    if config_text:
-        _write_config(folder, config_text)
     stop = StopOnSignal()
+    origin = _origin(start, seed, train_data)
     window_batches = -(-log_every_samples // task.batch_size) if log_every_samples else DEFAULT_WINDOW_BATCHES
     meter = Meter(window_batches, lambda: data.skipped.total(), stop)
     checkpoints = SampleCheckpoints(
         folder / CHECKPOINTS_NAME,
-        origin=_origin(start, seed, train_data),
+        origin=origin,
         keep_samples=checkpoint_samples,
         save_every_samples=save_every_samples,
         before_save=lambda: meter.check_finite(task),
     )
+    zeroshots = during_training(zeroshot, result_file, origin, hardware["accelerator"], meter)
+    _note(_arithmetic(task, start))
+    if config_text:
+        _write_config(folder, config_text)
     with quiet_lightning(), fast_matmul(), stop.installed():
-        trainer = pl.Trainer(
-            **hardware,
-            plugins=[AtomicCheckpointIO(), *cluster_plugins()],
-            logger=_loggers(folder, start.samples_seen, tensorboard),
-            callbacks=[StreamPosition(), stop, meter, Progress(meter), checkpoints],
-            default_root_dir=folder,
+        trainer = _trainer(
+            folder,
+            hardware,
             max_steps=task.budget_samples // task.batch_size,
-            max_epochs=-1,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            loggers=_loggers(folder, start.samples_seen, tensorboard),
+            callbacks=[StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots],
         )
-        # Lightning asks all processes before each step for a SIGTERM and waits for the GPU to answer; Meter asks them
-        # once a window.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
         _fit(trainer, task, data, start)
         return _as_run(folder, task, task.samples_seen)
+
+
+def _trainer(
+    folder: Path, hardware: dict[str, Any], *, max_steps: int, loggers: list[Logger], callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    trainer = pl.Trainer(
+        **hardware,
+        plugins=[AtomicCheckpointIO(), *cluster_plugins()],
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        max_steps=max_steps,
+        max_epochs=-1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    # Lightning asks all processes before each step for a SIGTERM and waits for the GPU to answer; Meter asks them
+    # once a window.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+    return trainer
 
 
 def _check_positive(**lengths: int | None) -> None:
@@ -192,7 +216,7 @@ def _origin(start: Start, seed: int, train_data: str) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     """Of what moves the weights: results.versions and Lightning."""
-    return {**versions(), "pytorch-lightning": pl.__version__}
+    return {**results.versions(), "pytorch-lightning": pl.__version__}
 
 
 def _as_run(folder: Path, task: ContrastiveTask, samples_seen: int) -> Run:

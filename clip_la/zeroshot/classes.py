@@ -99,6 +99,7 @@ CATALOG = {
 EMOJI = "emoji"
 NAMINGS = {
     "curated": "OpenAI's hand-written names (ImageNet-1K's classes only)",
+    "raw": "ImageNet-1K's labels before OpenAI edited them (its classes only)",
     "lemma": "WordNet's first lemma",
     "lemmas": "all of WordNet's lemmas, averaged",
 }
@@ -110,13 +111,13 @@ def _names(naming: str, ids: Sequence[str], set_name: str) -> tuple[tuple[str, .
         return tuple(lemmas[key][:1] for key in ids)
     if naming == "lemmas":
         return tuple(lemmas[key] for key in ids)
-    curated = known.curated()
-    missing = next((key for key in ids if key not in curated), None)
+    listed = known.raw() if naming == "raw" else known.curated()
+    missing = next((key for key in ids if key not in listed), None)
     if missing:
         raise UserError(
-            f"no curated name for {missing} of {set_name}: curated names cover ImageNet-1K only; use {set_name}/lemma"
+            f"no {naming} name for {missing} of {set_name}: {naming} names cover ImageNet-1K only; use {set_name}/lemma"
         )
-    return tuple((curated[key],) for key in ids)
+    return tuple((listed[key],) for key in ids)
 
 
 @functools.cache

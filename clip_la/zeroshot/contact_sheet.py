@@ -1,4 +1,4 @@
-"""Test pictures with what the model called them: a PNG to look at, an HTML page with the five best names and scores."""
+"""Test pictures with the five best names a model has for them, and their scores: a PNG, and an HTML page."""
 
 import base64
 import html
@@ -22,9 +22,9 @@ TILE_PX = 144
 MARGIN_PX = 6
 LINE_PX = 15
 FONT_PX = 12
-LINES = 2
-RIGHT, NEAR, WRONG, INK = "#1a7f37", "#9a6700", "#cf222e", "#1f2328"
+RIGHT, NEAR, WRONG, INK, FAINT = "#1a7f37", "#9a6700", "#cf222e", "#1f2328", "#656d76"
 SHEET_SEED = 0
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,10 @@ def contact_sheet(
 
 
 def draw_sheet(chosen: Sequence[Tile], title: str) -> Image.Image:
-    """A grid of pictures, under each its own name and, in colour, the best guess."""
+    """A grid of pictures, under each its own name and, the hit in green, the best guesses with their scores."""
     columns = max(1, min(COLUMNS, len(chosen)))
-    cell_width, cell_height = TILE_PX + 2 * MARGIN_PX, TILE_PX + 2 * MARGIN_PX + LINES * LINE_PX
+    num_lines = 1 + max((len(tile.guesses) for tile in chosen), default=0)
+    cell_width, cell_height = TILE_PX + 2 * MARGIN_PX, TILE_PX + 2 * MARGIN_PX + num_lines * LINE_PX
     rows = -(-len(chosen) // columns)
     head = LINE_PX + 2 * MARGIN_PX
     font = ImageFont.load_default(FONT_PX)
@@ -102,15 +103,22 @@ def draw_sheet(chosen: Sequence[Tile], title: str) -> Image.Image:
         left, top = number % columns * cell_width + MARGIN_PX, head + number // columns * cell_height + MARGIN_PX
         inset = ((TILE_PX - tile.picture.width) // 2, (TILE_PX - tile.picture.height) // 2)
         sheet.paste(tile.picture, (left + inset[0], top + inset[1]))
-        draw.text((left, top + TILE_PX), _fit(tile.truth, font), fill=INK, font=font)
-        draw.text((left, top + TILE_PX + LINE_PX), _fit(tile.guesses[0][0], font), fill=tile.colour, font=font)
+        top += TILE_PX
+        draw.text((left, top), _fit(tile.truth, TILE_PX, font), fill=tile.colour, font=font)
+        for place, (name, score) in enumerate(tile.guesses):
+            top += LINE_PX
+            figure = f"{score:.3f}"
+            figure_px = font.getlength(figure)
+            colour = RIGHT if place == tile.rank else INK
+            draw.text((left, top), _fit(name, TILE_PX - figure_px - MARGIN_PX, font), fill=colour, font=font)
+            draw.text((left + TILE_PX - figure_px, top), figure, fill=FAINT, font=font)
     return sheet
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if font.getlength(text) <= TILE_PX:
+def _fit(text: str, width_px: float, font: Font) -> str:
+    if font.getlength(text) <= width_px:
         return text
-    while text and font.getlength(text + "...") > TILE_PX:
+    while text and font.getlength(text + "...") > width_px:
         text = text[:-1]
     return text + "..."
 

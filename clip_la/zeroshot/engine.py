@@ -1,24 +1,21 @@
 """Pictures against a text classifier: streamed, shared over ranks, resumable, never more than a batch of scores."""
 
-import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from clip_la.zeroshot import metrics, ranks
-from clip_la.zeroshot.images import ImageBatch, Unit, image_batches
-from clip_la.zeroshot.parts import Parts
+from clip_la.zeroshot.images import ImageBatch, image_batches
+from clip_la.zeroshot.parts import Parts, collect, earlier
 from clip_la.zeroshot.predictions import Predictions, merge
+from clip_la.zeroshot.progress import progress_bar
 from clip_la.zeroshot.records import TestSet
 from clip_la.zeroshot.subject import Subject, matmul_precision
 
 TOP = 5
-SECONDS_BETWEEN_SAVES = 20.0
 
 
 @torch.inference_mode()
@@ -59,7 +56,7 @@ def classify(
     precision: str,
     batch_size: int,
     num_workers: int,
-    parts: Parts | None = None,
+    parts: Parts[Predictions] | None = None,
     progress: bool = True,
 ) -> Predictions:
     """Every picture once, by all ranks together; every rank returns all rows. All ranks must call it.
@@ -70,11 +67,9 @@ def classify(
     Raises:
         UserError: what the test set raises, on whichever rank.
     """
-    earlier = ranks.exchange(lambda: parts.load() if parts and ranks.rank() == 0 else [])[0]
-    done: frozenset[Unit] = frozenset((int(s), int(n)) for part in earlier for s, n in part.units)
+    before, done, _ = earlier(parts)
 
     def work() -> list[Predictions]:
-        mine = [] if ranks.rank() else list(earlier)
         batches = image_batches(
             test_set.sources,
             subject.preprocess,
@@ -83,28 +78,14 @@ def classify(
             done=done,
             pin_memory=subject.device.type == "cuda",
         )
-        with matmul_precision(precision), _bar(test_set, earlier, progress) as bar:
-            fresh: list[Predictions] = []
-            saved_at = time.monotonic()
-            for batch in batches:
-                fresh.append(score_batch(subject, classifier, batch, precision))
-                bar.update(len(batch.keys) * ranks.world_size())
-                if parts and time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:
-                    parts.save(merge(fresh))
-                    mine, fresh, saved_at = [*mine, *fresh], [], time.monotonic()
-        return [*mine, *fresh]
+        with matmul_precision(precision), progress_bar(test_set, sum(map(len, before)), progress) as bar:
+
+            def scored() -> Iterator[Predictions]:
+                for batch in batches:
+                    yield score_batch(subject, classifier, batch, precision)
+                    bar.update(len(batch.keys) * ranks.world_size())
+
+            return [*before, *collect(scored(), merge, parts)]
 
     gathered = ranks.exchange(lambda: [merge(own)] if (own := work()) else [])
     return merge([part for own in gathered for part in own])
-
-
-def _bar(test_set: TestSet, earlier: list[Predictions], progress: bool) -> Any:
-    hidden = not progress or ranks.rank() != 0
-    start = sum(map(len, earlier))
-    total = test_set.num_records
-    return tqdm(total=total, initial=start, desc=test_set.name, unit="img", disable=hidden, leave=False)
-
-
-def parts_folder(base: Path, evaluation: str) -> Path:
-    """Where the parts of an unfinished evaluation lie."""
-    return base / f"{evaluation}.parts"

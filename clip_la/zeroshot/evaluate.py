@@ -132,7 +132,7 @@ def run_evaluation(
         UserError: what the test set or the prompts raise; no picture could be read.
     """
     evaluation = evaluation_id(subject, test_set, templates, precision, batch_size)
-    parts = None if state is None else Parts(state / f"{evaluation}.parts")
+    parts = None if state is None else Parts(state / f"{evaluation}.parts", predictions.load)
     classifier = build_classifier(
         subject,
         test_set.classes,

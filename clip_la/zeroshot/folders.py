@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip_la.errors import UserError
@@ -45,7 +45,13 @@ def pictures_in(root: Path, folder: str) -> list[str]:
 
 def _classes_of(root: Path, folders: Sequence[str]) -> ClassSet:
     """The class set that folder names imply: the smallest ImageNet with all these WordNet ids, or just these names."""
-    if not all(known.is_wordnet_id(folder) for folder in folders):
+    others = [folder for folder in folders if not known.is_wordnet_id(folder)]
+    if 0 < len(others) < len(folders):
+        raise UserError(
+            f"{root} mixes folders named by WordNet ids with others: {_some(others)}; move these away, or name the "
+            "classes: --classes"
+        )
+    if others:
         return class_sets.from_entries(
             [{"id": folder, "name": folder.replace("_", " ")} for folder in folders],
             name=root.resolve().name,
@@ -90,8 +96,11 @@ def open_folders(root: Path, classes: ClassSet | None, name: str) -> TestSet:
         raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
     classes = classes or _classes_of(root, folders)
     positions = _positions(root, folders, classes)
-    files = [(file, (positions[folder],)) for folder in folders for file in pictures_in(root, folder)]
-    return of_files(root, files, classes, name)
+    pictures = {folder: pictures_in(root, folder) for folder in folders}
+    files = [(file, (positions[folder],)) for folder in folders for file in pictures[folder]]
+    empty = [folder for folder in folders if not pictures[folder]]
+    note = (f"{root}: class folders without pictures: {_some(empty)}",) if empty else ()
+    return replace(of_files(root, files, classes, name), notes=note)
 
 
 def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...]]], classes: ClassSet, name: str) -> TestSet:
@@ -124,7 +133,8 @@ def with_real_labels(test_set: TestSet) -> TestSet:
         accepted = real[int(number[1]) - 1]
         own_first = [own] * (own in accepted) + [label for label in accepted if label != own]
         files.append((file, tuple(own_first)))
-    return of_files(source.root, files, test_set.classes, f"{test_set.name}-real")
+    real_set = of_files(source.root, files, test_set.classes, f"{test_set.name}-real")
+    return replace(real_set, notes=test_set.notes)
 
 
 def open_objectnet(root: Path, mappings: Path, name: str) -> TestSet:

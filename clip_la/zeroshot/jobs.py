@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clip_la.zeroshot import results
 from clip_la.zeroshot.cache import ClassifierCache
-from clip_la.zeroshot.evaluate import Evaluation, evaluation_id, run_evaluation
+from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, Evaluation, evaluation_id, run_evaluation
+from clip_la.zeroshot.features import features_id, forget
 from clip_la.zeroshot.probe import evaluate_probe, probe_id
 from clip_la.zeroshot.prompts import PromptSet
 from clip_la.zeroshot.records import TestSet
@@ -21,9 +23,16 @@ class How:
     """With what means evaluations run; the first two can move their digits."""
 
     precision: str = "float32"
-    batch_size: int = 128
+    batch_size: int = DEFAULT_BATCH_SIZE
     num_workers: int = 0
     cache: ClassifierCache | None = None
+    progress: bool = True
+
+    @property
+    def for_images(self) -> dict[str, Any]:
+        """What the functions take that show pictures to a model."""
+        names = ("precision", "batch_size", "num_workers", "progress")
+        return {name: getattr(self, name) for name in names}
 
 
 class Job(ABC):
@@ -38,7 +47,16 @@ class Job(ABC):
 
     @abstractmethod
     def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
-        """Evaluates, by all ranks together; unfinished work is kept in `state` where the kind can go on from it."""
+        """Evaluates, by all ranks together; finished units are kept in `state`, for a killed evaluation to go on."""
+
+    def featured(self) -> tuple[TestSet, ...]:
+        """The test sets of which features are kept in `state` even when this job is done: others may want them."""
+        return ()
+
+    def forget(self, subject: Subject, how: How, state: Path) -> None:
+        """Removes these features."""
+        for test_set in self.featured():
+            forget(state, features_id(subject, test_set, how.precision, how.batch_size))
 
 
 @dataclass(frozen=True)
@@ -53,16 +71,7 @@ class Classification(Job):
         return evaluation_id(subject, self.test_set, self.prompts, how.precision, how.batch_size)
 
     def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
-        return run_evaluation(
-            subject,
-            self.test_set,
-            self.prompts,
-            precision=how.precision,
-            batch_size=how.batch_size,
-            num_workers=how.num_workers,
-            cache=how.cache,
-            state=state,
-        )
+        return run_evaluation(subject, self.test_set, self.prompts, cache=how.cache, state=state, **how.for_images)
 
 
 @dataclass(frozen=True)
@@ -75,14 +84,10 @@ class Retrieval(Job):
         return retrieval_id(subject, self.test_set, how.precision, how.batch_size)
 
     def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
-        line = evaluate_retrieval(
-            subject,
-            self.test_set,
-            precision=how.precision,
-            batch_size=how.batch_size,
-            num_workers=how.num_workers,
-        )
-        return Evaluation(line)
+        return Evaluation(evaluate_retrieval(subject, self.test_set, state=state, **how.for_images))
+
+    def featured(self) -> tuple[TestSet, ...]:
+        return (self.test_set,)
 
 
 @dataclass(frozen=True)
@@ -98,14 +103,10 @@ class Probe(Job):
         return probe_id(subject, self.train_set, self.test_set, self.task, self.shots, how.precision, how.batch_size)
 
     def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
-        line = evaluate_probe(
-            subject,
-            self.train_set,
-            self.test_set,
-            task=self.task,
-            shots=self.shots,
-            precision=how.precision,
-            batch_size=how.batch_size,
-            num_workers=how.num_workers,
+        sets = (self.train_set, self.test_set)
+        return Evaluation(
+            evaluate_probe(subject, *sets, task=self.task, shots=self.shots, state=state, **how.for_images)
         )
-        return Evaluation(line)
+
+    def featured(self) -> tuple[TestSet, ...]:
+        return (self.train_set, self.test_set)

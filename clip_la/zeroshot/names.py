@@ -1,7 +1,8 @@
 """What the installed packages know of ImageNet's classes: WordNet ids, lemmas, definitions, curated names.
 
 timm ships the lists of WordNet ids with WordNet's lemmas and definitions for 21,844 synsets, open_clip the names that
-OpenAI wrote by hand for ImageNet-1K. Everything is keyed by WordNet id ("n02084071"), never by position.
+OpenAI wrote by hand for ImageNet-1K, torchvision those that ImageNet-1K had before. Everything is keyed
+by WordNet id ("n02084071"), never by position.
 """
 
 import functools
@@ -51,11 +52,24 @@ def definitions() -> dict[str, str]:
 
 @functools.cache
 def curated() -> dict[str, str]:
-    """WordNet id -> the name OpenAI chose for it (open_clip's IMAGENET_CLASSNAMES), ImageNet-1K only."""
+    """WordNet id -> the name OpenAI chose for it (open_clip's IMAGENET_CLASSNAMES), ImageNet-1K only.
+
+    It is the list of the notebook Prompt_Engineering_for_ImageNet that OpenAI published with CLIP, name for name.
+    """
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     # open_clip lists them in the order of ImageNet's sorted WordNet ids; a test pins well-known pairs of it.
     return dict(zip(wordnet_ids("imagenet"), IMAGENET_CLASSNAMES, strict=True))
+
+
+@functools.cache
+def raw() -> dict[str, str]:
+    """WordNet id -> ImageNet-1K's own label, as torchvision lists it: "cock", "kite", "nail", each only once."""
+    from torchvision.models import ResNet18_Weights
+
+    # The outputs of torchvision's classifiers, in the order of ImageNet's sorted WordNet ids.
+    labels = ResNet18_Weights.DEFAULT.meta["categories"]
+    return dict(zip(wordnet_ids("imagenet"), labels, strict=True))
 
 
 @functools.cache

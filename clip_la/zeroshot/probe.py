@@ -1,6 +1,7 @@
 """What frozen image features are worth without any text: k nearest neighbours, a linear probe, few shots a class."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ def evaluate_probe(
     precision: str = "float32",
     batch_size: int = 128,
     num_workers: int = 0,
+    state: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The result line of a linear probe or of k-NN; by all ranks together.
@@ -116,14 +118,16 @@ def evaluate_probe(
         train_set: labelled pictures of the same classes in the same order.
         task: results.LINEAR_PROBE or results.KNN.
         shots: training pictures a class; None takes all.
+        state: where features are kept until `features.forget`, for a killed evaluation and for other probes; or None.
 
     Raises:
         UserError: the two sets have different classes.
     """
     if train_set.classes.ids != test_set.classes.ids:
         raise UserError(f"{train_set.name} and {test_set.name} have different classes; name them the same: --classes")
-    settings = {"precision": precision, "batch_size": batch_size, "num_workers": num_workers, "progress": progress}
-    train, test = (encode_images(subject, each, **settings) for each in (train_set, test_set))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "num_workers": num_workers}
+    settings |= {"state": state, "progress": progress}
+    train, test = (encode_images(subject, each, **settings) for each in (train_set, test_set))
     chosen = torch.arange(len(train.images)) if shots is None else few_shots(_labels(train), shots)
     features, labels = train.images[chosen], _labels(train)[chosen]
     num_classes = len(test_set.classes)
@@ -147,6 +151,9 @@ def evaluate_probe(
         "train_dataset": train_set.name,
         "num_samples": len(found),
         "num_classes": num_classes,
+        "classes_with_pictures": len(_labels(test).unique()),
+        "names": test_set.classes.label,
+        "names_hash": test_set.classes.hash,
         **extra,
         "metrics": _metrics(found, _labels(test).numpy(), num_classes),
         "skipped": test.skipped,

@@ -54,6 +54,7 @@ class TestSet:
         fingerprint: changes when files, their sizes or their labels change.
         num_records: how many pictures there are, where that is known without reading all.
         templates: the set's own prompts, if it brings some.
+        notes: what a person should know of the data, a line each.
     """
 
     __test__ = False  # not a test, whatever pytest thinks of the name
@@ -64,3 +65,4 @@ class TestSet:
     fingerprint: str
     num_records: int | None = None
     templates: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()

@@ -1,19 +1,21 @@
 """Retrieval between pictures and captions, several captions a picture, scored in chunks: never all pairs at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clip_la.zeroshot import metrics, ranks, results
 from clip_la.zeroshot.classes import content_hash
 from clip_la.zeroshot.classifier import encode_tokens
-from clip_la.zeroshot.features import encode_images
+from clip_la.zeroshot.features import FeatureRows, encode_images, feature_parts, features_id, merge_rows
+from clip_la.zeroshot.parts import Parts, collect, earlier
 from clip_la.zeroshot.records import TestSet
 from clip_la.zeroshot.subject import Subject, matmul_precision
 
@@ -47,30 +49,69 @@ class _Texts(torch.utils.data.Dataset):
 
 @torch.inference_mode()
 def encode_texts(
-    subject: Subject, texts: Sequence[str], *, precision: str, num_workers: int = 0
+    subject: Subject,
+    texts: Sequence[str],
+    *,
+    precision: str,
+    num_workers: int = 0,
+    parts: Parts[FeatureRows] | None = None,
 ) -> Float[Tensor, "texts embed_dim"]:
-    """Unit features of texts in their order, by all ranks, on the CPU."""
+    """Unit features of texts in their order, by all ranks, on the CPU; finished chunks are kept in `parts`."""
+    before, done, _ = earlier(parts)
     chunks = [range(start, min(start + TEXTS_PER_CHUNK, len(texts))) for start in range(0, len(texts), TEXTS_PER_CHUNK)]
-    mine = chunks[ranks.rank() :: ranks.world_size()]
+    left = [chunk for chunk in chunks if (0, chunk.start) not in done]
+    mine = left[ranks.rank() :: ranks.world_size()]
     workers = min(num_workers, len(mine)) if len(chunks) > 1 else 0
     chunked = _Texts(subject, texts, mine)
     loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
-    parts = ranks.exchange(
-        lambda: [(start, encode_tokens(subject, tokens, precision).cpu()) for start, tokens in loader]
-    )
-    return torch.cat([features for _, features in sorted((p for own in parts for p in own), key=lambda part: part[0])])
+
+    def encoded() -> Iterator[FeatureRows]:
+        for start, tokens in loader:
+            values = encode_tokens(subject, tokens, precision).cpu().numpy()
+            yield FeatureRows(values, np.array([(0, start)], dtype=np.int64))
+
+    gathered = ranks.exchange(lambda: [*before, *collect(encoded(), merge_rows, parts)])
+    return torch.from_numpy(_in_order([part for own in gathered for part in own], len(texts)))
+
+
+def _in_order(parts: Sequence[FeatureRows], num_texts: int) -> Float32[np.ndarray, "texts embed_dim"]:
+    """The rows of all chunks, each put where it belongs."""
+    ordered = np.empty((num_texts, parts[0].values.shape[1]), np.float32)
+    for part in parts:
+        row = 0
+        for start in part.units[:, 1].tolist():
+            size = min(TEXTS_PER_CHUNK, num_texts - start)
+            ordered[start : start + size] = part.values[row : row + size]
+            row += size
+    return ordered
 
 
 def encode_pairs(
-    subject: Subject, test_set: TestSet, *, precision: str, batch_size: int, num_workers: int, progress: bool = True
+    subject: Subject,
+    test_set: TestSet,
+    *,
+    precision: str,
+    batch_size: int,
+    num_workers: int,
+    state: Path | None = None,
+    progress: bool = True,
 ) -> Pairs:
-    """Features of a retrieval set; pictures without captions are skipped and counted."""
+    """Features of a retrieval set; pictures without captions are skipped and counted. `state` as in `encode_images`."""
     found = encode_images(
-        subject, test_set, precision=precision, batch_size=batch_size, num_workers=num_workers, progress=progress
+        subject,
+        test_set,
+        precision=precision,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        state=state,
+        progress=progress,
     )
     texts = [caption for own in found.captions for caption in own]
     owners = [number for number, own in enumerate(found.captions) for _ in own]
-    features = encode_texts(subject, texts, precision=precision, num_workers=num_workers)
+    # A picture that could be read one time and not another would change which caption is which.
+    name = f"{features_id(subject, test_set, precision, batch_size)}-{content_hash([TEXTS_PER_CHUNK, texts])}"
+    parts = feature_parts(state, name)
+    features = encode_texts(subject, texts, precision=precision, num_workers=num_workers, parts=parts)
     return Pairs(found.images, features, torch.tensor(owners), found.skipped)
 
 
@@ -138,11 +179,18 @@ def evaluate_retrieval(
     precision: str = "float32",
     batch_size: int = 128,
     num_workers: int = 0,
+    state: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The result line of one model on one retrieval set; by all ranks together, every rank returns it."""
     pairs = encode_pairs(
-        subject, test_set, precision=precision, batch_size=batch_size, num_workers=num_workers, progress=progress
+        subject,
+        test_set,
+        precision=precision,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        state=state,
+        progress=progress,
     )
     return {
         **subject.origin,

@@ -130,6 +130,11 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
+def default_precision(device_type: str) -> str:
+    """The precision in which a kind of device ("cpu", "cuda") evaluates unless told otherwise."""
+    return "float32" if device_type == "cpu" else "bf16"
+
+
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Products on an accelerator exact in float32, or with TF32 inputs where the towers run in bf16 anyway."""

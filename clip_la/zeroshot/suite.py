@@ -1,7 +1,7 @@
 """Many models on many data sets: what is done is skipped, what was killed goes on, results are appended at once."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,23 +66,37 @@ def run_suite(
     """
     jobs = [prepare(entry) for entry in entries]
     for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
-        describe_classes(test_set, report)
+        describe(test_set, report)
     how = How(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
     for model in models:
         subject = load_subject(model, device, compiled=compiled)
         target = out or default_out(model)
-        for job in jobs:
-            evaluation = _one(subject, job, how, target, again, report)
+        for job, evaluation in zip(jobs, evaluate_jobs(subject, jobs, how, target, again, report), strict=True):
             done.append(evaluation)
             if ranks.rank() == 0:
                 _write_extras(extras, evaluation, job, target.parent, len(models) * len(jobs) > 1, report)
     return done
 
 
-def _one(subject: Subject, job: Job, how: How, target: Path, again: bool, report: Report) -> Evaluation:
-    evaluation = job.identify(subject, how)
+def evaluate_jobs(
+    subject: Subject, jobs: Sequence[Job], how: How, target: Path, again: bool, report: Report
+) -> Iterator[Evaluation]:
+    """One model on everything, by all ranks together; each result is in the file `target` when it is given out.
+
+    What `target` has already is not made again, unless `again`. Whoever calls it must take all of it: features that
+    several jobs share are removed at the end.
+    """
     state = target.parent / PREDICTIONS_FOLDER
+    for job in jobs:
+        yield _one(subject, job, how, target, state, again, report)
+    if ranks.rank() == 0:
+        for job in jobs:
+            job.forget(subject, how, state)
+
+
+def _one(subject: Subject, job: Job, how: How, target: Path, state: Path, again: bool, report: Report) -> Evaluation:
+    evaluation = job.identify(subject, how)
     # Rank 0 alone looks, so that all ranks take the same way.
     found = ranks.exchange(lambda: None if again or ranks.rank() else _finished(target, state, evaluation, job))[0]
     if found is not None:
@@ -123,16 +137,19 @@ def _write_extras(
         written.append(tables.write_class_table(evaluation, job.test_set.classes, path))
     if evaluation.found is not None and extras.sheet is not None:
         path = extras.sheet.with_name(f"{extras.sheet.name}-{line['evaluation']}") if several else extras.sheet
-        title = f"{line['checkpoint'] or line['model']} on {line['dataset']}: top-1 {percent(line['metrics']['top1'])}"
+        title = f"{line['checkpoint'] or line['model']} on {line['dataset']} ({line['names']}, {line['templates']}): "
+        title += f"top-1 {percent(line['metrics']['top1'])}"
         written += contact_sheet(evaluation.predictions, job.test_set, path, title=title)
     if written:
         report(f"  wrote {' and '.join(map(str, written))}")
 
 
-def describe_classes(test_set: TestSet, report: Report) -> None:
-    """Says which names stand for several classes: their prompts are the same, so no model can tell them apart."""
+def describe(test_set: TestSet, report: Report) -> None:
+    """Says what is odd about the data, and which names stand for several classes: no model can tell these apart."""
+    for note in test_set.notes:
+        report(note)
     shared = test_set.classes.collisions()
-    if shared and ranks.rank() == 0:
+    if shared:
         examples = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in list(shared.items())[:2])
         num_classes = len({key for keys in shared.values() for key in keys})
         report(
@@ -174,7 +191,14 @@ def summary(line: dict[str, Any]) -> str:
     """A result in one line for a person."""
     figures = ", ".join(figure(name, estimate) for name, estimate in line["metrics"].items())
     skipped = "".join(f", {count} skipped: {reason}" for reason, count in line["skipped"].items())
-    others = f"{line['num_captions']} captions" if "num_captions" in line else f"{line['num_classes']} classes"
+    if "num_captions" in line:
+        others = f"{line['num_captions']} captions"
+    else:
+        others = f"{line['num_classes']} classes of {line['names']}"
+        if line.get("classes_with_pictures", line["num_classes"]) < line["num_classes"]:
+            others += f" of which {line['classes_with_pictures']} have pictures"
+    if "templates" in line:
+        others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
     size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
     return f"{line['checkpoint'] or line['model']} on {line['dataset']} ({size}): {figures}"

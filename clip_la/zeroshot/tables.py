@@ -94,9 +94,12 @@ def clip_benchmark_form(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_clip_benchmark(line: Mapping[str, Any], folder: Path) -> Path:
-    """Writes one file a result, under a name like CLIP_benchmark's."""
+    """Writes one file a result, under a name like CLIP_benchmark's with the evaluation's id at the end.
+
+    Without it, results that differ only in what CLIP_benchmark's name leaves out (prompts, shots) would be one file.
+    """
     content = clip_benchmark_form(line)
-    parts = (content["dataset"], content["pretrained"], content["model"], LANGUAGE, content["task"])
+    parts = (content["dataset"], content["pretrained"], content["model"], LANGUAGE, content["task"], line["evaluation"])
     path = folder / f"{'_'.join(str(part).replace('/', '-') for part in parts)}.json"
     with atomic_write(path, "w") as stream:
         json.dump(content, stream)

@@ -43,6 +43,11 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--model.weight_decay", "-0.1"], "weight_decay must not be negative"),
         (["--model.lr", ".nan"], "lr must be positive and finite"),
         (["--branch_from"], "branch_from"),
+        (["--zeroshot_suite", "gone.yaml"], "no suite at gone.yaml"),
+        (["--zeroshot_samples", "[16]"], "zeroshot_samples says when to evaluate; say on what: zeroshot_suite"),
+        (["--zeroshot_samples", "[0]"], "zeroshot_samples must be at least 1, not 0"),
+        (["--zeroshot_samples", "[often]"], "zeroshot_samples: often is not of type int"),
+        (["--zeroshot_suit", "x.yaml"], "did you mean zeroshot_suite"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, tmp_path, capsys):

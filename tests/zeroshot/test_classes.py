@@ -40,6 +40,23 @@ def test_curated_names_agree_with_timm_on_most_lemmas():
     assert agreeing > 700
 
 
+def test_raw_names_are_those_before_openais_changes():
+    raw, curated = (classes.class_set(f"imagenet1k/{naming}") for naming in ("raw", "curated"))
+    assert raw.ids == curated.ids
+    # The examples that OpenAI gives of its changes, and the crane of the CLIP paper's section 3.1.4.
+    changed = {
+        "n03804744": ("nail", "metal nail"),
+        "n01608432": ("kite", "kite (bird of prey)"),
+        "n02114712": ("red wolf", "red wolf or maned wolf"),
+        "n03126707": ("crane", "construction crane"),
+    }
+    for key, pair in changed.items():
+        assert (raw.names[raw.index[key]], curated.names[curated.index[key]]) == tuple((name,) for name in pair)
+    assert not raw.collisions()
+    # Shifted by one, hardly any would be a lemma of its synset.
+    assert sum(own[0] in names.lemmas()[key] for key, own in zip(raw.ids, raw.names, strict=True)) == 998
+
+
 def test_open_clip_and_clip_benchmark_have_the_same_curated_names():
     benchmark = pytest.importorskip("clip_benchmark")
     from pathlib import Path
@@ -91,6 +108,7 @@ def test_hashes_are_pinned():
     assert prompts.built_in("openai80").hash == "2232c7c5ea53d860"
     assert prompts.built_in("simple7").hash == "c3a02c3f9ef4e95c"
     assert classes.imagenet("imagenet1k").hash == "028d2d631d050fed"
+    assert classes.imagenet("imagenet1k", "raw").hash == "c94121b9520a95d6"
     assert classes.imagenet("imagenet21k").hash == "e1ef33a8c425a57c"
     assert classes.imagenet("imagenet21k_p_w21").hash == "6da3a04e0ffa5a54"
 
@@ -133,6 +151,7 @@ def test_bad_class_files(tmp_path, content, message):
         ("imagenet1", "imagenet1k"),
         ("imagenet21k/lema", "lemma"),
         ("imagenet21k/curated", "ImageNet-1K only"),
+        ("imagenet12k/raw", "no raw name for"),
         ("nowhere.json", "no class file"),
     ],
 )

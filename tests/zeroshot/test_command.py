@@ -34,7 +34,7 @@ def evaluate(capsys, monkeypatch, tmp_path: Path):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         common = ["--workers", "0", "--cache", str(tmp_path / "cache"), "--batch-size", "5"]
-        code = main(["eval", *map(str, arguments), *common])
+        code = main(["eval", *common, *map(str, arguments)])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -115,6 +115,25 @@ def test_suite(evaluate, run_folder: Path, shard_folder: Path, image_folder: Pat
     assert err.count("already in") == 3
 
 
+def test_missing_and_empty_classes_are_told(evaluate, run_folder: Path, image_folder: Path):
+    """Seven of the thousand classes have folders, one of which is empty."""
+    (image_folder / "n07753592" / "0.png").unlink()
+    code, out, _ = evaluate(run_folder, "--data", image_folder, "--templates", "name", "--per-class")
+    assert code == 0
+    assert f"{image_folder}: class folders without pictures: n07753592" in out
+    assert "1000 classes of imagenet1k/curated of which 6 have pictures, templates name" in out
+    (line,) = results.read(run_folder / "results.jsonl")
+    assert line["classes_with_pictures"] == 6
+    recalls = csv.DictReader((run_folder / "predictions" / f"{line['evaluation']}.classes.csv").open())
+    assert len(list(recalls)) == 6
+
+
+def test_results_that_differ_in_their_prompts_alone_are_files_of_their_own(evaluate, run_folder, shard_folder):
+    for templates in ("name", "plain"):
+        evaluate(run_folder, "--data", shard_folder, "--templates", templates, "--clip-benchmark", "cb")
+    assert len(list(Path("cb").glob("things_*_zeroshot_classification_*.json"))) == 2
+
+
 def test_open_clip_weights_by_file(evaluate, tiny_model: CLIP, image_folder: Path, tmp_path: Path):
     import torch
 
@@ -152,6 +171,8 @@ def test_every_suite_of_the_repository_is_read(name: str):
         (["RUN", "--data", "DATA", "--device", "cuda:77"], "no device 'cuda:77' here"),
         (["RUN", "--data", "DATA", "--task", "knn"], "needs pictures to learn from"),
         (["RUN", "--data", "DATA", "--compare"], "nothing to compare"),
+        (["RUN", "--data", "DATA", "--workers", "-1"], "--workers must be at least 0, not -1"),
+        (["RUN", "--data", "DATA", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
         (["RUN", "--data", "DATA", "--tempaltes", "plain"], "--templates"),
         (["RUN", "--config", "gone.yaml"], "no suite at gone.yaml"),
         (["EMPTY", "--data", "DATA"], "is no run"),

@@ -208,9 +208,9 @@ class Breaking:
 def test_interrupted_evaluation_goes_on(subject: Subject, image_folder: Path, tmp_path: Path, monkeypatch):
     import dataclasses
 
-    from clip_la.zeroshot import engine
+    from clip_la.zeroshot import parts
 
-    monkeypatch.setattr(engine, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False}
     whole = evaluate_zeroshot(subject, str(image_folder), **arguments)
     breaking = dataclasses.replace(subject, preprocess=Breaking(subject.preprocess, 13))
@@ -231,9 +231,9 @@ def test_interrupted_evaluation_goes_on(subject: Subject, image_folder: Path, tm
 def test_damaged_part_is_done_again(subject: Subject, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     import dataclasses
 
-    from clip_la.zeroshot import engine
+    from clip_la.zeroshot import parts
 
-    monkeypatch.setattr(engine, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False, "state": tmp_path}
     breaking = dataclasses.replace(subject, preprocess=Breaking(subject.preprocess, 13))
     with pytest.raises(Interrupted):

@@ -58,6 +58,20 @@ def test_unknown_folders_are_named(tmp_path: Path):
         open_test_set(str(tmp_path / "y"))
 
 
+def test_folders_of_two_kinds_are_no_layout(tmp_path: Path):
+    put(tmp_path, "n01440764/a.png", "n02084071/b.png", "__MACOSX/c.png")
+    with pytest.raises(UserError, match=r"mixes folders named by WordNet ids with others: __MACOSX; move these away"):
+        open_test_set(str(tmp_path))
+
+
+def test_class_folders_without_pictures_are_named(tmp_path: Path):
+    root = put(tmp_path, "n01440764/a.png", "n02123045/b.png", "n03017168/c.txt")
+    (root / "n04507155").mkdir()
+    test_set = open_test_set(str(root))
+    assert [key for key, _ in read(test_set)] == ["n01440764/a.png", "n02123045/b.png"]
+    assert test_set.notes == (f"{root}: class folders without pictures: n03017168, n04507155",)
+
+
 def test_folders_named_by_class(tmp_path: Path):
     root = put(tmp_path / "pets", "tea_pot/a.png", "oak/b.png")
     test_set = open_test_set(str(root))

@@ -13,13 +13,14 @@ from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
 from clip_la.zeroshot import prompts, results
 from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.jobs import Classification
+from clip_la.zeroshot.jobs import Classification, How
 from clip_la.zeroshot.test_sets import open_test_set
 
 from .conftest import NAMES, picture
 
 TEMPLATES = prompts.PromptSet("one", ("a {c}",))
 BATCH = 4
+HOW = How(batch_size=5)
 
 
 class Pairs(Dataset):
@@ -68,8 +69,8 @@ def test_evaluation_at_given_samples(shard_folder: Path, tmp_path: Path):
     out = tmp_path / "run" / "results.jsonl"
 
     def make() -> ZeroShotEvaluation:
-        # 7 samples are reached after two batches of 4.
-        return ZeroShotEvaluation([job], at_samples=(7, 5 * BATCH), out=out, origin=origin, batch_size=5)
+        # 7 samples are reached after two batches of 4; the end is always evaluated.
+        return ZeroShotEvaluation([job], at_samples=(7,), out=out, origin=origin, how=HOW)
 
     plain, next_random = train([], tmp_path)
     task, next_random_after = train([callback := make()], tmp_path)

@@ -28,7 +28,8 @@ def contrastive_loss(
     rows: (n, E), this process's features; columns: (m, E), all processes' features of the other tower; scale: scalar
     tensor.
     row_ids (n,), column_ids (m,): integer caption ids; a column with the row's id that is not its own is no negative.
-    block_rows: rows handled at a time; by default so many that their logits take about as much room as the columns.
+    block_rows: rows handled at a time; by default so many that their logits are LOGITS_AT_ONCE, or take about as much
+    room as the columns if that is more.
     Gradients flow to rows, columns and scale, computed on the way forward. ValueError for what does not fit.
     """
     if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
@@ -43,12 +44,15 @@ def contrastive_loss(
         and (row_ids.shape != rows.shape[:1] or column_ids.shape != columns.shape[:1])
     ):
         raise ValueError(f"caption ids {tuple(row_ids.shape)}, {tuple(column_ids.shape)} do not fit rows and columns")
-    block = max(1, rows.shape[1]) if block_rows is None else block_rows
+    block = max(1, rows.shape[1], LOGITS_AT_ONCE // columns.shape[0]) if block_rows is None else block_rows
     if block < 1:
         raise ValueError(f"block_rows must be at least 1, got {block}")
     with torch.autocast(rows.device.type, enabled=False):
         return ContrastiveLoss.apply(rows, columns, scale, offset, row_ids, column_ids, block)
 
+
+# Logits of a block, whatever the width: fewer would leave a GPU waiting for the next launch. 128 MiB in float32.
+LOGITS_AT_ONCE = 1 << 25
 
 Ids = tuple[Tensor, Tensor] | None
 

@@ -78,14 +78,12 @@ def causal_columns(
         wr = w
         if MAP == L2:
             wr = (w.to(tl.float32) * r[:, None]).to(DT)
-        o = dot(tl.where(seen, A, 0.0).to(DT), wr, o, UP, PREC) * b
+        o = dot(tl.where(seen, A, 0.0).to(DT), wr, o, UP, PREC) * (b * s)[:, None]
         if MAP == L2:
             mf = load_tile(M, at, n0, mn, rn, e, N, D, TMA, v0).to(tl.float32)
             if ROLE == DQ:
-                o = o * s[:, None]
                 tl.store(TURN + n * 2 * blocks + block, tl.sum(mf * o, 1), mask=n < N)
             if ROLE == DV:
-                o = o * s[:, None]
                 tl.store(TURN + n * 2 * blocks + blocks + block, tl.sum(mf * o, 1), mask=n < N)
             if ROLE == DK:
                 turn_q = tl.zeros([BL], tl.float32)
@@ -93,7 +91,7 @@ def causal_columns(
                 for other in tl.static_range(blocks):
                     turn_q += tl.load(TURN + n * 2 * blocks + other, mask=n < N, other=0.0)
                     turn_k += tl.load(TURN + n * 2 * blocks + blocks + other, mask=n < N, other=0.0)
-                o = (o - mf * (s * turn_k)[:, None]) * s[:, None]
+                o -= mf * (s * s * turn_k)[:, None]
                 dq = load_tile(DQUERY, at, n0, on, rn, e, N, D, TMA, v0).to(tl.float32)
                 dq -= w.to(tl.float32) * (r * r * turn_q)[:, None]
                 store_tile(DQUERY, at, dq.to(DT), n0, on, rn, e, N, D, TMA, v0)

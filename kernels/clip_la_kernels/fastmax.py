@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from clip_la_kernels.attention import cast_for_autocast, linear_attention_split
+from clip_la_kernels.dispatch import takes_kernels
 from clip_la_kernels.options import check_dtype
 from clip_la_kernels.reference import STANDARDISE_EPS
 
@@ -29,6 +31,10 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
         raise ValueError(f"temperature must be positive, got {temperature}")
     (qkv,) = cast_for_autocast((qkv,), qkv.device.type)
     with torch.autocast(qkv.device.type, enabled=False):
+        if p == 2 and takes_kernels(qkv):
+            from clip_la_kernels.fastmax_ops import KernelFastmax
+
+            return KernelFastmax.apply(qkv, float(temperature), bool(causal))
         q, k, v = qkv.unbind(2)
         q, k = (torch.nn.functional.layer_norm(t, t.shape[-1:], eps=STANDARDISE_EPS) for t in (q, k))
         if p == 1:
@@ -39,16 +45,24 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
 
 
 def _polynomial(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: bool) -> Tensor:
-    """p = 2 in plain PyTorch, float32 (or float64) inside, ROW_BLOCK rows of weights at a time."""
+    """p = 2 in plain PyTorch, float32 (or float64) inside, ROW_BLOCK rows of weights at a time, forward and backward."""
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     qs, ks, vs = (t.transpose(1, 2).to(work) for t in (q / temperature, k, v))
     parts = []
     for start in range(0, q.shape[1], ROW_BLOCK):
         rows = qs[:, :, start : start + ROW_BLOCK]
         stop = start + rows.shape[2] if causal else q.shape[1]
-        x = rows @ ks[:, :, :stop].transpose(-1, -2)
-        weights = 0.5 * (x + 1).square() + 0.5
-        if causal:
-            weights = weights.tril(start)
-        parts.append(weights @ vs[:, :, :stop] / weights.sum(-1, keepdim=True))
+        # The backward pass forms a block's weights again, or all of them would be kept.
+        block = checkpoint(
+            _rows, rows, ks[:, :, :stop], vs[:, :, :stop], start if causal else None, use_reentrant=False
+        )
+        parts.append(block)
     return torch.cat(parts, dim=2).transpose(1, 2).to(q.dtype)
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, start: int | None) -> Tensor:
+    """Outputs of the query rows q, the first of which is number `start` if causal."""
+    weights = 0.5 * (q @ k.transpose(-1, -2) + 1).square() + 0.5
+    if start is not None:
+        weights = weights.tril(start)
+    return weights @ v / weights.sum(-1, keepdim=True)

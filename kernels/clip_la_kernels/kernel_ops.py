@@ -20,9 +20,9 @@ _HERE = nullcontext()
 
 _OPTIONS = "float a, float b, int feature_map, int denominator, bool causal, float eps"
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? counts, Tensor? cu"
-_library = torch.library.Library("clip_la_kernels", "DEF")
-_library.define(f"linear_attention({_INPUTS}, {_OPTIONS}, bool save) -> Tensor[]")
-_library.define(
+library = torch.library.Library("clip_la_kernels", "DEF")
+library.define(f"linear_attention({_INPUTS}, {_OPTIONS}, bool save) -> Tensor[]")
+library.define(
     f"linear_attention_backward({_INPUTS}, {_OPTIONS}, Tensor grad, Tensor[] kept, bool packed, bool need_q,"
     " bool need_kv) -> Tensor[]"
 )
@@ -62,10 +62,10 @@ def _backward_fake(  # type: ignore[no-untyped-def]
 
 
 for _name, _real, _fake in (("", _forward, _forward_fake), ("_backward", _backward, _backward_fake)):
-    _library.impl(f"linear_attention{_name}", _real, "CUDA")
+    library.impl(f"linear_attention{_name}", _real, "CUDA")
     # The CPU only ever interprets the kernels, in tests.
-    _library.impl(f"linear_attention{_name}", _real, "CPU")
-    torch.library.register_fake(f"clip_la_kernels::linear_attention{_name}", _fake, lib=_library)
+    library.impl(f"linear_attention{_name}", _real, "CPU")
+    torch.library.register_fake(f"clip_la_kernels::linear_attention{_name}", _fake, lib=library)
 
 
 class KernelAttention(torch.autograd.Function):

@@ -79,6 +79,16 @@ FLOAT32 = {
     256: Config(16, 8, 1),
 }
 
+# Fastmax of degree 2, by kernel and padded head width: rows that a program owns, rows that stream through it, warps,
+# stages. Elsewhere POLYNOMIAL_DEFAULT; float32 takes twice the room.
+POLYNOMIAL = {
+    ("fastmax_forward", 64): (128, 64, 8, 3),
+    ("fastmax_query_grad", 64): (64, 64, 4, 3),
+    ("fastmax_key_grad", 64): (64, 64, 4, 3),
+}
+POLYNOMIAL_DEFAULT = (64, 64, 4, 2)
+POLYNOMIAL_FLOAT32 = (32, 32, 4, 1)
+
 _overrides: dict[str, Config] = {}
 _plan: dict[str, int] = {}
 _version = 0
@@ -131,6 +141,17 @@ def config(kernel: str, device: torch.device, width: int, total: bool, dtype: to
     if major == 9 and tokens > LONG_TOKENS and key in SM90_LONG:
         return SM90_LONG[key]
     return TABLES.get(major, SM80).get(key, DEFAULT[width])
+
+
+def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int, int]:
+    """(rows a program owns, rows that stream through, warps, stages) of a fastmax kernel; "polynomial" overrides all."""
+    if "polynomial" in _overrides:
+        rows, warps, stages, _ = _overrides["polynomial"]
+        return rows, rows, warps, stages
+    if dtype == torch.float32:
+        return POLYNOMIAL_FLOAT32
+    major, _ = device_numbers(device.index if device.type == "cuda" else None)
+    return POLYNOMIAL.get((kernel, width), POLYNOMIAL_DEFAULT) if major == 9 else POLYNOMIAL_DEFAULT
 
 
 class Plan(NamedTuple):

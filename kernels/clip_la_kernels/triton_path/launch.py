@@ -48,11 +48,19 @@ def backward(
 
 def _room(call: Call, packed: bool) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
     """One packed tensor and its three views, or three tensors."""
-    batch, tokens, heads, width = call.signature.shape
+    shape, dtype, device = call.signature.shape, call.dtype, call.device
     if packed:
-        whole = torch.empty(batch, tokens, 3, heads, width, dtype=call.dtype, device=call.device)
-        return whole, whole.unbind(2)  # type: ignore[return-value]
-    return None, tuple(torch.empty(call.signature.shape, dtype=call.dtype, device=call.device) for _ in range(3))  # type: ignore[return-value]
+        return packed_room(shape, dtype, device)
+    return None, tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(3))  # type: ignore[return-value]
+
+
+def packed_room(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """(B, N, 3, H, D) and its three views of `shape`, (B, N, H, D) each."""
+    batch, tokens, heads, width = shape
+    whole = torch.empty(batch, tokens, 3, heads, width, dtype=dtype, device=device)
+    return whole, whole.unbind(2)  # type: ignore[return-value]
 
 
 def _pointers(masks: Masks, dummy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,10 @@ import http.server
 import re
 import threading
 
+import fsspec
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from clip_la.data.shards import ShardWriter, expand_urls, read_samples
 from clip_la.data.sources import ShardOpener
@@ -142,9 +145,7 @@ def test_a_pipe_that_dies_is_run_again_and_goes_on_at_its_byte(shard, tmp_path):
 
 
 def test_s3(shard, monkeypatch):
-    server_module = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -173,7 +174,6 @@ def test_s3(shard, monkeypatch):
 
 
 def test_any_fsspec_system(shard):
-    fsspec = pytest.importorskip("fsspec")
     with fsspec.open("memory://folder/a.tar", "wb") as file:
         file.write(shard.read_bytes())
     samples_of("memory://folder/a.tar")

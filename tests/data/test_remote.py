@@ -1,8 +1,10 @@
 """Shards over S3, over an HTTP server that drops connections, and through pipes that die: every sample, once."""
 
 import http.server
+import os
 import re
 import threading
+import time
 
 import fsspec
 import pytest
@@ -133,6 +135,18 @@ def test_the_cache_keeps_to_its_size(shard, tmp_path):
     for name in "abcd":
         samples_of(f"pipe:cat {shard} # {name}", opener)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_the_cache_forgets_what_a_killed_process_was_fetching(shard, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    abandoned, growing = cache / ".0123-a.tar.x.part", cache / ".4567-b.tar.y.part"
+    for path in (abandoned, growing):
+        path.touch()
+    os.utime(abandoned, (time.time() - 7200,) * 2)
+    samples_of(f"pipe:cat {shard}", ShardOpener(cache_dir=str(cache)))
+    assert not abandoned.exists()
+    assert growing.exists()
 
 
 def test_a_pipe_that_dies_is_run_again_and_goes_on_at_its_byte(shard, tmp_path):

@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+PART = ".part"
 
 
 @contextmanager
@@ -13,7 +16,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
     """Opens a temporary file beside `path`; renames it onto `path` once the block ends well, removes it otherwise."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=PART)
     try:
         # mkstemp gives 0600; a result is as readable as any other file of this user.
         umask = os.umask(0)
@@ -27,3 +30,16 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path, pattern: str = "*", older_than_s: float = 0.0) -> None:
+    """Removes what killed writers of files `pattern` have left in a folder.
+
+    Nobody may be writing such a file there, unless `older_than_s` seconds without a change say that he is gone.
+    """
+    for path in folder.glob(f".{pattern}.*{PART}"):
+        try:
+            if time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
+        except FileNotFoundError:  # it has just got its name, or another process has removed it
+            continue

@@ -76,12 +76,22 @@ def _starter(argv: list[str]) -> None:
     parser = _parser("starter", json_help="print the manifest")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
-    parser.add_argument("--wide", action="store_true", help="add four artists and an icon set from npm to training")
-    parser.add_argument("--npm", type=Path, help="where npm has installed them (default: a cache, filled when needed)")
+    parser.add_argument("--wide", action="store_true", help="add artists, icons and clip art from npm and Debian")
+    parser.add_argument(
+        "--npm", type=Path, help="where npm has installed its part (default: a cache, filled if needed)"
+    )
+    parser.add_argument(
+        "--clip-art",
+        type=Path,
+        help="where openclipart-svg is unpacked (default: the system, else a cache, filled if needed)",
+    )
     args = parser.parse_args(argv)
-    if args.npm and not args.wide:
-        raise UserError("--npm is for --wide, which adds the drawings of npm packages")
-    manifest = build_starter(args.out, size_px=args.size, wide=args.wide, npm=args.npm, workers=args.workers)
+    for option, value in (("--npm", args.npm), ("--clip-art", args.clip_art)):
+        if value and not args.wide:
+            raise UserError(f"{option} is for --wide, which adds the drawings of further packages")
+    manifest = build_starter(
+        args.out, size_px=args.size, wide=args.wide, npm=args.npm, art=args.clip_art, workers=args.workers
+    )
     _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
 
 

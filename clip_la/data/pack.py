@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from clip_la.atomic import remove_unfinished
 from clip_la.data import problems
 from clip_la.data.decode import decode_image
 from clip_la.data.json_files import write_json
@@ -123,6 +124,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     marker = out / "pack.json"
     if out.is_file():
         raise UserError(f"{out} is a file; name a folder for the shards")
+    remove_unfinished(out, "*" if marker.exists() else marker.name)
     if marker.exists():
         found = json.loads(marker.read_text(encoding="utf-8"))
         if found != plan:

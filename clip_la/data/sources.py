@@ -13,12 +13,14 @@ from typing import IO
 
 import braceexpand
 
-from clip_la.atomic import atomic_write
+from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.remote import PIPE, READ_AHEAD_BYTES, Resuming, is_remote
 from clip_la.errors import UserError
 
 HASH_DIGITS = 16
 GIB = 1 << 30
+# Another process may be fetching a shard; one that has not grown for so long is of a killed one.
+ABANDONED_S = 3600.0
 
 
 def expand_urls(spec: str | Iterable[str]) -> list[str]:
@@ -117,6 +119,7 @@ class ShardOpener:
 
 def _evict(folder: Path, limit_bytes: int, keep: Path) -> None:
     """Removes the least recently used shards; other workers that read one go on reading what they have open."""
+    remove_unfinished(folder, older_than_s=ABANDONED_S)
     kept = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_atime)
     total = sum(path.stat().st_size for path in kept)
     for path in kept:

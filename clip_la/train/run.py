@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from clip_la.atomic import atomic_write
+from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
 from clip_la.train.callbacks import Meter, Progress, StopOnSignal
@@ -110,9 +110,8 @@ def train_run(
     zeroshot = ZeroShot(zeroshot_suite, zeroshot_samples)
     hardware = trainer_hardware(accelerator, devices, precision)
     folder = Path(out)
-    if not resume and is_first_process():
-        refuse_existing_run(folder)
     _seed_everything(seed)
+    _prepare(folder, resume)
     start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
     result_file = folder / results.FILE_NAME
     if start.checkpoint and start.samples_seen >= task.budget_samples:
@@ -166,6 +165,17 @@ def _trainer(
     # once a window.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
     return trainer
+
+
+def _prepare(folder: Path, resume: bool) -> None:
+    if not is_first_process():
+        return
+    if not resume:
+        refuse_existing_run(folder)
+        return
+    # A kill in the middle of saving leaves a file as large as a checkpoint.
+    for each in (folder, folder / CHECKPOINTS_NAME):
+        remove_unfinished(each)
 
 
 def _check_positive(**lengths: int | None) -> None:

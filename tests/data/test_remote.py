@@ -1,10 +1,15 @@
 """Shards over S3, over an HTTP server that drops connections, and through pipes that die: every sample, once."""
 
 import http.server
+import os
 import re
 import threading
+import time
 
+import fsspec
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from clip_la.data.shards import ShardWriter, expand_urls, read_samples
 from clip_la.data.sources import ShardOpener
@@ -132,6 +137,18 @@ def test_the_cache_keeps_to_its_size(shard, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_the_cache_forgets_what_a_killed_process_was_fetching(shard, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    abandoned, growing = cache / ".0123-a.tar.x.part", cache / ".4567-b.tar.y.part"
+    for path in (abandoned, growing):
+        path.touch()
+    os.utime(abandoned, (time.time() - 7200,) * 2)
+    samples_of(f"pipe:cat {shard}", ShardOpener(cache_dir=str(cache)))
+    assert not abandoned.exists()
+    assert growing.exists()
+
+
 def test_a_pipe_that_dies_is_run_again_and_goes_on_at_its_byte(shard, tmp_path):
     # The first runs die after 300,000, 600,000, ... bytes.
     count = tmp_path / "count"
@@ -142,9 +159,7 @@ def test_a_pipe_that_dies_is_run_again_and_goes_on_at_its_byte(shard, tmp_path):
 
 
 def test_s3(shard, monkeypatch):
-    server_module = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -173,7 +188,6 @@ def test_s3(shard, monkeypatch):
 
 
 def test_any_fsspec_system(shard):
-    fsspec = pytest.importorskip("fsspec")
     with fsspec.open("memory://folder/a.tar", "wb") as file:
         file.write(shard.read_bytes())
     samples_of("memory://folder/a.tar")

@@ -1,6 +1,8 @@
 """Real runs on a small corpus: they learn, and however they are cut and joined the outcome is the same to the bit."""
 
 import csv
+import itertools
+import json
 import math
 import os
 import signal
@@ -12,6 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from clip_la.data.augment import Augmentation
+from clip_la.data.captions import Captions
+from clip_la.data.loader import ShardLoader
+from clip_la.data.sources import expand_urls
+from clip_la.data.stream import ShardStream, Source
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
 from clip_la.train.checkpoint import checkpoint_name, newest_whole, saved_checkpoints
@@ -187,7 +194,10 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(number, long_run, tmp_path):
         assert process.returncode == 130
         assert f"stopped at {reached:,} of {budget:,} samples" in stdout
         assert "Traceback" not in stderr
+    half_saved = tmp_path / "run" / "checkpoints" / f".{checkpoint_name(reached + BATCH)}.x.part"
+    half_saved.write_bytes(b"PK")
     assert main(["--resume", "--out", str(tmp_path / "run")]) == 0
+    assert not half_saved.exists()
     assert_same_outcome(whole, tmp_path / "run", budget)
     assert losses(tmp_path / "run") == losses(whole)
 
@@ -319,6 +329,41 @@ def test_two_processes_train_together_and_stop_together(shared, tmp_path):
     assert checkpoint["clip_la"]["samples_seen"] == reached < 1000 * BATCH
     assert len(checkpoint["ShardDataModule"]["ranks"]) == 2
     assert [int(row["samples_seen"]) for row in rows(run)] == list(range(2 * BATCH, reached + 1, 2 * BATCH))
+
+
+def test_the_order_under_torchrun_is_that_of_every_start_method(shards, tmp_path):
+    """torchrun starts the ranks, spawn their workers; in this process the other start methods give the same order."""
+    steps, seed = 8, 5
+    data = [
+        *("--data.batch_size", str(BATCH), "--data.workers", "2", "--data.start_method", "spawn"),
+        "--tensorboard=false",
+    ]
+    options = ["--model.name", "vit_pico", "--data.shards", shards, *data, "--seed", str(seed), "--accelerator", "cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "clip_la"]
+    command += ["train", *options, "--out", str(tmp_path / "run"), "--budget_samples", str(steps * BATCH)]
+    run = subprocess.run([*command, "--data.audit", str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert run.returncode == 0, run.stderr
+    for rank in range(2):
+        lines = (tmp_path / f"keys-rank{rank}.jsonl").read_text().splitlines()
+        trained = [(Path(line["shard"]).name, line["key"]) for line in map(json.loads, lines)]
+        for method in ("fork", "forkserver")[: 2 - rank]:
+            assert order(shards, seed, rank, method, steps) == trained, method
+
+
+def order(shards, seed, rank, method, num_batches):
+    """(shard, key) of the first samples of one of two ranks, two workers each."""
+    stream = ShardStream(
+        [Source(tuple(expand_urls(shards)))],
+        batch_size=BATCH // 2,
+        rank=rank,
+        world_size=2,
+        workers=2,
+        seed=seed,
+        captions=Captions(),
+        augmentation=Augmentation(8),
+    )
+    batches = itertools.islice(ShardLoader(stream, workers=2, start_method=method), num_batches)
+    return [(Path(shard).name, key) for b in batches for shard, key in zip(b["shards"], b["keys"], strict=True)]
 
 
 def test_tensorboard_counts_samples_too(run_options, tmp_path):

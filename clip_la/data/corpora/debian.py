@@ -16,11 +16,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_la"
 
 
-def package_files(package: str, path: str, given: Path | None = None) -> Path:
+def package_files(package: str, path: str, given: Path | None = None, option: str = "--from") -> Path:
     """The folder `path` (such as "usr/share/tuxpaint/stamps") of a Debian package.
 
     Looked for in `given` (an unpacked package, or the folder itself), then on this system, then in the cache; if it is
-    nowhere, the package is downloaded with `apt-get download` into the cache and unpacked there.
+    nowhere, the package is downloaded with `apt-get download` into the cache and unpacked there. `option` is the
+    command's option for `given`, for messages.
 
     Raises:
         UserError: `given` does not hold it, there is no apt-get, or the download failed.
@@ -35,17 +36,17 @@ def package_files(package: str, path: str, given: Path | None = None) -> Path:
     if installed.is_dir():
         return installed
     if not (unpacked / path).is_dir():
-        _download(package, unpacked)
+        _download(package, unpacked, option)
     if not (unpacked / path).is_dir():
         raise UserError(f"the package {package} holds no {path}; its layout has changed")
     return unpacked / path
 
 
-def _download(package: str, folder: Path) -> None:
+def _download(package: str, folder: Path, option: str) -> None:
     if which("apt-get") is None or which("dpkg-deb") is None:
         raise UserError(
             f"the Debian package {package} is not installed and there is no apt-get here; unpack it elsewhere "
-            f"(apt-get download {package}; dpkg-deb -x {package}_*.deb FOLDER) and give --from FOLDER"
+            f"(apt-get download {package}; dpkg-deb -x {package}_*.deb FOLDER) and give {option} FOLDER"
         )
     folder.mkdir(parents=True, exist_ok=True)
     print(f"downloading the Debian package {package} to {folder}", file=sys.stderr)

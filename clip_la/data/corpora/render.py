@@ -14,6 +14,8 @@ Svg = Path | str
 # Starting processes costs about as much as this many drawings.
 _SERIAL_BELOW = 400
 _CHUNK = 64
+# CSS's own: the package's default of 0 makes lengths in points or inches vanish.
+PIXELS_AN_INCH = 96
 _VIEW_BOX = re.compile(r'<svg[^>]*?\sviewBox="\S+ \S+ (\S+) (\S+)"')
 
 
@@ -31,7 +33,12 @@ def render(svg: Svg, size_px: int, background: str | None = "white") -> bytes:
 
     text = squared(svg.read_text(encoding="utf-8") if isinstance(svg, Path) else svg)
     png = resvg_py.svg_to_bytes(
-        svg_string=text, width=size_px, height=size_px, background=background, skip_system_fonts=True
+        svg_string=text,
+        width=size_px,
+        height=size_px,
+        background=background,
+        skip_system_fonts=True,
+        dpi=PIXELS_AN_INCH,
     )
     return bytes(png)
 
@@ -58,6 +65,15 @@ def pixels(png: bytes) -> bytes:
 
     with Image.open(BytesIO(png)) as image:
         return f"{image.width}x{image.height} ".encode() + image.convert("RGB").tobytes()
+
+
+def covered(png: bytes) -> float:
+    """The share of a picture's pixels that are not white."""
+    from PIL import Image
+
+    with Image.open(BytesIO(png)) as image:
+        histogram = image.convert("L").histogram()
+    return 1 - histogram[-1] / sum(histogram)
 
 
 def pixel_hash(png: bytes) -> str:

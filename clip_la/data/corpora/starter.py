@@ -76,6 +76,7 @@ def build_starter(
     size_px: int = DEFAULT_SIZE_PX,
     wide: bool = False,
     npm: Path | None = None,
+    art: Path | None = None,
     workers: int = 1,
     quiet: bool = False,
 ) -> Record:
@@ -83,8 +84,9 @@ def build_starter(
 
     Args:
         size_px: side of the pictures.
-        wide: add further artists and icons to the training split; the test splits stay as they are.
+        wide: add further artists, icons and clip art to the training split; the test splits stay as they are.
         npm: where their npm packages have been installed; None is the cache, filled when needed.
+        art: where the clip art's Debian package has been unpacked; None is the system or the cache, filled when needed.
         workers: processes that draw; with more than one, scripts need the `if __name__ == "__main__"` guard.
 
     Raises:
@@ -102,7 +104,7 @@ def build_starter(
     entries = starter_entries(concepts, dealt)
     if modules is not None:
         tests = {pixel_hash(pngs[entry.svg]) for split in split_names()[1:] for entry in entries[split]}
-        more = wide_entries(modules, concepts, dealt, tests, workers=workers, quiet=quiet)
+        more = wide_entries(modules, art, concepts, dealt, tests, workers=workers, quiet=quiet)
         entries[TRAIN] += more.entries
         packages, credits = {**packages, **NPM_PACKAGES}, {**credits, **more.credits}
     known = pngs if size_px == MERGE_SIZE_PX else {}

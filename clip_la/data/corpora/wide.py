@@ -1,11 +1,11 @@
-"""More drawings for training: four further artists of the same concepts, and a set of single-colour icons.
+"""More drawings for training: four further artists of the same concepts, single-colour icons, and clip art.
 
-What the starter corpus holds out stays held out: no drawing of a held-out concept, no icon that is called like one, no
-picture that coincides with one of the test splits.
+What the starter corpus holds out stays held out: no drawing of a held-out concept, no icon or clip art that is called
+like one, no picture that coincides with one of the test splits.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,14 @@ from tqdm import tqdm
 
 from clip_la.data.corpora.artists import Artist
 from clip_la.data.corpora.captions import pick
+from clip_la.data.corpora.clip_art import ARTIST as CLIP_ART
+from clip_la.data.corpora.clip_art import CREDIT as CLIP_ART_CREDIT
+from clip_la.data.corpora.clip_art import clip_art
 from clip_la.data.corpora.concepts import Concept, Deal
 from clip_la.data.corpora.entries import Entry, drawing_entry
 from clip_la.data.corpora.names import SKIN_TONES, VARIATION_SELECTOR, CodePoint, parse_code_point, plain, with_article
 from clip_la.data.corpora.npm import IconSet
-from clip_la.data.corpora.render import Svg, pixel_hash, render_all
+from clip_la.data.corpora.render import Svg, covered, pixel_hash, render_all
 
 # As in the starter corpus: pictures that coincide at this size are one.
 MARK_SIZE_PX = 64
@@ -32,6 +35,8 @@ ICON_CREDIT = {
 }
 ICON_COLORS = {"black": "#101010", "dark blue": "#14286e", "dark red": "#8c1420", "dark green": "#125a30"}
 ICON_TEMPLATES = ("a {color} icon of {thing}", "a {color} silhouette of {thing}", "{thing}, a {color} symbol")
+# Clip art is drawn on pages; where less of one is covered, a small picture would show next to nothing.
+MIN_COVERED = 0.03
 _NUMBERED = re.compile(r"\d")
 
 
@@ -135,12 +140,20 @@ class Wide(NamedTuple):
 
 
 def wide_entries(
-    modules: Path, concepts: Sequence[Concept], dealt: Deal, tests: set[str], *, workers: int = 1, quiet: bool = False
+    modules: Path,
+    art: Path | None,
+    concepts: Sequence[Concept],
+    dealt: Deal,
+    tests: set[str],
+    *,
+    workers: int = 1,
+    quiet: bool = False,
 ) -> Wide:
     """All further drawings that training may see.
 
     Args:
         modules: the folder `node_modules` with the packages.
+        art: the unpacked package of the clip art; None looks for it as `package_files` does.
         tests: pixel hashes, at MARK_SIZE_PX, of the pictures of the test splits.
     """
     artists = wide_artists(modules)
@@ -155,14 +168,24 @@ def wide_entries(
         ]
         forbidden = tests | set(_marks(held, f"{artist.name}, held out", workers, quiet))
         entries += _distinct(own, _marks([entry.svg for entry in own], artist.name, workers, quiet), forbidden)
-    icons = [icon_entry(icon) for icon in game_icons(modules, concepts, dealt)]
+    named = _pattern(concepts, dealt)
+    icons = [icon_entry(icon) for icon in game_icons(modules, named)]
+    pictures = [drawing.entry() for drawing in clip_art(art) if not named.search(drawing.words)]
     entries += _distinct(icons, _marks([entry.svg for entry in icons], "game-icons", workers, quiet), tests)
-    return Wide(entries, {**{artist.name: artist.credit() for artist in artists}, "game-icons": ICON_CREDIT})
+    pngs = list(_drawn([entry.svg for entry in pictures], CLIP_ART, workers, quiet))
+    shown = [i for i, png in enumerate(pngs) if covered(png) >= MIN_COVERED]
+    entries += _distinct([pictures[i] for i in shown], [pixel_hash(pngs[i]) for i in shown], tests)
+    credits = {artist.name: artist.credit() for artist in artists}
+    return Wide(entries, {**credits, "game-icons": ICON_CREDIT, CLIP_ART: CLIP_ART_CREDIT})
+
+
+def _drawn(svgs: Sequence[Svg], title: str, workers: int, quiet: bool) -> Iterator[bytes]:
+    pngs = render_all(svgs, MARK_SIZE_PX, workers)
+    yield from tqdm(pngs, title, total=len(svgs), unit="img", disable=quiet or None)
 
 
 def _marks(svgs: Sequence[Svg], title: str, workers: int, quiet: bool) -> list[str]:
-    pngs = render_all(svgs, MARK_SIZE_PX, workers)
-    return [pixel_hash(png) for png in tqdm(pngs, title, total=len(svgs), unit="img", disable=quiet or None)]
+    return [pixel_hash(png) for png in _drawn(svgs, title, workers, quiet)]
 
 
 def _distinct(entries: Sequence[Entry], marks: Sequence[str], forbidden: set[str]) -> list[Entry]:
@@ -189,10 +212,8 @@ def icon_entry(icon: Icon) -> Entry:
     return Entry(f"{icon.name} game-icons", icon.svg, icon.caption, meta)
 
 
-def game_icons(modules: Path, concepts: Sequence[Concept], dealt: Deal) -> list[Icon]:
-    """The single-colour icons whose names have words, and in them no name of a held-out concept."""
-    held = [c.name for c in concepts if c.id in dealt.concepts]
-    forbidden = _pattern(text for name in held for text in (name.name, *name.tags))
+def game_icons(modules: Path, forbidden: re.Pattern[str]) -> list[Icon]:
+    """The single-colour icons whose names have words, and in them nothing forbidden."""
     icons = IconSet(modules, GAME_ICONS)
     found = []
     for slug in icons.names:
@@ -207,7 +228,8 @@ def game_icons(modules: Path, concepts: Sequence[Concept], dealt: Deal) -> list[
     return found
 
 
-def _pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """Any of the names as whole words, or its plural."""
-    words = sorted({re.escape(name.lower()) for name in names})
+def _pattern(concepts: Sequence[Concept], dealt: Deal) -> re.Pattern[str]:
+    """Any name of a held-out concept as whole words, or its plural."""
+    held = [c.name for c in concepts if c.id in dealt.concepts]
+    words = sorted({re.escape(text.lower()) for name in held for text in (name.name, *name.tags)})
     return re.compile(rf"\b(?:{'|'.join(words)})(?:s|es)?\b")

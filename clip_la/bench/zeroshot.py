@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from clip_la.bench.memory import MemoryWatch
+from clip_la.errors import unknown
 
 # The commonest size of ImageNet's pictures, and about their bytes a file.
 WIDTH_PX, HEIGHT_PX, JPEG_QUALITY = 500, 375, 90
@@ -158,7 +159,7 @@ def run_benchmark(
     """Runs all phases; prints, and appends to `out`, a JSON line for each as soon as it is done.
 
     Args:
-        model: a softmax preset; it gets random weights.
+        model: a preset that open_clip has too, for the comparison; it gets random weights.
         classes, compare_classes: class sets: the large one, and the one CLIP_benchmark is compared on.
         templates: a prompt set.
         num_pictures, num_compare_pictures: synthetic pictures for the large set and for the comparison.
@@ -173,6 +174,7 @@ def run_benchmark(
         import torch
 
         from clip_la.models import create_model
+        from clip_la.models.interop import OPEN_CLIP_NAMES
         from clip_la.zeroshot import prompts, ranks
         from clip_la.zeroshot.cache import ClassifierCache
         from clip_la.zeroshot.classes import class_set
@@ -181,6 +183,8 @@ def run_benchmark(
         from clip_la.zeroshot.subject import of_model
         from clip_la.zeroshot.test_sets import open_test_set
 
+        if model not in OPEN_CLIP_NAMES:
+            raise unknown("model that open_clip has too", model, OPEN_CLIP_NAMES)
         device = choose_device(None)
         workers = ranks.default_workers() if workers is None else workers
         precision = precision or ("bf16" if device.type == "cuda" else "float32")

@@ -20,7 +20,13 @@ from .conftest import COLOURS, SHAPES, drawing
 from .test_run import BATCH, PATIENCE_S, assert_same_outcome, rows, start_process
 
 BUDGET = 6 * BATCH
+MOMENTS = (2 * BATCH, 4 * BATCH, BUDGET)
 TASKS = ("zeroshot_classification", "zeroshot_retrieval", "knn")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +74,8 @@ def test_a_run_evaluates_at_given_samples_and_at_its_end(options, run_options, s
     run, plain = tmp_path / "run", tmp_path / "plain"
     assert main(["train", *options, "--out", str(run)]) == 0
     shown = capsys.readouterr().err
-    moments = (2 * BATCH, 4 * BATCH, BUDGET)
-    assert [(line["samples_seen"], line["task"]) for line in lines(run)] == list(itertools.product(moments, TASKS))
-    for samples in moments:
+    assert [(line["samples_seen"], line["task"]) for line in lines(run)] == list(itertools.product(MOMENTS, TASKS))
+    for samples in MOMENTS:
         assert shown.count(f"at {samples} samples: vit_pico on drawings") == 3
     (run_id,) = {line["run_id"] for line in lines(run)}
     assert run_id
@@ -86,11 +91,6 @@ def test_a_run_evaluates_at_given_samples_and_at_its_end(options, run_options, s
     assert main(["eval", str(run), "--config", str(suite), "--device", "cpu", "--again", "--out", "again.jsonl"]) == 0
     again = list(results.read("again.jsonl"))
     assert [line["metrics"] for line in again] == [line["metrics"] for line in lines(run)[-3:]]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def test_evaluations_are_no_training_time(options, tmp_path: Path, monkeypatch):
@@ -112,6 +112,17 @@ def test_evaluations_are_no_training_time(options, tmp_path: Path, monkeypatch):
     assert passed_s == 3 * 3600.0
     assert float(rows(tmp_path / "run")[-1]["train_s"]) < 3600.0
     assert all(float(row["pairs_per_s"]) > 1 for row in rows(tmp_path / "run"))
+
+
+def test_tensorboard_has_the_curves(options, tmp_path: Path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main(["train", *options, "--out", str(tmp_path / "run"), "--tensorboard", "true"]) == 0
+    accumulator = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    accumulator.Reload()
+    curve = [(event.step, event.value) for event in accumulator.Scalars("zeroshot_classification/drawings/top1")]
+    found = [line for line in lines(tmp_path / "run") if line["task"] == "zeroshot_classification"]
+    assert curve == [(line["samples_seen"], pytest.approx(line["metrics"]["top1"]["value"])) for line in found]
+    assert [step for step, _ in curve] == list(MOMENTS)
 
 
 def killed_in_an_evaluation(monkeypatch, samples: int):
@@ -158,8 +169,7 @@ def test_two_processes_evaluate_together(options, tmp_path: Path):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, stderr
     assert f"{BUDGET} samples seen" in stdout
-    moments = (2 * BATCH, 4 * BATCH, BUDGET)
-    assert [(line["samples_seen"], line["task"]) for line in lines(run)] == list(itertools.product(moments, TASKS))
+    assert [(line["samples_seen"], line["task"]) for line in lines(run)] == list(itertools.product(MOMENTS, TASKS))
     arguments = ["--config", options[options.index("--zeroshot_suite") + 1], "--device", "cpu"]
     assert main(["eval", str(run), *arguments, "--again", "--out", "alone.jsonl"]) == 0
     alone = [(line["evaluation"], line["metrics"]) for line in results.read("alone.jsonl")]

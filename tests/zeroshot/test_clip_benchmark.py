@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from clip_la.cli import main
 from clip_la.data.shards import ShardWriter
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
-from clip_la.zeroshot import classes, prompts, tables
+from clip_la.zeroshot import classes, predictions, prompts, results, tables
 from clip_la.zeroshot.evaluate import evaluate_zeroshot
 from clip_la.zeroshot.retrieval import evaluate_retrieval
 from clip_la.zeroshot.shard_sets import open_caption_shards
@@ -115,6 +116,27 @@ def test_open_clips_logits_and_top1(theirs: torch.nn.Module, tiny_model: CLIP, i
         )
         np.testing.assert_allclose(100 * found.predictions.scores, expected.values[:, :5], atol=1e-4)
         assert found.predictions.top[:, 0].tolist() == expected.indices[:, 0].tolist()
+
+
+def test_a_file_of_weights_of_any_open_clip_model(shard_folder: Path, tmp_path: Path, monkeypatch):
+    """RN50, whose towers are not ours, by the command line."""
+    monkeypatch.chdir(tmp_path)
+    module, _, preprocess = open_clip.create_model_and_transforms("RN50")
+    torch.save(module.eval().state_dict(), "weights.pt")
+    arguments = ["--data", str(shard_folder), "--workers", "0", "--cache", "none", "--batch-size", "6"]
+    assert main(["eval", "RN50:weights.pt", *arguments, "--device", "cpu", "--out", "results.jsonl"]) == 0
+    (line,) = results.read("results.jsonl")
+    found = predictions.load(f"predictions/{line['evaluation']}.npz")
+    assert (line["model"], line["checkpoint"], line["num_samples"]) == ("RN50", "RN50:weights.pt", 18)
+
+    names = (shard_folder / "classnames.txt").read_text().split("\n")[:-1]
+    templates = [lambda c: f"a photo of a {c}.", lambda c: f"an odd drawing of one {c}"]
+    with torch.no_grad():
+        classifier = open_clip.build_zero_shot_classifier(module, open_clip.get_tokenizer("RN50"), names, templates)
+        images = torch.stack([preprocess(Image.open(io.BytesIO(picture(100 + n)))) for n in range(18)])
+        expected = (100 * module.encode_image(images, normalize=True) @ classifier).sort(1, descending=True)
+    np.testing.assert_allclose(100 * found.scores, expected.values[:, :5], atol=1e-4)
+    assert found.top[:, 0].tolist() == expected.indices[:, 0].tolist()
 
 
 def wrapped(module: torch.nn.Module, model: CLIP) -> Subject:

@@ -191,6 +191,13 @@ def test_wrong_input_is_one_line(
     assert "Traceback" not in err
 
 
+def test_benchmark_of_a_model_that_open_clip_lacks_is_one_line(capsys):
+    assert main(["bench", "zeroshot", "--model", "vit_pico"]) == 2
+    shown = capsys.readouterr()
+    assert "unknown model that open_clip has too 'vit_pico'; did you mean vit_" in shown.err
+    assert not shown.out
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

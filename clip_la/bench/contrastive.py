@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from clip_la_kernels import contrastive_loss
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip_la.bench.kernels import BOTH, EAGER, FORWARD, peak_mib, quantiles
-from clip_la.bench.providers import note
+from clip_la.bench.providers import note, version
 from clip_la.errors import UserError
 
 # (rows of this process, columns of all processes, width of the features).
@@ -50,13 +51,33 @@ def check(dtype: torch.dtype) -> None:
     mine, theirs = contrastive_loss(*leaves), plain(*exact)
     pairs = zip((mine, *torch.autograd.grad(mine, leaves)), (theirs, *torch.autograd.grad(theirs, exact)), strict=True)
     for one, other in pairs:
-        error = float((one.float() - other).norm() / other.norm())
+        error = float((one.detach().float() - other.detach()).norm() / other.detach().norm())
         if not error < GATE:
             raise UserError(f"bench kernels: the contrastive loss is wrong: relative error {error:.3g}")
 
 
-def measure(dtype: torch.dtype) -> Iterator[tuple[str, str, tuple[int, int, int], tuple[float, ...], float]]:
-    """(provider, mode, (rows, columns, width), (median, p20, p80) ms launched from Python, peak MiB) a line."""
+@dataclass
+class Row:
+    """One line of results/contrastive.csv; times are of calls launched from Python."""
+
+    device: str
+    torch: str
+    triton: str
+    provider: str
+    mode: str
+    dtype: str
+    rows: int
+    columns: int
+    width: int
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    peak_mib: float
+
+
+def measure(dtype: torch.dtype) -> Iterator[Row]:
+    """Every loss at every shape, forward and both; yields a row a time."""
+    about = torch.cuda.get_device_name(), torch.__version__, version("triton")
     for shape in SHAPES:
         leaves = features(*shape, dtype)
         for name, loss in losses().items():
@@ -65,7 +86,8 @@ def measure(dtype: torch.dtype) -> Iterator[tuple[str, str, tuple[int, int, int]
                 try:
                     run(loss, leaves)
                     call = functools.partial(run, loss, leaves)
-                    yield name, mode, shape, quantiles(call, EAGER), peak_mib(call)
+                    times, kind = quantiles(call, EAGER), str(dtype).removeprefix("torch.")
+                    yield Row(*about, name, mode, kind, *shape, *times, peak_mib(call))
                 except torch.OutOfMemoryError:
                     note(f"{name} at {shape}: not enough memory")
 

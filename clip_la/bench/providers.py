@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from clip_la_kernels import linear_attention, linear_attention_split
-from clip_la_kernels.reference import linear_attention_reference
+from clip_la_kernels import fastmax, linear_attention, linear_attention_split
+from clip_la_kernels.reference import fastmax_reference, linear_attention_reference
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -54,7 +54,7 @@ class Case:
 @dataclass(frozen=True)
 class Provider:
     """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H, D);
-    `options`: of the reference, beside denominator and causality."""
+    `reference` with `options`: what it must compute, the law of linear attention by default."""
 
     name: str
     op: str
@@ -66,6 +66,7 @@ class Provider:
     features: bool = False
     own: bool = False
     graphs: bool = True
+    reference: Callable[..., Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, shape: Shape, dtype: torch.dtype) -> Case:
@@ -86,7 +87,11 @@ class Provider:
         """Output and gradients of the reference in float32."""
         exact = [t.detach().float().requires_grad_() for t in case.inputs]
         q, k, v = exact[0].unbind(2) if self.packed else exact
-        out = linear_attention_reference(q, k, v, denominator=self.denominator, causal=shape.causal, **self.options)
+        if self.reference is not None:
+            out = self.reference(q, k, v, causal=shape.causal, **self.options)
+        else:
+            options = {"denominator": self.denominator, **self.options}
+            out = linear_attention_reference(q, k, v, causal=shape.causal, **options)
         return out.detach(), *torch.autograd.grad(out, exact, case.grad.float())
 
 
@@ -128,6 +133,25 @@ def ours_plain() -> Provider:
     return Provider(
         "clip_la_plain", "linear", "none", lambda s: s.causal, build, packed=False, features=True, own=True,
         options=options,
+    )  # fmt: skip
+
+
+# As softmax's sqrt(D), so that the polynomial's argument is of order one.
+TEMPERATURE = 8.0
+# The longest sequences that fastmax is timed at, and its law fits memory for.
+FASTMAX_TOKENS = 4200
+
+
+def ours_fastmax() -> Provider:
+    """Fastmax of degree 2, arXiv 2402.07901, quadratic like softmax."""
+    options = {"p": 2, "temperature": TEMPERATURE}
+
+    def build(shape: Shape) -> Callable[..., Tensor]:
+        return lambda qkv: fastmax(qkv, temperature=TEMPERATURE, causal=shape.causal)
+
+    return Provider(
+        "clip_la_fastmax2", "fastmax2", "sum", lambda s: s.tokens <= FASTMAX_TOKENS, build, own=True,
+        reference=fastmax_reference, options=options,
     )  # fmt: skip
 
 
@@ -233,6 +257,7 @@ def everyone() -> list[Provider]:
         *ours("none"),
         *ours("sum"),
         ours_plain(),
+        ours_fastmax(),
         softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
         softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),
         compiled(),

@@ -7,6 +7,9 @@ from pathlib import Path
 from clip_la.cli import Parser
 from clip_la.errors import UserError
 
+# Asks, among the providers of --only, for the table of the contrastive loss.
+LOSS = "contrastive"
+
 
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench kernels ...`."""
@@ -20,28 +23,43 @@ def main(argv: list[str]) -> int | None:
         "--out",
         type=Path,
         default=Path("results/kernels.csv"),
-        help="table to write; the plot lies beside it (.png, .svg)",
+        help="table to write; beside it lie the plot (.png, .svg) and contrastive.csv, the table of the loss",
     )
     parser.add_argument("--quick", action="store_true", help="two small shapes only")
-    parser.add_argument("--only", nargs="*", metavar="PROVIDER", help="time these providers only")
+    parser.add_argument("--only", nargs="*", metavar="PROVIDER", help=f"time these providers only; {LOSS}: the loss")
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
     args = parser.parse_args(argv)
-    if not args.plot_only:
+    if args.plot_only:
+        if not args.out.exists():
+            raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
+        _draw(args.out)
+        return None
+    _require_gpu()
+    if not args.quick and (not args.only or LOSS in args.only):
+        _measure_loss(args.out.with_name("contrastive.csv"))
+    if args.only != [LOSS]:
         _measure(args)
-    elif not args.out.exists():
-        raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
+        _draw(args.out)
+    return None
+
+
+def _draw(table: Path) -> None:
     from clip_la.bench.kernel_plot import draw
 
-    for path in draw(args.out):
+    for path in draw(table):
         print(f"wrote {path}")
-    return None
+
+
+def _require_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("bench kernels: needs a CUDA GPU; none is visible here")
 
 
 def _measure(args: argparse.Namespace) -> None:
     import torch
 
-    if not torch.cuda.is_available():
-        raise UserError("bench kernels: needs a CUDA GPU; none is visible here")
     from clip_la.bench import kernels, providers
     from clip_la.bench.kernel_plot import write_table
 
@@ -50,7 +68,7 @@ def _measure(args: argparse.Namespace) -> None:
     if not chosen:
         raise UserError(
             f"bench kernels: no provider named {', '.join(args.only)}; "
-            f"known: {', '.join(sorted({p.name for p in known}))}"
+            f"known: {', '.join(sorted({LOSS, *(p.name for p in known)}))}"
         )
     shapes = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
     for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
@@ -70,3 +88,24 @@ def _measure(args: argparse.Namespace) -> None:
         )
         write_table(args.out, rows)
     print(f"wrote {args.out}: {len(rows)} rows")
+
+
+def _measure_loss(out: Path) -> None:
+    """The contrastive loss, in a table of its own beside the attention's."""
+    import torch
+
+    from clip_la.bench import contrastive
+    from clip_la.bench.kernel_plot import write_table
+
+    contrastive.check(torch.bfloat16)
+    rows = []
+    for row in contrastive.measure(torch.bfloat16):
+        rows.append(row)
+        print(
+            f"{row.provider:14} {row.rows} x {row.columns}, {row.width} wide {row.mode:17} {row.median_ms:9.3f} ms"
+            f"  {row.peak_mib:8.0f} MiB",
+            file=sys.stderr,
+            flush=True,
+        )
+        write_table(out, rows)
+    print(f"wrote {out}: {len(rows)} rows")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels import torch_path
-from clip_la_kernels.autograd import first_order_only
+from clip_la_kernels.autograd import first_order_only, wants_gradient
 from clip_la_kernels.dispatch import takes_kernels
 from clip_la_kernels.options import Options, check_dtype, check_padding, check_tensors, make_options
 
@@ -89,7 +89,7 @@ def _apply(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_se
     if takes_kernels(tensors[0]):
         from clip_la_kernels.kernel_ops import KernelAttention
 
-        return KernelAttention.apply(opt, mask, cu_seqlens, *tensors)
+        return KernelAttention.apply(opt, wants_gradient(*tensors), mask, cu_seqlens, *tensors)
     if cu_seqlens is not None:
         return _sequence_by_sequence(tensors, opt, cu_seqlens)
     return TorchAttention.apply(opt, mask, *tensors)

@@ -5,6 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Will a backward pass come? Asked before `apply`: inside it gradients are off, and needs_input_grad ignores
+    torch.no_grad."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_la_kernels.autograd import first_order_only
+from clip_la_kernels.autograd import first_order_only, wants_gradient
 from clip_la_kernels.dispatch import runs_kernels
 
 
@@ -47,8 +47,9 @@ def contrastive_loss(
     block = max(1, rows.shape[1], LOGITS_AT_ONCE // columns.shape[0]) if block_rows is None else block_rows
     if block < 1:
         raise ValueError(f"block_rows must be at least 1, got {block}")
+    wanted = wants_gradient(rows, columns, scale)
     with torch.autocast(rows.device.type, enabled=False):
-        return ContrastiveLoss.apply(rows, columns, scale, offset, row_ids, column_ids, block)
+        return ContrastiveLoss.apply(rows, columns, scale, offset, row_ids, column_ids, block, wanted)
 
 
 # Logits of a block, whatever the width: fewer would leave a GPU waiting for the next launch. 128 MiB in float32.
@@ -70,9 +71,9 @@ class ContrastiveLoss(torch.autograd.Function):
         row_ids: Tensor | None,
         column_ids: Tensor | None,
         block: int,
+        wanted: bool,
     ) -> Tensor:
         count = rows.shape[0]
-        wanted = any(ctx.needs_input_grad[:3])
         work = torch.promote_types(rows.dtype, torch.float32)
         ids = None if row_ids is None or column_ids is None else (row_ids.contiguous(), column_ids.contiguous())
         step = _step_of_kernel if runs_kernels(rows) else _step
@@ -99,6 +100,7 @@ class ContrastiveLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         return (
             *(t * grad.to(t.dtype) if w else None for t, w in zip(ctx.saved_tensors, wanted, strict=True)),
+            None,
             None,
             None,
             None,

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clip_la_kernels.attention import cast_for_autocast, linear_attention_split
+from clip_la_kernels.autograd import wants_gradient
 from clip_la_kernels.dispatch import takes_kernels
 from clip_la_kernels.options import check_dtype
 from clip_la_kernels.reference import STANDARDISE_EPS
@@ -34,7 +35,7 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
         if p == 2 and takes_kernels(qkv):
             from clip_la_kernels.fastmax_ops import KernelFastmax
 
-            return KernelFastmax.apply(qkv, float(temperature), bool(causal))
+            return KernelFastmax.apply(qkv, float(temperature), bool(causal), wants_gradient(qkv))
         q, k, v = qkv.unbind(2)
         q, k = (torch.nn.functional.layer_norm(t, t.shape[-1:], eps=STANDARDISE_EPS) for t in (q, k))
         if p == 1:
@@ -45,7 +46,7 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
 
 
 def _polynomial(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: bool) -> Tensor:
-    """p = 2 in plain PyTorch, float32 (or float64) inside, ROW_BLOCK rows of weights at a time, forward and backward."""
+    """p = 2 in plain PyTorch, float32 (or float64) inside, ROW_BLOCK rows of weights at a time in both directions."""
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     qs, ks, vs = (t.transpose(1, 2).to(work) for t in (q / temperature, k, v))
     parts = []
@@ -53,10 +54,8 @@ def _polynomial(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: boo
         rows = qs[:, :, start : start + ROW_BLOCK]
         stop = start + rows.shape[2] if causal else q.shape[1]
         # The backward pass forms a block's weights again, or all of them would be kept.
-        block = checkpoint(
-            _rows, rows, ks[:, :, :stop], vs[:, :, :stop], start if causal else None, use_reentrant=False
-        )
-        parts.append(block)
+        first = start if causal else None
+        parts.append(checkpoint(_rows, rows, ks[:, :, :stop], vs[:, :, :stop], first, use_reentrant=False))
     return torch.cat(parts, dim=2).transpose(1, 2).to(q.dtype)
 
 

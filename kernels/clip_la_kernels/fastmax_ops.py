@@ -54,11 +54,13 @@ for _name, _real, _fake in (("fastmax", _forward, _forward_fake), ("fastmax_back
 
 
 class KernelFastmax(torch.autograd.Function):
-    """qkv (B, N, 3, H, D) -> (B, N, H, D). Saves qkv, o and five numbers a token and head."""
+    """qkv (B, N, 3, H, D) -> (B, N, H, D). Saves qkv, o and five numbers a token and head.
+
+    save: will a backward pass come?
+    """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, temperature: float, causal: bool) -> Tensor:
-        save = ctx.needs_input_grad[0]
+    def forward(ctx: Any, qkv: Tensor, temperature: float, causal: bool, save: bool) -> Tensor:
         out, rows = torch.ops.clip_la_kernels.fastmax(qkv, temperature, causal, save)
         ctx.save_for_backward(qkv, out, rows)
         ctx.temperature, ctx.causal = temperature, causal
@@ -68,4 +70,4 @@ class KernelFastmax(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = (*ctx.saved_tensors, grad)
-        return torch.ops.clip_la_kernels.fastmax_backward(*saved, ctx.temperature, ctx.causal), None, None
+        return torch.ops.clip_la_kernels.fastmax_backward(*saved, ctx.temperature, ctx.causal), None, None, None

@@ -69,16 +69,15 @@ for _name, _real, _fake in (("", _forward, _forward_fake), ("_backward", _backwa
 
 
 class KernelAttention(torch.autograd.Function):
-    """Tensors: (qkv,) or (q, k, v). Saves them as they are, and per head the state."""
+    """Tensors: (qkv,) or (q, k, v). Saves them as they are, and per head the state. save: will a backward pass come?"""
 
     @staticmethod
-    def forward(ctx: Any, opt: Options, mask: Tensor | None, cu: Tensor | None, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, opt: Options, save: bool, mask: Tensor | None, cu: Tensor | None, *tensors: Tensor) -> Tensor:
         counts = None
         if mask is not None:
             counts = mask.cumsum(1, dtype=torch.float32) if opt.causal else mask.sum(1, dtype=torch.float32)
             mask = mask.contiguous().view(torch.uint8)
         q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
-        save = any(ctx.needs_input_grad[3:])
         out, *kept = torch.ops.clip_la_kernels.linear_attention(q, k, v, mask, counts, cu, *opt, save)
         ctx.save_for_backward(mask, counts, cu, *tensors, *kept)
         ctx.opt, ctx.inputs = opt, len(tensors)
@@ -91,10 +90,10 @@ class KernelAttention(torch.autograd.Function):
         tensors, kept = rest[: ctx.inputs], rest[ctx.inputs :]
         packed = len(tensors) == 1
         q, k, v = tensors[0].unbind(2) if packed else tensors
-        wanted = (True,) * 3 if packed else ctx.needs_input_grad[3:]
+        wanted = (True,) * 3 if packed else ctx.needs_input_grad[4:]
         grads = torch.ops.clip_la_kernels.linear_attention_backward(
             q, k, v, mask, counts, cu, *ctx.opt, grad, kept, packed, wanted[0], wanted[1] or wanted[2]
         )
         if packed:
-            return None, None, None, grads[0]
-        return None, None, None, *(g if w else None for g, w in zip(grads, wanted, strict=True))
+            return None, None, None, None, grads[0]
+        return None, None, None, None, *(g if w else None for g, w in zip(grads, wanted, strict=True))

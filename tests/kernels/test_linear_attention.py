@@ -211,6 +211,21 @@ def test_frozen_inputs_get_no_gradient(backend):
         trained.requires_grad_(False)
 
 
+def test_nothing_is_kept_for_a_backward_pass_that_will_not_come(monkeypatch):
+    from clip_la_kernels.triton_path import launch
+
+    asked = []
+    forward = launch.forward
+    monkeypatch.setattr(launch, "forward", lambda *args: asked.append(args[-1]) or forward(*args))
+    leaf = case(1, 20, 2, 16)[0].requires_grad_()
+    with kernels():
+        linear_attention(leaf)
+        linear_attention(leaf.detach())
+        with torch.no_grad():
+            linear_attention(leaf)
+    assert asked == [True, False, False]
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_second_derivatives_are_refused(backend):
     qkv, grad = case(1, 5, 1, 16)

@@ -144,7 +144,7 @@ def config(kernel: str, device: torch.device, width: int, total: bool, dtype: to
 
 
 def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int, int]:
-    """(rows a program owns, rows that stream through, warps, stages) of a fastmax kernel; "polynomial" overrides all."""
+    """(rows a program owns, rows that stream by, warps, stages) of a fastmax kernel; "polynomial" overrides all."""
     if "polynomial" in _overrides:
         rows, warps, stages, _ = _overrides["polynomial"]
         return rows, rows, warps, stages

@@ -100,7 +100,7 @@ def _launch(
 def forward(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: bool, save: bool) -> tuple[Tensor, Tensor]:
     """(o, per-token numbers for the backward pass: float32 (B H, 5, N)). q, k, v: (B, N, H, D), the same strides."""
     call = _call(q, k, v, causal)
-    batch, tokens, heads, width = q.shape
+    tokens, heads, width = q.shape[1:]
     const = numbers(tokens, width, temperature)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     rows = torch.empty(call.heads, polynomial.PER_TOKEN, tokens, dtype=torch.float32, device=q.device)

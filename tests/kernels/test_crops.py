@@ -1,7 +1,6 @@
 """Cropping and resizing in one launch gives what PyTorch and Pillow give picture by picture."""
 
 import numpy as np
-import pytest
 import torch
 from clip_la_kernels.crops import crop_resize
 from PIL import Image
@@ -13,23 +12,23 @@ from tests.kernels.checks import DEVICE
 def picture(rng, height, width):
     """Smooth colours with an edge: what Pillow rounds between rows and columns stays small."""
     across, down = np.linspace(0, 200, width)[None], np.linspace(0, 50, height)[:, None]
-    pixels = np.stack(np.broadcast_arrays(across + down, 255 * (across > 90), 255 - across), 2)
+    pixels = np.stack(np.broadcast_arrays(across + down, 255 * (across > 80), 255 - across), 2)
     return (pixels + rng.integers(-5, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
 
 
 # Shrunk, enlarged, shrunk in one direction only, a single pixel, the whole picture, up to its very edges.
 CASES = [
-    ((40, 61), (3, 5, 47, 40)),
-    ((9, 7), (1, 2, 6, 8)),
-    ((70, 12), (0, 0, 12, 70)),
+    ((14, 19), (2, 1, 18, 14)),
+    ((6, 5), (1, 1, 5, 6)),
+    ((23, 6), (0, 0, 6, 23)),
     ((5, 5), (4, 4, 5, 5)),
-    ((16, 16), (0, 0, 16, 16)),
-    ((33, 90), (60, 1, 90, 33)),
+    ((7, 7), (0, 0, 7, 7)),
+    ((12, 30), (20, 1, 30, 12)),
 ]
 
 
-@pytest.mark.parametrize("size", [12, 16])
-def test_equals_pytorch_and_pillow(size):
+def test_equals_pytorch_and_pillow():
+    size = 7
     rng = np.random.default_rng(0)
     pictures = [picture(rng, *shape) for shape, _ in CASES]
     boxes = torch.tensor([box for _, box in CASES], dtype=torch.float32)

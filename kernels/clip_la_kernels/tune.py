@@ -1,6 +1,7 @@
 """Offline tuner: times candidate configurations on this GPU and prints a table for `triton_path/configs.py`.
 
     python -m clip_la_kernels.tune [--quick] [--json FILE]
+    python -m clip_la_kernels.tune --as-configured
 
 Each kernel is varied alone while the others keep their configuration; times are medians of CUDA-graph replays.
 Candidates are
@@ -26,6 +27,13 @@ from clip_la_kernels.triton_path.configs import Config
 Case = tuple[str, int, int, int, int, bool, dict[str, int]]
 REPEATS, CALLS = 7, 10
 
+# (B, N, H, D, causal) of --as-configured: image towers, equal work at 4,096 and 65,536 tokens, wide causal heads,
+# captions.
+CONFIGURED = (
+    (256, 197, 12, 64, False), (128, 577, 12, 64, False), (64, 1025, 12, 64, False), (16, 4097, 12, 64, False),
+    (4, 16385, 12, 64, False), (16, 4096, 12, 64, False), (1, 65536, 12, 64, False),
+    (4, 10000, 16, 128, True), (256, 77, 8, 64, True),
+)  # fmt: skip
 FUSED = ("forward_fused", "backward_fused")
 SPLIT = ("key_state_part", "output_part", "query_grad_part", "key_grad_part")
 CAUSAL = ("causal_forward", "causal_query_grad", "causal_key_grad")
@@ -185,11 +193,29 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / (eager_time(lambda: target.copy_(source)) * 1e-3)
 
 
+def as_configured() -> None:
+    """Prints a CSV of the kernels alone as `configs.py` has them: forward and backward launches, each replayed."""
+    speed, device = copy_bandwidth(), torch.cuda.get_device_name()
+    print("device,B,N,H,D,causal,denominator,forward_ms,backward_ms,floor_ms,ratio_to_floor")
+    for (batch, tokens, heads, width, causal), denominator in itertools.product(CONFIGURED, ("none", "sum")):
+        qkv, grad = inputs(batch, tokens, heads, width)
+        forward, backward = map(graph_time, passes(qkv, grad, denominator, causal))
+        # Forward and backward move eleven tensors of the size of q at least.
+        floor = 11 / 3 * qkv.nbytes / speed * 1e3
+        ratio = (forward + backward) / floor
+        shape = f"{device},{batch},{tokens},{heads},{width},{causal},{denominator}"
+        print(f"{shape},{forward:.4f},{backward:.4f},{floor:.4f},{ratio:.3f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cases only")
     parser.add_argument("--json", help="write every time there, one JSON object a line")
+    parser.add_argument("--as-configured", action="store_true", help="time the table in use, vary nothing")
     options = parser.parse_args()
+    if options.as_configured:
+        as_configured()
+        return
     todo, denominators = cases(options.quick), ("none", "sum")
     work = jobs(todo, denominators)
     with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 15), maxtasksperchild=16) as pool:

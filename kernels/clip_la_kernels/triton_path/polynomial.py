@@ -3,15 +3,12 @@
 """Fastmax of degree 2: a quadratic pass over tiles as in flash attention, without maximum or exponential.
 
 With y = alpha (x + 1) the weight 1 + x + x^2 / 2 is (y^2 + alpha^2) / (2 alpha^2), and the constant goes with the
-division by
-the row sum: two multiply-adds a weight. alpha is a power of two: a key beyond N (zeros) then weighs exactly 2 alpha^2.
+division by the row sum. alpha is a power of two: a key beyond N (zeros) then weighs exactly 2 alpha^2.
 
 Of the two standardised operands of x only the one that stays in a program is formed. The other streams through raw:
-q^_i.k^_j = r_j (q^_i.k_j - m_j sum_d q^_id), r = 1 / deviation, m = mean, where the last term undoes what rounding q^
-leaves of
-its zero mean. In the gradients no mean is needed either: sum_j ds_ij k^_j and sum_j ds_ij r_j k_j differ by a multiple
-of the
-vector of ones, which the backward pass of the standardisation removes.
+q^_i.k^_j = r_j (q^_i.k_j - m_j sum_d q^_id) with r = 1 / deviation and m = mean, where the last term undoes what
+rounding leaves of the zero mean of q^. The gradients need no mean: sum_j ds_ij k^_j and sum_j ds_ij r_j k_j differ by
+a multiple of the vector of ones, which the backward pass of the standardisation removes.
 
 ROWS, float32, per head: z, then r and m r of the queries, then of the keys, N each.
 """

@@ -2,12 +2,10 @@
 # mypy: ignore-errors
 """Fastmax of degree 2, backward; names as in `polynomial`.
 
-With g_i = do_i / z_i and delta_i = g_i.o_i: dv_j = sum_i w_ij g_i, ds_ij = y_ij (g_i.v_j - delta_i), and dq^_i and
-dk^_j are
-2 alpha / temperature times sum_j ds_ij k^_j and sum_i ds_ij q^_i. 1 / z comes with the power of two `shift`, about N,
-so that
-weights keep their bits in float16. One kernel over blocks of queries, one over blocks of keys: no atomics, one order
-of sums.
+With g_i = do_i / z_i and delta_i = g_i.o_i: dv_j = sum_i w_ij g_i, ds_ij = y_ij (g_i.v_j - delta_i), and dq^_i, dk^_j
+are 2 alpha / temperature times sum_j ds_ij k^_j, sum_i ds_ij q^_i. 1 / z comes with the power of two `shift`, about N,
+so that weights keep their bits in float16. One kernel over blocks of queries, one over blocks of keys: no atomics, one
+order of sums.
 """
 
 import triton

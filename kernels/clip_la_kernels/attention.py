@@ -78,11 +78,18 @@ def cast_for_autocast(tensors: tuple[Tensor, ...], kind: str) -> tuple[Tensor, .
 
 def _call(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     kind = tensors[0].device.type
+    if tensors[0].numel() == 0:
+        return nothing(tensors)
     if torch.is_autocast_enabled(kind):
         tensors = cast_for_autocast(tensors, kind)
         with torch.autocast(kind, enabled=False):
             return _apply(tensors, opt, mask, cu_seqlens)
     return _apply(tensors, opt, mask, cu_seqlens)
+
+
+def nothing(tensors: tuple[Tensor, ...]) -> Tensor:
+    """The result of a call without sequences or without tokens, from which an empty gradient comes back."""
+    return tensors[0].sum(2) if len(tensors) == 1 else tensors[0] + tensors[1] + tensors[2]
 
 
 def _apply(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clip_la_kernels.attention import cast_for_autocast, linear_attention_split
+from clip_la_kernels.attention import cast_for_autocast, linear_attention_split, nothing
 from clip_la_kernels.autograd import wants_gradient
 from clip_la_kernels.dispatch import takes_kernels
 from clip_la_kernels.options import check_dtype
@@ -30,6 +30,8 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
         raise ValueError(f"fastmax has p = 1 and p = 2; got p = {p}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if qkv.numel() == 0:
+        return nothing((qkv,))
     (qkv,) = cast_for_autocast((qkv,), qkv.device.type)
     with torch.autocast(qkv.device.type, enabled=False):
         if p == 2 and takes_kernels(qkv):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from clip_la_kernels import linear_attention, linear_attention_split, use_backend
+from clip_la_kernels import fastmax, linear_attention, linear_attention_split, use_backend
 from clip_la_kernels.reference import linear_attention_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -209,6 +209,19 @@ def test_frozen_inputs_get_no_gradient(backend):
         )
         assert relative(ours_, expected[0]) < 2e-5
         trained.requires_grad_(False)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", [(0, 5), (2, 0)])
+def test_no_sequences_and_no_tokens(size, causal, backend):
+    qkv, grad = case(*size, 2, 16)
+    with use_backend(backend):
+        out, dqkv = ours(lambda x: linear_attention(x, causal=causal), qkv, grad)
+        split = linear_attention_split(*qkv.unbind(2), causal=causal)
+        assert fastmax(qkv, causal=causal).shape == grad.shape
+    assert out.shape == split.shape == grad.shape
+    assert dqkv.shape == qkv.shape
 
 
 def test_nothing_is_kept_for_a_backward_pass_that_will_not_come(monkeypatch):

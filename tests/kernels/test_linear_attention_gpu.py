@@ -9,9 +9,10 @@ import torch
 from clip_la_kernels import linear_attention, use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 pytest.importorskip("triton", reason="Triton is not installed")
-from checks import case, kernels, law, ours, product, relative
+from checks import GPU, case, kernels, law, ours, product, relative
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a CUDA device")]
 
 
 @pytest.mark.parametrize(("denominator", "causal"), product(d=("none", "length", "sum"), c=(False, True)))

@@ -198,7 +198,14 @@ class Progress(Callback):
                 self._bar.set_postfix_str(self._text(pl_module), refresh=False)
             self._bar.update(pl_module.batch_size)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        # Lightning tears down no callback of a run that failed; what is said next begins a line of its own.
         if self._bar is not None:
             self._bar.close()
             self._bar = None

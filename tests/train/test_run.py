@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from clip_la.data.augment import Augmentation
 from clip_la.data.captions import Captions
@@ -313,6 +314,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_options, tmp_path):
     for path in saved_checkpoints(tmp_path / "run" / "checkpoints").values():
         model, _ = load_checkpoint(path)
         assert all(p.isfinite().all() for p in model.parameters()), "weights that are not finite were saved"
+    assert not any(bar.desc.startswith("vit_pico") for bar in tqdm._instances), "the progress line was left open"
 
 
 def test_two_processes_train_together_and_stop_together(shared, tmp_path):

@@ -50,7 +50,7 @@ def contrastive_loss(
     all_images, all_texts = _gather(images), _gather(texts)
     own = _own_columns(images)
     if len(images) * len(all_texts) >= TILED_FROM_LOGITS:
-        return _tiled(images, texts, all_images, all_texts, logit_scale, caption_ids, int(own[0]))
+        return _tiled(images, texts, all_images, all_texts, logit_scale, caption_ids)
     # Autocast would form the logits in bfloat16: at a scale of 100 that is wrong by up to 0.4.
     with torch.autocast(images.device.type, enabled=False):
         by_image = logit_scale * images @ all_texts.T
@@ -62,9 +62,10 @@ def contrastive_loss(
 
 
 def _tiled(
-    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, ids: Tensor | None, first: int
+    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, ids: Tensor | None
 ) -> Tensor:
-    """`contrastive_loss` a block of rows at a time; first: the column of this rank's first pair."""
+    """`contrastive_loss` a block of rows at a time."""
+    first = _first_column(images)
     all_ids = None if ids is None else _gathered_ids(ids)
     directions = ((images, all_texts), (texts, all_images))
     losses = [
@@ -135,8 +136,12 @@ class _Gather(torch.autograd.Function):
 
 def _own_columns(local: Float[Tensor, "batch dim"]) -> Int[Tensor, " batch"]:
     """The columns of this rank's own pairs among the gathered ones."""
-    first = len(local) * (dist.get_rank() if _world_size() > 1 else 0)
+    first = _first_column(local)
     return torch.arange(first, first + len(local), device=local.device)
+
+
+def _first_column(local: Float[Tensor, "batch dim"]) -> int:
+    return len(local) * (dist.get_rank() if _world_size() > 1 else 0)
 
 
 def _repeated(caption_ids: Int[Tensor, " batch"], own: Int[Tensor, " batch"]) -> Bool[Tensor, "batch world_batch"]:

@@ -1,5 +1,6 @@
 """An iterator that works ahead in a thread of its own."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -48,8 +49,11 @@ class Background(Generic[T]):
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._drain()
             self._thread.join(POLL_S)
-        self._drain()
-        self._queue.put(_End())
+        while True:
+            self._drain()
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait(_End())
+                return
 
     def _run(self, items: Iterable[T]) -> None:
         try:

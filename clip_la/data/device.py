@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from clip_la_kernels.crops import crop_resize
-from clip_la_kernels.dispatch import takes_kernels
+from clip_la_kernels.dispatch import runs_kernels
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -172,7 +172,7 @@ class DeviceDecoder:
 
     def _crop(self, pictures: list[Tensor], boxes: Tensor, mirrored: Tensor) -> UInt8[Tensor, "chunk 3 size size"]:
         size = self.augmentation.image_size
-        if takes_kernels(pictures[0]):
+        if runs_kernels(pictures[0]):
             return crop_resize(pictures, boxes, mirrored, size)
         parts = [slice(first, first + CANVASES) for first in range(0, len(pictures), CANVASES)]
         squares = torch.cat([_on_canvases(pictures[part], self._moved(boxes[part]), size) for part in parts])

@@ -61,8 +61,14 @@ def _matches(path: str) -> list[str]:
         return [path]
     found = sorted(glob.glob(path, recursive=True))
     if not found:
-        raise UserError(f"no shard matches '{path}'")
+        raise UserError(f"no shard matches '{path}'{_deeper(Path(path).parent)}")
     return found
+
+
+def _deeper(folder: Path) -> str:
+    """Where below a folder shards lie, for who named the folder above them."""
+    below = sorted({shard.parent.name for shard in folder.glob("*/*.tar")})
+    return f"; its folders {', '.join(below)} hold some" if below else ""
 
 
 def _remote_matches(url: str) -> list[str]:

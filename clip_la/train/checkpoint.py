@@ -89,6 +89,7 @@ class SampleCheckpoints(Checkpoint):
         origin: plain values that go into each checkpoint's block: run id, seed, training data, versions.
         keep_samples: numbers of samples seen whose checkpoints are kept; rounded up to whole batches.
         save_every_samples: distance of the checkpoints for resuming, of which only the newest is kept; None: no such.
+        save_also_at: numbers of samples seen with a checkpoint for resuming, whatever the distance.
         before_save: called before each save; raises to prevent it.
     """
 
@@ -100,11 +101,13 @@ class SampleCheckpoints(Checkpoint):
         keep_samples: Sequence[int],
         save_every_samples: int | None,
         before_save: Callable[[], None],
+        save_also_at: Sequence[int] = (),
     ) -> None:
         self._folder = folder
         self._origin = origin
         self._keep_samples = keep_samples
         self._save_every_samples = save_every_samples
+        self._save_also_at = save_also_at
         self._before_save = before_save
         self._passing: str | None = None
 
@@ -118,6 +121,7 @@ class SampleCheckpoints(Checkpoint):
         assert isinstance(pl_module, ContrastiveTask)
         batch = pl_module.batch_size
         self._kept_at = {whole_batches(n, batch) for n in (*self._keep_samples, pl_module.budget_samples)}
+        self._passing_at = {whole_batches(n, batch) for n in self._save_also_at}
         self._passing_every = whole_batches(self._save_every_samples, batch) if self._save_every_samples else None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -125,7 +129,11 @@ class SampleCheckpoints(Checkpoint):
         samples = pl_module.samples_seen
         if samples in self._kept_at:
             self._save(trainer, samples, keep=True)
-        elif trainer.should_stop or (self._passing_every and samples % self._passing_every == 0):
+        elif (
+            trainer.should_stop
+            or samples in self._passing_at
+            or (self._passing_every and samples % self._passing_every == 0)
+        ):
             self._save(trainer, samples, keep=False)
 
     def on_save_checkpoint(

@@ -108,6 +108,7 @@ def train_run(
     """
     _check_positive(save_every_samples=save_every_samples, log_every_samples=log_every_samples)
     zeroshot = ZeroShot(zeroshot_suite, zeroshot_samples)
+    zeroshot.check_budget(task.budget_samples)
     hardware = trainer_hardware(accelerator, devices, precision)
     folder = Path(out)
     _seed_everything(seed)
@@ -128,6 +129,7 @@ def train_run(
         keep_samples=checkpoint_samples,
         save_every_samples=save_every_samples,
         before_save=lambda: meter.check_finite(task),
+        save_also_at=zeroshot.at_samples,
     )
     zeroshots = during_training(zeroshot, result_file, origin, hardware["accelerator"], meter)
     _note(_arithmetic(task, start))

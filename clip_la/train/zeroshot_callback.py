@@ -48,6 +48,12 @@ class ZeroShot:
         if self.at_samples and self.suite is None:
             raise UserError("zeroshot_samples says when to evaluate; say on what: zeroshot_suite (see configs/eval)")
 
+    def check_budget(self, budget_samples: int) -> None:
+        """Raises UserError if it would evaluate after the end of the budget."""
+        beyond = [samples for samples in self.at_samples if samples > budget_samples]
+        if beyond:
+            raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {budget_samples:,} samples")
+
     def entries(self) -> list[Entry]:
         """The suite's evaluations, none without a suite."""
         return read_suite(self.suite)[1] if self.suite else []
@@ -57,7 +63,7 @@ class ZeroShotEvaluation(Callback):
     """Evaluates the model at given numbers of samples seen and at the end, into the run's results.jsonl.
 
     All ranks share the work and meet in it, so none waits at a later step; weights, optimiser, order of the data and
-    random state stay as they are. It happens before the next step, when the checkpoint of the last one is saved: a run
+    random state stay as they are. It happens before the next step, when a checkpoint of the last one is saved: a run
     that is killed meanwhile evaluates when it is resumed. What the file has already is not made again.
 
     Args:

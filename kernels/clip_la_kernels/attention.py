@@ -34,7 +34,8 @@ def linear_attention(
     number of keys, see `reference.py`). With a positive elementwise map the usual choice is a=0, b=1.
     key_padding_mask: bool (B, N), True = real token; padded keys weigh nothing and get zero gradients, whatever they
     hold.
-    cu_seqlens: int (S + 1,), borders of S sequences packed along N, with B = 1.
+    cu_seqlens: int (S + 1,), borders of S sequences packed along N, with B = 1, rising from 0 to N. On a GPU nobody
+    looks at them first, which would wait for it; borders beyond N count as N.
     The gradient comes back as one packed tensor. Second derivatives are refused. ValueError for what does not fit.
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:

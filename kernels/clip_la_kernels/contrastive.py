@@ -34,6 +34,10 @@ def contrastive_loss(
     """
     if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
         raise ValueError(f"rows (n, E) and columns (m, E) do not fit: {tuple(rows.shape)}, {tuple(columns.shape)}")
+    if not rows.shape[0]:
+        raise ValueError("the loss of no rows is not defined")
+    if scale.ndim:
+        raise ValueError(f"scale must be a scalar tensor, got shape {tuple(scale.shape)}")
     if not 0 <= offset <= columns.shape[0] - rows.shape[0]:
         raise ValueError(f"offset {offset} with {rows.shape[0]} rows does not lie within {columns.shape[0]} columns")
     if (row_ids is None) != (column_ids is None):
@@ -79,7 +83,7 @@ class ContrastiveLoss(torch.autograd.Function):
         step = _step_of_kernel if runs_kernels(rows) else _step
         dtype = rows.dtype if wanted else None
         total = torch.zeros((), dtype=work, device=rows.device)
-        drows, dcolumns, dscale = torch.empty_like(rows), torch.zeros_like(columns, dtype=work), torch.zeros_like(total)
+        drows, dcolumns, dscale = _room(rows, columns, total) if wanted else (total, total, total)
         for start in range(0, count, block):
             x = rows[start : start + block]
             own_ids = None if ids is None else (ids[0][start : start + block], ids[1])
@@ -91,7 +95,8 @@ class ContrastiveLoss(torch.autograd.Function):
             dscale += dscale_part
             drows[start : start + block] = grad @ columns
             dcolumns += grad.T @ x
-        ctx.save_for_backward(drows, dcolumns.to(columns.dtype), (dscale / count).to(scale.dtype))
+        if wanted:
+            ctx.save_for_backward(drows, dcolumns.to(columns.dtype), (dscale / count).to(scale.dtype))
         return total / count
 
     @staticmethod
@@ -106,6 +111,10 @@ class ContrastiveLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _room(rows: Tensor, columns: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(rows), torch.zeros_like(columns, dtype=total.dtype), torch.zeros_like(total)
 
 
 def _products(x: Tensor, columns: Tensor, work: torch.dtype) -> Tensor:

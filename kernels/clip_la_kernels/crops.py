@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def crop_resize(pictures: Sequence[Tensor], boxes: Tensor, mirrored: Tensor, size: int) -> Tensor:
-    """The boxes of pictures as squares; wants Triton (see `dispatch.takes_kernels`).
+    """The boxes of pictures as squares; wants Triton (see `dispatch.runs_kernels`).
 
     Args:
         pictures: n uint8 tensors (3, height, width) on one device.

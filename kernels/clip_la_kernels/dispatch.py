@@ -40,11 +40,15 @@ HAS_TRITON = has_triton()
 
 # The widest float32 head whose state and its pieces fit the shared memory of a multiprocessor.
 FLOAT32_WIDTH = 64
+# The widest head that `configs` has a tiling for.
+WIDEST = 256
 
 
 def takes_kernels(x: Tensor) -> bool:
     """Do the attention kernels serve heads (..., D)? Those too wide in float32 for a GPU are always PyTorch's."""
-    return runs_kernels(x) and not (x.is_cuda and x.dtype == torch.float32 and x.shape[-1] > FLOAT32_WIDTH)
+    if x.shape[-1] > WIDEST or (x.is_cuda and x.dtype == torch.float32 and x.shape[-1] > FLOAT32_WIDTH):
+        return False
+    return runs_kernels(x)
 
 
 def runs_kernels(x: Tensor) -> bool:

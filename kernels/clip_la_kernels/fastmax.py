@@ -12,6 +12,8 @@ from clip_la_kernels.reference import STANDARDISE_EPS
 
 # Rows of the weight matrix that exist at one time on the PyTorch path.
 ROW_BLOCK = 512
+# Wider heads spill the kernels' registers.
+KERNEL_WIDTH = 128
 
 
 def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool = False) -> Tensor:
@@ -34,7 +36,7 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
         return nothing((qkv,))
     (qkv,) = cast_for_autocast((qkv,), qkv.device.type)
     with torch.autocast(qkv.device.type, enabled=False):
-        if p == 2 and takes_kernels(qkv):
+        if p == 2 and qkv.shape[4] <= KERNEL_WIDTH and takes_kernels(qkv):
             from clip_la_kernels.fastmax_ops import KernelFastmax
 
             return KernelFastmax.apply(qkv, float(temperature), bool(causal), wants_gradient(qkv))

@@ -77,6 +77,9 @@ class KernelAttention(torch.autograd.Function):
         if mask is not None:
             counts = mask.cumsum(1, dtype=torch.float32) if opt.causal else mask.sum(1, dtype=torch.float32)
             mask = mask.contiguous().view(torch.uint8)
+        if cu is not None:
+            # Launchers are remembered by the shape, not by the dtype; the kernels read it as one dense row.
+            cu = cu.to(torch.int32).contiguous()
         q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
         out, *kept = torch.ops.clip_la_kernels.linear_attention(q, k, v, mask, counts, cu, *opt, save)
         ctx.save_for_backward(mask, counts, cu, *tensors, *kept)

@@ -36,7 +36,7 @@ CONFIGURED = (
 )  # fmt: skip
 FUSED = ("forward_fused", "backward_fused")
 SPLIT = ("key_state_part", "output_part", "query_grad_part", "key_grad_part")
-CAUSAL = ("causal_forward", "causal_query_grad", "causal_key_grad")
+CAUSAL = ("causal_forward", "causal_query_grad", "causal_key_grad", "causal_columns")
 FORWARD = {"forward_fused", "key_state_part", "output_part", "causal_forward"}
 
 
@@ -65,7 +65,7 @@ def cases(quick: bool) -> list[Case]:
         (128, 577, 1), (64, 1025, 1), (16, 4097, 1), (16, 4097, 2), (16, 4097, 4),
         (4, 16385, 4), (4, 16385, 8), (4, 16385, 16))]  # fmt: skip
     for columns, parts in ((64, 2), (64, 4), (128, 4)):
-        shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_parts": parts, "columns": columns}))
+        shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_parts": parts, "columns": columns, "whole": 1}))
     return shapes[:2] if quick else shapes
 
 
@@ -155,7 +155,7 @@ def jobs(
     return list(seen.values())
 
 
-def tune(case: Case, denominator: str, broken: set[tuple[str, Config]]) -> Iterable[dict[str, Any]]:
+def tune(case: Case, denominator: str) -> Iterable[dict[str, Any]]:
     """Times every candidate of every kernel of one case; then the best together, forward and backward."""
     what, batch, tokens, heads, width, causal, plan = case
     qkv, grad = inputs(batch, tokens, heads, width)
@@ -163,8 +163,6 @@ def tune(case: Case, denominator: str, broken: set[tuple[str, Config]]) -> Itera
     row = {"B": batch, "N": tokens, "H": heads, "D": width, "denominator": denominator, "structure": what, "plan": plan}
     for kernel in kernels_of(what):
         for candidate in candidates(kernel, width):
-            if (kernel, candidate) in broken:
-                continue
             with configs.forced({kernel: candidate}, **plan):
                 try:
                     call = passes(qkv, grad, denominator, causal)[kernel not in FORWARD]
@@ -225,7 +223,7 @@ def main() -> None:
     print(f"copy bandwidth {speed / 1e12:.3f} TB/s", flush=True)
     out = open(options.json, "w") if options.json else None  # noqa: SIM115
     for case, denominator in itertools.product(todo, denominators):
-        for row in tune(case, denominator, set()):
+        for row in tune(case, denominator):
             if out:
                 print(json.dumps(row), file=out, flush=True)
             if row["kernel"] == "best":

@@ -172,6 +172,13 @@ def test_expansion(tmp_path):
     assert expand_urls("pipe:cat {a,b}.tar") == ["pipe:cat a.tar", "pipe:cat b.tar"]
 
 
+def test_a_folder_above_the_shards_is_told_where_they_are(tmp_path):
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    (tmp_path / "corpus" / "train" / "0.tar").touch()
+    with pytest.raises(UserError, match=r"no shard matches '.*corpus/\*\.tar'; its folders train hold some"):
+        expand_urls(str(tmp_path / "corpus"))
+
+
 @pytest.mark.parametrize("spec", ["{tmp}/{{00..01}}.tar", "{tmp}/none.tar", "{tmp}/*.tar", "{tmp}"])
 def test_missing_shards_are_named(tmp_path, spec):
     with pytest.raises(UserError, match=str(tmp_path)):

@@ -82,6 +82,10 @@ def test_bad_inputs():
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match="do not fit"):
         contrastive_loss(x, torch.randn(4, 2), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="loss of no rows"):
+        contrastive_loss(x[:0], x, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="scale must be a scalar"):
+        contrastive_loss(x, x, torch.ones(1))
     with pytest.raises(ValueError, match="offset 1"):
         contrastive_loss(x, x, torch.tensor(1.0), offset=1)
     with pytest.raises(ValueError, match="both row_ids and column_ids"):

@@ -130,6 +130,20 @@ def test_a_whole_batch_on_the_device_under_test():
     check(qkv, grad, temperature=32**0.5, causal=True)
 
 
+@triton
+def test_float16_keeps_its_range_in_long_causal_heads():
+    """The first row's gradient, which divides by one weight, where the last divides by thousands."""
+    from clip_la_kernels.triton_path.fastmax_launch import numbers
+
+    for tokens in (1, 100, 1 << 20):
+        for temperature in (0.1, 1.0, 8.0):
+            const = numbers(tokens, 64, temperature)
+            largest_weight = (const.alpha * (64 / temperature + 1)) ** 2 + const.alpha**2
+            assert largest_weight < torch.finfo(torch.float16).max / 2
+            # A row of one weight becomes `shift`, and sums of such by incoming gradients need room.
+            assert const.shift <= 2**12
+
+
 def test_bad_options():
     qkv = torch.randn(1, 4, 3, 1, 4)
     with pytest.raises(ValueError, match="p = 3"):

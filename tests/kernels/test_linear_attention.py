@@ -98,6 +98,38 @@ def test_packed_sequences(parts, causal):
     check(qkv, grad, plan, denominator="sum", causal=causal, cu_seqlens=borders)
 
 
+def test_borders_of_any_layout_and_integer_type():
+    qkv, grad = case(1, 41, 2, 16)
+    borders = torch.tensor([0, 9, 30, 41], device=DEVICE)
+    expected = law(qkv, grad, cu_seqlens=borders)
+    strided = torch.stack([borders, borders * 0 + 99], 1).flatten()[::2]
+    # Borders beyond the end are held there: nothing outside is read or written.
+    beyond = torch.tensor([0, 9, 30, 4100], device=DEVICE)
+    for cu in (borders, borders.int(), strided, beyond):
+        with kernels(parts=0), poisoned():
+            out, dqkv = ours(lambda x, cu=cu: linear_attention(x, cu_seqlens=cu), qkv, grad)
+        assert relative(out, expected[0]) < 1e-5
+        assert relative(dqkv, expected[1]) < 1e-5
+
+
+def test_heads_wider_than_any_tile_go_to_pytorch():
+    qkv, grad = case(1, 9, 1, 512)
+    with kernels():
+        out, dqkv = ours(linear_attention, qkv, grad)
+    for mine, exact in zip((out, dqkv), law(qkv, grad), strict=True):
+        assert relative(mine, exact) < 1e-5
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_one_gradient_of_a_wide_causal_head(wanted):
+    qkv, grad = case(1, 45, 2, 32)
+    leaves = [t.clone().requires_grad_(w) for t, w in zip(qkv.unbind(2), wanted, strict=True)]
+    with kernels(causal_parts=1, whole=1, short=0, columns=16), poisoned():
+        out = linear_attention_split(*leaves, causal=True)
+        (mine,) = torch.autograd.grad(out, [t for t in leaves if t.requires_grad], grad)
+    assert relative(mine, law(qkv, grad, causal=True)[1][:, :, wanted.index(True)]) < 1e-5
+
+
 @pytest.mark.parametrize("width", [16, 20, 64, 80, 128])
 def test_head_widths(width):
     check(*case(1, 130 if GPU else 17, 2, width), {}, denominator="sum", causal=width == 80)

@@ -54,7 +54,7 @@ def options(run_options, suite: Path) -> list[str]:
     # 20 samples are reached after two batches.
     return [
         *run_options,
-        *("--budget_samples", str(BUDGET), "--log_every_samples", str(BATCH), "--save_every_samples", str(BATCH)),
+        *("--budget_samples", str(BUDGET), "--log_every_samples", str(BATCH)),
         *("--zeroshot_suite", str(suite), "--zeroshot_samples", f"[20, {4 * BATCH}]"),
     ]
 

@@ -56,7 +56,7 @@ def backward(
         return
     if call.by_columns:
         (norms,) = kept or (grad,)
-        _backward_by_columns(call, qkv, grad, norms, grads, variant)
+        _backward_by_columns(call, qkv, grad, norms, grads, variant, needs)
         return
     many = scan.parts > 1
     state, aux, z, norms = _named(call, kept, grad, many, True)
@@ -80,9 +80,15 @@ def backward(
 
 
 def _backward_by_columns(
-    call: Call, qkv: Triple, grad: Tensor, norms: Tensor, grads: Triple, variant: tuple[object, ...]
+    call: Call,
+    qkv: Triple,
+    grad: Tensor,
+    norms: Tensor,
+    grads: Triple,
+    variant: tuple[object, ...],
+    needs: tuple[bool, bool],
 ) -> None:
-    """dq but for the gradient of its norm, then dv, then dk and what dq lacks."""
+    """dq but for the gradient of its norm, then dv, then dk and what dq lacks, which the last launch is needed for."""
     (q, k, v), (dq, dk, dv), opt = qkv, grads, call.opt
     columns = configs.column_block(call.width, call.device)
     blocks = call.width // columns
@@ -94,7 +100,10 @@ def _backward_by_columns(
         causal_columns.VALUES: ((k, q, grad, v, dv), (own, own, incoming, own)),
         causal_columns.KEYS: ((v, grad, q, k, dk), (own, incoming, own, own)),
     }
+    wanted = {causal_columns.QUERIES: needs[0], causal_columns.VALUES: needs[1], causal_columns.KEYS: True}
     for role, (tiles, strides) in roles.items():
+        if not wanted[role]:
+            continue
         rest = (norms, turn, *itertools.chain(*strides), *out, call.tokens, call.axis_heads, opt.a, opt.b)
         call.launch(
             "causal_columns", causal_columns.causal_columns, call.heads * blocks, (*tiles, dq), rest, (role, variant),

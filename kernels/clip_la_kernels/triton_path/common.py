@@ -207,8 +207,9 @@ def span(b, N, CU, VARLEN: tl.constexpr):
     start = 0
     tokens = N
     if VARLEN:
-        start = tl.load(CU + b).to(tl.int32)
-        tokens = tl.load(CU + b + 1).to(tl.int32) - start
+        # Held within the row: nothing outside it is touched, whatever the borders are.
+        start = tl.minimum(tl.maximum(tl.load(CU + b).to(tl.int32), 0), N)
+        tokens = tl.maximum(tl.minimum(tl.load(CU + b + 1).to(tl.int32), N) - start, 0)
     return start, tokens
 
 

@@ -239,4 +239,5 @@ def column_block(width: int, device: torch.device) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied: as PyTorch does, exact unless the user allowed TF32."""
-    return "tf32" if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest" else "tf32x3"
+    # Asked by backend: without one PyTorch raises once both its ways of setting it have been used.
+    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

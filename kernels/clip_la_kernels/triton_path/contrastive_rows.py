@@ -82,8 +82,9 @@ def loss_and_grad(
     losses, dscale = (torch.empty(rows, dtype=torch.float32, device=cosines.device) for _ in range(2))
     grad = cosines if dtype in (None, torch.float32) else torch.empty_like(cosines, dtype=dtype)
     row_ids, column_ids = ids or (losses, losses)
-    contrastive_rows[(rows,)](
-        cosines, grad, losses, dscale, scale, row_ids, column_ids, columns, first, share, BLOCK=COLUMNS,
-        HAS_IDS=ids is not None, WANTED=dtype is not None, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(cosines):
+        contrastive_rows[(rows,)](
+            cosines, grad, losses, dscale, scale, row_ids, column_ids, columns, first, share, BLOCK=COLUMNS,
+            HAS_IDS=ids is not None, WANTED=dtype is not None, num_warps=WARPS,
+        )  # fmt: skip
     return losses, dscale, grad

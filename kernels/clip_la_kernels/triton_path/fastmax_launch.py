@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clip_la_kernels.dispatch import interpreting
 from clip_la_kernels.triton_path import configs, polynomial, polynomial_backward
-from clip_la_kernels.triton_path.call import TRITON_DTYPE, is_aligned, mappable, padded
+from clip_la_kernels.triton_path.call import MAX_CALLS, TRITON_DTYPE, is_aligned, mappable, padded
 from clip_la_kernels.triton_path.runner import Launcher
 
 # Sequences from which on a pass of its own finds mean and deviation of every token: shorter ones meet each key so few
@@ -17,6 +17,8 @@ from clip_la_kernels.triton_path.runner import Launcher
 KNOWN_FROM_TOKENS = 512
 # The largest weight, y^2 + alpha^2, that alpha leaves: float16 holds 65,504.
 LARGEST_WEIGHT = 2.0**14
+# Of the binary logarithm of shift: the first rows of a causal head divide by few weights, and float16 ends at 2^16.
+LARGEST_SHIFT = 12
 # Tokens a program of `token_statistics`.
 STATISTICS_ROWS = 64
 
@@ -36,7 +38,7 @@ def numbers(tokens: int, width: int, temperature: float) -> Numbers:
     largest_y = width / temperature + 1
     alpha = 2.0 ** min(0, math.floor(math.log2(math.sqrt(LARGEST_WEIGHT) / largest_y)))
     # A row's weights sum to alpha^2 tokens at least.
-    shift = 2.0 ** math.floor(math.log2(alpha * alpha * tokens))
+    shift = 2.0 ** min(LARGEST_SHIFT, math.floor(math.log2(alpha * alpha * tokens)))
     return Numbers(alpha / temperature, alpha, shift, 2 * alpha / (temperature * shift))
 
 
@@ -93,6 +95,8 @@ def _launch(
         known = {k: v for k, v in everything.items() if k in kernel.arg_names}
         blocks = [(rows if mine else stream, width) for mine in own] if tma else None
         known |= {"num_warps": warps, "num_stages": stages}
+        if len(_launchers) >= MAX_CALLS:
+            _launchers.clear()
         launcher = _launchers[key] = Launcher(kernel, call.heads * parts, known, blocks, call.aligned)
     launcher(tiles, [parts if value is ... else value for value in rest])
 

@@ -24,19 +24,17 @@ def linear_attention(
     cu_seqlens: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """o_i = sum_j (a + b phi(q_i).phi(k_j)) v_j / z_i in time and memory linear in N. qkv: (B, N, 3, H, D) -> (B, N,
-    H, D).
+    """o_i = sum_j (a + b phi(q_i).phi(k_j)) v_j / z_i in time and memory linear in N. qkv: (B, N, 3, H, D) -> (B, N, H,
+    D).
 
     feature_map: "l2" (unit vectors), "identity", "relu", "elu1" (elu + 1) or "exp". denominator: "none" (z = 1, Eq. 7
-    of
-    arXiv 2604.10064), "length" (keys seen) or "sum" (sum of weights, arXiv 2510.21956; held away from 0 by `eps`
-    times the
-    number of keys, see `reference.py`). With a positive elementwise map the usual choice is a=0, b=1.
+    of arXiv 2604.10064), "length" (keys seen) or "sum" (sum of weights, arXiv 2510.21956; held away from 0 by `eps`
+    times the number of keys, see `reference.py`). With a positive elementwise map the usual choice is a=0, b=1.
     key_padding_mask: bool (B, N), True = real token; padded keys weigh nothing and get zero gradients, whatever they
     hold.
     cu_seqlens: int (S + 1,), borders of S sequences packed along N, with B = 1, rising from 0 to N. On a GPU nobody
-    looks at them first, which would wait for it; borders beyond N count as N.
-    The gradient comes back as one packed tensor. Second derivatives are refused. ValueError for what does not fit.
+    looks at them first, which would wait for it; borders beyond N count as N. The gradient comes back as one packed
+    tensor. Second derivatives are refused. ValueError for what does not fit.
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be (B, N, 3, H, D); got {tuple(qkv.shape)}")

@@ -26,11 +26,11 @@ def contrastive_loss(
     memory.
 
     rows: (n, E), this process's features; columns: (m, E), all processes' features of the other tower; scale: scalar
-    tensor.
-    row_ids (n,), column_ids (m,): integer caption ids; a column with the row's id that is not its own is no negative.
+    tensor. row_ids (n,), column_ids (m,): integer caption ids; a column with the row's id that is not its own is no
+    negative.
     block_rows: rows handled at a time; by default so many that their logits are LOGITS_AT_ONCE, or take about as much
-    room as the columns if that is more.
-    Gradients flow to rows, columns and scale, computed on the way forward. ValueError for what does not fit.
+    room as the columns if that is more. Gradients flow to rows, columns and scale, computed on the way forward.
+    ValueError for what does not fit.
     """
     if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
         raise ValueError(f"rows (n, E) and columns (m, E) do not fit: {tuple(rows.shape)}, {tuple(columns.shape)}")

@@ -17,13 +17,12 @@ KERNEL_WIDTH = 128
 
 
 def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool = False) -> Tensor:
-    """Weights 1 + x (p = 1) or 1 + x + x^2 / 2 (p = 2), x = q^_i.k^_j / temperature. qkv: (B, N, 3, H, D) -> (B, N,
-    H, D).
+    """Weights 1 + x (p = 1) or 1 + x + x^2 / 2 (p = 2), x = q^_i.k^_j / temperature. qkv: (B, N, 3, H, D) -> (B, N, H,
+    D).
 
-    q^, k^: zero mean, unit deviation over the D features of a token. p = 1 is linear attention, guarded like it; p =
-    2 is
-    quadratic in N (its state of D^2 / 2 features pays only beyond a few thousand tokens), its weights are at least 1/2.
-    ValueError for another p, a temperature that is not positive, or a shape that does not fit.
+    q^, k^: zero mean, unit deviation over the D features of a token. p = 1 is linear attention, guarded like it; p = 2
+    is quadratic in N (its state of D^2 / 2 features pays only beyond a few thousand tokens), its weights are at least
+    1/2. ValueError for another p, a temperature that is not positive, or a shape that does not fit.
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be (B, N, 3, H, D); got {tuple(qkv.shape)}")

@@ -1,8 +1,7 @@
 """The kernels as `torch.library` operators (traceable, with shapes for fake tensors), and autograd around them.
 
 define / impl / register_fake with an autograd.Function outside costs about half of what custom_op with
-register_autograd does.
-Imported only where Triton is.
+register_autograd does. Imported only where Triton is.
 """
 
 from contextlib import AbstractContextManager, nullcontext

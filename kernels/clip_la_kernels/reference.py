@@ -62,8 +62,7 @@ def linear_attention_reference(
     """o_i = sum_j (a + b phi(q_i).phi(k_j)) v_j / z_i over the keys that i may see. q, k, v, o: (B, N, H, D).
 
     z_i: 1 ("none"), the number n_i of those keys ("length"), or the sum of their weights ("sum"), whose magnitude is
-    held at
-    eps * n_i or above, its sign kept (zero counts as positive); a row so held gets no gradient through z_i. n_i
+    held at eps * n_i or above, its sign kept (zero counts as positive); a row so held gets no gradient through z_i. n_i
     counts at least 1.
     """
     opt = make_options(a, b, feature_map, denominator, causal, eps)

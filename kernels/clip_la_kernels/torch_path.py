@@ -2,8 +2,7 @@
 row.
 
 Low precision is computed in float32 on a CPU (its bfloat16 products are slower and worse); on a GPU the products take
-the
-inputs' dtype, and sums and denominators are float32. float64 stays float64. Formulas of the backward pass:
+the inputs' dtype, and sums and denominators are float32. float64 stays float64. Formulas of the backward pass:
 kernels/README.md.
 """
 

@@ -4,12 +4,10 @@
 tile.
 
 A head may be cut in PARTS of SIZE tokens. Then the raw states of the parts (`key_state_part`, `grad_state_part`) are
-summed in
-order by `scan_parts`, and each part starts its scan from the sum before (queries) or after (keys) it. States are
-unscaled here
-and, as in `bidirectional`, transposed; z_i = a n_i + b q^_i.ks_i with n_i the real keys up to i. Raw tiles are the
-left operands
-wherever the norm can scale the product's rows instead; only k^ (forward in time) or q^ / z (backward) is formed.
+summed in order by `scan_parts`, and each part starts its scan from the sum before (queries) or after (keys) it. States
+are unscaled here and, as in `bidirectional`, transposed; z_i = a n_i + b q^_i.ks_i with n_i the real keys up to i. Raw
+tiles are the left operands wherever the norm can scale the product's rows instead; only k^ (forward in time) or q^ / z
+(backward) is formed.
 """
 
 import triton

@@ -46,9 +46,8 @@ def dot(x, y, acc, UP: tl.constexpr, PREC: tl.constexpr):
 def load_tile(P, at, n0, stride, rn, d, hi, D: tl.constexpr, TMA: tl.constexpr, column=0):
     """Rows n0 + rn below hi of width D, zeros elsewhere: [BL, DP].
 
-    P: a tensor descriptor over (sequence, head, token, width) if TMA (`at` is then (sequence, head)), else a pointer
-    to the
-    first row. The row base is 64-bit: N * stride may pass 2^31. d: the columns, from `column` on.
+    P: a tensor descriptor over (sequence, head, token, width) if TMA (`at` is then (sequence, head)), else a pointer to
+    the first row. The row base is 64-bit: N * stride may pass 2^31. d: the columns, from `column` on.
     """
     if TMA:
         x = P.load([at[0], at[1], tl.cast(n0, tl.int32), column]).reshape(rn.shape[0], d.shape[0])

@@ -134,8 +134,6 @@ def _base_config(argv: list[str]) -> list[str]:
     folders = [known.out] if known.resume and known.out else []
     # RUN/checkpoints/samples=....ckpt
     folders += [known.branch_from.parent.parent] if known.branch_from else []
-    if known.resume and known.out and not known.out.is_dir():
-        raise UserError(f"no run at {known.out} to resume; leave --resume away to begin one")
     configs = [folder / CONFIG_NAME for folder in folders if (folder / CONFIG_NAME).is_file()]
     return ["--config", str(configs[0])] if configs else []
 

@@ -48,7 +48,6 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--zeroshot_samples", "[0]"], "zeroshot_samples must be at least 1, not 0"),
         (["--zeroshot_samples", "[often]"], "zeroshot_samples: often is not of type int"),
         (["--zeroshot_suite", "x", "--zeroshot_samples", "[64]"], "zeroshot_samples 64 lies beyond the budget of 32"),
-        (["--resume"], "to resume; leave --resume away to begin one"),
         (["--zeroshot_suit", "x.yaml"], "did you mean zeroshot_suite"),
     ],
 )

@@ -131,7 +131,7 @@ def ours_plain() -> Provider:
         return lambda q, k, v: linear_attention_split(q, k, v, causal=shape.causal, **options)
 
     return Provider(
-        "clip_la_plain", "linear", "none", lambda s: s.causal, build, packed=False, features=True, own=True,
+        "clip_la_plain", "linear", "none", lambda s: True, build, packed=False, features=True, own=True,
         options=options,
     )  # fmt: skip
 

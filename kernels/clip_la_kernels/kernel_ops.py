@@ -1,7 +1,7 @@
 """The kernels as `torch.library` operators (traceable, with shapes for fake tensors), and autograd around them.
 
 define / impl / register_fake with an autograd.Function outside costs about half of what custom_op with
-register_autograd does. Imported only where Triton is.
+register_autograd does; where nothing looks at operators, even that is passed by. Imported only where Triton is.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from clip_la_kernels.autograd import first_order_only
 from clip_la_kernels.options import Options
@@ -16,6 +17,7 @@ from clip_la_kernels.triton_path import launch
 from clip_la_kernels.triton_path.call import call_of_fakes
 
 _HERE = nullcontext()
+PLAIN = (Tensor, torch.nn.Parameter)
 
 _OPTIONS = "float a, float b, int feature_map, int denominator, bool causal, float eps"
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? counts, Tensor? cu"
@@ -39,6 +41,13 @@ def _backward(  # type: ignore[no-untyped-def]
     opt = Options(a, b, feature_map, denominator, causal, eps)
     with on_device_of(q):
         return launch.backward(q, k, v, (mask, counts, cu), opt, grad, kept, packed, (need_q, need_kv))
+
+
+def unobserved(*tensors: Tensor) -> bool:
+    """Do these plain tensors meet nothing that traces or intercepts operators (torch.compile, fake tensors, modes)?"""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    return all(type(t) in PLAIN for t in tensors)
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
@@ -80,7 +89,8 @@ class KernelAttention(torch.autograd.Function):
             # Launchers are remembered by the shape, not by the dtype; the kernels read it as one dense row.
             cu = cu.to(torch.int32).contiguous()
         q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
-        out, *kept = torch.ops.clip_la_kernels.linear_attention(q, k, v, mask, counts, cu, *opt, save)
+        run: Any = _forward if unobserved(*tensors) else torch.ops.clip_la_kernels.linear_attention
+        out, *kept = run(q, k, v, mask, counts, cu, *opt, save)
         ctx.save_for_backward(mask, counts, cu, *tensors, *kept)
         ctx.opt, ctx.inputs = opt, len(tensors)
         return out
@@ -93,9 +103,8 @@ class KernelAttention(torch.autograd.Function):
         packed = len(tensors) == 1
         q, k, v = tensors[0].unbind(2) if packed else tensors
         wanted = (True,) * 3 if packed else ctx.needs_input_grad[4:]
-        grads = torch.ops.clip_la_kernels.linear_attention_backward(
-            q, k, v, mask, counts, cu, *ctx.opt, grad, kept, packed, wanted[0], wanted[1] or wanted[2]
-        )
+        run: Any = _backward if unobserved(grad, *tensors) else torch.ops.clip_la_kernels.linear_attention_backward
+        grads = run(q, k, v, mask, counts, cu, *ctx.opt, grad, kept, packed, wanted[0], wanted[1] or wanted[2])
         if packed:
             return None, None, None, None, grads[0]
         return None, None, None, None, *(g if w else None for g, w in zip(grads, wanted, strict=True))

@@ -55,7 +55,7 @@ def poisoned() -> Iterator[None]:
 
 def relative(ours: torch.Tensor, law: torch.Tensor) -> float:
     """Norm of the difference over norm of the law, in float64; a zero law wants a zero."""
-    ours, law = ours.double().cpu(), law.double().cpu()
+    ours, law = ours.detach().double().cpu(), law.detach().double().cpu()
     return float((ours - law).norm() / law.norm().clamp(min=1e-30)) if bool((law != 0).any()) else float(ours.norm())
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from clip_la_kernels.triton_path.common import (
     DEN_NONE,
     DEN_SUM,
+    IDENTITY,
     L2,
     THIN,
     dot,
@@ -29,6 +30,7 @@ from clip_la_kernels.triton_path.common import (
     rows_of,
     span,
     store_tile,
+    take_over,
     thin,
 )
 
@@ -78,13 +80,15 @@ def key_state(
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
         if MAP == L2:
             y = k.to(tl.float32) * row_norms(k, BY_MMA, PREC)[:, None]
+        elif MAP == IDENTITY:
+            y = k
         else:
             y, r = feature(k.to(tl.float32), real, d, D, MAP)
         St = dot(tl.trans(v), y.to(DT), St, UP, PREC)
         if VSUM:
             V1 = dot(tl.trans(v), ones, V1, UP, PREC)
         if SUMS:
-            KS += y
+            KS += y.to(tl.float32)
     if SUMS:
         ks = tl.sum(KS, 0)
     return St, ks, tl.sum(V1, 1)
@@ -101,12 +105,14 @@ def outputs(
     for n0 in range(lo, hi, BL):
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
         qf = q.to(tl.float32)
+        x = q
         if MAP == L2:
             r = row_norms(q, BY_MMA, PREC)
-            o = dot(q, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
         else:
             qf, r = feature(qf, n0 + rn < hi, d, D, MAP)
-            o = dot(qf.to(q.dtype), Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
+            if MAP != IDENTITY:
+                x = qf.to(q.dtype)
+        o = dot(x, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
         if DEN == DEN_SUM:
             zeta, alive = guarded(a + r * tl.sum(qf * ks[None, :], 1), eps)
             iz = 1.0 / zeta
@@ -125,9 +131,10 @@ def outputs(
 def forward_fused(
     Q, K, V, O, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
-    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: keys and values once, then queries. 4T bytes."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, 1)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -154,12 +161,13 @@ def forward_fused(
 def key_state_part(
     K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """State of one part (SIZE rows) of a head: the raw sums if RAW, else scaled and final (one part).
 
     PAST: only what comes before another part is asked for, so the last part's sum may be zero.
     """
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -183,9 +191,10 @@ def key_state_part(
 @kernel
 def combine(
     PART, PAUX, STATE, AUX, COUNT, CU, N, H, PARTS, a, b, DP: tl.constexpr, ROWS: tl.constexpr, DEN: tl.constexpr,
-    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
+    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Sums the PARTS partial states of a head in order and scales them; a program does ROWS rows of the state."""
+    take_over(EARLY)
     pid = tl.program_id(0)
     block = pid % (DP // ROWS)
     index = tl.cast(pid // (DP // ROWS), tl.int64)
@@ -212,9 +221,10 @@ def combine(
 def output_part(
     Q, O, STATE, AUX, CU, sb, sn, sh, N, H, PARTS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
     MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
-    PREC: tl.constexpr,
+    EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """o of one part of a head."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)

@@ -8,6 +8,7 @@ import triton.language as tl
 from clip_la_kernels.triton_path.bidirectional import load_state, scale_of, store_state
 from clip_la_kernels.triton_path.common import (
     DEN_SUM,
+    IDENTITY,
     L2,
     THIN,
     dot,
@@ -22,6 +23,7 @@ from clip_la_kernels.triton_path.common import (
     rows_of,
     span,
     store_tile,
+    take_over,
     thin,
 )
 
@@ -82,7 +84,10 @@ def query_grads(
                 dx = feature_grad(dx, x, y, r, MAP)
             store_tile(DQ, at, dx.to(DT), n0, sdn, rn, d, hi, D, TMA)
         if NEED_KV:
-            dSt = dot(tl.trans(do), (y * (r * iz)[:, None]).to(DT), dSt, UP, PREC)
+            yg = q
+            if MAP != IDENTITY or DEN == DEN_SUM:
+                yg = (y * (r * iz)[:, None]).to(DT)
+            dSt = dot(tl.trans(do), yg, dSt, UP, PREC)
             if DEN == DEN_SUM:
                 QS -= y * (delta * r)[:, None]
                 if VSUM:
@@ -120,7 +125,10 @@ def key_grads(
             dk = dk * r[:, None] - x * (tl.sum(x * dk, 1) * r * r * r)[:, None]
         else:
             y, r = feature(x, real, d, D, MAP)
-            dv = dot(y.to(DT), dS, tl.zeros([BL, DP], tl.float32), UP, PREC)
+            yk = k
+            if MAP != IDENTITY:
+                yk = y.to(DT)
+            dv = dot(yk, dS, tl.zeros([BL, DP], tl.float32), UP, PREC)
             dk = feature_grad(dk, x, y, r, MAP)
         if VSUM:
             dv += dvs[None, :]
@@ -136,9 +144,10 @@ def backward_fused(
     Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program a head: queries with their gradients, then keys and values. 7T bytes; the forward pass saved the state."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, 1)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -193,9 +202,10 @@ def query_grad_part(
     Q, DO, DQ, STATE, AUX, DSTATE, DAUX, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, RAW: tl.constexpr, NEED_Q: tl.constexpr,
-    NEED_KV: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    NEED_KV: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part of a head, and that part's state of the gradient: raw if RAW, else scaled and final (one part)."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -221,9 +231,10 @@ def query_grad_part(
 def key_grad_part(
     K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, PARTS, SIZE, DT: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part of a head."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)

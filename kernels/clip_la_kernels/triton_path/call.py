@@ -45,7 +45,11 @@ def padded(width: int) -> int:
 
 
 def is_aligned(*tensors: Tensor | None) -> bool:
-    return all(t is None or t.data_ptr() % ALIGNMENT == 0 for t in tensors)
+    addresses = 0
+    for t in tensors:
+        if t is not None:
+            addresses |= t.data_ptr()
+    return addresses % ALIGNMENT == 0
 
 
 def mappable(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:
@@ -69,6 +73,8 @@ class Call:
         self.width = padded(self.head_width)
         self.strides = signature.strides[:3]
         self.device, self.dtype = signature.device, signature.dtype
+        major, self.multiprocessors = configs.device_numbers(self.device.index if self.device.type == "cuda" else None)
+        self.hopper = self.device.type == "cuda" and major >= configs.HOPPER
         self.plan = configs.plan(self.heads, self.tokens, self.width, self.device)
         self.scan = configs.scan(self.heads, self.tokens, self.width, self.device)
         self.short = self.opt.causal and self.tokens <= configs.short_tokens() and self.width <= configs.SHORT_WIDTH
@@ -80,9 +86,8 @@ class Call:
 
     def _has_copy_engine(self) -> bool:
         """One dense rectangle a head, on hardware that copies such by itself."""
-        major, _ = configs.device_numbers(self.device.index if self.device.type == "cuda" else None)
         s = self.signature
-        fits = self.device.type == "cuda" and major >= 9 and not s.masked and s.sequences is None and s.aligned
+        fits = self.hopper and not s.masked and s.sequences is None and s.aligned
         return fits and s.dtype != torch.float32 and mappable(s.shape, s.strides, s.dtype.itemsize)
 
     def _goes_by_columns(self) -> bool:
@@ -133,20 +138,24 @@ class Call:
     def empty(self, kinds: Kinds) -> list[Tensor]:
         return [torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in kinds]
 
-    def flags(self, kernel: str, **more: Any) -> dict[str, Any]:
-        """Compile-time arguments and launch options of one kernel."""
+    def flags(self, kernel: str, programs: int, **more: Any) -> dict[str, Any]:
+        """Compile-time arguments and launch options of one kernel launched as so many programs."""
         rows, warps, stages, registers = configs.config(
             kernel, self.device, self.width, self.opt.denominator == DEN_SUM, self.dtype, self.tokens
         )
-        limit = {"maxnreg": registers} if registers else {}
+        limit: dict[str, Any] = {"maxnreg": registers} if registers else {}
+        # Few programs, placed while the kernel before ends, would pile up where room comes free first.
+        early = self.hopper and programs > self.multiprocessors
+        if early:
+            limit["launch_pdl"] = True
         # Where one group of warps has the whole tile; the interpreter has no bfloat16 products.
         by_mma = self.dtype == torch.bfloat16 and warps == WARPGROUP and not interpreting()
         return {
             "DT": TRITON_DTYPE[self.dtype], "TMA": self.tma, "D": self.head_width, "DP": self.width, "BL": rows,
             "MAP": self.opt.feature_map, "DEN": self.opt.denominator, "VSUM": self.opt.a != 0,
             "HAS_MASK": self.signature.masked, "VARLEN": self.signature.sequences is not None, "STAGES": stages,
-            "BY_MMA": by_mma, "UP": interpreting(), "PREC": self.signature.precision, "num_warps": warps,
-            "num_stages": stages, **limit, **more,
+            "BY_MMA": by_mma, "UP": interpreting(), "EARLY": early, "PREC": self.signature.precision,
+            "num_warps": warps, "num_stages": stages, **limit, **more,
         }  # fmt: skip
 
     def _one_tile(self) -> dict[str, int]:
@@ -165,10 +174,10 @@ class Call:
         key = (name, variant)
         launcher = self._launchers.get(key)
         if launcher is None:
-            flags = self.flags(name, **more, **(self._one_tile() if one_tile else {}))
+            flags = self.flags(name, programs, **more, **(self._one_tile() if one_tile else {}))
             widths = columns or [self.width] * len(tiles)
             blocks = [(flags["BL"], width) for width in widths] if self.tma else None
-            wanted = (*kernel.arg_names, "num_warps", "num_stages", "maxnreg")
+            wanted = (*kernel.arg_names, "num_warps", "num_stages", "maxnreg", "launch_pdl")
             known = {name: value for name, value in flags.items() if name in wanted}
             launcher = self._launchers[key] = Launcher(kernel, programs, known, blocks, self.signature.aligned)
         launcher(tiles, rest)

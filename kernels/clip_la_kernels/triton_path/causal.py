@@ -17,6 +17,7 @@ from clip_la_kernels.triton_path.common import (
     DEN_LENGTH,
     DEN_NONE,
     DEN_SUM,
+    IDENTITY,
     L2,
     THIN,
     dot,
@@ -32,13 +33,15 @@ from clip_la_kernels.triton_path.common import (
     rows_of,
     span,
     store_tile,
+    take_over,
     thin,
 )
 
 
 @kernel
-def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr):
+def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr, EARLY: tl.constexpr):
     """In place: each part's state becomes the sum of the parts before it (after it if REVERSE), in order."""
+    take_over(EARLY)
     pid = tl.program_id(0)
     block = pid % (DP // ROWS)
     index = tl.cast(pid // (DP // ROWS), tl.int64)
@@ -91,6 +94,8 @@ def operand(x, real, d, D: tl.constexpr, MAP: tl.constexpr, BY_MMA: tl.constexpr
     y = x
     if MAP == L2:
         r = row_norms(x, BY_MMA, PREC)
+    elif MAP == IDENTITY:
+        r = tl.full([x.shape[0]], 1.0, tl.float32)
     else:
         yf, r = feature(x.to(tl.float32), real, d, D, MAP)
         y = yf.to(x.dtype)
@@ -181,12 +186,13 @@ def causal_forward(
     D: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, SAVE_STATE: tl.constexpr,
     SAVE_NORMS: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
-    PREC: tl.constexpr,
+    EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """o (BV of its columns) of RUN parts (1, or all of a head) one after the other, and the raw z.
 
     Kept for the backward pass: the norms (SAVE_NORMS), and the state that each part starts from (SAVE_STATE).
     """
+    take_over(EARLY)
     pid = tl.program_id(0)
     v0 = (pid % (DP // BV)) * BV
     seq, h, group = place(pid // (DP // BV), H, PARTS // RUN)
@@ -266,10 +272,11 @@ def causal_query_grad(
     PARTS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
     needs."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -299,6 +306,8 @@ def causal_query_grad(
         x = q.to(tl.float32)
         if MAP == L2:
             kh = (k.to(tl.float32) * rk[:, None]).to(DT)
+        elif MAP == IDENTITY:
+            kh = k
         else:
             kh = feature(k.to(tl.float32), real, d, D, MAP)[0].to(DT)
             x = feature(x, n < hi, d, D, MAP)[0]

@@ -21,6 +21,7 @@ from clip_la_kernels.triton_path.common import (
     rows_of,
     span,
     store_tile,
+    take_over,
     thin,
 )
 
@@ -51,9 +52,10 @@ def grad_state_part(
     D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """Raw state of the gradient of one part: dS = sum q^ g^T (transposed), -sum delta q^, sum g."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -96,13 +98,14 @@ def causal_key_grad(
     PARTS, SIZE, a, b,
     eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed product.
 
     q' = q^ / z is the one tile formed: W_ji / z_i = b k^_j.q'_i + a / z_i, and dk^_j = b sum_i (v_j.do_i - delta_i
     z_i) q'_i.
     """
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)

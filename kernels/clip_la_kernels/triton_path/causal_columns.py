@@ -13,7 +13,18 @@ dv, since it equals v.dv less its constant part.
 import triton.language as tl
 
 from clip_la_kernels.triton_path.causal import down, load_norms, per_row, up
-from clip_la_kernels.triton_path.common import L2, THIN, dot, kernel, load_tile, place, rows_of, store_tile, thin
+from clip_la_kernels.triton_path.common import (
+    L2,
+    THIN,
+    dot,
+    kernel,
+    load_tile,
+    place,
+    rows_of,
+    store_tile,
+    take_over,
+    thin,
+)
 
 # Roles of a launch: as the host passes them, and as kernels see them.
 QUERIES, VALUES, KEYS = range(3)
@@ -27,12 +38,13 @@ def causal_columns(
     X, Y, W, M, OUT, DQUERY, NORM, TURN, xb, xn, xh, yb, yn, yh, wb, wn, wh, mb, mn, mh, ob, on, oh, N, H, a, b,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
     VSUM: tl.constexpr, ROLE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, UP: tl.constexpr,
-    PREC: tl.constexpr,
+    EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """ROLE DQ: X, Y, W, M = do, v, k, q; DV: k, q, do, v; DK: v, do, q, k. DQUERY has the strides of OUT.
 
     TURN holds q^.dq^ and k^.dk^ of each row by blocks.
     """
+    take_over(EARLY)
     pid = tl.program_id(0)
     blocks: tl.constexpr = DP // BV
     block = pid % blocks
@@ -47,7 +59,7 @@ def causal_columns(
     DQUERY = rows_of(DQUERY, seq, h, 0, ob, on, oh, False, TMA)
     NORM += 2 * per_row(seq, h, 0, N, H, False)
     TURN += 2 * blocks * per_row(seq, h, 0, N, H, False)
-    St = tl.zeros([BV, DP], tl.float32)
+    S = tl.zeros([DP, BV], tl.float32)
     W1 = tl.zeros([BV, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
@@ -74,7 +86,7 @@ def causal_columns(
         if ROLE != DQ:
             r, s = load_norms(NORM, n, N, MAP)
         A = dot(x, tl.trans(y), tl.zeros([BL, BL], tl.float32), UP, PREC)
-        o = up(dot(x, tl.trans(down(St, summed, DT)), tl.zeros([BL, BV], tl.float32), UP, PREC), summed, DT)
+        o = up(dot(x, down(S, summed, DT), tl.zeros([BL, BV], tl.float32), UP, PREC), summed, DT)
         wr = w
         if MAP == L2:
             wr = (w.to(tl.float32) * r[:, None]).to(DT)
@@ -99,4 +111,4 @@ def causal_columns(
             o += a * (dot(triangle, w, tl.zeros([BL, BV], tl.float32), UP, PREC) + tl.sum(W1, 1)[None, :])
             W1 = dot(tl.trans(w), ones, W1, UP, PREC)
         store_tile(OUT, at, o.to(DT), n0, on, rn, e, N, D, TMA, v0)
-        St = dot(tl.trans(wr), y, St, UP, PREC)
+        S = dot(tl.trans(y), wr, S, UP, PREC)

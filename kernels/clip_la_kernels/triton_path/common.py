@@ -11,10 +11,12 @@ import inspect
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from clip_la_kernels import options
 
 L2 = tl.constexpr(options.L2)
+IDENTITY = tl.constexpr(options.IDENTITY)
 RELU = tl.constexpr(options.RELU)
 ELU1 = tl.constexpr(options.ELU1)
 EXP = tl.constexpr(options.EXP)
@@ -31,6 +33,15 @@ def kernel(function):  # type: ignore[no-untyped-def]
     anew."""
     sizes = ("N", "H", "PARTS", "SIZE", "RUN")
     return triton.jit(function, do_not_specialize=[s for s in sizes if s in inspect.signature(function).parameters])
+
+
+@triton.jit
+def take_over(EARLY: tl.constexpr):
+    """The first statement of every kernel. EARLY: its programs may be placed while the kernel before still ends; here
+    they wait for its results, then let those of the next kernel be placed as room comes free."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+# Major compute capability from which tiles go through the copy engine and launches overlap.
+HOPPER = 9
 # A causal head of at most this many tokens is one tile; two tiles of a scan beat one of 128 rows.
 SHORT_TOKENS = 64
 # The widest head that such a tile has room for.
@@ -59,7 +61,7 @@ SM90_VERY_LONG = {("backward_fused", 64, False): Config(64, 4, 3)}
 # fmt: on
 # Ampere and Ada have less shared memory and fewer registers to spare for the pipeline.
 SM80 = {key: Config(32, 4, 2) for key in SM90}
-TABLES = {9: SM90, 8: SM80}
+TABLES = {HOPPER: SM90, 8: SM80}
 
 # Where the table has no entry. Wide heads keep a 128 x 128 state: eight warps.
 DEFAULT = {
@@ -136,9 +138,9 @@ def config(kernel: str, device: torch.device, width: int, total: bool, dtype: to
         return FLOAT32[width]
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
     key = kernel, width, total
-    if major == 9 and tokens > VERY_LONG_TOKENS and key in SM90_VERY_LONG:
+    if major == HOPPER and tokens > VERY_LONG_TOKENS and key in SM90_VERY_LONG:
         return SM90_VERY_LONG[key]
-    if major == 9 and tokens > LONG_TOKENS and key in SM90_LONG:
+    if major == HOPPER and tokens > LONG_TOKENS and key in SM90_LONG:
         return SM90_LONG[key]
     return TABLES.get(major, SM80).get(key, DEFAULT[width])
 
@@ -151,7 +153,7 @@ def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device
     if dtype == torch.float32:
         return POLYNOMIAL_FLOAT32
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
-    return POLYNOMIAL.get((kernel, width), POLYNOMIAL_DEFAULT) if major == 9 else POLYNOMIAL_DEFAULT
+    return POLYNOMIAL.get((kernel, width), POLYNOMIAL_DEFAULT) if major == HOPPER else POLYNOMIAL_DEFAULT
 
 
 class Plan(NamedTuple):
@@ -171,7 +173,8 @@ WANTED_WAVES = 1.5
 CAUSAL_WAVES = 2
 # Waves that whole heads (times blocks of columns) must make for the causal forward pass to go through them unparted.
 SERIAL_WAVES = 0.75
-# Columns of v a causal forward program: the state's registers go with it.
+# Columns of v a causal forward program: the state's registers go with it. Blocks of 32 read q and k so often that the
+# second-level cache becomes the limit.
 CAUSAL_COLUMNS = 64
 # Every tile height divides it.
 PART_MULTIPLE = 128

@@ -1,14 +1,24 @@
 """Launching one kernel many times at little cost to the host.
 
-Triton's own dispatch looks at every argument of every launch to find the binary, which takes longer than many of these
-kernels run. Where nothing that it looks at can change, the binary of the first launch is called directly.
+Triton's own dispatch looks at every argument of every launch to find the binary, and encodes every tensor map anew,
+which takes longer than many of these kernels run. Where nothing that it looks at can change, the binary of the first
+launch is called, and under the Triton whose launcher is known here with the maps of addresses seen before.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import triton
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+# Releases whose launcher in C takes the arguments that `Direct` hands it; others go through Triton's Python.
+KNOWN_LAUNCHERS = ("3.6.",)
+# Tensor maps remembered for one argument of a kernel; an allocator hands out the same few addresses again and again.
+MAX_MAPS = 64
 
 
 class Launcher:
@@ -32,11 +42,14 @@ class Launcher:
         self._patterns: list[dict[str, Any]] = []
         self._constants: tuple[Any, ...] = ()
         self._binary: Callable[..., None] | None = None
+        self._direct: Direct | None = None
 
     def __call__(self, tiles: Sequence[Tensor], rest: Sequence[Any]) -> None:
         """tiles: (B, N, H, D) each. Launches on the current stream."""
         if self._binary is None:
             self._first(tiles, rest)
+        elif self._direct is not None and not _observed():
+            self._direct(tiles, rest)
         elif self._patterns:
             maps = [_filled(pattern, tensor) for pattern, tensor in zip(self._patterns, tiles, strict=True)]
             self._binary(*maps, *rest, *self._constants)
@@ -57,6 +70,74 @@ class Launcher:
             # Without the tensor, which a pattern must not keep alive.
             self._patterns = [{**vars(argument), "base": None} for argument in arguments]
         self._binary = binary[self._grid]
+        if _goes_direct(binary):
+            device = (*tiles, *rest)[0].device.index
+            self._direct = Direct(binary, self._grid, device, self._patterns, self._constants)
+
+
+class Direct:
+    """The launcher in C of a compiled kernel, called without the Python around it."""
+
+    def __init__(
+        self,
+        binary: Any,
+        grid: Sequence[int],
+        device: int,
+        patterns: Sequence[dict[str, Any]],
+        constants: Sequence[Any],
+    ) -> None:
+        run = binary.run
+        self._launch, self._maps = run.launch, None
+        if patterns:
+            # Triton wraps it in a function that encodes the maps of every call.
+            wrapped = inspect.getclosurevars(run.launch).nonlocals
+            encode = run.launch.__globals__["make_tensordesc_arg"]
+            self._launch, self._maps = wrapped["launcher"], TensorMaps(encode, wrapped["tensordesc_meta"], patterns)
+        self._stream, self._device = driver.active.get_current_stream, device
+        no_scratch, no_hooks = (None, None), (None, None, None)
+        placement = (run.launch_cooperative_grid, run.launch_pdl)
+        self._grid, self._constants = grid, constants
+        self._head = (binary.function, *placement, *no_scratch, binary.packed_metadata, *no_hooks)
+
+    def __call__(self, tiles: Sequence[Tensor], rest: Sequence[Any]) -> None:
+        arguments = tiles if self._maps is None else self._maps(tiles)
+        stream = self._stream(self._device)
+        self._launch(*self._grid, stream, *self._head, *arguments, *rest, *self._constants)
+
+
+class TensorMaps:
+    """The maps of a kernel's tiles as its launcher takes them, remembered by address: all else about them is fixed."""
+
+    def __init__(
+        self, encode: Callable[..., list[Any]], metadata: Sequence[Any], patterns: Sequence[dict[str, Any]]
+    ) -> None:
+        self._encode, self._described = encode, list(zip(patterns, metadata, strict=True))
+        self._known: list[dict[int, list[Any]]] = [{} for _ in patterns]
+
+    def __call__(self, tiles: Sequence[Tensor]) -> list[Any]:
+        maps: list[Any] = []
+        for slot, tensor in enumerate(tiles):
+            known, address = self._known[slot], tensor.data_ptr()
+            encoded = known.get(address)
+            if encoded is None:
+                if len(known) >= MAX_MAPS:
+                    known.clear()
+                pattern, metadata = self._described[slot]
+                encoded = known[address] = self._encode(_filled(pattern, tensor), metadata)
+            maps += encoded
+        return maps
+
+
+def _goes_direct(binary: Any) -> bool:
+    """Is Triton's launcher one of KNOWN_LAUNCHERS, and does the kernel want no scratch memory?"""
+    if not triton.__version__.startswith(KNOWN_LAUNCHERS):
+        return False
+    return binary.run.global_scratch_size == binary.run.profile_scratch_size == 0
+
+
+def _observed() -> bool:
+    """Does a profiler want to be told of launches?"""
+    return bool(knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls)
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -19,15 +19,17 @@ from clip_la_kernels.triton_path.common import (
     rows_of,
     span,
     store_tile,
+    take_over,
 )
 
 
 @kernel
 def short_forward(
     Q, K, V, O, MASK, CUM, CU, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """o of one causal head of at most BL tokens."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, 1)
     start, hi = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -60,9 +62,10 @@ def short_forward(
 def short_backward(
     Q, K, V, DO, DQ, DK, DV, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dv of one causal head of at most BL tokens. Tiles needed transposed are computed as such."""
+    take_over(EARLY)
     seq, h, part = place(tl.program_id(0), H, 1)
     start, hi = span(seq, N, CU, VARLEN)
     at = (seq, h)

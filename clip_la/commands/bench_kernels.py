@@ -3,9 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clip_la.cli import Parser
 from clip_la.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_la.bench.providers import Shape
 
 # Asks, among the providers of --only, for the table of the contrastive loss.
 LOSS = "contrastive"
@@ -27,6 +31,7 @@ def main(argv: list[str]) -> int | None:
     )
     parser.add_argument("--quick", action="store_true", help="two small shapes only")
     parser.add_argument("--only", nargs="*", metavar="PROVIDER", help=f"time these providers only; {LOSS}: the loss")
+    parser.add_argument("--tokens", nargs="*", type=int, metavar="N", help="shapes of these sequence lengths only")
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
     args = parser.parse_args(argv)
     if args.plot_only:
@@ -35,7 +40,7 @@ def main(argv: list[str]) -> int | None:
         _draw(args.out)
         return None
     _require_gpu()
-    if not args.quick and (not args.only or LOSS in args.only):
+    if not args.quick and (LOSS in args.only if args.only else not args.tokens):
         _measure_loss(args.out.with_name("contrastive.csv"))
     if args.only != [LOSS]:
         _measure(args)
@@ -70,7 +75,7 @@ def _measure(args: argparse.Namespace) -> None:
             f"bench kernels: no provider named {', '.join(args.only)}; "
             f"known: {', '.join(sorted({LOSS, *(p.name for p in known)}))}"
         )
-    shapes = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
+    shapes = _shapes(args)
     for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
         kernels.check(provider, shape, torch.bfloat16)
     print("every kernel agrees with the reference", file=sys.stderr, flush=True)
@@ -88,6 +93,17 @@ def _measure(args: argparse.Namespace) -> None:
         )
         write_table(args.out, rows)
     print(f"wrote {args.out}: {len(rows)} rows")
+
+
+def _shapes(args: argparse.Namespace) -> "list[Shape]":
+    from clip_la.bench import kernels
+
+    everything = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
+    shapes = [s for s in everything if not args.tokens or s.tokens in args.tokens]
+    if not shapes:
+        lengths = ", ".join(map(str, sorted({s.tokens for s in everything})))
+        raise UserError(f"bench kernels: no shape of --tokens {args.tokens}; there are {lengths}")
+    return shapes
 
 
 def _measure_loss(out: Path) -> None:

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,13 +160,16 @@ def ours_fastmax() -> Provider:
 SOFTMAX_PAIRS = 4 * 12 * 16385**2
 
 
-def softmax(name: str, backend: SDPBackend) -> Provider:
-    """scaled_dot_product_attention as timm calls it: unbind the packed projection, swap tokens and heads, swap back."""
+def softmax(name: str, backend: SDPBackend | None) -> Provider:
+    """scaled_dot_product_attention as timm calls it: unbind the packed projection, swap tokens and heads, swap back.
+
+    backend: the only one allowed; None: whichever PyTorch picks.
+    """
 
     def build(shape: Shape) -> Callable[..., Tensor]:
         def call(qkv: Tensor) -> Tensor:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-            with sdpa_kernel(backend):
+            with nullcontext() if backend is None else sdpa_kernel(backend):
                 return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal).transpose(1, 2)
 
         return call
@@ -258,6 +262,7 @@ def everyone() -> list[Provider]:
         *ours("sum"),
         ours_plain(),
         ours_fastmax(),
+        softmax("sdpa", None),
         softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
         softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),
         compiled(),

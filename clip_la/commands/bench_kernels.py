@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,12 +82,12 @@ def _measure(args: argparse.Namespace) -> None:
     print("every kernel agrees with the reference", file=sys.stderr, flush=True)
     bandwidth = kernels.copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy bandwidth {bandwidth / 1e12:.3f} TB/s", file=sys.stderr, flush=True)
-    rows = []
+    rows, started = [], time.monotonic()
     for row in kernels.rows(shapes, chosen, torch.bfloat16, bandwidth):
         rows.append(row)
         print(
-            f"{row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H} D={row.D}"
-            f" {row.mode:17} {row.timing:6}"
+            f"{time.monotonic() - started:5.0f} s  {row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H}"
+            f" D={row.D} {row.mode:17} {row.timing:6}"
             f" {row.median_ms:9.4f} ms  {row.ratio_to_floor:6.2f} x floor  {row.peak_mib:8.0f} MiB",
             file=sys.stderr,
             flush=True,

@@ -21,7 +21,7 @@ MAX_UNDEFINED_SHARE = 0.025
 Interval = tuple[float, float]
 
 
-def interval(values: Float[np.ndarray, "resamples"], num_runs: int) -> Interval | None:
+def interval(values: Float[np.ndarray, " resamples"], num_runs: int) -> Interval | None:
     """The 95 % percentile interval of resampled values (NaN: undefined there); None where it would mislead."""
     undefined = np.isnan(values)
     if num_runs < MIN_RUNS or undefined.mean() > MAX_UNDEFINED_SHARE:
@@ -31,18 +31,18 @@ def interval(values: Float[np.ndarray, "resamples"], num_runs: int) -> Interval 
     return float(low), float(high)
 
 
-def members_of(runs: Int[np.ndarray, "points"]) -> list[Int[np.ndarray, "members"]]:
+def members_of(runs: Int[np.ndarray, " points"]) -> list[Int[np.ndarray, " members"]]:
     """The indices of the points of each run, in the order of the run numbers."""
     return [np.flatnonzero(runs == run) for run in np.unique(runs)]
 
 
-def draw_runs(members: list[Int[np.ndarray, "members"]], rng: np.random.Generator) -> Int[np.ndarray, "drawn"]:
+def draw_runs(members: list[Int[np.ndarray, " members"]], rng: np.random.Generator) -> Int[np.ndarray, " drawn"]:
     """Indices of the points of as many runs as there are, drawn with replacement."""
     return np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
 
 
 def _fit_or_nan(
-    log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"], frontier: Frontier
+    log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"], frontier: Frontier
 ) -> tuple[float, float]:
     chosen = frontier(log10_compute, log10_error)
     if num_scales(chosen.log10_compute) < 2:
@@ -51,9 +51,9 @@ def _fit_or_nan(
 
 
 def resampled_laws(
-    compute: Float[np.ndarray, "points"],
-    error: Float[np.ndarray, "points"],
-    runs: Int[np.ndarray, "points"],
+    compute: Float[np.ndarray, " points"],
+    error: Float[np.ndarray, " points"],
+    runs: Int[np.ndarray, " points"],
     *,
     frontier: Frontier,
     num_resamples: int,
@@ -73,7 +73,7 @@ class Pairs:
 
     compute: Float[np.ndarray, "pairs 2"]
     error: Float[np.ndarray, "pairs 2"]
-    units: Int[np.ndarray, "pairs"]
+    units: Int[np.ndarray, " pairs"]
 
     @property
     def num_units(self) -> int:
@@ -84,7 +84,7 @@ class Pairs:
         x, y = np.log10(self.compute), np.log10(self.error)
         return np.array([_fit_or_nan(x[:, kind], y[:, kind], frontier) for kind in (0, 1)])
 
-    def drawn(self, index: Int[np.ndarray, "drawn"]) -> "Pairs":
+    def drawn(self, index: Int[np.ndarray, " drawn"]) -> "Pairs":
         return Pairs(self.compute[index], self.error[index], self.units[index])
 
 
@@ -101,7 +101,7 @@ class PairedResamples:
     """What each resample of pairs gives: the laws of both kinds and the mean log10 ratio of their errors."""
 
     laws: Float[np.ndarray, "resamples 2 2"]
-    log10_error_ratio: Float[np.ndarray, "resamples"]
+    log10_error_ratio: Float[np.ndarray, " resamples"]
 
 
 def log10_error_ratio(pairs: Pairs) -> float:

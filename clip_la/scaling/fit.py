@@ -40,7 +40,7 @@ class PowerLaw:
     def beta(self) -> float:
         return power10(self.log10_beta)
 
-    def error_at(self, compute: Float[np.ndarray, "points"]) -> Float[np.ndarray, "points"]:
+    def error_at(self, compute: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
         """The errors (fractions) that the law gives at `compute`."""
         return np.asarray(10 ** (self.log10_beta + self.alpha * np.log10(compute)))
 
@@ -49,20 +49,20 @@ class PowerLaw:
 class Chosen:
     """The points a fit sees: abscissa and ordinate in log10, and which of the given points they come from."""
 
-    log10_compute: Float[np.ndarray, "chosen"]
-    log10_error: Float[np.ndarray, "chosen"]
-    index: Int[np.ndarray, "chosen"]
+    log10_compute: Float[np.ndarray, " chosen"]
+    log10_error: Float[np.ndarray, " chosen"]
+    index: Int[np.ndarray, " chosen"]
 
 
-Frontier = Callable[[Float[np.ndarray, "points"], Float[np.ndarray, "points"]], Chosen]
+Frontier = Callable[[Float[np.ndarray, " points"], Float[np.ndarray, " points"]], Chosen]
 
 
-def choose_all(log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"]) -> Chosen:
+def choose_all(log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"]) -> Chosen:
     """Every point, at its own compute."""
     return Chosen(log10_compute, log10_error, np.arange(len(log10_compute)))
 
 
-def choose_pareto(log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"]) -> Chosen:
+def choose_pareto(log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"]) -> Chosen:
     """The points with a lower error than every point of no more compute, in order of compute."""
     order = np.lexsort((log10_error, log10_compute))
     best_before = np.minimum.accumulate(np.concatenate(([np.inf], log10_error[order])))[:-1]
@@ -71,7 +71,7 @@ def choose_pareto(log10_compute: Float[np.ndarray, "points"], log10_error: Float
 
 
 def choose_bins(
-    log10_compute: Float[np.ndarray, "points"], log10_error: Float[np.ndarray, "points"], num_bins: int
+    log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"], num_bins: int
 ) -> Chosen:
     """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], at the bin's centre."""
     edges = np.linspace(log10_compute.min(), log10_compute.max() + BIN_MARGIN_LOG10, num_bins + 1)
@@ -101,12 +101,12 @@ def get_frontier(name: str, num_bins: int = 5) -> Frontier:
     return choices[name]
 
 
-def num_scales(log10_compute: Float[np.ndarray, "points"]) -> int:
+def num_scales(log10_compute: Float[np.ndarray, " points"]) -> int:
     """How many different computes there are, those within a few per cent of each other counted once."""
     return 0 if len(log10_compute) == 0 else 1 + int((np.diff(np.sort(log10_compute)) > SAME_COMPUTE_LOG10).sum())
 
 
-def least_squares(x: Float[np.ndarray, "points"], y: Float[np.ndarray, "points"]) -> tuple[float, float]:
+def least_squares(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> tuple[float, float]:
     """Intercept and slope of the least-squares line through (x, y); x must hold two different values."""
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
@@ -114,7 +114,7 @@ def least_squares(x: Float[np.ndarray, "points"], y: Float[np.ndarray, "points"]
 
 
 def fit_power_law(
-    compute: Float[np.ndarray, "points"], error: Float[np.ndarray, "points"], frontier: Frontier = choose_all
+    compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"], frontier: Frontier = choose_all
 ) -> tuple[PowerLaw, Chosen]:
     """Fits E = beta C^alpha by least squares in log10 to the points the frontier chooses.
 
@@ -139,7 +139,7 @@ def fit_power_law(
 
 
 def mean_absolute_error(
-    law: PowerLaw, compute: Float[np.ndarray, "points"], error: Float[np.ndarray, "points"]
+    law: PowerLaw, compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"]
 ) -> float:
     """Mean of |E - predicted E| (fractions), each point at its own compute."""
     return float(np.abs(law.error_at(compute) - error).mean())
@@ -156,7 +156,7 @@ class HeldOut:
 
 
 def predict_largest(
-    compute: Float[np.ndarray, "points"], error: Float[np.ndarray, "points"], frontier: Frontier = choose_all
+    compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"], frontier: Frontier = choose_all
 ) -> HeldOut | None:
     """Fits without the points of the largest compute and predicts them; None where too few points would be left."""
     largest = np.log10(compute) > np.log10(compute.max()) - SAME_COMPUTE_LOG10

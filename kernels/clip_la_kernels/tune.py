@@ -192,17 +192,18 @@ def copy_bandwidth() -> float:
 
 
 def as_configured() -> None:
-    """Prints a CSV of the kernels alone as `configs.py` has them: forward and backward launches, each replayed."""
+    """Prints a CSV of the kernels alone as `configs.py` has them: forward and backward launches, each replayed, and one
+    after the other, which the ratio is of."""
     speed, device = copy_bandwidth(), torch.cuda.get_device_name()
-    print("device,B,N,H,D,causal,denominator,forward_ms,backward_ms,floor_ms,ratio_to_floor")
+    print("device,B,N,H,D,causal,denominator,forward_ms,backward_ms,both_ms,floor_ms,ratio_to_floor")
     for (batch, tokens, heads, width, causal), denominator in itertools.product(CONFIGURED, ("none", "sum")):
         qkv, grad = inputs(batch, tokens, heads, width)
-        forward, backward = map(graph_time, passes(qkv, grad, denominator, causal))
+        forward, backward = passes(qkv, grad, denominator, causal)
+        times = [graph_time(call) for call in (forward, backward, lambda f=forward, b=backward: (f(), b()))]
         # Forward and backward move eleven tensors of the size of q at least.
         floor = 11 / 3 * qkv.nbytes / speed * 1e3
-        ratio = (forward + backward) / floor
         shape = f"{device},{batch},{tokens},{heads},{width},{causal},{denominator}"
-        print(f"{shape},{forward:.4f},{backward:.4f},{floor:.4f},{ratio:.3f}", flush=True)
+        print(shape, *(f"{ms:.4f}" for ms in (*times, floor)), f"{times[-1] / floor:.3f}", sep=",", flush=True)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from clip_la_kernels import linear_attention, use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
-from checks import GPU, case, kernels, law, ours, product, relative
+from checks import DEVICE, GPU, case, kernels, law, ours, product, relative
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a CUDA device")]
 

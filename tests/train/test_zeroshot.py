@@ -76,7 +76,8 @@ def test_a_run_evaluates_at_given_samples_and_at_its_end(options, run_options, s
     shown = capsys.readouterr().err
     assert [(line["samples_seen"], line["task"]) for line in lines(run)] == list(itertools.product(MOMENTS, TASKS))
     for samples in MOMENTS:
-        assert shown.count(f"at {samples} samples: vit_pico on drawings") == 3
+        assert shown.count(f"\nat {samples} samples: vit_pico on drawings") == 3
+    assert "\r" not in shown, "a line was drawn over, which a file does not show"
     (run_id,) = {line["run_id"] for line in lines(run)}
     assert run_id
     assert lines(run)[-1]["budget_samples"] == BUDGET

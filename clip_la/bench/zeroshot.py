@@ -169,51 +169,85 @@ def run_benchmark(
     Raises:
         UserError: unknown model, class set or prompt set.
     """
+    from clip_la.models.interop import OPEN_CLIP_NAMES
+    from clip_la.zeroshot import prompts, ranks
+    from clip_la.zeroshot.classes import class_set
+    from clip_la.zeroshot.load import choose_device
+    from clip_la.zeroshot.results import device_name, versions
+
+    if model not in OPEN_CLIP_NAMES:
+        raise unknown("model that open_clip has too", model, OPEN_CLIP_NAMES)
+    device = choose_device(None)
+    workers = ranks.default_workers() if workers is None else workers
+    precision = precision or ("bf16" if device.type == "cuda" else "float32")
+    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "workers": workers}
+    report = _reporter({"model": model, "device": device_name(device), "workers": workers, "precision": precision}, out)
+    small, large, prompt_set = class_set(compare_classes), class_set(classes), prompts.prompt_set(templates)
     with tempfile.TemporaryDirectory(prefix="clip_la_bench_") as name:
-        folder = Path(name)
-        import torch
-
-        from clip_la.models import create_model
-        from clip_la.models.interop import OPEN_CLIP_NAMES
-        from clip_la.zeroshot import prompts, ranks
-        from clip_la.zeroshot.cache import ClassifierCache
-        from clip_la.zeroshot.classes import class_set
-        from clip_la.zeroshot.load import choose_device
-        from clip_la.zeroshot.results import device_name, versions
-        from clip_la.zeroshot.subject import of_model
-        from clip_la.zeroshot.test_sets import open_test_set
-
-        if model not in OPEN_CLIP_NAMES:
-            raise unknown("model that open_clip has too", model, OPEN_CLIP_NAMES)
-        device = choose_device(None)
-        workers = ranks.default_workers() if workers is None else workers
-        precision = precision or ("bf16" if device.type == "cuda" else "float32")
-        origin = {"model": model, "device": device_name(device), "workers": workers, "precision": precision}
-
-        report = _reporter(origin, out)
-        small, large, prompt_set = class_set(compare_classes), class_set(classes), prompts.prompt_set(templates)
-        # One class of ImageNet-1K is missing from fall11.
-        wnids = [key for key in small.ids if key in large.index]
-        watch = Stopwatch()
+        folder, watch = Path(name), Stopwatch()
         with watch.phase("make_pictures_s"):
-            pictures = compare = make_folder(folder / "large", wnids, num_pictures, workers)
-            if num_compare_pictures != num_pictures:
-                compare = make_folder(folder / "compare", wnids, num_compare_pictures, workers)
-        subject = of_model(create_model(model, seed=0))
-        subject.module.eval().requires_grad_(False).to(device)
-        # Starts CUDA, so that its memory is in the figures before the first phase.
-        torch.zeros(1, device=device) @ torch.zeros(1, device=device)
+            # One class of ImageNet-1K is missing from fall11.
+            wnids = [key for key in small.ids if key in large.index]
+            pictures, compared = _make_folders(folder, wnids, (num_pictures, num_compare_pictures), workers)
+        subject = _random_subject(model, device)
         report("setup", **watch.seconds, **MemoryWatch().figures(), versions=versions())
+        _measure_large(subject, pictures, large, prompt_set, folder / "cache", settings, report)
+        _measure_small(model, subject, compared, small, prompt_set, settings, report)
 
-        settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "workers": workers}
-        cache = ClassifierCache(folder / "cache")
-        for phase in ("large_first", "large_from_cache"):
-            test_set = open_test_set(str(pictures), classes=large)
-            report(phase, **measure_ours(subject, test_set, prompt_set, cache, **settings)[0])
-        test_set = open_test_set(str(compare), classes=small)
-        figures, found = measure_ours(subject, test_set, prompt_set, None, **settings)
-        report("small_ours", **figures)
-        _compare(model, subject, compare, small, prompt_set, found, figures["total_s"], workers, report)
+
+def _make_folders(folder: Path, wnids: Sequence[str], nums: tuple[int, int], workers: int) -> tuple[Path, Path]:
+    """Class folders for the large set and for the comparison, of so many pictures; the same where these are as many."""
+    pictures = make_folder(folder / "large", wnids, nums[0], workers)
+    return pictures, pictures if nums[0] == nums[1] else make_folder(folder / "compare", wnids, nums[1], workers)
+
+
+def _random_subject(model: str, device: Any) -> Any:
+    """The preset with random weights, on a device that has been used once."""
+    import torch
+
+    from clip_la.models import create_model
+    from clip_la.zeroshot.subject import of_model
+
+    subject = of_model(create_model(model, seed=0))
+    subject.module.eval().requires_grad_(False).to(device)
+    # Starts CUDA, so that its memory is in the figures before the first phase.
+    torch.zeros(1, device=device) @ torch.zeros(1, device=device)
+    return subject
+
+
+def _measure_large(
+    subject: Any,
+    pictures: Path,
+    classes: Any,
+    templates: Any,
+    cache_folder: Path,
+    settings: dict[str, Any],
+    report: Callable[..., None],
+) -> None:
+    from clip_la.zeroshot.cache import ClassifierCache
+    from clip_la.zeroshot.test_sets import open_test_set
+
+    cache = ClassifierCache(cache_folder)
+    for phase in ("large_first", "large_from_cache"):
+        test_set = open_test_set(str(pictures), classes=classes)
+        report(phase, **measure_ours(subject, test_set, templates, cache, **settings)[0])
+
+
+def _measure_small(
+    model: str,
+    subject: Any,
+    pictures: Path,
+    classes: Any,
+    templates: Any,
+    settings: dict[str, Any],
+    report: Callable[..., None],
+) -> None:
+    from clip_la.zeroshot.test_sets import open_test_set
+
+    test_set = open_test_set(str(pictures), classes=classes)
+    figures, found = measure_ours(subject, test_set, templates, None, **settings)
+    report("small_ours", **figures)
+    _compare(model, subject, pictures, classes, templates, found, figures["total_s"], settings["workers"], report)
 
 
 def _compare(

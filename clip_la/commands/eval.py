@@ -1,8 +1,17 @@
 """`clip-la eval`: zero-shot evaluation of runs, checkpoints and open_clip models."""
 
 import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from clip_la.cli import Parser
+from clip_la.errors import UserError
+
+if TYPE_CHECKING:
+    from clip_la.zeroshot.entries import Entry
+    from clip_la.zeroshot.suite import Extras, Report
 
 DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of ours, or an open_clip model with weights
 (NAME:FILE, NAME:TAG, hf-hub:ORG/NAME). Under torchrun all processes share the work; the result is the same."""
@@ -70,16 +79,28 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la eval`."""
     options = _parser().parse_args(argv)
-    import json
-    import sys
-    from pathlib import Path
-
-    from clip_la.errors import UserError
     from clip_la.zeroshot import ranks
-    from clip_la.zeroshot.cache import ClassifierCache, default_folder
-    from clip_la.zeroshot.load import choose_device, expand_models
-    from clip_la.zeroshot.subject import default_precision
-    from clip_la.zeroshot.suite import Entry, Extras, compare_all, read_suite, run_suite
+    from clip_la.zeroshot.suite import compare_all, run_suite
+
+    models, entries = _asked_for(options)
+    _check_counts(options)
+    report = _reporter(sys.stderr if options.json else sys.stdout)
+    local_rank = ranks.join_from_environment()
+    try:
+        done = run_suite(models, entries, **_how(options, local_rank), extras=_extras(options), report=report)
+        comparisons = compare_all(done, report) if options.compare else []
+        if options.json and ranks.rank() == 0:
+            for line in [*(evaluation.line for evaluation in done), *comparisons]:
+                print(json.dumps(line, ensure_ascii=False))
+    finally:
+        ranks.leave()
+    return None
+
+
+def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[Entry]]":
+    """The models and what to evaluate them on. Raises UserError where either is missing or wrong."""
+    from clip_la.zeroshot.load import expand_models
+    from clip_la.zeroshot.suite import Entry, read_suite
 
     keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots")
     given = {key: value for key in keys if (value := getattr(options, key)) is not None}
@@ -92,39 +113,51 @@ def main(argv: list[str]) -> int | None:
     models = expand_models(options.models or models, options.checkpoints)
     if not models:
         raise UserError("no model: name a run, a checkpoint, or an open_clip model as NAME:FILE")
+    return models, entries
 
-    def report(text: str) -> None:
-        if ranks.rank() == 0:
-            print(text, file=sys.stderr if options.json else sys.stdout)
 
+def _check_counts(options: argparse.Namespace) -> None:
     for option, least in (("batch_size", 1), ("workers", 0)):
         if (value := getattr(options, option)) is not None and value < least:
             raise UserError(f"--{option.replace('_', '-')} must be at least {least}, not {value}")
-    local_rank = ranks.join_from_environment()
-    try:
-        device = choose_device(options.device, local_rank)
-        done = run_suite(
-            models,
-            entries,
-            out=Path(options.out) if options.out else None,
-            again=options.again,
-            device=device,
-            precision=options.precision or default_precision(device.type),
-            batch_size=options.batch_size,
-            num_workers=options.workers if options.workers is not None else ranks.default_workers(),
-            cache=None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
-            compiled=options.compile,
-            extras=Extras(
-                Path(options.contact_sheet) if options.contact_sheet else None,
-                options.per_class,
-                Path(options.clip_benchmark) if options.clip_benchmark else None,
-            ),
-            report=report,
-        )
-        comparisons = compare_all(done, report) if options.compare else []
-        if options.json and ranks.rank() == 0:
-            for line in [*(evaluation.line for evaluation in done), *comparisons]:
-                print(json.dumps(line, ensure_ascii=False))
-    finally:
-        ranks.leave()
-    return None
+
+
+def _reporter(stream: TextIO) -> "Report":
+    """A function that prints a line on `stream`, of the first rank."""
+    from clip_la.zeroshot import ranks
+
+    def report(text: str) -> None:
+        if ranks.rank() == 0:
+            print(text, file=stream)
+
+    return report
+
+
+def _how(options: argparse.Namespace, local_rank: int) -> dict[str, Any]:
+    """The arguments of run_suite that say with what means, and where results go."""
+    from clip_la.zeroshot import ranks
+    from clip_la.zeroshot.cache import ClassifierCache, default_folder
+    from clip_la.zeroshot.load import choose_device
+    from clip_la.zeroshot.subject import default_precision
+
+    device = choose_device(options.device, local_rank)
+    return {
+        "out": Path(options.out) if options.out else None,
+        "again": options.again,
+        "device": device,
+        "precision": options.precision or default_precision(device.type),
+        "batch_size": options.batch_size,
+        "num_workers": options.workers if options.workers is not None else ranks.default_workers(),
+        "cache": None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
+        "compiled": options.compile,
+    }
+
+
+def _extras(options: argparse.Namespace) -> "Extras":
+    from clip_la.zeroshot.suite import Extras
+
+    return Extras(
+        Path(options.contact_sheet) if options.contact_sheet else None,
+        options.per_class,
+        Path(options.clip_benchmark) if options.clip_benchmark else None,
+    )

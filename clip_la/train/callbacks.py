@@ -1,6 +1,7 @@
 """What happens around the steps: measuring and logging, the progress line, stopping when asked to."""
 
 import contextlib
+import io
 import math
 import os
 import signal
@@ -171,23 +172,27 @@ class Meter(Callback):
 
 
 class Progress(Callback):
-    """The progress line on stderr, of the first process."""
+    """The progress on stderr, of the first process: one line, drawn over, on a terminal; else a line now and then."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._bar: tqdm | None = None
+        self._is_drawn = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ContrastiveTask)
         if not trainer.is_global_zero:
             return
+        # In a file nothing is drawn over: a line left open would take in whatever is said next.
+        self._is_drawn = sys.stderr.isatty()
         self._bar = tqdm(
+            file=sys.stderr if self._is_drawn else io.StringIO(),
             total=pl_module.budget_samples,
             initial=pl_module.samples_seen,
             desc=pl_module.model.spec.name,
             unit=" pairs",
             unit_scale=True,
-            mininterval=TERMINAL_INTERVAL_S if sys.stderr.isatty() else FILE_INTERVAL_S,
+            mininterval=TERMINAL_INTERVAL_S if self._is_drawn else FILE_INTERVAL_S,
             bar_format="{desc}: {n_fmt}/{total_fmt} samples |{bar:16}| {rate_fmt}{postfix}, {remaining} left",
         )
 
@@ -196,7 +201,8 @@ class Progress(Callback):
         if self._bar is not None:
             if self._meter.latest:
                 self._bar.set_postfix_str(self._text(pl_module), refresh=False)
-            self._bar.update(pl_module.batch_size)
+            if self._bar.update(pl_module.batch_size):
+                self._print_line(self._bar)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
@@ -207,8 +213,14 @@ class Progress(Callback):
     def _close(self) -> None:
         # Lightning tears down no callback of a run that failed; what is said next begins a line of its own.
         if self._bar is not None:
+            self._print_line(self._bar)
             self._bar.close()
             self._bar = None
+
+    def _print_line(self, bar: tqdm) -> None:
+        # tqdm's own variable TQDM_DISABLE turns it off.
+        if not self._is_drawn and not bar.disable:
+            print(bar, file=sys.stderr)
 
     def _text(self, task: ContrastiveTask) -> str:
         row = self._meter.latest

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import os
 import re
 import shlex
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from clip_la.data.datamodule import ShardDataModule
@@ -26,11 +28,24 @@ _NUM_NEAR = 3
 
 
 class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are UserErrors: one line that names the option, with the nearest ones."""
+    """A parser whose errors are UserErrors: one line that names the file and the option, with the nearest ones."""
+
+    # The configuration file that is being read, as its errors begin.
+    _file_prefix = ""
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        self._file_prefix = f"{path}: "
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(f"not text in UTF-8: {error}", error)
+        finally:
+            self._file_prefix = ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [action.dest for action in self._actions if action.dest not in ("help", argparse.SUPPRESS)]
-        raise UserError(f"{PROG}: {_readable(message)}{_nearest(message, known)} (see `{PROG} --help`)")
+        text = f"{self._file_prefix}{_readable(message)}{_nearest(message, known)}"
+        raise UserError(f"{PROG}: {text} (see `{PROG} --help`)")
 
 
 class TrainCLI(LightningCLI):
@@ -165,6 +180,9 @@ _REWORDED = (
     (r"Parser key \"([\w.]+)\": ?", r"\1: "),
     (r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", r"\2 is not one of \1"),
     (r"Expected a <class '(\w+)'>\. Got value: (.*)", r"\2 is not of type \1"),
+    (r"Problems parsing config: ", "not valid YAML: "),
+    (r' in "<unicode string>",', " at"),
+    (r"Unexpected config:.*", "holds no options; expected lines NAME: VALUE"),
 )
 
 

@@ -58,6 +58,20 @@ class Run:
         return self.samples_seen >= self.budget_samples
 
 
+@dataclass(frozen=True)
+class _Moments:
+    """When a run logs, saves and evaluates, in samples seen; the fields are those options of train_run."""
+
+    log_every_samples: int | None
+    save_every_samples: int | None
+    checkpoint_samples: Sequence[int]
+    zeroshot: ZeroShot
+
+    def window_batches(self, batch_size: int) -> int:
+        """Batches between two rows of metrics.csv."""
+        return -(-self.log_every_samples // batch_size) if self.log_every_samples else DEFAULT_WINDOW_BATCHES
+
+
 def train_run(
     task: ContrastiveTask,
     data: ShardDataModule,
@@ -114,37 +128,45 @@ def train_run(
     _seed_everything(seed)
     _prepare(folder, resume)
     start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
-    result_file = folder / results.FILE_NAME
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
-        after_training(zeroshot, result_file, start.checkpoint, hardware["accelerator"])
+        after_training(zeroshot, folder / results.FILE_NAME, start.checkpoint, hardware["accelerator"])
         return _as_run(folder, task, start.samples_seen)
     stop = StopOnSignal()
+    moments = _Moments(log_every_samples, save_every_samples, checkpoint_samples, zeroshot)
     origin = _origin(start, seed, train_data)
-    window_batches = -(-log_every_samples // task.batch_size) if log_every_samples else DEFAULT_WINDOW_BATCHES
-    meter = Meter(window_batches, lambda: data.skipped.total(), stop)
+    callbacks = _callbacks(folder, task, data, stop, moments, origin, hardware["accelerator"])
+    _note(_arithmetic(task, start))
+    _write_config(folder, config_text)
+    with quiet_lightning(), fast_matmul(), stop.installed():
+        loggers = _loggers(folder, start.samples_seen, tensorboard)
+        max_steps = task.budget_samples // task.batch_size
+        trainer = _trainer(folder, hardware, max_steps=max_steps, loggers=loggers, callbacks=callbacks)
+        _fit(trainer, task, data, start)
+        return _as_run(folder, task, task.samples_seen)
+
+
+def _callbacks(
+    folder: Path,
+    task: ContrastiveTask,
+    data: ShardDataModule,
+    stop: StopOnSignal,
+    moments: _Moments,
+    origin: dict[str, Any],
+    accelerator: str,
+) -> list[pl.Callback]:
+    """What happens around the steps. Raises UserError where the zero-shot suite, or data it names, is not there."""
+    meter = Meter(moments.window_batches(task.batch_size), lambda: data.skipped.total(), stop)
     checkpoints = SampleCheckpoints(
         folder / CHECKPOINTS_NAME,
         origin=origin,
-        keep_samples=checkpoint_samples,
-        save_every_samples=save_every_samples,
+        keep_samples=moments.checkpoint_samples,
+        save_every_samples=moments.save_every_samples,
         before_save=lambda: meter.check_finite(task),
-        save_also_at=zeroshot.at_samples,
+        save_also_at=moments.zeroshot.at_samples,
     )
-    zeroshots = during_training(zeroshot, result_file, origin, hardware["accelerator"], meter)
-    _note(_arithmetic(task, start))
-    if config_text:
-        _write_config(folder, config_text)
-    with quiet_lightning(), fast_matmul(), stop.installed():
-        trainer = _trainer(
-            folder,
-            hardware,
-            max_steps=task.budget_samples // task.batch_size,
-            loggers=_loggers(folder, start.samples_seen, tensorboard),
-            callbacks=[StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots],
-        )
-        _fit(trainer, task, data, start)
-        return _as_run(folder, task, task.samples_seen)
+    zeroshots = during_training(moments.zeroshot, folder / results.FILE_NAME, origin, accelerator, meter)
+    return [StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots]
 
 
 def _trainer(
@@ -247,8 +269,9 @@ def _arithmetic(task: ContrastiveTask, start: Start) -> str:
 
 @rank_zero_only
 def _write_config(folder: Path, text: str) -> None:
-    with atomic_write(folder / CONFIG_NAME, "w") as stream:
-        stream.write(text)
+    if text:
+        with atomic_write(folder / CONFIG_NAME, "w") as stream:
+            stream.write(text)
 
 
 @rank_zero_only

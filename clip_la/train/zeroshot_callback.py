@@ -162,7 +162,6 @@ def during_training(
     how = How(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
-        progress=sys.stderr.isatty(),
     )
     return [ZeroShotEvaluation(jobs, at_samples=settings.at_samples, out=out, origin=origin, how=how, meter=meter)]
 

@@ -155,7 +155,7 @@ def _build(
 
     def work() -> list[tuple[int, Tensor]]:
         hidden = not progress or ranks.rank() != 0
-        bar = tqdm(total=sum(map(len, mine)), desc="text classifier", unit="class", disable=hidden, leave=False)
+        bar = tqdm(total=sum(map(len, mine)), desc="text classifier", unit="class", disable=hidden or None, leave=False)
         rows = []
         with bar, matmul_precision(precision):
             for chunk in loader:

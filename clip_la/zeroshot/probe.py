@@ -1,6 +1,6 @@
 """What frozen image features are worth without any text: k nearest neighbours, a linear probe, few shots a class."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ RIDGE_POWERS = range(-6, 5)
 HELD_OUT_SHARE = 5
 QUERIES_PER_CHUNK = 256
 SPLIT_SEED = 0
+
+# Queries (n, dim) -> the scores of each class (n, classes).
+Scores = Callable[[Tensor], Tensor]
 
 
 def few_shots(labels: Int64[Tensor, " images"], shots: int, seed: int = SPLIT_SEED) -> Int64[Tensor, " chosen"]:
@@ -89,7 +92,7 @@ def _labels(found: Features) -> Int64[Tensor, " images"]:
 
 
 def rank_true_classes(
-    scores_of: Any, queries: Float[Tensor, "queries dim"], labels: Int64[Tensor, " queries"]
+    scores_of: Scores, queries: Float[Tensor, "queries dim"], labels: Int64[Tensor, " queries"]
 ) -> Int64[np.ndarray, " queries"]:
     """The rank of each query's class, in chunks of queries."""
     found = []
@@ -129,21 +132,52 @@ def evaluate_probe(
     settings |= {"state": state, "progress": progress}
     train, test = (encode_images(subject, each, **settings) for each in (train_set, test_set))
     chosen = torch.arange(len(train.images)) if shots is None else few_shots(_labels(train), shots)
-    features, labels = train.images[chosen], _labels(train)[chosen]
-    num_classes = len(test_set.classes)
-    extra: dict[str, Any] = {"num_train": len(labels), "shots": shots}
 
-    def work() -> np.ndarray:
+    def work() -> tuple[np.ndarray, dict[str, float]]:
         # Small next to the towers, and exact: every rank could do it, one does.
         if ranks.rank():
-            return np.zeros(0, dtype=np.int64)
-        if task == results.KNN:
-            return rank_true_classes(lambda x: knn_scores(x, features, labels, num_classes), test.images, _labels(test))
-        extra["penalty"] = choose_penalty(features, labels, num_classes)
-        model = Ridge(features, labels, num_classes)
-        return rank_true_classes(lambda x: model.scores(x, extra["penalty"]), test.images, _labels(test))
+            return np.zeros(0, dtype=np.int64), {}
+        scores_of, chosen_values = _learn(task, train.images[chosen], _labels(train)[chosen], len(test_set.classes))
+        return rank_true_classes(scores_of, test.images, _labels(test)), chosen_values
 
-    found, extra = ranks.exchange(lambda: (work(), extra))[0]
+    found, chosen_values = ranks.exchange(work)[0]
+    return _result_line(
+        subject,
+        train_set,
+        test_set,
+        test,
+        found,
+        task=task,
+        learning={"num_train": len(chosen), "shots": shots, **chosen_values},
+        precision=precision,
+        evaluation=probe_id(subject, train_set, test_set, task, shots, precision, batch_size),
+    )
+
+
+def _learn(
+    task: str, features: Float[Tensor, "train dim"], labels: Int64[Tensor, " train"], num_classes: int
+) -> tuple[Scores, dict[str, float]]:
+    """What scores the classes, and the values that were chosen for it."""
+    if task == results.KNN:
+        return lambda queries: knn_scores(queries, features, labels, num_classes), {}
+    penalty = choose_penalty(features, labels, num_classes)
+    model = Ridge(features, labels, num_classes)
+    return lambda queries: model.scores(queries, penalty), {"penalty": penalty}
+
+
+def _result_line(
+    subject: Subject,
+    train_set: TestSet,
+    test_set: TestSet,
+    test: Features,
+    found: np.ndarray,
+    *,
+    task: str,
+    learning: dict[str, Any],
+    precision: str,
+    evaluation: str,
+) -> dict[str, Any]:
+    labels, num_classes = _labels(test), len(test_set.classes)
     return {
         **subject.origin,
         "task": task,
@@ -151,13 +185,13 @@ def evaluate_probe(
         "train_dataset": train_set.name,
         "num_samples": len(found),
         "num_classes": num_classes,
-        "classes_with_pictures": len(_labels(test).unique()),
+        "classes_with_pictures": len(labels.unique()),
         "names": test_set.classes.label,
         "names_hash": test_set.classes.hash,
-        **extra,
-        "metrics": _metrics(found, _labels(test).numpy(), num_classes),
+        **learning,
+        "metrics": _metrics(found, labels.numpy(), num_classes),
         "skipped": test.skipped,
-        "evaluation": probe_id(subject, train_set, test_set, task, shots, precision, batch_size),
+        "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }
 

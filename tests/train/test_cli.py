@@ -89,22 +89,55 @@ def test_a_missing_option_is_named(run_options, tmp_path, capsys):
     assert "budget_samples" in capsys.readouterr().err
 
 
+def refusal(config, run_options, tmp_path, capsys):
+    """The one line that a run with this configuration file ends with."""
+    options = ["--budget_samples", "32", "--out", str(tmp_path / "run"), "--config", str(config)]
+    assert main(["train", *run_options, *options]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    return shown
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("model:\n  attn: linear\n", "unknown option model.attn; did you mean model."),
         ("bugdet_samples: 5\n", "unknown option bugdet_samples; did you mean budget_samples"),
-        ("model:\n  lr: [fast\n", "Problems parsing config"),
     ],
 )
-def test_wrong_configuration_files_give_one_line(text, says, run_options, tmp_path, capsys):
+def test_wrong_options_in_a_configuration_file_give_one_line(text, says, run_options, tmp_path, capsys):
     config = tmp_path / "wrong.yaml"
     config.write_text(text)
-    options = ["--budget_samples", "32", "--out", str(tmp_path / "run"), "--config", str(config)]
-    assert main(["train", *run_options, *options]) == 2
-    shown = capsys.readouterr().err
+    assert says in refusal(config, run_options, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a: [1, 2\n", "not valid YAML: while parsing a flow sequence at line 1, column 4"),
+        (b"model:\n  lr: [fast\nseed: 3\n", "not valid YAML: while parsing a flow sequence at line 2, column 7"),
+        (b"model:\n\tlr: 1\n", "at line 2, column 1"),
+        (b"a: '\xff'\n", "not text in UTF-8"),
+        (b"", "holds no options; expected lines NAME: VALUE"),
+        (b"- linear\n- softmax\n", "holds no options; expected lines NAME: VALUE"),
+        (b"seed: fast\n", "seed: fast is not of type int"),
+    ],
+    ids=["bracket", "bracket inside", "tab", "bytes", "empty", "list", "type"],
+)
+def test_a_damaged_configuration_file_is_named_with_the_place(content, says, run_options, tmp_path, capsys):
+    config = tmp_path / "broken.yaml"
+    config.write_bytes(content)
+    shown = refusal(config, run_options, tmp_path, capsys)
+    assert f"{config}: " in shown
     assert says in shown
-    assert shown.count("\n") == 1
+    assert "<unicode string>" not in shown
+
+
+def test_a_configuration_that_is_no_file_is_named(run_options, tmp_path, capsys):
+    missing = tmp_path / "missing.yaml"
+    assert f"File does not exist: '{missing}'" in refusal(missing, run_options, tmp_path, capsys)
+    assert f"Path is not a file: '{tmp_path}'" in refusal(tmp_path, run_options, tmp_path, capsys)
 
 
 def test_shards_without_captions_stop_the_run_with_one_line(run_options, tmp_path, capsys):

@@ -131,6 +131,25 @@ def test_progress_shows_what_matters(run_options, tmp_path, capsys):
     )
 
 
+def test_progress_in_a_file_is_whole_lines(run_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("clip_la.train.callbacks.FILE_INTERVAL_S", 0.0)
+    train(tmp_path / "run", run_options, "--budget_samples", 3 * BATCH)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    # A line for each batch and one for the end, after the line that says what the run will do.
+    heads = [line.split(" samples")[0] for line in shown.splitlines()[1:]]
+    assert heads == [f"vit_pico: {seen}/48.0" for seen in ("16.0", "32.0", "48.0", "48.0")]
+
+
+def test_progress_on_a_terminal_is_drawn_over(run_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    train(tmp_path / "run", run_options, "--budget_samples", 3 * BATCH)
+    shown = capsys.readouterr().err
+    assert "\rvit_pico: 0.00/48.0 samples" in shown
+    assert "\rvit_pico: 48.0/48.0 samples" in shown
+    assert shown.count("\n") == 2
+
+
 def test_a_finished_run_is_left_alone(uninterrupted, capsys):
     before = (uninterrupted / "metrics.csv").read_bytes()
     assert main(["--resume", "--out", str(uninterrupted)]) == 0

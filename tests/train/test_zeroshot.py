@@ -76,7 +76,8 @@ def test_a_run_evaluates_at_given_samples_and_at_its_end(options, run_options, s
     shown = capsys.readouterr().err
     assert [(line["samples_seen"], line["task"]) for line in lines(run)] == list(itertools.product(MOMENTS, TASKS))
     for samples in MOMENTS:
-        assert shown.count(f"at {samples} samples: vit_pico on drawings") == 3
+        assert shown.count(f"\nat {samples} samples: vit_pico on drawings") == 3
+    assert "\r" not in shown, "a line was drawn over, which a file does not show"
     (run_id,) = {line["run_id"] for line in lines(run)}
     assert run_id
     assert lines(run)[-1]["budget_samples"] == BUDGET
@@ -144,7 +145,7 @@ def killed_in_an_evaluation(monkeypatch, samples: int):
 
 
 @pytest.mark.parametrize("samples", [4 * BATCH, BUDGET], ids=["on the way", "at the end"])
-def test_an_evaluation_that_was_cut_short_is_made_up_for(samples: int, options, tmp_path: Path, monkeypatch):
+def test_an_evaluation_that_was_cut_short_is_made_up_for(samples: int, options, tmp_path: Path, monkeypatch, capsys):
     assert main(["train", *options, "--out", str(tmp_path / "whole")]) == 0
     run = tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(killed_in_an_evaluation(patched, samples)):
@@ -153,6 +154,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(samples: int, options, 
     assert (run / "checkpoints" / checkpoint_name(samples)).is_file()
     assert len(lines(run)) == (4 if samples < BUDGET else 7)
     assert main(["train", "--resume", "--out", str(run)]) == 0
+    assert "\r" not in capsys.readouterr().err, "a line was drawn over, which a file does not show"
     assert figures(run) == figures(tmp_path / "whole")
     assert_same_outcome(run, tmp_path / "whole", BUDGET)
 

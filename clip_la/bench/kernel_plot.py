@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.atomic import atomic_write
+from clip_la.errors import UserError
 
+# Matplotlib's cycle of colors; beyond it lines are dashed.
+COLORS = 10
 PANELS = (("forward_backward", False, "bidirectional"), ("forward_backward", True, "causal"))
 
 
@@ -30,18 +33,19 @@ def _series(path: Path) -> dict[tuple[str, bool], dict[str, list[tuple[int, floa
     """Microseconds a thousand (token, head) pairs of work, by panel and provider, kernels alone where they could be
     replayed."""
     found: dict[tuple[str, bool], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    with open(path, newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if row["timing"] != "graph":
-                continue
-            label = (
-                f"{row['provider']} ({row['denominator']})"
-                if row["provider"].startswith("clip_la")
-                else row["provider"]
-            )
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            replayed = [row for row in csv.DictReader(stream) if row["timing"] == "graph"]
+        for row in replayed:
+            own = row["provider"].startswith("clip_la")
+            label = f"{row['provider']} ({row['denominator']})" if own else row["provider"]
             work = int(row["B"]) * int(row["N"]) * int(row["H"]) / 1e3
             key = (row["mode"], row["causal"] == "True")
             found[key][label].append((int(row["N"]), float(row["median_ms"]) * 1e3 / work))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"bench kernels: {path} is no table of this command: {error!r}") from error
+    if not found:
+        raise UserError(f"bench kernels: {path} holds no row with timing = graph; nothing to draw")
     return found
 
 
@@ -55,13 +59,18 @@ def draw(path: Path) -> list[Path]:
     from matplotlib import pyplot
 
     series = _series(path)
+    # One color a provider, in both panels.
+    labels = sorted({label for lines in series.values() for label in lines})
+    colors = {label: f"C{i % COLORS}" for i, label in enumerate(labels)}
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(13, 5.5))
     for axis, (mode, causal, title) in zip(axes, PANELS, strict=True):
         for label, points in sorted(series.get((mode, causal), {}).items()):
             tokens, times = zip(*sorted(points), strict=True)
+            width = 2 if label.startswith("clip_la") else 1
             axis.plot(
-                tokens, times, marker="o", markersize=4, label=label, linewidth=2 if label.startswith("clip_la") else 1
-            )
+                tokens, times, marker="o", markersize=4, label=label, linewidth=width, color=colors[label],
+                linestyle="-" if labels.index(label) < COLORS else "--",
+            )  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel="tokens a sequence", title=f"{title}, forward and backward")
         axis.set_ylabel("us a thousand (token, head) pairs")
         axis.grid(visible=True, which="both", alpha=0.3)

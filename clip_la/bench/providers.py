@@ -262,7 +262,7 @@ def everyone() -> list[Provider]:
         *ours("sum"),
         ours_plain(),
         ours_fastmax(),
-        softmax("sdpa", None),
+        softmax("sdpa default", None),
         softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
         softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),
         compiled(),

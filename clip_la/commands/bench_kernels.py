@@ -10,7 +10,7 @@ from clip_la.cli import Parser
 from clip_la.errors import UserError
 
 if TYPE_CHECKING:
-    from clip_la.bench.providers import Shape
+    from clip_la.bench.providers import Provider, Shape
 
 # Asks, among the providers of --only, for the table of the contrastive loss.
 LOSS = "contrastive"
@@ -18,6 +18,26 @@ LOSS = "contrastive"
 
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench kernels ...`."""
+    args = _parser().parse_args(argv)
+    if args.plot_only:
+        if not args.out.exists():
+            raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
+        _draw(args.out)
+        return None
+    # Whatever is wrong is said before anything is measured or written.
+    chosen, shapes = _providers(args.only), _shapes(args)
+    if args.only == [LOSS] and args.tokens:
+        raise UserError(f"bench kernels: --tokens chooses shapes of attention; --only {LOSS} times none")
+    _require_gpu()
+    if LOSS in args.only if args.only else not (args.quick or args.tokens):
+        _measure_loss(args.out.with_name("contrastive.csv"))
+    if chosen:
+        _measure(chosen, shapes, args.out)
+        _draw(args.out)
+    return None
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="clip-la bench kernels",
         description="Checks the attention kernels against the reference, then times them and their peers on this GPU: "
@@ -31,22 +51,10 @@ def main(argv: list[str]) -> int | None:
         help="table to write; beside it lie the plot (.png, .svg) and contrastive.csv, the table of the loss",
     )
     parser.add_argument("--quick", action="store_true", help="two small shapes only")
-    parser.add_argument("--only", nargs="*", metavar="PROVIDER", help=f"time these providers only; {LOSS}: the loss")
-    parser.add_argument("--tokens", nargs="*", type=int, metavar="N", help="shapes of these sequence lengths only")
+    parser.add_argument("--only", nargs="+", metavar="PROVIDER", help=f"time these providers only; {LOSS}: the loss")
+    parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="shapes of these sequence lengths only")
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
-    args = parser.parse_args(argv)
-    if args.plot_only:
-        if not args.out.exists():
-            raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
-        _draw(args.out)
-        return None
-    _require_gpu()
-    if not args.quick and (LOSS in args.only if args.only else not args.tokens):
-        _measure_loss(args.out.with_name("contrastive.csv"))
-    if args.only != [LOSS]:
-        _measure(args)
-        _draw(args.out)
-    return None
+    return parser
 
 
 def _draw(table: Path) -> None:
@@ -63,20 +71,37 @@ def _require_gpu() -> None:
         raise UserError("bench kernels: needs a CUDA GPU; none is visible here")
 
 
-def _measure(args: argparse.Namespace) -> None:
-    import torch
-
-    from clip_la.bench import kernels, providers
-    from clip_la.bench.kernel_plot import write_table
+def _providers(only: list[str] | None) -> "list[Provider]":
+    """Those of attention that `only` names, all by default; UserError for a name that is nobody's."""
+    from clip_la.bench import providers
 
     known = providers.everyone()
-    chosen = [p for p in known if not args.only or p.name in args.only]
-    if not chosen:
-        raise UserError(
-            f"bench kernels: no provider named {', '.join(args.only)}; "
-            f"known: {', '.join(sorted({LOSS, *(p.name for p in known)}))}"
-        )
-    shapes = _shapes(args)
+    names = {LOSS, *(p.name for p in known)}
+    unknown = [name for name in only or () if name not in names]
+    if unknown:
+        raise UserError(f"bench kernels: no provider named {', '.join(unknown)}; known: {', '.join(sorted(names))}")
+    return [p for p in known if not only or p.name in only]
+
+
+def _shapes(args: argparse.Namespace) -> "list[Shape]":
+    """Those of the lengths asked for, all by default; UserError for a length that none has."""
+    from clip_la.bench import kernels
+
+    everything = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
+    lengths = {s.tokens for s in everything}
+    unknown = [str(n) for n in args.tokens or () if n not in lengths]
+    if unknown:
+        known = ", ".join(map(str, sorted(lengths)))
+        raise UserError(f"bench kernels: no shape has --tokens {', '.join(unknown)}; there are {known}")
+    return [s for s in everything if not args.tokens or s.tokens in args.tokens]
+
+
+def _measure(chosen: "list[Provider]", shapes: "list[Shape]", out: Path) -> None:
+    import torch
+
+    from clip_la.bench import kernels
+    from clip_la.bench.kernel_plot import write_table
+
     for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
         kernels.check(provider, shape, torch.bfloat16)
     print("every kernel agrees with the reference", file=sys.stderr, flush=True)
@@ -92,19 +117,8 @@ def _measure(args: argparse.Namespace) -> None:
             file=sys.stderr,
             flush=True,
         )
-        write_table(args.out, rows)
-    print(f"wrote {args.out}: {len(rows)} rows")
-
-
-def _shapes(args: argparse.Namespace) -> "list[Shape]":
-    from clip_la.bench import kernels
-
-    everything = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
-    shapes = [s for s in everything if not args.tokens or s.tokens in args.tokens]
-    if not shapes:
-        lengths = ", ".join(map(str, sorted({s.tokens for s in everything})))
-        raise UserError(f"bench kernels: no shape of --tokens {args.tokens}; there are {lengths}")
-    return shapes
+        write_table(out, rows)
+    print(f"wrote {out}: {len(rows)} rows")
 
 
 def _measure_loss(out: Path) -> None:

@@ -1,7 +1,8 @@
 """The kernels as `torch.library` operators (traceable, with shapes for fake tensors), and autograd around them.
 
 define / impl / register_fake with an autograd.Function outside costs about half of what custom_op with
-register_autograd does; where nothing looks at operators, even that is passed by. Imported only where Triton is.
+register_autograd does; where nothing traces or intercepts operators, even that is passed by. Imported only where
+Triton is.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +18,7 @@ from clip_la_kernels.triton_path import launch
 from clip_la_kernels.triton_path.call import call_of_fakes
 
 _HERE = nullcontext()
-PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 _OPTIONS = "float a, float b, int feature_map, int denominator, bool causal, float eps"
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? counts, Tensor? cu"
@@ -44,10 +45,11 @@ def _backward(  # type: ignore[no-untyped-def]
 
 
 def unobserved(*tensors: Tensor) -> bool:
-    """Do these plain tensors meet nothing that traces or intercepts operators (torch.compile, fake tensors, modes)?"""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+    """Do these plain tensors meet nothing that traces or intercepts operators: torch.compile, torch.jit.trace, fake
+    tensors, dispatch modes? A profiler then sees the autograd function and the kernels, not the operators."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or torch.jit.is_tracing():
         return False
-    return all(type(t) in PLAIN for t in tensors)
+    return all(type(t) in PLAIN_TYPES for t in tensors)
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:

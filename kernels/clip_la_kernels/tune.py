@@ -191,6 +191,13 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / (eager_time(lambda: target.copy_(source)) * 1e-3)
 
 
+def require_gpu(name: str) -> None:
+    """Ends with code 2 and one line where there is none."""
+    if not torch.cuda.is_available():
+        print(f"clip_la_kernels.{name}: needs a CUDA GPU; none is visible here", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def as_configured() -> None:
     """Prints a CSV of the kernels alone as `configs.py` has them: forward and backward launches, each replayed, and one
     after the other, which the ratio is of."""
@@ -212,6 +219,7 @@ def main() -> None:
     parser.add_argument("--json", help="write every time there, one JSON object a line")
     parser.add_argument("--as-configured", action="store_true", help="time the table in use, vary nothing")
     options = parser.parse_args()
+    require_gpu("tune")
     if options.as_configured:
         as_configured()
         return

@@ -59,6 +59,17 @@ def test_maps_with_a_padding_mask(name, denominator, causal):
     check(qkv, grad, {}, key_padding_mask=mask.to(DEVICE), **options)
 
 
+@pytest.mark.parametrize("name", AFFINE)
+def test_rows_that_see_no_key_keep_float16_finite(name):
+    """Their divisor is held at eps, and a row divided by it is beyond float16."""
+    a, b = AFFINE[name]
+    qkv, grad = case(2, 70 if GPU else 21, 2 if GPU else 1, 16, torch.float16)
+    mask = torch.ones(qkv.shape[:2], dtype=torch.bool)
+    mask[0, :3] = False
+    options = {"a": a, "b": b, "feature_map": name, "denominator": "sum", "causal": True}
+    check(qkv, grad, {"short": 0}, key_padding_mask=mask.to(DEVICE), **options)
+
+
 @pytest.mark.parametrize(("parts", "denominator", "causal"), product(p=(1, 3), d=("length", "sum"), c=(False, True)))
 def test_split_over_the_tokens(parts, denominator, causal):
     qkv, grad = case(1, 1025 if GPU else 45, 2 if GPU else 1, 64 if GPU else 16)
@@ -304,6 +315,14 @@ def test_compiles_without_a_break(causal):
         compiled = ours(traced, qkv, grad)
     for a, b in zip(eager, compiled, strict=True):
         assert relative(b, a) < 1e-5
+
+
+def test_traces_with_jit():
+    """Sizes are tensors there, which a launch has no use for."""
+    qkv, _ = case(2, 40, 2, 16)
+    with kernels():
+        traced = torch.jit.trace(lambda x: linear_attention(x, denominator="sum"), qkv)
+        assert torch.equal(traced(qkv), linear_attention(qkv, denominator="sum"))
 
 
 def test_operators_pass_the_library_checks():

@@ -18,6 +18,7 @@ from clip_la_kernels.triton_path.common import (
     kernel,
     load_keys,
     load_tile,
+    narrowed,
     place,
     row_norms,
     rows_of,
@@ -86,7 +87,7 @@ def query_grads(
         if NEED_KV:
             yg = q
             if MAP != IDENTITY or DEN == DEN_SUM:
-                yg = (y * (r * iz)[:, None]).to(DT)
+                yg = narrowed(y * (r * iz)[:, None], DT)
             dSt = dot(tl.trans(do), yg, dSt, UP, PREC)
             if DEN == DEN_SUM:
                 QS -= y * (delta * r)[:, None]

@@ -177,7 +177,9 @@ class Call:
             flags = self.flags(name, programs, **more, **(self._one_tile() if one_tile else {}))
             widths = columns or [self.width] * len(tiles)
             blocks = [(flags["BL"], width) for width in widths] if self.tma else None
-            wanted = (*kernel.arg_names, "num_warps", "num_stages", "maxnreg", "launch_pdl")
+            wanted = {*kernel.arg_names, "num_warps", "num_stages", "maxnreg"}
+            # Only a kernel that waits may be placed early.
+            wanted |= {"launch_pdl"} if "EARLY" in kernel.arg_names else set()
             known = {name: value for name, value in flags.items() if name in wanted}
             launcher = self._launchers[key] = Launcher(kernel, programs, known, blocks, self.signature.aligned)
         launcher(tiles, rest)

@@ -27,6 +27,7 @@ from clip_la_kernels.triton_path.common import (
     kernel,
     load_keys,
     load_tile,
+    narrowed,
     place,
     row_norms,
     row_sums,
@@ -333,7 +334,7 @@ def causal_query_grad(
             A = tl.where(seen, A - delta[:, None], 0.0)
             dq -= delta[:, None] * ks[None, :]
             ks += tl.sum(kh.to(tl.float32), 0)
-        dq = dot(A.to(DT), kh, dq, UP, PREC) * b
+        dq = dot(narrowed(A, DT), kh, dq, UP, PREC) * b
         store_tile(DQ, at, mapped_grad(dq, q, x, rq, MAP, BY_MMA, PREC).to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
         St = dot(tl.trans(v), kh, St, UP, PREC)
         if DEN == DEN_SUM:

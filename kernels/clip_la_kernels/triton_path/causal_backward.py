@@ -17,6 +17,7 @@ from clip_la_kernels.triton_path.common import (
     kernel,
     load_keys,
     load_tile,
+    narrowed,
     place,
     rows_of,
     span,
@@ -80,7 +81,7 @@ def grad_state_part(
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
         yg, iz, rk = divided(q, Z, NORM, CUM, n, hi, d, eps, D, MAP, DEN, HAS_MASK)
-        dSt = dot(tl.trans(do), yg.to(DT), dSt, UP, PREC)
+        dSt = dot(tl.trans(do), narrowed(yg, DT), dSt, UP, PREC)
         if VSUM:
             if DEN == DEN_NONE:
                 G1 = dot(tl.trans(do), ones, G1, UP, PREC)
@@ -137,7 +138,7 @@ def causal_key_grad(
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
         yg, iz, rk = divided(q, Z, NORM, CUM, n, hi, d, eps, D, MAP, DEN, HAS_MASK)
-        qg = yg.to(DT)
+        qg = narrowed(yg, DT)
         # The state grows with the rows after this chunk.
         later = tl.maximum(tokens - n0, 1).to(tl.float32)
         dSb = down(dSt, later, DT)

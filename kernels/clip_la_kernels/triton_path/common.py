@@ -24,6 +24,7 @@ DEN_NONE = tl.constexpr(options.DEN_NONE)
 DEN_LENGTH = tl.constexpr(options.DEN_LENGTH)
 DEN_SUM = tl.constexpr(options.DEN_SUM)
 SQUARE_FLOOR = tl.constexpr(options.NORM_FLOOR**2)
+FLOAT16_LARGEST = tl.constexpr(65504.0)
 # Columns of the thin tiles that sum rows by a matrix product: the least that tl.dot takes.
 THIN = tl.constexpr(16)
 
@@ -37,11 +38,22 @@ def kernel(function):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def take_over(EARLY: tl.constexpr):
-    """The first statement of every kernel. EARLY: its programs may be placed while the kernel before still ends; here
-    they wait for its results, then let those of the next kernel be placed as room comes free."""
+    """The first statement of every kernel that `Call.launch` launches.
+
+    EARLY: its programs may be placed while the kernel before still ends; here they wait for its results, then let those
+    of the next kernel be placed as room comes free.
+    """
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
+
+
+@triton.jit
+def narrowed(x, DT: tl.constexpr):
+    """float32 -> an operand of type DT; in float16 held within its range, as a masked 0 times infinity would be NaN."""
+    if tl.float16 == DT:
+        x = tl.minimum(tl.maximum(x, -FLOAT16_LARGEST), FLOAT16_LARGEST)
+    return x.to(DT)
 
 
 @triton.jit

@@ -226,7 +226,7 @@ def part_size(tokens: int, parts: int) -> int:
     return -(-size // multiple) * multiple if parts > 1 else size
 
 
-# Encoding descriptors costs the host some microseconds a launch: not for tensors that a launch outlasts.
+# Encoding tensor maps can cost the host some microseconds a launch: not for tensors that a launch outlasts.
 TMA_LEAST_BYTES = 4 << 20
 
 

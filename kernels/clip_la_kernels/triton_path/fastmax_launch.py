@@ -72,7 +72,9 @@ def _has_copy_engine(call: Call, *strides: tuple[int, ...]) -> bool:
     if call.device.type != "cuda" or not call.aligned or call.dtype == torch.float32:
         return False
     major, _ = configs.device_numbers(call.device.index)
-    return major >= 9 and all(mappable(call.shape, s, call.dtype.itemsize) for s in (call.strides, *strides))
+    return major >= configs.HOPPER and all(
+        mappable(call.shape, s, call.dtype.itemsize) for s in (call.strides, *strides)
+    )
 
 
 def _launch(

@@ -70,7 +70,7 @@ class Launcher:
             # Without the tensor, which a pattern must not keep alive.
             self._patterns = [{**vars(argument), "base": None} for argument in arguments]
         self._binary = binary[self._grid]
-        if _goes_direct(binary):
+        if _goes_direct(binary, bool(self._patterns)):
             device = (*tiles, *rest)[0].device.index
             self._direct = Direct(binary, self._grid, device, self._patterns, self._constants)
 
@@ -89,10 +89,8 @@ class Direct:
         run = binary.run
         self._launch, self._maps = run.launch, None
         if patterns:
-            # Triton wraps it in a function that encodes the maps of every call.
-            wrapped = inspect.getclosurevars(run.launch).nonlocals
-            encode = run.launch.__globals__["make_tensordesc_arg"]
-            self._launch, self._maps = wrapped["launcher"], TensorMaps(encode, wrapped["tensordesc_meta"], patterns)
+            self._launch, encode, metadata = _unwrapped(run.launch)
+            self._maps = TensorMaps(encode, metadata, patterns)
         self._stream, self._device = driver.active.get_current_stream, device
         no_scratch, no_hooks = (None, None), (None, None, None)
         placement = (run.launch_cooperative_grid, run.launch_pdl)
@@ -128,16 +126,29 @@ class TensorMaps:
         return maps
 
 
-def _goes_direct(binary: Any) -> bool:
-    """Is Triton's launcher one of KNOWN_LAUNCHERS, and does the kernel want no scratch memory?"""
-    if not triton.__version__.startswith(KNOWN_LAUNCHERS):
+def _unwrapped(launch: Any) -> tuple[Any, Any, Sequence[Any]]:
+    """(launcher in C, encoder of maps, what it wants to know of each map) out of Triton's function around the first;
+    KeyError where that is not as in KNOWN_LAUNCHERS."""
+    inside = inspect.getclosurevars(launch).nonlocals
+    return inside["launcher"], launch.__globals__["make_tensordesc_arg"], inside["tensordesc_meta"]
+
+
+def _goes_direct(binary: Any, has_maps: bool) -> bool:
+    """Is Triton's launcher one of KNOWN_LAUNCHERS and built as they are, and does the kernel want no scratch memory?"""
+    run = binary.run if triton.__version__.startswith(KNOWN_LAUNCHERS) else None
+    if run is None or run.global_scratch_size or run.profile_scratch_size:
         return False
-    return binary.run.global_scratch_size == binary.run.profile_scratch_size == 0
+    try:
+        # Without its description a map would be encoded from, and keep alive, the tensor itself.
+        return not has_maps or all(_unwrapped(run.launch)[2])
+    except (KeyError, TypeError):
+        return False
 
 
 def _observed() -> bool:
     """Does a profiler want to be told of launches?"""
-    return bool(knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls)
+    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    return any(getattr(hook, "calls", hook) for hook in hooks)
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -1,0 +1,58 @@
+"""What `clip-la bench kernels` says to bad input, which it does before anything is measured; and its plot."""
+
+import csv
+
+import pytest
+
+from clip_la.bench.kernel_plot import draw
+from clip_la.cli import main
+from clip_la.errors import UserError
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+def says(argv, capsys):
+    """The one line on stderr of a call that ends with code 2."""
+    assert main(["bench", "kernels", *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--only", "clip_la", "nobody"], "no provider named nobody; known: clip_la, "),
+        (["--only", "contrastive", "nobody"], "no provider named nobody"),
+        (["--tokens", "197", "5"], "no shape has --tokens 5; there are 77, 197"),
+        (["--only", "contrastive", "--tokens", "197"], "--only contrastive times none"),
+        (["--plot-only", "--out", "absent.csv"], "absent.csv does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(argv, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert named in says(argv, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "timing,mode\n", "timing,provider,B\ngraph,clip_la,1\n"])
+def test_a_file_that_is_no_table_is_named(text, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text(text)
+    with pytest.raises(UserError, match=r"table\.csv"):
+        draw(table)
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_a_table_is_drawn(tmp_path):
+    row = {
+        "provider": "clip_la", "denominator": "none", "B": 2, "N": 197, "H": 3, "median_ms": 0.5, "timing": "graph",
+        "mode": "forward_backward", "causal": False,
+    }  # fmt: skip
+    table = tmp_path / "table.csv"
+    with open(table, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, row)
+        writer.writeheader()
+        writer.writerows([row, {**row, "provider": "sdpa default", "N": 577}, {**row, "causal": True}])
+    written = draw(table)
+    assert [path.name for path in written] == ["table.png", "table.svg"]
+    assert all(path.stat().st_size > 1000 for path in written)

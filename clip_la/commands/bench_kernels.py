@@ -3,14 +3,17 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from clip_la.cli import Parser
 from clip_la.errors import UserError
 
 if TYPE_CHECKING:
     from clip_la.bench.providers import Provider, Shape
+
+R = TypeVar("R")
 
 # Asks, among the providers of --only, for the table of the contrastive loss.
 LOSS = "contrastive"
@@ -100,25 +103,22 @@ def _measure(chosen: "list[Provider]", shapes: "list[Shape]", out: Path) -> None
     import torch
 
     from clip_la.bench import kernels
-    from clip_la.bench.kernel_plot import write_table
 
     for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
         kernels.check(provider, shape, torch.bfloat16)
     print("every kernel agrees with the reference", file=sys.stderr, flush=True)
     bandwidth = kernels.copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy bandwidth {bandwidth / 1e12:.3f} TB/s", file=sys.stderr, flush=True)
-    rows, started = [], time.monotonic()
-    for row in kernels.rows(shapes, chosen, torch.bfloat16, bandwidth):
-        rows.append(row)
-        print(
+    started = time.monotonic()
+
+    def said(row: "kernels.Row") -> str:
+        return (
             f"{time.monotonic() - started:5.0f} s  {row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H}"
             f" D={row.D} {row.mode:17} {row.timing:6}"
-            f" {row.median_ms:9.4f} ms  {row.ratio_to_floor:6.2f} x floor  {row.peak_mib:8.0f} MiB",
-            file=sys.stderr,
-            flush=True,
+            f" {row.median_ms:9.4f} ms  {row.ratio_to_floor:6.2f} x floor  {row.peak_mib:8.0f} MiB"
         )
-        write_table(out, rows)
-    print(f"wrote {out}: {len(rows)} rows")
+
+    _record(kernels.rows(shapes, chosen, torch.bfloat16, bandwidth), said, out)
 
 
 def _measure_loss(out: Path) -> None:
@@ -126,17 +126,25 @@ def _measure_loss(out: Path) -> None:
     import torch
 
     from clip_la.bench import contrastive
-    from clip_la.bench.kernel_plot import write_table
 
     contrastive.check(torch.bfloat16)
-    rows = []
-    for row in contrastive.measure(torch.bfloat16):
-        rows.append(row)
-        print(
+
+    def said(row: contrastive.Row) -> str:
+        return (
             f"{row.provider:14} {row.rows} x {row.columns}, {row.width} wide {row.mode:17} {row.median_ms:9.3f} ms"
-            f"  {row.peak_mib:8.0f} MiB",
-            file=sys.stderr,
-            flush=True,
+            f"  {row.peak_mib:8.0f} MiB"
         )
-        write_table(out, rows)
-    print(f"wrote {out}: {len(rows)} rows")
+
+    _record(contrastive.measure(torch.bfloat16), said, out)
+
+
+def _record(rows: Iterable[R], said: Callable[[R], str], out: Path) -> None:
+    """Says each row as it comes, and writes the table anew with it: what is measured survives whatever comes next."""
+    from clip_la.bench.kernel_plot import write_table
+
+    done: list[R] = []
+    for row in rows:
+        done.append(row)
+        print(said(row), file=sys.stderr, flush=True)
+        write_table(out, done)
+    print(f"wrote {out}: {len(done)} rows")

@@ -1,4 +1,4 @@
-# ruff: noqa: E741 (what Triton compiles is not quite Python)
+# ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
 # mypy: disable-error-code="no-untyped-def"
 """What the order of memory accesses costs by itself: the fused kernels' loads and stores, tile for tile, without their
 arithmetic. The kernels cannot be faster than this; the floor of their bytes can.
@@ -15,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from clip_la_kernels import tune
+from clip_la_kernels.triton_path.common import place
+from clip_la_kernels.triton_path.runner import tensor_map
 
 # (B, N, H, D) of the image towers that one fused program a head serves.
 SHAPES = ((256, 197, 12, 64), (128, 577, 12, 64), (64, 1025, 12, 64))
@@ -31,9 +32,8 @@ def forward_traffic(
     Q, K, V, O, N, GROUPS, BL: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
     """Reads k and v, then reads q and writes o = q + sum over tiles of (k + v). A program a group of HEADS heads."""
-    pid = tl.program_id(0)
-    seq = pid // GROUPS
-    h = (pid % GROUPS) * HEADS
+    seq, group, part = place(tl.program_id(0), GROUPS, 1)
+    h = group * HEADS
     total = tl.zeros([1, HEADS, BL, D], Q.dtype)
     for n0 in tl.range(0, N, BL, num_stages=STAGES):
         total += K.load([seq, h, n0, 0]) + V.load([seq, h, n0, 0])
@@ -46,9 +46,8 @@ def backward_traffic(
     Q, K, V, DO, DQ, DK, DV, N, GROUPS, BL: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
     """Reads q and do and writes dq = q + do, then reads k and v and writes them with the sum over tiles of dq added."""
-    pid = tl.program_id(0)
-    seq = pid // GROUPS
-    h = (pid % GROUPS) * HEADS
+    seq, group, part = place(tl.program_id(0), GROUPS, 1)
+    h = group * HEADS
     total = tl.zeros([1, HEADS, BL, D], Q.dtype)
     for n0 in tl.range(0, N, BL, num_stages=STAGES):
         x = Q.load([seq, h, n0, 0]) + DO.load([seq, h, n0, 0])
@@ -62,10 +61,7 @@ def backward_traffic(
 def run(kernel: Any, tensors: Sequence[Tensor], rows: int, heads: int, stages: int) -> None:
     """Launches one of the kernels above on (B, N, H, D) tensors of any strides with unit stride along D."""
     batch, tokens, count, width = tensors[0].shape
-    maps = []
-    for x in tensors:
-        sb, sn, sh, sd = x.stride()
-        maps.append(TensorDescriptor(x, [batch, count, tokens, width], [sb, sh, sn, sd], [1, heads, rows, width]))
+    maps = [tensor_map(x, rows, width, heads) for x in tensors]
     groups = count // heads
     kernel[(batch * groups,)](*maps, tokens, groups, rows, heads, stages, width, num_warps=WARPS)
 

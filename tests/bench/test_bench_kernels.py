@@ -1,14 +1,21 @@
 """What `clip-la bench kernels` says to bad input, which it does before anything is measured; and its plot."""
 
 import csv
+from dataclasses import dataclass
 
 import pytest
 
 from clip_la.bench.kernel_plot import draw
 from clip_la.cli import main
+from clip_la.commands import bench_kernels
 from clip_la.errors import UserError
 
 pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@dataclass
+class Line:
+    number: int
 
 
 def says(argv, capsys):
@@ -41,6 +48,19 @@ def test_a_file_that_is_no_table_is_named(text, tmp_path):
     with pytest.raises(UserError, match=r"table\.csv"):
         draw(table)
     assert list(tmp_path.iterdir()) == [table]
+
+
+def test_rows_survive_what_comes_after(tmp_path, capsys):
+    def measured():
+        yield Line(1)
+        yield Line(2)
+        raise RuntimeError("the machine went away")
+
+    table = tmp_path / "table.csv"
+    with pytest.raises(RuntimeError):
+        bench_kernels._record(measured(), lambda line: f"line {line.number}", table)
+    assert table.read_text() == "number\n1\n2\n"
+    assert capsys.readouterr().err == "line 1\nline 2\n"
 
 
 def test_a_table_is_drawn(tmp_path):

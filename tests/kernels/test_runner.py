@@ -68,6 +68,7 @@ def test_maps_of_many_addresses_are_forgotten_not_mixed_up(current_stream):
     maps = runner.TensorMaps(lambda d, _: [d.base.data_ptr()], ["x"], patterns(tensors[0]))
     for tensor in (*tensors, *tensors):
         assert maps((tensor,)) == [tensor.data_ptr()]
+        assert len(maps._known[0]) <= runner.MAX_MAPS
 
 
 @pytest.mark.parametrize("described", [["x", None], None])

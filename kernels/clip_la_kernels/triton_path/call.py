@@ -45,6 +45,7 @@ def padded(width: int) -> int:
 
 
 def is_aligned(*tensors: Tensor | None) -> bool:
+    """Do all of these (that are there) start at a multiple of ALIGNMENT bytes?"""
     addresses = 0
     for t in tensors:
         if t is not None:
@@ -143,11 +144,11 @@ class Call:
         rows, warps, stages, registers = configs.config(
             kernel, self.device, self.width, self.opt.denominator == DEN_SUM, self.dtype, self.tokens
         )
-        limit: dict[str, Any] = {"maxnreg": registers} if registers else {}
+        extra: dict[str, Any] = {"maxnreg": registers} if registers else {}
         # Few programs, placed while the kernel before ends, would pile up where room comes free first.
         early = self.hopper and programs > self.multiprocessors
         if early:
-            limit["launch_pdl"] = True
+            extra["launch_pdl"] = True
         # Where one group of warps has the whole tile; the interpreter has no bfloat16 products.
         by_mma = self.dtype == torch.bfloat16 and warps == WARPGROUP and not interpreting()
         return {
@@ -155,7 +156,7 @@ class Call:
             "MAP": self.opt.feature_map, "DEN": self.opt.denominator, "VSUM": self.opt.a != 0,
             "HAS_MASK": self.signature.masked, "VARLEN": self.signature.sequences is not None, "STAGES": stages,
             "BY_MMA": by_mma, "UP": interpreting(), "EARLY": early, "PREC": self.signature.precision,
-            "num_warps": warps, "num_stages": stages, **limit, **more,
+            "num_warps": warps, "num_stages": stages, **extra, **more,
         }  # fmt: skip
 
     def _one_tile(self) -> dict[str, int]:

@@ -151,11 +151,11 @@ def _observed() -> bool:
     return any(getattr(hook, "calls", hook) for hook in hooks)
 
 
-def tensor_map(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
+def tensor_map(tensor: Tensor, rows: int, columns: int, heads: int = 1) -> TensorDescriptor:
     """A (B, N, H, D) tensor as what the copy engine reads tiles from: a descriptor over (B, H, N, D)."""
     batch, tokens, heads, width = tensor.shape
     sb, sn, sh, sd = tensor.stride()
-    return TensorDescriptor(tensor, [batch, heads, tokens, width], [sb, sh, sn, sd], [1, 1, rows, columns])
+    return TensorDescriptor(tensor, [batch, heads, tokens, width], [sb, sh, sn, sd], [1, heads, rows, columns])
 
 
 def _filled(pattern: dict[str, Any], tensor: Tensor) -> TensorDescriptor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from clip_la_kernels import fastmax, linear_attention, linear_attention_split, use_backend
 from clip_la_kernels.reference import linear_attention_reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -315,6 +316,22 @@ def test_compiles_without_a_break(causal):
         compiled = ours(traced, qkv, grad)
     for a, b in zip(eager, compiled, strict=True):
         assert relative(b, a) < 1e-5
+
+
+def test_dispatch_modes_see_the_operators():
+    """A call that nothing watches passes the dispatcher by; one under a mode must not."""
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    qkv, grad = case(2, 40, 2, 16)
+    with kernels(), Watching():
+        ours(lambda x: linear_attention(x), qkv, grad)
+    names = [f"clip_la_kernels::linear_attention{suffix}" for suffix in ("", "_backward")]
+    assert [name for name in seen if name.startswith("clip_la")] == names
 
 
 def test_traces_with_jit():

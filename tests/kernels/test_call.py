@@ -1,0 +1,49 @@
+"""What calls of one shape share: which launches may overlap, and that their kernels wait."""
+
+import ast
+import inspect
+
+import pytest
+import torch
+from clip_la_kernels.options import make_options
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+from clip_la_kernels.triton_path import (
+    bidirectional,
+    bidirectional_backward,
+    causal,
+    causal_backward,
+    causal_columns,
+    short,
+)
+from clip_la_kernels.triton_path.call import call_of_fakes
+
+MODULES = (bidirectional, bidirectional_backward, causal, causal_backward, causal_columns, short)
+
+
+def kernels_of(module):
+    """The functions of a module that the host launches, by name."""
+    tree = ast.parse(inspect.getsource(module))
+    launched = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [n for n in launched if any(isinstance(d, ast.Name) and d.id == "kernel" for d in n.decorator_list)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_kernel_waits_for_the_one_before_it(module):
+    """One that did not would read what is still being written, now and then."""
+    found = kernels_of(module)
+    assert found
+    for node in found:
+        first = node.body[1] if ast.get_docstring(node) else node.body[0]
+        assert ast.unparse(first) == "take_over(EARLY)", node.name
+        assert "EARLY" in [a.arg for a in node.args.args], node.name
+
+
+@pytest.mark.parametrize(("hopper", "programs", "early"), [(True, 133, True), (True, 132, False), (False, 999, False)])
+def test_only_many_programs_are_placed_early(hopper, programs, early):
+    q = torch.empty(1, 300, 2, 64, dtype=torch.bfloat16)
+    call = call_of_fakes(q, None, None, make_options(1.0, 1.0, "l2", "none", False, None))
+    call.hopper, call.multiprocessors = hopper, 132
+    flags = call.flags("forward_fused", programs)
+    assert flags["EARLY"] == early
+    assert flags.get("launch_pdl", False) == early

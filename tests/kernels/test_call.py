@@ -7,7 +7,7 @@ import pytest
 import torch
 from clip_la_kernels.options import make_options
 
-triton = pytest.importorskip("triton", reason="Triton is not installed")
+pytest.importorskip("triton", reason="Triton is not installed")
 from clip_la_kernels.triton_path import (
     bidirectional,
     bidirectional_backward,

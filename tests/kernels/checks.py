@@ -31,6 +31,12 @@ def kernels(**plan: int) -> Iterator[None]:
         yield
 
 
+def ways(dtype: torch.dtype) -> tuple[dict[str, int], ...]:
+    """Plans with which tensors of this dtype are read by pointers and by the copy engine, which small ones go without
+    unless told otherwise (float32 always does)."""
+    return ({},) if dtype == torch.float32 else ({}, {"tma_bytes": 0})
+
+
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
     """torch.empty and its relatives hand out NaN, so that a cell nobody writes is seen."""

@@ -12,7 +12,7 @@ from clip_la_kernels.reference import fastmax_reference
 sys.path.insert(0, str(Path(__file__).parent))
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
-    from checks import DEVICE, GPU, TOLERANCE, case, kernels, ours, poisoned, relative
+    from checks import DEVICE, GPU, TOLERANCE, case, kernels, ours, poisoned, relative, ways
 else:
     GPU = False
 triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -43,7 +43,7 @@ def test_equals_the_reference(p, tokens, causal):
 def check(qkv, grad, **options):
     """Kernels against the law, everything written."""
     expected, dexpected = law(qkv, grad, **options)
-    for way in ({}, {"tma_bytes": 0}) if GPU else ({},):
+    for way in ways(qkv.dtype):
         with kernels(**way), poisoned():
             out, dqkv = ours(lambda x: fastmax(x, **options), qkv, grad)
         assert out.dtype == qkv.dtype
@@ -60,6 +60,13 @@ def check(qkv, grad, **options):
 def test_kernels_at_odd_lengths(tokens, causal, dtype):
     width = 64 if GPU else 16
     check(*case(2, tokens, 3 if GPU else 2, width, dtype), temperature=width**0.5, causal=causal)
+
+
+@triton
+@pytest.mark.parametrize("causal", [False, True])
+def test_tiles_by_the_copy_engine(causal):
+    """Three heads: no tile may be as many heads high as the tensor has."""
+    check(*case(2, 37, 3, 16, torch.float16), temperature=4.0, causal=causal)
 
 
 @triton

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
-from checks import DEVICE, GPU, TOLERANCE, case, kernels, law, ours, poisoned, product, relative
+from checks import DEVICE, GPU, TOLERANCE, case, kernels, law, ours, poisoned, product, relative, ways
 
 AFFINE = {"l2": (1.0, 0.7), "identity": (3.0, 0.2), "relu": (0.5, 1.0), "elu1": (0.0, 1.0), "exp": (0.0, 1.0)}
 # The sizes on a GPU are those of image towers and captions; the interpreter gets what crosses its 16-row tiles.
@@ -24,8 +24,7 @@ def check(qkv, grad, plan, **options):
     written."""
     expected, dexpected = law(qkv, grad, **options)
     tolerance = TOLERANCE[qkv.dtype]
-    # On a GPU small tensors go without the copy engine unless told otherwise: both ways are tried.
-    for way in ({}, {"tma_bytes": 0}) if GPU else ({},):
+    for way in ways(qkv.dtype):
         with kernels(**plan, **way), poisoned():
             out, dqkv = ours(lambda x: linear_attention(x, **options), qkv, grad)
         assert out.dtype == qkv.dtype
@@ -48,6 +47,13 @@ def test_lengths(tokens, denominator, causal, dtype):
         denominator=denominator,
         causal=causal,
     )
+
+
+@pytest.mark.parametrize(("denominator", "causal"), product(d=("none", "sum"), c=(False, True)))
+def test_tiles_by_the_copy_engine(denominator, causal):
+    """Three heads: no tile may be as many heads high as the tensor has."""
+    qkv, grad = case(2, 37, 3, 16, torch.float16)
+    check(qkv, grad, {}, denominator=denominator, causal=causal)
 
 
 @pytest.mark.parametrize(("name", "denominator", "causal"), product(m=AFFINE, d=("none", "sum"), c=(False, True)))

@@ -47,6 +47,14 @@ def current_stream(monkeypatch):
     monkeypatch.setattr(runner, "driver", driver)
 
 
+def test_a_map_reads_tiles_of_one_head_unless_told_otherwise():
+    tensor = torch.zeros(2, 9, 3, 2, 32)[:, :, 0]
+    one, two = runner.tensor_map(tensor, 16, 32), runner.tensor_map(tensor, 8, 16, heads=2)
+    assert one.shape == two.shape == [2, 2, 9, 32]
+    assert one.strides == two.strides == [9 * 3 * 2 * 32, 32, 3 * 2 * 32, 1]
+    assert (one.block_shape, two.block_shape) == ([1, 1, 16, 32], [1, 2, 8, 16])
+
+
 def patterns(*tensors):
     return [{**vars(runner.tensor_map(tensor, 16, 16)), "base": None} for tensor in tensors]
 

@@ -23,11 +23,11 @@ def tiles_sum(x, rows):
     return total.expand(batch, padded.shape[1] // rows, rows, heads, width).flatten(1, 2)[:, :tokens]
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_every_cell_is_read_and_written(heads):
+@pytest.mark.parametrize(("heads", "of"), [(1, 3), (2, 4)])
+def test_every_cell_is_read_and_written(heads, of):
     generator = torch.Generator().manual_seed(0)
     # Small integers: float16 sums of them are exact in any order.
-    qkv = torch.randint(-3, 4, (2, 37, 3, 2, 16), generator=generator).to(DEVICE, torch.float16)
+    qkv = torch.randint(-3, 4, (2, 37, 3, of, 16), generator=generator).to(DEVICE, torch.float16)
     q, k, v = qkv.unbind(2)
     do, out = q.flip(1).contiguous(), torch.full_like(q, float("nan"), memory_format=torch.contiguous_format)
     grads = torch.full_like(qkv, float("nan")).unbind(2)

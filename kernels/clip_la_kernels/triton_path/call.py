@@ -86,9 +86,9 @@ class Call:
         self._readable: dict[tuple[int, ...], bool] = {}
 
     def _has_copy_engine(self) -> bool:
-        """One dense rectangle a head, on hardware that copies such by itself."""
+        """One dense rectangle a head, on hardware that copies such by itself (or the interpreter, which can too)."""
         s = self.signature
-        fits = self.hopper and not s.masked and s.sequences is None and s.aligned
+        fits = (self.hopper or interpreting()) and not s.masked and s.sequences is None and s.aligned
         return fits and s.dtype != torch.float32 and mappable(s.shape, s.strides, s.dtype.itemsize)
 
     def _goes_by_columns(self) -> bool:

@@ -69,12 +69,11 @@ def _call(q: Tensor, k: Tensor, v: Tensor, causal: bool, *others: Tensor) -> Cal
 
 
 def _has_copy_engine(call: Call, *strides: tuple[int, ...]) -> bool:
-    if call.device.type != "cuda" or not call.aligned or call.dtype == torch.float32:
+    if not call.aligned or call.dtype == torch.float32:
         return False
-    major, _ = configs.device_numbers(call.device.index)
-    return major >= configs.HOPPER and all(
-        mappable(call.shape, s, call.dtype.itemsize) for s in (call.strides, *strides)
-    )
+    on_gpu = call.device.type == "cuda"
+    fits = interpreting() or (on_gpu and configs.device_numbers(call.device.index)[0] >= configs.HOPPER)
+    return fits and all(mappable(call.shape, s, call.dtype.itemsize) for s in (call.strides, *strides))
 
 
 def _launch(

@@ -152,10 +152,10 @@ def _observed() -> bool:
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int, heads: int = 1) -> TensorDescriptor:
-    """A (B, N, H, D) tensor as what the copy engine reads tiles from: a descriptor over (B, H, N, D)."""
-    batch, tokens, heads, width = tensor.shape
-    sb, sn, sh, sd = tensor.stride()
-    return TensorDescriptor(tensor, [batch, heads, tokens, width], [sb, sh, sn, sd], [1, heads, rows, columns])
+    """A (B, N, H, D) tensor as what the copy engine reads tiles of (1, heads, rows, columns) from: a descriptor over
+    (B, H, N, D)."""
+    by_head = tensor.transpose(1, 2)
+    return TensorDescriptor(tensor, [*by_head.shape], [*by_head.stride()], [1, heads, rows, columns])
 
 
 def _filled(pattern: dict[str, Any], tensor: Tensor) -> TensorDescriptor:

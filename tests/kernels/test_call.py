@@ -21,6 +21,10 @@ from clip_la_kernels.triton_path.call import call_of_fakes
 MODULES = (bidirectional, bidirectional_backward, causal, causal_backward, causal_columns, short)
 
 
+# What reads and writes no memory: where a program is, and hints to the cache.
+HARMLESS = ("seq, h, part = place(", "ask_for_rows(")
+
+
 def kernels_of(module):
     """The functions of a module that the host launches, by name."""
     tree = ast.parse(inspect.getsource(module))
@@ -34,8 +38,9 @@ def test_every_kernel_waits_for_the_one_before_it(module):
     found = kernels_of(module)
     assert found
     for node in found:
-        first = node.body[1] if ast.get_docstring(node) else node.body[0]
-        assert ast.unparse(first) == "take_over(EARLY)", node.name
+        body = [ast.unparse(statement) for statement in node.body[1 if ast.get_docstring(node) else 0 :]]
+        before = body[: body.index("take_over(EARLY)")]
+        assert all(s.startswith(HARMLESS) for s in before), node.name
         assert "EARLY" in [a.arg for a in node.args.args], node.name
 
 

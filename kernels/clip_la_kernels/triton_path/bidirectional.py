@@ -18,6 +18,7 @@ from clip_la_kernels.triton_path.common import (
     IDENTITY,
     L2,
     THIN,
+    ask_for_rows,
     dot,
     feature,
     guarded,
@@ -32,6 +33,7 @@ from clip_la_kernels.triton_path.common import (
     store_tile,
     take_over,
     thin,
+    tile_from_end,
 )
 
 
@@ -76,7 +78,8 @@ def key_state(
     if SUMS:
         KS = tl.zeros([BL, DP], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
-    for n0 in range(lo, hi, BL):
+    for step in range(lo, hi, BL):
+        n0 = tile_from_end(step, lo, hi, BL)
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
         if MAP == L2:
             y = k.to(tl.float32) * row_norms(k, BY_MMA, PREC)[:, None]
@@ -129,13 +132,16 @@ def outputs(
 
 @kernel
 def forward_fused(
-    Q, K, V, O, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    Q, K, V, O, STATE, AUX, MASK, COUNT, CU, KEYS, VALUES, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
-    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    FIRST: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program a head: keys and values once, then queries. 4T bytes."""
-    take_over(EARLY)
+    """One program a head: keys and values once, then queries. 4T bytes. KEYS and VALUES are K and V as pointers."""
     seq, h, part = place(tl.program_id(0), H, 1)
+    ask_for_rows(KEYS, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
+    ask_for_rows(VALUES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
+    take_over(EARLY)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)

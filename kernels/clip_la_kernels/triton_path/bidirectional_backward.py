@@ -1,6 +1,10 @@
 # ruff: noqa: E501, RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Bidirectional kernels of the backward pass; states, names and scales as in `bidirectional`."""
+"""Bidirectional kernels of the backward pass; states, names and scales as in `bidirectional`.
+
+What reads queries starts with the last tile of the last head: right after the forward pass those are still in the second-level
+cache.
+"""
 
 import triton
 import triton.language as tl
@@ -11,6 +15,7 @@ from clip_la_kernels.triton_path.common import (
     IDENTITY,
     L2,
     THIN,
+    ask_for_rows,
     dot,
     feature,
     feature_grad,
@@ -26,6 +31,7 @@ from clip_la_kernels.triton_path.common import (
     store_tile,
     take_over,
     thin,
+    tile_from_end,
 )
 
 
@@ -49,7 +55,8 @@ def query_grads(
     if DEN == DEN_SUM:
         QS = tl.zeros([BL, DP], tl.float32)
         GS = tl.zeros([BL, DP], tl.float32)
-    for n0 in range(lo, hi, BL):
+    for step in range(lo, hi, BL):
+        n0 = tile_from_end(step, lo, hi, BL)
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA)
         dy = dot(do, St, tl.zeros([BL, DP], tl.float32), UP, PREC)
@@ -142,14 +149,18 @@ def key_grads(
 
 @kernel
 def backward_fused(
-    Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
+    Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, QUERIES, GRADS, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    FIRST: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program a head: queries with their gradients, then keys and values. 7T bytes; the forward pass saved the state."""
+    """One program a head: queries with their gradients, then keys and values. 7T bytes; the forward pass saved the state.
+    QUERIES and GRADS are Q and DO as pointers."""
+    seq, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), H, 1)
+    ask_for_rows(QUERIES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
+    ask_for_rows(GRADS, seq, h, sdob, sdon, sdoh, N, D, AHEAD, FIRST)
     take_over(EARLY)
-    seq, h, part = place(tl.program_id(0), H, 1)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -207,7 +218,7 @@ def query_grad_part(
 ):  # fmt: skip
     """dq of one part of a head, and that part's state of the gradient: raw if RAW, else scaled and final (one part)."""
     take_over(EARLY)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
     DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)

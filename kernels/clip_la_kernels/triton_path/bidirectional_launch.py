@@ -18,7 +18,7 @@ def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks:
     opt, plan = call.opt, call.plan
     if plan.parts == 0:
         state, aux = kept or (out, out)
-        rest = (state, aux, *masks, *call.strides, call.tokens, call.axis_heads, opt.a, opt.b, opt.eps)
+        rest = (state, aux, *masks, k, v, *call.strides, call.tokens, call.axis_heads, opt.a, opt.b, opt.eps)
         kernel = bidirectional.forward_fused
         call.launch("forward_fused", kernel, call.heads, (q, k, v, out), rest, save, SAVE=save)
         return
@@ -70,7 +70,7 @@ def backward(
     variant = (grad.stride(), out_strides, needs)
     sizes = (call.tokens, call.axis_heads)
     if plan.parts == 0:
-        rest = (state, aux, *masks, *strides, *sizes, opt.a, opt.b, opt.eps)
+        rest = (state, aux, *masks, q, grad, *strides, *sizes, opt.a, opt.b, opt.eps)
         kernel = bidirectional_backward.backward_fused
         call.launch(
             "backward_fused",

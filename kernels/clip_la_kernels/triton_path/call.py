@@ -155,7 +155,9 @@ class Call:
             "DT": TRITON_DTYPE[self.dtype], "TMA": self.tma, "D": self.head_width, "DP": self.width, "BL": rows,
             "MAP": self.opt.feature_map, "DEN": self.opt.denominator, "VSUM": self.opt.a != 0,
             "HAS_MASK": self.signature.masked, "VARLEN": self.signature.sequences is not None, "STAGES": stages,
-            "BY_MMA": by_mma, "UP": interpreting(), "EARLY": early, "PREC": self.signature.precision,
+            "BY_MMA": by_mma, "UP": interpreting(), "EARLY": early,
+            "AHEAD": configs.ROWS_AHEAD if early and self.tma else 0,
+            "FIRST": configs.EARLY_WAVES * self.multiprocessors, "PREC": self.signature.precision,
             "num_warps": warps, "num_stages": stages, **extra, **more,
         }  # fmt: skip
 

@@ -38,7 +38,7 @@ def kernel(function):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def take_over(EARLY: tl.constexpr):
-    """The first statement of every kernel that `Call.launch` launches.
+    """What every kernel that `Call.launch` launches does before it reads or writes a value.
 
     EARLY: its programs may be placed while the kernel before still ends; here they wait for its results, then let those
     of the next kernel be placed as room comes free.
@@ -46,6 +46,32 @@ def take_over(EARLY: tl.constexpr):
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
+
+
+@triton.jit
+def ask_for_rows(P, seq, h, sb, sn, sh, N, D: tl.constexpr, AHEAD: tl.constexpr, FIRST: tl.constexpr):
+    """In the first FIRST programs: has the last AHEAD rows of a head brought to the second-level cache; does not wait.
+
+    P: the tensor. Before `take_over`, so that memory, idle while the kernel before ends, brings what `tile_from_end`
+    starts with. A hint that reads no value: that kernel may still be writing those rows.
+    """
+    if AHEAD > 0:  # noqa: SIM102 (decided when compiled, the inner one when run)
+        if tl.program_id(0) < FIRST:
+            rows = tl.maximum(N - 1 - tl.arange(0, AHEAD), 0).to(tl.int64)
+            addresses = (P + row_base(seq, h, 0, sb, sn, sh, False) + rows * sn).to(tl.int64)
+            size = tl.full([AHEAD], D * (P.dtype.element_ty.primitive_bitwidth // 8), tl.int32)
+            prefetch: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;"
+            tl.inline_asm_elementwise(prefetch, "=r,l,r", [addresses, size], tl.int32, False, 1)
+
+
+@triton.jit
+def tile_from_end(step, lo, hi, BL: tl.constexpr):
+    """First row of the tile that comes at `step` of a loop over rows lo..hi by BL, if the last tile comes first.
+
+    The last tile of an image tower often holds one row (a class token beside a square of patches): coming first, it is
+    worked on while the others load.
+    """
+    return lo + (hi - 1 - lo) // BL * BL - (step - lo)
 
 
 @triton.jit

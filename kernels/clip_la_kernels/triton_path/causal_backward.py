@@ -1,6 +1,7 @@
-# ruff: noqa: RUF059 (what Triton compiles is not quite Python)
+# ruff: noqa: RUF059, SIM102 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Causal kernels backward in time: the state of the gradient, and dk and dv; conventions as in `causal`."""
+"""Causal kernels of the backward pass: dq forward in time, then the state of the gradient, dk and dv backward in time;
+conventions as in `causal`."""
 
 import triton
 import triton.language as tl
@@ -10,6 +11,7 @@ from clip_la_kernels.triton_path.causal import divisor, down, load_norms, mapped
 from clip_la_kernels.triton_path.common import (
     DEN_NONE,
     DEN_SUM,
+    IDENTITY,
     L2,
     THIN,
     dot,
@@ -25,6 +27,81 @@ from clip_la_kernels.triton_path.common import (
     take_over,
     thin,
 )
+
+
+@kernel
+def causal_query_grad(
+    Q, K, V, DO, DQ, Z, DELTA, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
+    PARTS, SIZE, a, b, eps,
+    DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
+    VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
+    needs."""
+    take_over(EARLY)
+    seq, h, part = place(tl.program_id(0), H, PARTS)
+    start, tokens = span(seq, N, CU, VARLEN)
+    at = (seq, h)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
+    DQ = rows_of(DQ, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
+    Z += per_row(seq, h, start, N, H, VARLEN)
+    DELTA += per_row(seq, h, start, N, H, VARLEN)
+    NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
+    MASK += tl.cast(seq, tl.int64) * N
+    CUM += tl.cast(seq, tl.int64) * N
+    St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
+    V1 = tl.zeros([DP, THIN], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    seen = rn[:, None] >= rn[None, :]
+    hi = tl.minimum((part + 1) * SIZE, tokens)
+    for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
+        n = n0 + rn
+        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
+        do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
+        k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
+        rq, rk = load_norms(NORM, n, hi, MAP)
+        x = q.to(tl.float32)
+        if MAP == L2:
+            kh = (k.to(tl.float32) * rk[:, None]).to(DT)
+        elif MAP == IDENTITY:
+            kh = k
+        else:
+            kh = feature(k.to(tl.float32), real, d, D, MAP)[0].to(DT)
+            x = feature(x, n < hi, d, D, MAP)[0]
+        if DEN != DEN_NONE:
+            z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
+            iz = 1.0 / z
+        A = dot(do, tl.trans(v), tl.zeros([BL, BL], tl.float32), UP, PREC)
+        dq = dot(do, down(St, n0 + 1.0, DT), tl.zeros([BL, DP], tl.float32), UP, PREC)
+        dq = up(dq, n0 + 1.0, DT)
+        if DEN != DEN_NONE:
+            A = A * iz[:, None]
+            dq = dq * iz[:, None]
+        A = tl.where(seen, A, 0.0)
+        if DEN == DEN_SUM:
+            X = dot(x.to(DT), tl.trans(kh), tl.zeros([BL, BL], tl.float32), UP, PREC)
+            total = b * rq * (tl.sum(X * A, 1) + tl.sum(x * dq, 1))
+            if VSUM:
+                vs = vs0 + tl.sum(V1, 1)
+                total += a * (tl.sum(A, 1) + tl.sum(do.to(tl.float32) * vs[None, :], 1) * iz)
+            total = tl.where(alive, total, 0.0)
+            tl.store(DELTA + n, total, mask=n < hi)
+            delta = total * iz
+            A = tl.where(seen, A - delta[:, None], 0.0)
+            dq -= delta[:, None] * ks[None, :]
+            ks += tl.sum(kh.to(tl.float32), 0)
+        dq = dot(narrowed(A, DT), kh, dq, UP, PREC) * b
+        store_tile(DQ, at, mapped_grad(dq, q, x, rq, MAP, BY_MMA, PREC).to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
+        St = dot(tl.trans(v), kh, St, UP, PREC)
+        if DEN == DEN_SUM:
+            if VSUM:
+                V1 = dot(tl.trans(v), ones, V1, UP, PREC)
 
 
 @triton.jit

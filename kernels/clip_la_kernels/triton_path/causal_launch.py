@@ -64,7 +64,7 @@ def backward(
     delta = torch.empty_like(z) if opt.denominator == DEN_SUM else grad
     if needs[0] or opt.denominator == DEN_SUM:
         rest = (z, delta, norms, state, aux, *masks, *strides, *sizes, *constants)
-        kernel = causal.causal_query_grad
+        kernel = causal_backward.causal_query_grad
         call.launch("causal_query_grad", kernel, programs, (q, k, v, grad, dq), rest, variant, HAS_STATE=many)
     if not needs[1]:
         return

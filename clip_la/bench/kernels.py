@@ -1,12 +1,9 @@
-"""Times the attention kernels against their peers on this GPU: a table of tidy rows, written by `clip-la bench
-kernels`.
+"""Times the attention kernels against their peers on this GPU: tidy rows, written by `clip-la bench kernels`.
 
 Every time is the median of repeated calls: kernels alone by CUDA-graph replay, whole autograd calls launched from
-Python. The
-floor of a row is its counted bytes over the bandwidth of a device-to-device copy measured in the same run; T is the
-bytes of
-one (B, N, H, D) tensor, 4 T forward and 11 T forward and backward. Correctness is checked first, at the very shapes
-timed.
+Python. The floor of a row is its counted bytes over the bandwidth of a device-to-device copy measured in the same run;
+T is the bytes of one (B, N, H, D) tensor, 4 T forward and 11 T forward and backward. Correctness is checked first, at
+the very shapes timed.
 """
 
 import dataclasses
@@ -14,6 +11,7 @@ import gc
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,14 +92,27 @@ def quantiles(call: Callable[[], Any], timing: str) -> tuple[float, float, float
     torch.cuda.synchronize()
     once = _elapsed(call, 1)
     calls = max(1, min(MAX_CALLS, int(SAMPLE_MS / max(once, 1e-3))))
-    if timing == GRAPH:
-        graph = _captured(call, calls)
-        times = [_elapsed(graph.replay, 1) / calls for _ in range(SAMPLES)]
-        del graph
-    else:
-        times = [_elapsed(call, calls) / calls for _ in range(SAMPLES)]
+    with _without_collector():
+        if timing == GRAPH:
+            graph = _captured(call, calls)
+            times = [_elapsed(graph.replay, 1) / calls for _ in range(SAMPLES)]
+            del graph
+        else:
+            times = [_elapsed(call, calls) / calls for _ in range(SAMPLES)]
     cuts = statistics.quantiles(times, n=10, method="inclusive")
     return statistics.median(times), cuts[1], cuts[7]
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """As in `timeit`: with compilers and peers loaded, one run of the garbage collector outlasts many calls."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _elapsed(call: Callable[[], Any], calls: int) -> float:

@@ -1,7 +1,9 @@
 """What `clip-la bench kernels` says to bad input, which it does before anything is measured; and its plot."""
 
 import csv
+import gc
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,7 @@ from clip_la.commands import bench_kernels
 from clip_la.errors import UserError
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from clip_la.bench import kernels
 
 
 @dataclass
@@ -76,3 +79,22 @@ def test_a_table_is_drawn(tmp_path):
     written = draw(table)
     assert [path.name for path in written] == ["table.png", "table.svg"]
     assert all(path.stat().st_size > 1000 for path in written)
+
+
+@pytest.mark.parametrize("timing", [kernels.GRAPH, kernels.EAGER])
+def test_no_garbage_is_collected_while_calls_are_timed(timing, monkeypatch):
+    states = []
+
+    def elapsed(call, calls):
+        states.append(gc.isenabled())
+        return calls * 1.0
+
+    monkeypatch.setattr(kernels, "_elapsed", elapsed)
+    monkeypatch.setattr(kernels, "_captured", lambda call, calls: SimpleNamespace(replay=call))
+    monkeypatch.setattr(kernels.torch.cuda, "synchronize", lambda: None)
+    median, p20, p80 = kernels.quantiles(lambda: None, timing)
+    # The first look tells how many calls a sample takes.
+    assert states == [True] + [False] * kernels.SAMPLES
+    assert gc.isenabled()
+    # Four calls of 1 ms make a sample of SAMPLE_MS; a replayed graph is counted as one call of them.
+    assert median == p20 == p80 == (1 / kernels.SAMPLE_MS if timing == kernels.GRAPH else 1.0)

@@ -14,6 +14,7 @@ from clip_la_kernels.triton_path import (
     causal,
     causal_backward,
     causal_columns,
+    configs,
     short,
 )
 from clip_la_kernels.triton_path.call import call_of_fakes
@@ -52,3 +53,7 @@ def test_only_many_programs_are_placed_early(hopper, programs, early):
     flags = call.flags("forward_fused", programs)
     assert flags["EARLY"] == early
     assert flags.get("launch_pdl", False) == early
+    # Only what is placed early, and reads by the copy engine, asks for rows ahead.
+    assert flags["AHEAD"] == 0
+    call.tma = True
+    assert call.flags("forward_fused", programs)["AHEAD"] == (configs.ROWS_AHEAD if early else 0)

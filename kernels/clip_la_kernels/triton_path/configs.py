@@ -19,7 +19,7 @@ SHORT_TOKENS = 64
 # The widest head that such a tile has room for.
 SHORT_WIDTH = 128
 # Rows of two tensors that a program, placed while the kernel before still ends, asks the second-level cache for, and
-# how many programs a multiprocessor do so. Twice the rows crowd out what that kernel needs.
+# how many programs per multiprocessor do so. Twice the rows crowd out what that kernel needs.
 ROWS_AHEAD = 256
 EARLY_WAVES = 3
 # Rows of a state that one program of `combine` or `scan_parts` sums.

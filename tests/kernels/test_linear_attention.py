@@ -56,6 +56,31 @@ def test_tiles_by_the_copy_engine(denominator, causal):
     check(qkv, grad, {}, denominator=denominator, causal=causal)
 
 
+@pytest.mark.parametrize(
+    ("causal", "plan"),
+    [
+        (False, {"parts": 3}),
+        (True, {"causal_parts": 3, "whole": 0, "columns": 64 if GPU else 16}),
+        (True, {"causal_parts": 3, "whole": 1, "columns": 64 if GPU else 16}),
+    ],
+)
+@pytest.mark.parametrize("denominator", ["none", "sum"])
+def test_parts_and_columns_by_the_copy_engine(causal, plan, denominator):
+    """Blocks of columns are narrower than the other tiles of the same launch."""
+    qkv, grad = case(2, 400 if GPU else 45, 3, 128 if GPU else 32, torch.float16)
+    plan = {**plan, "short": 0, "multiple": 128 if GPU else 16}
+    check(qkv, grad, plan, denominator=denominator, causal=causal)
+
+
+def test_one_tile_divided_by_almost_nothing_stays_finite_in_float16():
+    """Without a constant the weights of unit vectors cancel: z is held, and what it divides is beyond float16."""
+    qkv, grad = case(1, 15, 2, 32, torch.float16, seed=56)
+    with kernels(), poisoned():
+        out, dqkv = ours(lambda x: linear_attention(x, a=0.0, b=0.7, denominator="sum", causal=True), qkv, grad)
+    assert out.isfinite().all()
+    assert dqkv.isfinite().all()
+
+
 @pytest.mark.parametrize(("name", "denominator", "causal"), product(m=AFFINE, d=("none", "sum"), c=(False, True)))
 def test_maps_with_a_padding_mask(name, denominator, causal):
     a, b = AFFINE[name]

@@ -146,7 +146,7 @@ class Call:
         )
         extra: dict[str, Any] = {"maxnreg": registers} if registers else {}
         # Few programs, placed while the kernel before ends, would pile up where room comes free first.
-        early = self.hopper and programs > self.multiprocessors
+        early = self.hopper and not interpreting() and programs > self.multiprocessors
         if early:
             extra["launch_pdl"] = True
         # Where one group of warps has the whole tile; the interpreter has no bfloat16 products.

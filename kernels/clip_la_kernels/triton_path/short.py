@@ -15,6 +15,7 @@ from clip_la_kernels.triton_path.common import (
     kernel,
     load_keys,
     load_tile,
+    narrowed,
     place,
     rows_of,
     span,
@@ -104,12 +105,12 @@ def short_backward(
         iz = 1.0 / z
         delta = tl.where(alive, tl.sum(W * A, 1) * iz * iz, 0.0)
     A = tl.where(seen, A * iz[:, None] - delta[:, None], 0.0)
-    dq = dot(A.to(DT), kh, tl.zeros([BL, DP], tl.float32), UP, PREC) * b
+    dq = dot(narrowed(A, DT), kh, tl.zeros([BL, DP], tl.float32), UP, PREC) * b
     store_tile(DQ, at, feature_grad(dq, qf, yq, rq, MAP).to(DT), 0, sdn, n, d, hi, D, TMA)
     Wt = tl.where(later, (dot(kh, tl.trans(qh), zero, UP, PREC) * b + a) * iz[None, :], 0.0)
-    dv = dot(Wt.to(DT), do, tl.zeros([BL, DP], tl.float32), UP, PREC)
+    dv = dot(narrowed(Wt, DT), do, tl.zeros([BL, DP], tl.float32), UP, PREC)
     At = tl.where(later, dot(v, tl.trans(do), zero, UP, PREC) * iz[None, :] - delta[None, :], 0.0)
-    dk = dot(At.to(DT), qh, tl.zeros([BL, DP], tl.float32), UP, PREC) * b
+    dk = dot(narrowed(At, DT), qh, tl.zeros([BL, DP], tl.float32), UP, PREC) * b
     dk = feature_grad(dk, kf, yk, rk, MAP)
     if HAS_MASK:
         dk = tl.where(real[:, None], dk, 0.0)

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -127,9 +128,15 @@ def jitter_colors(
     """Brightness, contrast and saturation of each picture times its own factor in [1 - strength, 1 + strength]."""
     factors = (1 + strength * (2 * draws.to(images.device, torch.float32) - 1))[:, :, None, None, None]
     pixels = images.float() * factors[:, 0]
-    grey = (pixels * torch.tensor(LUMA, device=images.device)[:, None, None]).sum(1, keepdim=True)
+    grey = (pixels * _luma(images.device)).sum(1, keepdim=True)
     mean = grey.mean((2, 3), keepdim=True)
     # Contrast c about the mean and saturation s about grey, in one linear step: c s x + c (1 - s) grey + (1 - c) mean.
     contrast, saturation = factors[:, 1], factors[:, 2]
     pixels = pixels * (contrast * saturation) + grey * (contrast * (1 - saturation)) + mean * (1 - contrast)
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache
+def _luma(device: torch.device) -> Float32[Tensor, "3 1 1"]:
+    # Remembered: copying numbers to a GPU waits for all that it has to do.
+    return torch.tensor(LUMA, device=device)[:, None, None]

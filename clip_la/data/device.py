@@ -23,6 +23,7 @@ from clip_la.data.decode import decode_image
 from clip_la.data.encoded import EncodedBatch
 from clip_la.data.problems import BadSample
 from clip_la.data.resample import resample
+from clip_la.data.tokenizer import order_of
 
 # JPEGs decoded in one call. nvJPEG is quicker with many; their pixels lie on the device together.
 CHUNK = 256
@@ -199,6 +200,7 @@ def _without(batch: dict[str, Any], failed: list[int]) -> dict[str, Any]:
     lost = [(problems.IMAGE_DAMAGED, batch["shards"][i], batch["keys"][i]) for i in failed]
     for name in ("image", "tokens", "caption_id"):
         batch[name][failed] = batch[name][good].clone()
+    batch.update(order_of(batch["tokens"]))
     for name in ("keys", "shards"):
         batch[name] = [batch[name][good] if i in failed else value for i, value in enumerate(batch[name])]
     batch["problems"] = batch["problems"] + lost

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # loader processes have no use for it
     from clip_la.data.device import DeviceDecoder, Timer
 
 # Tensors that are small: between processes each tensor costs a connection of its own, an array travels with the rest.
-SMALL = ("tokens", "caption_id")
+SMALL = ("tokens", "caption_id", "by_length")
 # Names of the background threads.
 COLLECTING, DECODING = "collecting thread", "decoding thread"
 

@@ -23,7 +23,7 @@ from clip_la.data.pool import Pool, fill_pool
 from clip_la.data.problems import Problem
 from clip_la.data.rows import Limits, StreamedRows
 from clip_la.data.sources import open_shard
-from clip_la.data.tokenizer import CaptionEncoder
+from clip_la.data.tokenizer import CaptionEncoder, order_of
 from clip_la.errors import UserError
 
 Batch = dict[str, Any]
@@ -87,8 +87,9 @@ class ShardStream(IterableDataset):
 
     Order is a function of `seed`, `world_size`, `workers` and position alone. A batch is a dict:
     image UInt8[batch, 3, size, size]; tokens Int64[batch, longest], zero-padded; caption_id Int64[batch], equal for
-    equal captions; keys and shards, lists of str; cursor; skipped, a dict of counts by reason since this stream's last
-    batch; problems, a list of (reason, shard, key) of the same.
+    equal captions; by_length Int64[batch] and sorted_lengths, see `order_of`; keys and shards, lists of str; cursor;
+    skipped, a dict of counts by reason since this stream's last batch; problems, a list of (reason, shard, key) of the
+    same.
 
     Args:
         sources: what to read; with several, each sample's source is drawn by weight.
@@ -185,6 +186,7 @@ class ShardStream(IterableDataset):
                 **rows_of.pictures(rows, draws),
                 "tokens": tokens,
                 "caption_id": ids,
+                **order_of(tokens),
                 "keys": [row.key for row in rows],
                 "shards": [row.shard for row in rows],
                 "cursor": cursor,

@@ -91,6 +91,15 @@ def trim(tokens: Int64[Tensor, "batch context_length"]) -> Int64[Tensor, "batch 
     return tokens[:, :longest].contiguous()
 
 
+def order_of(tokens: Int64[Tensor, "batch longest"]) -> dict[str, Int64[Tensor, " batch"] | list[int]]:
+    """`by_length`, the places of the captions, shortest first, and `sorted_lengths`, their tokens in that order.
+
+    A caption ends with its end-of-text token, which has the highest number of all.
+    """
+    lengths, by_length = (tokens.argmax(1) + 1).sort(stable=True)
+    return {"by_length": by_length, "sorted_lengths": lengths.tolist()}
+
+
 def caption_id(caption: str) -> int:
     """A signed 64-bit number that is equal for captions that read the same: case and spacing do not count."""
     plain = " ".join(caption.lower().split()).encode()

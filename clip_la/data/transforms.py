@@ -1,9 +1,10 @@
 """From a picture to the pixels a model sees."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -24,9 +25,27 @@ def normalize_pixels(
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "batch 3 height width"]:
     """`(images / 255 - mean) / std` a channel, on the device of the images; mean and std are on the 0..1 scale."""
-    offset = torch.tensor(mean, device=images.device, dtype=torch.float32).mul_(UINT8_MAX)
-    scale = torch.tensor(std, device=images.device, dtype=torch.float32).mul_(UINT8_MAX)
-    return images.float().sub_(offset[:, None, None]).div_(scale[:, None, None]).to(dtype)
+    return scale_pixels(images, *channel_constants(tuple(mean), tuple(std), images.device), dtype)
+
+
+@lru_cache
+def channel_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Float32[Tensor, "3 1 1"], Float32[Tensor, "3 1 1"]]:
+    """Mean and std on the 0..255 scale. Remembered: copying numbers to a GPU waits for all that it has to do."""
+    with torch.inference_mode(False):
+        offset, scale = (torch.tensor(each, device=device, dtype=torch.float32) for each in (mean, std))
+        return offset.mul_(UINT8_MAX)[:, None, None], scale.mul_(UINT8_MAX)[:, None, None]
+
+
+def scale_pixels(
+    images: UInt8[Tensor, "batch 3 height width"],
+    offset: Float32[Tensor, "3 1 1"],
+    scale: Float32[Tensor, "3 1 1"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "batch 3 height width"]:
+    """`(images - offset) / scale`, computed in float32."""
+    return images.float().sub_(offset).div_(scale).to(dtype)
 
 
 def eval_transform(image_size: int) -> Callable[[Image.Image | bytes], UInt8[Tensor, "3 size size"]]:

@@ -196,11 +196,21 @@ class Progress(Callback):
             bar_format="{desc}: {n_fmt}/{total_fmt} samples |{bar:16}| {rate_fmt}{postfix}, {remaining} left",
         )
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *args: Any) -> None:
+        assert isinstance(pl_module, ContrastiveTask)
+        lengths = pl_module.new_shapes(batch)
+        if self._bar is None or not lengths:
+            return
+        text = f"compiling for captions of {' and '.join(map(str, lengths))} tokens"
+        if self._is_drawn:
+            self._bar.set_postfix_str(text)
+        elif not self._bar.disable:
+            print(f"{pl_module.model.spec.name}: {text}", file=sys.stderr)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, ContrastiveTask)
         if self._bar is not None:
-            if self._meter.latest:
-                self._bar.set_postfix_str(self._text(pl_module), refresh=False)
+            self._bar.set_postfix_str(self._text(pl_module) if self._meter.latest else "", refresh=False)
             if self._bar.update(pl_module.batch_size):
                 self._print_line(self._bar)
 

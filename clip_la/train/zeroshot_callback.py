@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from clip_la.errors import UserError
 from clip_la.train.callbacks import Meter
+from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process
 from clip_la.train.optim import whole_batches
 from clip_la.train.task import ContrastiveTask
@@ -113,7 +114,7 @@ class ZeroShotEvaluation(Callback):
         was_training = task.model.training
         task.model.eval()
         try:
-            with self._meter.away() if self._meter else contextlib.nullcontext():
+            with self._meter.away() if self._meter else contextlib.nullcontext(), uncompiled():
                 found = list(evaluate_jobs(self._subject(task), self._jobs, self._how, self._out, False, report))
         finally:
             task.model.train(was_training)

@@ -1,0 +1,66 @@
+"""torch.compile by regions: one graph serves all equal blocks of a tower, whatever their number.
+
+A tower compiled whole takes as many times longer to compile as it has layers, and again for each caption length. Here
+each block is compiled in place: the second block finds the first one's graph. Shapes are static, so captions are padded
+to a few lengths (see `lengths`). What was compiled is kept on the disk, for the run's other processes and the next run.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch._dynamo.config
+import torch._functorch.config
+
+from clip_la.data.corpora.debian import cache_folder
+from clip_la.models.clip import CLIP
+
+Unit = Literal["block", "tower"]
+
+# Graphs a function may have: two towers, two kinds of block, each length of a caption, with and without gradients.
+MAX_GRAPHS = 64
+
+
+def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = False, **options: Any) -> None:
+    """Compiles both towers in place, so that the names of the weights stay what they are; the work is done when used.
+
+    Args:
+        model: on any device.
+        unit: what one graph holds. A "tower" fuses a little more over the borders of blocks and costs the host less a
+            step, but takes minutes to compile.
+        cuda_graphs: replay each tower's forward and backward pass as CUDA graphs, which takes whole towers.
+        options: of torch.compile.
+    """
+    configure_compiler()
+    if cuda_graphs:
+        options, unit = {**options, "mode": "reduce-overhead"}, "tower"
+    if unit == "tower":
+        regions: list[torch.nn.Module] = [model.image, model.text]
+    else:
+        regions = [*model.image.trunk.blocks, *model.text.blocks]
+    for region in regions:
+        region.compile(dynamic=False, **options)
+
+
+def configure_compiler() -> None:
+    """Settings of this process: where compiled code is kept, how many graphs there may be, none split for DDP."""
+    # Under the system's folder for temporary files, PyTorch's own choice, it would be lost now and then.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
+    # DDP's buckets are smaller than a block of ViT-B: it would split each block's graph to overlap its reductions, as
+    # blocks compiled one by one do anyway.
+    dynamo.optimize_ddp = False
+    functorch: Any = torch._functorch.config
+    if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
+        # Our attention's graphs are cached by their operators and numbers like all others.
+        functorch.autograd_cache_allow_custom_autograd_functions = True
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Runs compiled modules as they were written: for shapes that come once, as in an evaluation."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,152 @@
+"""Compiled by regions: as many graphs for many layers as for few, the same features, and only while training."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from clip_la.data.tokenizer import order_of
+from clip_la.models import model_spec
+from clip_la.models.clip import model_from_spec
+from clip_la.train.compiled import MAX_GRAPHS, compile_model, uncompiled
+from clip_la.train.lengths import LENGTH_STEP, encode_by_length, groups_by_length, pad_captions, padded_length
+from clip_la.train.task import ContrastiveTask
+
+CONTEXT = 40
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """No graphs of other tests, neither before nor after."""
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+def model_of(layers, attention="linear"):
+    spec = dataclasses.replace(
+        model_spec("vit_pico"),
+        image_layers=layers,
+        text_layers=layers,
+        image_attention=attention,
+        text_attention=attention,
+        context_length=CONTEXT,
+    )
+    return model_from_spec(spec, seed=0)
+
+
+def captions(lengths, seed=0):
+    """Zero-padded captions of these lengths, each with an end-of-text token, the highest number."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[:length] = torch.randint(1, 49406, (length,), generator=generator)
+        row[length - 1] = 49407
+    return tokens
+
+
+def step(model, tokens):
+    """Features and all gradients of some loss, as one list."""
+    images = torch.randn(len(tokens), 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    image, text, scale = model(images, tokens)
+    (scale * (image * text.roll(1, 0)).sum()).backward()
+    return [image.detach(), text.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+def padded(tokens):
+    return pad_captions(tokens, padded_length(tokens.shape[1], CONTEXT))
+
+
+def num_graphs(layers, longest):
+    model = model_of(layers)
+    compile_model(model, backend="eager")
+    for length in longest:
+        step(model, padded(captions([5, length, 7])))
+    found = counters["stats"]["unique_graphs"]
+    assert not counters["graph_break"]
+    torch.compiler.reset()
+    counters.clear()
+    return found
+
+
+def test_six_layers_are_as_many_graphs_as_two_and_lengths_share_them():
+    one_length = num_graphs(2, [9])
+    assert one_length == 4  # in each tower all blocks but the last, and the last
+    assert num_graphs(6, [9]) == one_length
+    # Two lengths, 16 and 32, of the text tower's two kinds of block.
+    assert num_graphs(2, [9, 12, 16, 17, 12, 32, 20]) == one_length + 2
+
+
+def test_as_many_lengths_as_a_long_context_has_are_not_too_many(monkeypatch):
+    monkeypatch.setattr("torch._dynamo.config.fail_on_recompile_limit_hit", True)
+    model = model_of(2)
+    compile_model(model, backend="eager")
+    # PyTorch's own limit is eight.
+    for length in range(8, 18):
+        with torch.no_grad():
+            model.encode_text(captions([5, length]))
+    assert counters["stats"]["unique_graphs"] == 2 * 10 <= MAX_GRAPHS
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_a_compiled_step_is_the_eager_one(attention):
+    tokens = captions([3, 11, 20, 8])
+    eager = step(model_of(2, attention), tokens)
+    model = model_of(2, attention)
+    compile_model(model, backend="aot_eager")
+    for found, wanted in zip(step(model, padded(tokens)), eager, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_compiled_where_that_is_switched_off():
+    model = model_of(2)
+    compile_model(model, backend="aot_eager")
+    with uncompiled():
+        step(model, captions([3, 9]))
+    assert not counters["stats"]["unique_graphs"]
+    step(model, captions([3, 9]))
+    assert counters["stats"]["unique_graphs"] == 4
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 5])
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_groups_by_length_have_the_features_and_gradients_of_one_batch(attention, num_groups):
+    model = model_of(2, attention).double()
+    tokens = captions([20, 3, 11, 35, 8])
+    order = order_of(tokens)
+    assert order["by_length"].tolist() == [1, 4, 2, 0, 3]
+    assert order["sorted_lengths"] == [3, 8, 11, 20, 35]
+    lengths = []
+
+    def encode(group):
+        lengths.append(group.shape[1])
+        return model.encode_text(group)
+
+    wanted = model.encode_text(tokens)
+    groups = groups_by_length(order["sorted_lengths"], num_groups, CONTEXT)
+    found = encode_by_length(encode, tokens, order["by_length"], groups)
+    torch.testing.assert_close(found, wanted)
+    assert lengths == {2: [16, 40], 3: [16, 16, 40], 5: [16, 16, 16, 32, 40]}[num_groups]
+    weight = torch.randn_like(wanted)
+    parameters = list(model.text.parameters())
+    for a, b in zip(*(torch.autograd.grad((f * weight).sum(), parameters) for f in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_lengths_are_multiples_of_a_step_or_the_context():
+    assert [padded_length(n, 77) for n in (1, 16, 17, 64, 65, 77)] == [16, 16, 32, 64, 77, 77]
+    assert padded_length(9, 8) == 8
+    assert padded_length(LENGTH_STEP + 1, 2 * LENGTH_STEP) == 2 * LENGTH_STEP
+
+
+def test_the_step_says_for_which_lengths_it_will_be_compiled():
+    task = ContrastiveTask("vit_pico", compile=True, batch_size=4, budget_samples=4)
+    batches = [{"tokens": captions([5, 2, 3, length])} for length in (9, 16, 17, 4)]
+    assert [task.new_shapes(batch) for batch in batches] == [[16], [], [32], []]
+    assert ContrastiveTask("vit_pico", batch_size=4, budget_samples=4).new_shapes(batches[0]) == []
+    grouped = ContrastiveTask("vit_pico", compile=True, text_groups=2, batch_size=4, budget_samples=4)
+    batches = [{**batch, **order_of(batch["tokens"])} for batch in batches]
+    assert [grouped.new_shapes(batch) for batch in batches] == [[16], [], [32], []]

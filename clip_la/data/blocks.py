@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
-from clip_la.data.order import PoolOrder, ShardOrder, Streams
+from clip_la.data.order import ShardOrder, Streams
 from clip_la.data.problems import Problem
 from clip_la.data.shards import read_samples
 
@@ -87,21 +87,6 @@ class ReadAhead:
         # Whoever asks for this block gets it; nobody may.
         except BaseException as error:
             result.put(error)
-
-
-class PoolBlocks:
-    """Blocks of sample numbers of a source that lies in a pool, which gave it the numbers `members`."""
-
-    per_pass = 1
-
-    def __init__(self, order: PoolOrder, streams: Streams, members: range) -> None:
-        self._order = order
-        self._streams = streams
-        self._members = members
-
-    def load(self, number: int) -> Block:
-        shares = self._order.block(self._streams, number, len(self._members))
-        return Block([self._members[i] for i in shares.tolist()], [])
 
 
 class Walk:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from clip_la.data import problems
 from clip_la.data.problems import BadSample
@@ -57,11 +58,13 @@ class Captions:
         texts = captions[self._drawn(draws[0])] or next(filter(None, captions))
         return texts[int(draws[1] * len(texts))]
 
-    def _drawn(self, draw: float) -> int:
-        if len(self.fields) == 1:
-            return 0
+    def drawn_fields(self, draws: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The place of the field that each number in [0, 1) draws."""
         edges = np.cumsum(self.weights or (1.0,) * len(self.fields))
-        return min(int(np.searchsorted(edges, draw * edges[-1], side="right")), len(edges) - 1)
+        return np.minimum(np.searchsorted(edges, draws * edges[-1], side="right"), len(edges) - 1)
+
+    def _drawn(self, draw: float) -> int:
+        return int(self.drawn_fields(np.array([draw]))[0]) if len(self.fields) > 1 else 0
 
 
 def _texts(sample: dict[str, Any], field: str) -> list[str] | None:

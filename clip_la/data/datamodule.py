@@ -14,6 +14,7 @@ from clip_la.data.device import DeviceDecoder
 from clip_la.data.encoded import LEFT_TO_THE_DEVICE
 from clip_la.data.feed import counts
 from clip_la.data.loader import ShardLoader
+from clip_la.data.pool import DEFAULT_POOL_GB
 from clip_la.data.position import Layout, choose_state
 from clip_la.data.rows import Limits
 from clip_la.data.sources import ShardOpener, expand_urls
@@ -36,7 +37,10 @@ class ShardDataModule(pl.LightningDataModule):
         tokenizer: name of the tokenizer.
         caption_fields: where captions are: part names ('txt') or keys of the JSON part ('json.caption').
         caption_weights: probabilities of the caption fields; equal when left out.
-        cache: 'memory' decodes a small corpus once and makes batches by tensor operations; 'none' streams.
+        cache: 'memory' decodes a small corpus once, in each process of the run, and makes batches by tensor
+            operations, from the GPU's memory if they take no more than a quarter of it; 'none' streams. No loader
+            processes are started then, though the order of the samples still follows from `workers`.
+        cache_gb: GiB of decoded pixels that cache 'memory' may take in each process of the run.
         decode: where JPEGs are decoded: 'cpu' by the workers; 'gpu' by nvJPEG, for workers that cannot keep up;
             'hybrid' two thirds by nvJPEG and the others by the workers.
         block_shards: shards a worker reads and shuffles at a time; also what resuming has to read again.
@@ -74,6 +78,7 @@ class ShardDataModule(pl.LightningDataModule):
         caption_fields: tuple[str, ...] = ("txt",),
         caption_weights: tuple[float, ...] = (),
         cache: Literal["none", "memory"] = "none",
+        cache_gb: float = DEFAULT_POOL_GB,
         decode: Literal["cpu", "gpu", "hybrid"] = "cpu",
         block_shards: int = 1,
         replacement: bool = False,
@@ -106,6 +111,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._in_memory = cache == "memory"
+        self._cache_gb = cache_gb
         self._leave_jpegs = LEFT_TO_THE_DEVICE[decode]
         self._block_shards = block_shards
         self._replacement = replacement
@@ -118,7 +124,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._audit = audit
         self._state: RankState | None = None
         self._order_seed = seed
-        _check(batch_size, block_shards, workers, decode=decode, in_memory=self._in_memory)
+        _check(batch_size, block_shards, workers, decode=decode, in_memory=self._in_memory, cache_gb=cache_gb)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches from the present position on, for this rank."""
@@ -129,14 +135,14 @@ class ShardDataModule(pl.LightningDataModule):
         self._state = self._state or RankState.fresh(max(self._workers, 1), len(self._sources))
         device = self.trainer.strategy.root_device
         return ShardLoader(
-            self._stream(rank, world_size),
+            self._stream(rank, world_size, device),
             workers=self._workers,
             start_method=self._start_method,
             prefetch_batches=self._prefetch_batches,
             decoder=DeviceDecoder(self._augmentation, device) if self._leave_jpegs or device.type == "cuda" else None,
         )
 
-    def _stream(self, rank: int, world_size: int) -> ShardStream:
+    def _stream(self, rank: int, world_size: int, device: torch.device) -> ShardStream:
         assert self._state is not None
         return ShardStream(
             self._sources,
@@ -153,6 +159,8 @@ class ShardDataModule(pl.LightningDataModule):
             block_shards=self._block_shards,
             replacement=self._replacement,
             in_memory=self._in_memory,
+            pool_gb=self._cache_gb,
+            pool_device=device if device.type == "cuda" else None,
             bad_share_limit=self._bad_share_limit,
             leave_jpegs=self._leave_jpegs,
             read_ahead=self._read_ahead,
@@ -224,7 +232,7 @@ class StreamPosition(pl.Callback):
         trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
 
 
-def _check(batch_size: int, block_shards: int, workers: int, *, decode: str, in_memory: bool) -> None:
+def _check(batch_size: int, block_shards: int, workers: int, *, decode: str, in_memory: bool, cache_gb: float) -> None:
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("block_shards", block_shards, 1),
@@ -232,6 +240,8 @@ def _check(batch_size: int, block_shards: int, workers: int, *, decode: str, in_
     ):
         if value < least:
             raise UserError(f"{name} {value} must be at least {least}")
+    if not cache_gb > 0:
+        raise UserError(f"cache_gb {cache_gb} must be positive")
     if decode != "cpu" and in_memory:
         raise UserError(f"decode '{decode}' and cache 'memory' exclude each other: the cache decodes once")
 

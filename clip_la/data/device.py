@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from clip_la_kernels.crops import crop_resize
+from clip_la_kernels.crops import crop_resize, crop_resize_stacked
 from clip_la_kernels.dispatch import runs_kernels
 from jaxtyping import UInt8
 from torch import Tensor
@@ -21,6 +21,7 @@ from clip_la.data import problems
 from clip_la.data.augment import Augmentation, jitter_colors
 from clip_la.data.decode import decode_image
 from clip_la.data.encoded import EncodedBatch
+from clip_la.data.pool import Crops
 from clip_la.data.problems import BadSample
 from clip_la.data.resample import resample
 from clip_la.data.tokenizer import order_of
@@ -34,6 +35,7 @@ UINT8_MAX = 255.0
 GREY = 128
 GREY_BOX = (0.0, 0.0, 1.0, 1.0)
 READY = "ready"
+POOLED = "pooled"
 ENCODED = "encoded"
 
 Timer = Callable[[str], AbstractContextManager[Any]]
@@ -68,6 +70,8 @@ class DeviceDecoder:
         # One thread: the copy would otherwise wait for processors that the workers have.
         torch.set_num_threads(1)
         with torch.cuda.device(self.device), self.timed("page-locked copy"):
+            if POOLED in batch:
+                batch[POOLED] = self._staged(batch[POOLED])
             encoded = batch.get(ENCODED)
             if encoded is not None:
                 batch[ENCODED] = encoded._replace(payload=encoded.payload.pin_memory())
@@ -84,6 +88,9 @@ class DeviceDecoder:
         with self._own_stream():
             with self.timed("copy to device"):
                 batch = {name: self._moved(v) if isinstance(v, Tensor) else v for name, v in batch.items()}
+            if POOLED in batch:
+                with self.timed("crop and resize"):
+                    batch["image"] = self._pooled_images(batch.pop(POOLED))
             if ENCODED in batch:
                 images, failed = self._images(batch.pop(ENCODED))
                 batch["image"] = images
@@ -102,6 +109,19 @@ class DeviceDecoder:
                 if isinstance(value, Tensor):
                     value.record_stream(stream)
         return batch
+
+    def _staged(self, crops: Crops) -> Crops:
+        # A pool on the host gives its pictures here, and the device makes images of them.
+        return (crops if crops.pool.on_gpu else crops.taken()).map(Tensor.pin_memory)
+
+    def _pooled_images(self, crops: Crops) -> UInt8[Tensor, "batch 3 size size"]:
+        crops = crops.map(self._moved)
+        pictures = crops.pool.planes if crops.squares is None else crops.squares
+        if pictures is None or crops.boxes is None or crops.colors is not None or not runs_kernels(pictures):
+            return crops.images()
+        numbers = crops.numbers if crops.squares is None else None
+        size = self.augmentation.image_size
+        return crops.jittered(crop_resize_stacked(pictures, numbers, crops.boxes, crops.mirrored, size))
 
     def _own_stream(self) -> AbstractContextManager[Any]:
         if self._stream is None:

@@ -23,7 +23,7 @@ COLLECTING, DECODING = "collecting thread", "decoding thread"
 
 
 class ShardLoader(DataLoader):
-    """Batches of a stream, from its workers by turns.
+    """Batches of a stream, from its workers by turns. A stream from memory has no use for worker processes.
 
     Args:
         stream: what to read.
@@ -47,6 +47,9 @@ class ShardLoader(DataLoader):
         decoder: "DeviceDecoder | None" = None,
         timed: "Timer" = nullcontext,
     ) -> None:
+        if stream.in_memory:
+            workers = 0
+        self._stream = stream
         super().__init__(
             stream,
             batch_size=None,
@@ -60,7 +63,7 @@ class ShardLoader(DataLoader):
         self._timed = timed
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = self._collected(super().__iter__())
+        batches = self._collected(self._stream.by_turns() if self._stream.in_memory else super().__iter__())
         if self._decoder is None:
             yield from batches
             return

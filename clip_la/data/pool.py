@@ -1,33 +1,81 @@
-"""A small corpus decoded once into memory; batches are then made by tensor operations alone.
+"""A small corpus decoded once into memory; batches are then made by tensor operations alone, on a GPU if there is one.
 
 Decoding 128 small PNGs and augmenting them one by one takes longer than a training step of a small model; from the pool
-a batch takes a few milliseconds.
+a batch takes a few milliseconds, of which hardly any is the processor's where the pool lies on a GPU.
 """
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clip_la.data.augment import CAPTION, Augmentation, random_crops
+from clip_la.data.augment import CAPTION, FLIP, JITTER, Augmentation, jitter_colors, random_crops
 from clip_la.data.captions import Captions
+from clip_la.data.pool_captions import CaptionTable
 from clip_la.data.problems import BadSample, OnProblem, Problem
 from clip_la.data.resample import resample
-from clip_la.data.rows import Limits, Row, jitter_batch, read_picture
+from clip_la.data.rows import Limits, read_picture
 from clip_la.data.shards import KEY, SHARD, read_samples
 from clip_la.errors import UserError
 
-# Decoded pixels that a pool may take; beyond, streaming is the right way.
-MAX_POOL_BYTES = 8 << 30
 OPAQUE = 255.0
+GIB = 1 << 30
+# Decoded pixels that a pool may take unless more is asked for; beyond, streaming is the right way.
+DEFAULT_POOL_GB = 8.0
+# The share of a GPU's memory that a pool may take; a larger one stays in the host's.
+GPU_SHARE = 0.25
+# Samples that threads decode between two looks at the shard.
+DECODED_AT_ONCE = 1024
+
+
+class Crops(NamedTuple):
+    """Pictures of a pool and what is to be made of them: all that a batch's images are, until they are made."""
+
+    pool: "Pool"
+    numbers: Int64[Tensor, " batch"]
+    """Which pictures."""
+    boxes: Float32[Tensor, "batch 4"] | None
+    """What to keep of each: left, top, right, bottom in pixels; None: all."""
+    mirrored: Bool[Tensor, " batch"] | None
+    colors: Float32[Tensor, "batch 3"] | None
+    """Behind transparent pictures."""
+    jitter: Float32[Tensor, "batch 3"] | None
+    squares: UInt8[Tensor, "batch channels side side"] | None = None
+    """The pictures themselves, once taken from the pool."""
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "Crops":
+        """With each tensor moved."""
+        return Crops(*(move(value) if isinstance(value, Tensor) else value for value in self))
+
+    def taken(self) -> "Crops":
+        """With the pictures taken from the pool."""
+        return self if self.squares is not None else self._replace(squares=self.pool.take(self.numbers))
+
+    def images(self) -> UInt8[Tensor, "batch 3 size size"]:
+        """The images, where the tensors are."""
+        squares = self.taken().squares
+        assert squares is not None
+        augmentation, images = self.pool.augmentation, squares.float()
+        if self.colors is not None:
+            images = torch.addcmul(images[:, :3], self.colors[:, :, None, None], 1 - images[:, 3:] / OPAQUE)
+        if self.boxes is not None:
+            images = resample(images, self.boxes, augmentation.image_size)
+        if self.mirrored is not None:
+            images = torch.where(self.mirrored[:, None, None, None], images.flip(3), images)
+        return self.jittered(images.round().clamp_(0, OPAQUE).to(torch.uint8).contiguous())
+
+    def jittered(self, images: UInt8[Tensor, "batch 3 size size"]) -> UInt8[Tensor, "batch 3 size size"]:
+        """The images with their colours varied, if asked for."""
+        return images if self.jitter is None else jitter_colors(images, self.pool.augmentation.jitter, self.jitter)
 
 
 class Pool:
@@ -36,67 +84,105 @@ class Pool:
     Transparent pictures keep their alpha, with colours multiplied by it, so that each time another background can show.
     """
 
-    def __init__(self, captions: Captions, augmentation: Augmentation, limits: Limits) -> None:
+    def __init__(
+        self, captions: Captions, augmentation: Augmentation, limits: Limits, max_bytes: float = DEFAULT_POOL_GB * GIB
+    ) -> None:
+        self.augmentation = augmentation
         self._captions = captions
-        self._augmentation = augmentation
         self._limits = limits
+        self._max_bytes = max_bytes
         self._side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
         self._samples: list[tuple[str, str, list[list[str]]]] = []
         self._pictures: list[UInt8[np.ndarray, "side channels side"]] = []
-        self._canvas: UInt8[Tensor, "samples side channels side"] | None = None
+        # On the host rows, channels, columns, which resampling reads as it lies; on a GPU channels come first.
+        self._canvas: UInt8[Tensor, "samples side channels side"] | UInt8[Tensor, "samples channels side side"]
 
     def add(self, samples: Iterable[dict[str, Any]], on_problem: OnProblem) -> range:
         """Decodes samples into the pool and returns the numbers they got; what cannot be used goes to `on_problem`."""
         first = len(self._samples)
-        for sample in samples:
-            try:
-                captions = self._captions.read(sample)
-                self._pictures.append(_premultiplied(_square(read_picture(sample, self._limits), self._side)))
-            except BadSample as bad:
-                on_problem(Problem(bad.reason, sample[SHARD], sample[KEY]))
+        for sample, found in self._decoded(samples):
+            if isinstance(found, BadSample):
+                on_problem(Problem(found.reason, sample[SHARD], sample[KEY]))
                 continue
+            captions, picture = found
+            self._pictures.append(picture)
             self._samples.append((sample[KEY], sample[SHARD], captions))
-            if len(self._samples) * self._pictures[-1].size > MAX_POOL_BYTES:
+            if len(self._samples) * picture.size > self._max_bytes:
                 raise UserError(
-                    f"cache 'memory': more than {MAX_POOL_BYTES >> 30} GiB of decoded pictures; use cache 'none'"
+                    f"cache 'memory': more than cache_gb {self._max_bytes / GIB:g} of decoded pictures; "
+                    "allow more, or use cache 'none'"
                 )
         return range(first, len(self._samples))
 
-    def seal(self) -> None:
-        """Puts all pictures into one tensor; nothing can be added afterwards."""
+    def _decoded(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
+        """In the order of the samples. Decoding lets other threads run."""
+        remaining = iter(samples)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            while some := list(islice(remaining, DECODED_AT_ONCE)):
+                yield from zip(some, threads.map(self._decode, some), strict=True)
+
+    def _decode(self, sample: dict[str, Any]) -> tuple[list[list[str]], np.ndarray] | BadSample:
+        try:
+            captions = self._captions.read(sample)
+            return captions, _premultiplied(_square(read_picture(sample, self._limits), self._side))
+        except BadSample as bad:
+            return bad
+
+    def seal(self, tokenizer: str, context_length: int, device: torch.device | None = None) -> None:
+        """Tokenises the captions and puts all pictures into one tensor, on `device` if it has room; nothing can be
+        added afterwards."""
+        self._keys, self._shards = (np.array([s[i] for s in self._samples], object) for i in (0, 1))
+        self._table = CaptionTable(self._captions, [s[2] for s in self._samples], tokenizer, context_length)
         channels = max((picture.shape[1] for picture in self._pictures), default=3)
-        canvas = np.full((len(self._pictures), self._side, channels, self._side), int(OPAQUE), np.uint8)
-        for place, picture in zip(canvas, self._pictures, strict=True):
-            place[:, : picture.shape[1]] = picture
-        self._canvas = torch.from_numpy(canvas)
-        self._pictures = []
+        shape = (len(self._pictures), self._side, channels, self._side)
+        self.on_gpu = device is not None and _has_room(device, math.prod(shape))
+        self._canvas = torch.empty(shape, dtype=torch.uint8, device=device if self.on_gpu else "cpu")
+        if self.on_gpu:
+            self._canvas = self._canvas.view(len(self._pictures), channels, self._side, self._side)
+        self._fill(self._canvas.transpose(1, 2) if self.on_gpu else self._canvas)
 
-    def row(self, number: int, draws: Sequence[float]) -> Row:
-        """The row of sample `number`; its picture is that number."""
-        key, shard, captions = self._samples[number]
-        return Row(key, shard, self._captions.pick(captions, draws[CAPTION]), number)
+    def _fill(self, canvas: UInt8[Tensor, "samples side channels side"]) -> None:
+        # From the end, so that the host's memory of a picture is free as soon as it has its place.
+        for last in range(len(self._pictures), 0, -DECODED_AT_ONCE):
+            first = max(last - DECODED_AT_ONCE, 0)
+            some = np.full((last - first, *canvas.shape[1:]), int(OPAQUE), np.uint8)
+            for place, picture in zip(some, self._pictures[first:last], strict=True):
+                place[:, : picture.shape[1]] = picture
+            canvas[first:last] = torch.from_numpy(some)
+            del self._pictures[first:]
 
-    def pictures(self, rows: Sequence[Row], draws: np.ndarray) -> dict[str, Any]:
-        """`image` UInt8[batch, 3, size, size] of a batch, each augmented by its own draws."""
-        return {"image": self._images(rows, draws)}
+    def take(self, numbers: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels side side"]:
+        """These pictures, where the pool is."""
+        squares = self._canvas.index_select(0, numbers)
+        return squares if self.on_gpu else squares.transpose(1, 2)
 
-    def _images(self, rows: Sequence[Row], draws: np.ndarray) -> UInt8[Tensor, "batch 3 size size"]:
-        assert self._canvas is not None
-        augmentation, numbers = self._augmentation, torch.tensor([row.picture for row in rows])
-        canvas = self._canvas[numbers].float()
-        if canvas.shape[2] == 4:
-            colors = augmentation.background_colors(draws)[:, None, :, None]
-            canvas = torch.addcmul(canvas[:, :, :3], colors, 1 - canvas[:, :, 3:] / OPAQUE)
-        # Stored rows, channels, columns: the transpose gives the usual order without moving anything.
-        images = canvas.transpose(1, 2)
-        if augmentation.min_crop_area < 1:
-            boxes = random_crops(self._side, augmentation.min_crop_area, draws)
-            images = resample(images, boxes, augmentation.image_size)
-        if augmentation.flip:
-            mirrored = torch.tensor([augmentation.is_flipped(row) for row in draws])
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        pixels = images.round().clamp_(0, OPAQUE).to(torch.uint8).contiguous()
-        return jitter_batch(pixels, augmentation, draws) if augmentation.jitter else pixels
+    @property
+    def planes(self) -> UInt8[Tensor, "samples channels side side"] | None:
+        """All pictures as they lie on a GPU; None on the host."""
+        return self._canvas if self.on_gpu else None
+
+    def batch(self, numbers: Int64[np.ndarray, " batch"], draws: Float64[np.ndarray, "batch draws"]) -> dict[str, Any]:
+        """The samples of these numbers, each varied by its own draws: `pooled`, tokens, caption_id, keys, shards."""
+        augmentation = self.augmentation
+        has_alpha = self._canvas.shape[1 if self.on_gpu else 2] == 4
+        crops = Crops(
+            self,
+            torch.from_numpy(numbers),
+            random_crops(self._side, augmentation.min_crop_area, draws) if augmentation.min_crop_area < 1 else None,
+            torch.from_numpy(draws[:, FLIP] < 0.5) if augmentation.flip else None,
+            augmentation.background_colors(draws) if has_alpha else None,
+            torch.from_numpy(draws[:, JITTER].astype(np.float32)) if augmentation.jitter else None,
+        )
+        return {
+            "pooled": crops,
+            **self._table.batch(numbers, draws[:, CAPTION]),
+            "keys": self._keys[numbers].tolist(),
+            "shards": self._shards[numbers].tolist(),
+        }
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    return device.type == "cuda" and size <= GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 class Filled(NamedTuple):
@@ -113,13 +199,19 @@ def fill_pool(
     augmentation: Augmentation,
     limits: Limits,
     opener: Callable[[str], IO[bytes]],
+    *,
+    tokenizer: str = "clip",
+    context_length: int = 77,
+    max_bytes: float = DEFAULT_POOL_GB * GIB,
+    device: torch.device | None = None,
 ) -> Filled:
-    """Decodes the shards of each source into one pool.
+    """Decodes the shards of each source into one pool, which lies on `device` if that is a GPU with room for it.
 
     The last pool is kept: runs that follow each other in one process on the same, unchanged shards share it.
     """
     stamps = tuple(_stamp(url) for urls in sources for url in urls)
-    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener)
+    sealed = (tokenizer, context_length, device)
+    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed)
 
 
 def _stamp(url: str) -> tuple[int, int] | None:
@@ -138,15 +230,17 @@ def _fill(
     augmentation: Augmentation,
     limits: Limits,
     opener: Callable[[str], IO[bytes]],
+    max_bytes: float,
+    sealed: tuple[str, int, torch.device | None],
 ) -> Filled:
-    pool = Pool(captions, augmentation, limits)
+    pool = Pool(captions, augmentation, limits, max_bytes)
     members, problems = [], []
     for urls in sources:
         found: list[Problem] = []
         reads = [read_samples(url, on_problem=found.append, opener=opener) for url in urls]
         members.append(pool.add(chain.from_iterable(reads), found.append))
         problems.append(tuple(found))
-    pool.seal()
+    pool.seal(*sealed)
     return Filled(pool, tuple(members), tuple(problems))
 
 

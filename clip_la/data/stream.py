@@ -4,6 +4,7 @@ Each loader worker of each rank walks through its own blocks (see `order`). Ever
 had after it, so the position that is saved is the position of what was trained on, whatever was prefetched.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,17 @@ from functools import partial
 from typing import IO, Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from clip_la.data.augment import NUM_DRAWS, Augmentation
-from clip_la.data.blocks import Blocks, PoolBlocks, ReadAhead, ShardBlocks, Walk
+from clip_la.data.blocks import Blocks, ReadAhead, ShardBlocks, Walk
 from clip_la.data.captions import Captions
 from clip_la.data.encoded import EncodedRows
 from clip_la.data.feed import Feed, check_bad_share, nothing_usable
 from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
-from clip_la.data.pool import Pool, fill_pool
+from clip_la.data.pool import DEFAULT_POOL_GB, GIB, Filled, fill_pool
+from clip_la.data.pool_stream import PoolWalk, pooled_batches
 from clip_la.data.problems import Problem
 from clip_la.data.rows import Limits, StreamedRows
 from clip_la.data.sources import open_shard
@@ -99,6 +102,9 @@ class ShardStream(IterableDataset):
         block_shards: shards that are shuffled together.
         replacement: draw shards independently instead of in passes.
         in_memory: decode everything once into memory; each pass is then one block.
+        pool_gb: GiB of decoded pixels that this may take.
+        pool_device: a GPU whose memory is meant, if it has room; batches then hold `pooled`, for a DeviceDecoder,
+            instead of `image`.
         bad_share_limit: share of samples tried that may be unusable, in [0, 1].
         leave_jpegs: the share of plain JPEGs that is left encoded; if above 0, batches hold `encoded`, for a
             DeviceDecoder, instead of `image`.
@@ -124,6 +130,8 @@ class ShardStream(IterableDataset):
         block_shards: int = 1,
         replacement: bool = False,
         in_memory: bool = False,
+        pool_gb: float = DEFAULT_POOL_GB,
+        pool_device: torch.device | None = None,
         bad_share_limit: float = 0.1,
         leave_jpegs: float = 0.0,
         read_ahead: bool = False,
@@ -139,10 +147,13 @@ class ShardStream(IterableDataset):
         self._captions = captions
         self._augmentation = augmentation
         self._limits = limits
-        self._encoder = partial(CaptionEncoder, tokenizer, context_length)
+        self._tokenizer = tokenizer
+        self._context_length = context_length
         self._block_shards = block_shards
         self._replacement = replacement
-        self._in_memory = in_memory
+        self.in_memory = in_memory
+        self._pool_gb = pool_gb
+        self._pool_device = pool_device
         self._bad_share_limit = bad_share_limit
         self._leave_jpegs = leave_jpegs
         self._read_ahead = read_ahead
@@ -154,24 +165,34 @@ class ShardStream(IterableDataset):
         if info is not None and info.num_workers != self._workers:
             raise ValueError(f"a stream for {self._workers} workers cannot be read by {info.num_workers}")
         # A DataLoader always asks its worker 0 first; the batch that is due next may be another's.
-        worker = ((info.id if info else 0) + self._start.next_worker) % self._workers
+        yield from self._of_worker(((info.id if info else 0) + self._start.next_worker) % self._workers)
+
+    def by_turns(self) -> Iterator[Batch | StreamFailure]:
+        """The batches of all workers of this rank, in the order in which a loader's processes would deliver them."""
+        workers = [self._of_worker(worker) for worker in range(self._workers)]
+        for turn in itertools.count(self._start.next_worker):
+            batch = next(workers[turn % self._workers])
+            yield batch
+            if isinstance(batch, StreamFailure):
+                return
+
+    def _of_worker(self, worker: int) -> Iterator[Batch | StreamFailure]:
         streams = Streams(self._seed, self._world_size, self._workers, self._rank, worker)
+        batches = self._pooled if self.in_memory else self._batches
         try:
-            yield from self._batches(streams, self._start.positions[worker])
+            yield from batches(streams, self._start.positions[worker])
         except UserError as error:
             yield StreamFailure(str(error))
 
     def _batches(self, streams: Streams, position: Position) -> Iterator[Batch]:
         lost: list[Problem] = []
-        rows_of, blocks = self._pooled(streams, lost) if self._in_memory else self._streamed(streams)
-        if position.delivered:
-            lost.clear()  # the batches before this position have told it
+        rows_of, blocks = self._streamed(streams)
         walks = [Walk(b, *place) for b, place in zip(blocks, position.places, strict=True)]
         feeds = [
             Feed(walk, rows_of.row, lost, self._bad_share_limit, partial(self._explain, source))
             for walk, source in zip(walks, self._sources, strict=True)
         ]
-        encode = self._encoder()
+        encode = CaptionEncoder(self._tokenizer, self._context_length)
         weights = tuple(source.weight for source in self._sources)
         delivered = position.delivered
         while True:
@@ -190,8 +211,7 @@ class ShardStream(IterableDataset):
                 "keys": [row.key for row in rows],
                 "shards": [row.shard for row in rows],
                 "cursor": cursor,
-                "skipped": dict(Counter(problem.reason for problem in lost)),
-                "problems": [(problem.reason, problem.shard, problem.key) for problem in lost],
+                **_told(lost),
             }
             lost.clear()
 
@@ -211,18 +231,46 @@ class ShardStream(IterableDataset):
             return EncodedRows(self._captions, self._augmentation, self._limits, self._leave_jpegs)
         return StreamedRows(self._captions, self._augmentation, self._limits)
 
-    def _pooled(self, streams: Streams, lost: list[Problem]) -> tuple[Pool, list[Blocks]]:
-        urls = [source.urls for source in self._sources]
-        filled = fill_pool(urls, self._captions, self._augmentation, self._limits, self._opener)
-        blocks: list[Blocks] = []
-        for i, (source, members, found) in enumerate(zip(self._sources, filled.members, filled.problems, strict=True)):
+    def _pooled(self, streams: Streams, position: Position) -> Iterator[Batch]:
+        filled = self._filled(streams)
+        walks = [
+            PoolWalk(PoolOrder(i, self._replacement), streams, members, *place)
+            for i, (members, place) in enumerate(zip(filled.members, position.places, strict=True))
+        ]
+        # Each stream of the run has the same pool before it; the first one tells once what was lost.
+        is_first = streams.index == 0 and not position.delivered
+        lost = list(itertools.chain.from_iterable(filled.problems)) if is_first else []
+        weights = tuple(source.weight for source in self._sources)
+        for batch in pooled_batches(filled.pool, walks, streams, weights, self._batch_size, position.delivered):
+            if self._pool_device is None:
+                batch["image"] = batch.pop("pooled").images()
+            yield {**batch, **_told(lost)}
+            lost.clear()
+
+    def _filled(self, streams: Streams) -> Filled:
+        filled = fill_pool(
+            [source.urls for source in self._sources],
+            self._captions,
+            self._augmentation,
+            self._limits,
+            self._opener,
+            tokenizer=self._tokenizer,
+            context_length=self._context_length,
+            max_bytes=self._pool_gb * GIB,
+            device=self._pool_device,
+        )
+        for source, members, found in zip(self._sources, filled.members, filled.problems, strict=True):
             bad = Counter(problem.reason for problem in found)
             if not members:
                 raise UserError(self._explain(source, bad))
             check_bad_share(bad, len(members) + len(found), self._bad_share_limit)
             if len(members) < streams.num_streams:
                 raise UserError(f"{len(members)} samples cannot be dealt to {streams.num_streams} workers")
-            blocks.append(PoolBlocks(PoolOrder(i, self._replacement), streams, members))
-            # Every stream fills a pool of its own; the first one tells what was lost.
-            lost += found if streams.index == 0 else []
-        return filled.pool, blocks
+        return filled
+
+
+def _told(lost: Sequence[Problem]) -> dict[str, Any]:
+    return {
+        "skipped": dict(Counter(problem.reason for problem in lost)),
+        "problems": [(problem.reason, problem.shard, problem.key) for problem in lost],
+    }

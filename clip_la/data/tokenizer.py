@@ -91,12 +91,14 @@ def trim(tokens: Int64[Tensor, "batch context_length"]) -> Int64[Tensor, "batch 
     return tokens[:, :longest].contiguous()
 
 
-def order_of(tokens: Int64[Tensor, "batch longest"]) -> dict[str, Int64[Tensor, " batch"] | list[int]]:
-    """`by_length`, the places of the captions, shortest first, and `sorted_lengths`, their tokens in that order.
+def lengths_of(tokens: Int64[Tensor, "batch longest"]) -> Int64[Tensor, " batch"]:
+    """Tokens of each caption up to its end-of-text token, which has the highest number of all."""
+    return tokens.argmax(1) + 1
 
-    A caption ends with its end-of-text token, which has the highest number of all.
-    """
-    lengths, by_length = (tokens.argmax(1) + 1).sort(stable=True)
+
+def order_of(tokens: Int64[Tensor, "batch longest"]) -> dict[str, Int64[Tensor, " batch"] | list[int]]:
+    """`by_length`, the places of the captions, shortest first, and `sorted_lengths`, their lengths in that order."""
+    lengths, by_length = lengths_of(tokens).sort(stable=True)
     return {"by_length": by_length, "sorted_lengths": lengths.tolist()}
 
 

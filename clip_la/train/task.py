@@ -108,24 +108,30 @@ class ContrastiveTask(pl.LightningModule):
             context_length=context_length,
             seed=seed,
         )
-        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
-        if loss == "sigmoid":
-            nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
+        self._set_up_loss(loss)
         self.model.set_grad_checkpointing(grad_checkpointing)
-        self._is_compiled = compile or cuda_graphs
-        self._cuda_graphs = cuda_graphs
         self._text_groups = text_groups
-        self._shapes_met: set[tuple[int, int]] = set()
-        self._scale_pixels = scale_pixels
-        if self._is_compiled:
-            compile_model(self.model, compile_unit, cuda_graphs=cuda_graphs)
-            self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
+        self._set_up_compiler(compile, compile_unit, cuda_graphs)
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
         check_adamw((beta1, beta2), eps, weight_decay, max_grad_norm)
-        self._betas, self._eps, self._weight_decay = (beta1, beta2), eps, weight_decay
+        self._adamw: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
         self._max_grad_norm = max_grad_norm
         self._max_log_scale = math.log(max_logit_scale)
         self.grad_norm = torch.zeros(())
+
+    def _set_up_loss(self, loss: str) -> None:
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
+        if loss == "sigmoid":
+            nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
+
+    def _set_up_compiler(self, compile: bool, unit: Unit, cuda_graphs: bool) -> None:
+        self._is_compiled = compile or cuda_graphs
+        self._cuda_graphs = cuda_graphs
+        self._shapes_met: set[tuple[int, int]] = set()
+        self._scale_pixels = scale_pixels
+        if self._is_compiled:
+            compile_model(self.model, unit, cuda_graphs=cuda_graphs)
+            self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
     @property
     def loss_name(self) -> str:
@@ -187,9 +193,7 @@ class ContrastiveTask(pl.LightningModule):
             self.named_parameters(),
             undecayed=undecayed,
             lr=self.schedule.peak_lr,
-            betas=self._betas,
-            eps=self._eps,
-            weight_decay=self._weight_decay,
+            **self._adamw,
         )
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:

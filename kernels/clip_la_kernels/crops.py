@@ -27,3 +27,31 @@ def crop_resize(pictures: Sequence[Tensor], boxes: Tensor, mirrored: Tensor, siz
     flat = torch.cat([picture.reshape(-1) for picture in pictures])
     offsets, sizes, boxes, mirrored = (t.to(device, non_blocking=True) for t in (offsets, sizes, boxes, mirrored))
     return crops.crop_resize(flat, offsets, sizes, boxes, mirrored, size)
+
+
+def crop_resize_stacked(
+    pictures: Tensor, numbers: Tensor | None, boxes: Tensor, mirrored: Tensor | None, size: int
+) -> Tensor:
+    """`crop_resize` of pictures of one size that lie in one tensor, everything on its device; nothing waits for it.
+
+    Args:
+        pictures: uint8 (m, 3, height, width).
+        numbers: int64 (n,), which of them; None: all.
+        boxes: float32 (n, 4).
+        mirrored: bool (n,); None: none is.
+        size: side of the results in pixels.
+
+    Returns:
+        uint8 (n, 3, size, size).
+    """
+    from clip_la_kernels.triton_path import crops
+
+    device, count = pictures.device, len(boxes)
+    if numbers is None:
+        numbers = torch.arange(count, device=device)
+    offsets = numbers * (pictures[0].numel() if len(pictures) else 0)
+    sizes = torch.empty(count, 2, dtype=torch.int32, device=device)
+    sizes[:, 0], sizes[:, 1] = pictures.shape[2], pictures.shape[3]
+    if mirrored is None:
+        mirrored = torch.zeros(count, dtype=torch.bool, device=device)
+    return crops.crop_resize(pictures.contiguous().view(-1), offsets, sizes, boxes, mirrored, size)

@@ -121,6 +121,7 @@ def test_moved_shards_are_the_same_shards(make_shards, tmp_path):
         ({"weights": [0.0]}, "must be positive"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
         ({"workers": -1}, "workers -1"),
+        ({"cache_gb": 0.0}, "cache_gb 0.0 must be positive"),
         ({"min_crop_area": 0.0}, "min_crop_area 0.0 must lie in"),
         ({"jitter": 1.0}, "jitter 1.0 must lie in"),
         ({"caption_fields": ()}, "caption_fields is empty"),

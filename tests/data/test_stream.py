@@ -126,6 +126,14 @@ def test_resuming_goes_on_with_the_very_next_sample(make_shards, consumed, worke
             assert torch.equal(value, got[name]) if isinstance(value, torch.Tensor) else value == got[name]
 
 
+def test_a_stream_from_memory_starts_no_processes(make_shards):
+    loader = loader_of(make_shards(2, 12), workers=3, in_memory=True)
+    assert loader.num_workers == 0
+    batches = take(loader, 6)
+    assert [batch["cursor"][0] for batch in batches] == [0, 1, 2, 0, 1, 2]
+    assert sorted(keys(batches)) == [f"shards{i:04d}" for i in range(24)]
+
+
 def test_reading_ahead_changes_nothing(make_shards, tmp_path):
     urls = make_shards(5, 14, spoil={i: {".png": b"broken" * 9} for i in range(0, 70, 9)})
     plain, ahead = (take(stream_of(urls, read_ahead=on), 30) for on in (False, True))

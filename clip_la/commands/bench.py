@@ -8,6 +8,7 @@ from clip_la.errors import EXIT_CODE, unknown
 TABLES = {
     "kernels": "attention kernels against their peers, on a GPU",
     "data": "the data stream, stage by stage, on this machine's cores",
+    "train": "training steps, beside open_clip's own",
     "zeroshot": "zero-shot evaluation at ImageNet-21K's size, beside CLIP_benchmark",
 }
 

@@ -1,0 +1,110 @@
+"""`bench train` runs real steps of both models and writes what it measured."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from clip_la.bench.train import cases_of
+from clip_la.bench.train_steps import OurStep, caption_lengths, make_batch, peer_model, spec_of, train_step
+from clip_la.cli import main
+from clip_la.models.clip import model_from_spec
+from clip_la.train.peak import peak_flops
+
+SMALL = ["bench", "train", "--models", "vit_pico", "--batch-size", "8", "--steps", "2", "--rounds", "1"]
+
+
+def cases(**changes):
+    options = {"batch_size": 8, "checkpointing": False, "with_peer": True, **changes}
+    return cases_of(["vit_pico"], ["softmax", "linear"], None, ["full", "laion"], ["block"], [1, 2], **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Compiling these steps for a processor takes a minute and is not what is tested here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def test_both_models_are_timed_and_the_table_says_so(tmp_path, capsys):
+    out = tmp_path / "train.csv"
+    assert main([*SMALL, "--attention", "linear", "--text", "laion", "--out", str(out), "--json"]) in (None, 0)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    with out.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["provider"] for row in rows] == [line["provider"] for line in lines] == ["open_clip", "block"]
+    peer, ours = lines
+    assert (peer["attention"], ours["attention"]) == ("softmax", "linear")
+    assert ours["image_size"] == 32
+    assert ours["ratio_to_open_clip"] == pytest.approx(ours["pairs_per_s"] / peer["pairs_per_s"])
+    assert ours["pairs_per_s"] == pytest.approx(8e3 / ours["step_ms"])
+    assert ours["start_s"] > 0
+    assert ours["mfu"] is None  # of a processor no peak is known
+
+
+def test_the_peer_has_the_same_sizes():
+    spec = spec_of(cases()[0])
+    assert sum(p.numel() for p in peer_model(spec).parameters()) == sum(
+        p.numel() for p in model_from_spec(spec, seed=0).parameters()
+    )
+
+
+def test_cases_are_all_combinations_with_the_peer_first():
+    found = [(c.provider, c.attention, c.text, c.text_groups) for c in cases()]
+    assert found[:5] == [
+        ("open_clip", "softmax", "full", 1),
+        *(("block", attention, "full", groups) for attention in ("softmax", "linear") for groups in (1, 2)),
+    ]
+    assert len(found) == 10
+    assert {c.image_size for c in cases()} == {32}
+    assert all(c.provider == "block" for c in cases(with_peer=False))
+
+
+def test_captions_have_the_lengths_asked_for():
+    assert caption_lengths("full", 3, 77, 0).tolist() == [77] * 3
+    assert caption_lengths("20", 3, 77, 0).tolist() == [20] * 3
+    lengths = caption_lengths("laion", 4096, 77, 0)
+    assert 14 <= lengths.median() <= 16
+    assert lengths.max() == 77
+    case = cases()[-1]
+    batch = make_batch(spec_of(case), case, 1, torch.device("cpu"))
+    ends = (batch["tokens"] == 49407).int().argmax(1)
+    assert torch.equal(ends + 1, caption_lengths("laion", 8, 32, 1))
+    assert not batch["tokens"][torch.arange(batch["tokens"].shape[1]) > ends[:, None]].any()
+
+
+def test_the_steps_train():
+    case = cases(with_peer=False)[0]
+    batch = make_batch(spec_of(case), case, 0, torch.device("cpu"))
+    step = OurStep(case)
+    optimizer = step.optimizer()
+    losses = [train_step(step, optimizer, batch, torch.float32, step.logit_scale).item() for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.2
+
+
+def test_utilisation_is_of_the_makers_figure():
+    assert peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", torch.bfloat16) == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", torch.float32) == 156e12
+    assert peak_flops("cpu", torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--models", "vit_z"], "unknown model 'vit_z'"),
+        (["--attention", "linnear"], "did you mean"),
+        (["--text", "2"], "--text 2: give full, laion or a number"),
+        (["--text", "long"], "--text long"),
+        (["--batch-size", "1"], "--batch-size 1 is too small"),
+        (["--text-groups", "9"], "--text-groups 9"),
+        (["--image-size", "30"], "image_size 30 is no multiple of patch_size 8"),
+        (["--device", "cpu", "--modes", "graphs"], "graphs needs a GPU"),
+    ],
+)
+def test_wrong_options_are_named(options, says, capsys):
+    assert main([*SMALL, *options]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1

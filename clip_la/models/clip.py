@@ -76,5 +76,6 @@ def model_from_spec(spec: ModelSpec, seed: int | None = None) -> CLIP:
     initialiser = Initialiser(None if seed is None else torch.Generator().manual_seed(seed))
     initialiser.image_tower(model.image)
     initialiser.text_tower(model.text)
+    initialiser.attention_extras(model.image, model.text)
     initialiser.logit_scale(model.logit_scale)
     return model

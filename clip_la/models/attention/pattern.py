@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from clip_la.errors import UserError, unknown
-from clip_la.models.attention.kinds import OptionValue, attention_kind
+from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.options import OptionValue
 
 _ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d+))?")
 # A plus sign inside brackets belongs to a number (1e+3), not to the pattern.

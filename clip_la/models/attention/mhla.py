@@ -81,7 +81,7 @@ class MhlaAttention(Attention):
         states = (k.transpose(-1, -2) @ v).flatten(3)
         sums = widened(k).sum(3)
         mixed = (mixture.to(states.dtype) @ states).unflatten(-1, (q.shape[-1], -1))
-        out = widened(q @ mixed) / ((widened(q) @ (mixture @ sums).unsqueeze(-1)) + ZERO)
+        out = widened(q @ mixed) / (widened(q) @ (mixture @ sums).unsqueeze(-1))
         return self._by_tokens(out.to(v.dtype))
 
     def _by_blocks(self, x: Tensor) -> Tensor:

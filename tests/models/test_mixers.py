@@ -1,0 +1,186 @@
+"""The configurable operator and the mixers beyond it against their references: on a grid, causal, every gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clip_la_kernels.reference_mixers import (
+    mhla_reference,
+    operator_reference,
+    scan_reference,
+    ttt_reference,
+    window_reference,
+)
+from clip_la_kernels.reference import linear_attention_reference
+from torch import Tensor
+
+from clip_la.errors import UserError
+from clip_la.models import model_spec
+from clip_la.models.attention.base import Attention, attention_layer
+from clip_la.models.attention.costs import scan_chunk
+from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.layout import Layout
+from clip_la.models.attention.pattern import layer_choices
+from clip_la.models.attention.scans import unit_lower_inverse
+
+WIDTH, HEADS = 16, 2
+GRIDS = {"3x5": Layout(16, (3, 5), 1), "4x4": Layout(18, (4, 4), 2), "9x8": Layout(73, (9, 8), 1)}
+LAYOUTS = {**GRIDS, "text": Layout(19), "long text": Layout(150)}
+OFF = "(conv=0,gate=none,rope=none,norm=none)"
+
+MIXERS = [
+    "flatten(conv=0)",
+    "flatten(conv=0,power=2)",
+    "hedgehog",
+    "hedgehog(temperature=learned)",
+    "inline(conv=0)",
+    "inline(conv=0,rope=axial,temperature=learned)",
+    f"rala{OFF}",
+    "rala(conv=0,gate=none)",
+    f"mala{OFF}",
+    "mala(conv=0,gate=none)",
+    "kernel(map=exp,over=sum,a=0.5)",
+    "kernel(map=elu1,over=subtract,weight=rala)",
+    "kernel(map=l2,over=length,a=1,temperature=learned)",
+    "kernel(map=relu,over=none)",
+    "mhla(blocks=2)",
+    "mhla(blocks=4)",
+    "ttt(step=1.5)",
+    "gla(norm=none)",
+    "gated_delta(norm=none)",
+    "window_linear(window=2)",
+    "window_linear(window=3)",
+]
+
+
+def make_layer(pattern: str, layout: Layout | None, width: int = WIDTH, heads: int = HEADS) -> Attention:
+    """A layer with random numbers in every parameter: a start at zero might hide a term."""
+    (choice,) = layer_choices(pattern, 1)
+    layer: Attention = attention_layer(choice)(width, num_heads=heads)
+    if layout is not None:
+        layer.set_layout(layout)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        layer.draw_extra(lambda tensor, bound: torch.nn.init.uniform_(tensor, -bound, bound, generator=generator))
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return layer.double()
+
+
+def turned(x: Tensor, layout: Layout) -> Tensor:
+    """2-D or 1-D rotary positions, a pair of features at a time."""
+    out = x.clone()
+    half = x.shape[-1] // 2
+    for token in range(layout.prefix, x.shape[1]):
+        for pair in range(half):
+            if layout.grid is None:
+                angle = token * 10000.0 ** -(pair / half)
+            else:
+                place = divmod(token - layout.prefix, layout.grid[1])[int(pair >= half // 2)]
+                angle = place * 100.0 ** -((pair % (half // 2)) / (half // 2))
+            a, b = x[:, token, :, pair], x[:, token, :, pair + half]
+            out[:, token, :, pair] = a * math.cos(angle) - b * math.sin(angle)
+            out[:, token, :, pair + half] = b * math.cos(angle) + a * math.sin(angle)
+    return out
+
+
+def features(layer: Attention, x: Tensor, which: int) -> Tensor:
+    """phi of (batch, tokens, heads, width), written out per map."""
+    kind, power, width = layer.map.kind, layer.map.power, x.shape[-1]
+    if kind == "hedgehog":
+        mapped = torch.einsum("bnhd,hde->bnhe", x, layer.map.maps[which]) / width**0.25
+        return torch.cat([mapped.exp() / mapped.exp().sum(-1, True), (-mapped).exp() / (-mapped).exp().sum(-1, True)], -1)
+    if kind == "focused":
+        u = (x.relu() + 1e-6) / (1 + layer.map.scale[:, 0].exp()).log()
+        return u**power * u.norm(dim=-1, keepdim=True) / (u**power).norm(dim=-1, keepdim=True)
+    plain = {"l2": F.normalize, "identity": lambda t, dim: t, "relu": lambda t, dim: t.relu()}
+    plain |= {"elu1": lambda t, dim: F.elu(t) + 1, "exp": lambda t, dim: t.exp()}
+    return plain[kind](x, dim=-1)
+
+
+def operator(layer: Attention, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    t = 1.0 if layer.temperature is None else layer.temperature.exp()[:, None]
+    l2 = layer.map.kind == "l2"
+    fq = features(layer, q if l2 else q * t, 0) * (t if l2 else q.shape[-1] ** -0.5)
+    fk = features(layer, k, 1)
+    pair = (turned(fq, layout), turned(fk, layout)) if layer.around["rope"] == "axial" else None
+    if layer.over == "subtract" and pair:
+        fq, fk, pair = *pair, None
+    options = {"over": layer.over, "weight": layer.weight, "a": layer.a, "eps": layer.eps}
+    return operator_reference(fq, fk, v, causal=layout.causal, turned=pair, **options)
+
+
+def scan(layer: Attention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Both directions of the patches one token at a time, and the prefix without decay."""
+    p, heads = layout.prefix, layer.num_heads
+    ways = 1 if layout.causal else 2
+    if hasattr(layer, "gate_down"):
+        logits = layer.gate_up(layer.gate_down(x[:, p:])).unflatten(-1, (ways, heads, -1))
+        gates = [(logits[:, :, way].sigmoid() ** (1 / 16),) for way in range(ways)]
+        q = q / q.shape[-1] ** 0.5
+    else:
+        rates = layer.rates(x[:, p:]).unflatten(-1, (ways, 2, heads, 1))
+        gates = [(1 - rates[:, :, way, 0].sigmoid(), rates[:, :, way, 1].sigmoid()) for way in range(ways)]
+        q, k = F.normalize(F.silu(q), dim=-1), F.normalize(F.silu(k), dim=-1)
+    out = sum(
+        scan_reference(q[:, p:], k[:, p:], v[:, p:], *gates[way], inclusive=way == 0, reverse=way == 1)
+        for way in range(ways)
+    )
+    matrix = torch.einsum("bihd,bjhd->bhij", q, k)
+    out = out + torch.einsum("bhij,bjhd->bihd", matrix[:, :, p:, :p], v[:, :p])
+    return torch.cat([torch.einsum("bhij,bjhd->bihd", matrix[:, :, :p], v), out], 1)
+
+
+def reference_core(layer: Attention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    name = type(layer).__name__
+    if name == "OperatorAttention":
+        return operator(layer, q, k, v, layout)
+    if name == "MhlaAttention":
+        place = {"grid": layout.grid, "prefix": layout.prefix, "side": layer.blocks, "max_tokens": layout.max_tokens}
+        return mhla_reference(q, k, v, layer.mixture.exp(), **place)
+    if name == "TttAttention":
+        return ttt_reference(q, k, v, layer.inner, layer.step)
+    if name == "WindowLinearAttention":
+        share = layer.share.sigmoid()
+        everywhere = linear_attention_reference(q, k, v, denominator="length", causal=layout.causal)
+        local = window_reference(q, k, v, grid=layout.grid, prefix=layout.prefix, side=layer.window)
+        return share * local + (1 - share) * everywhere
+    return scan(layer, x, q, k, v, layout)
+
+
+def reference_layer(layer: Attention, x: Tensor, layout: Layout) -> Tensor:
+    q, k, v = (part.unflatten(-1, (layer.num_heads, -1)) for part in layer.qkv(x).chunk(3, dim=-1))
+    return layer.proj(reference_core(layer, x, q, k, v, layout).flatten(2))
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every mixer on a grid of 3 x 5 and in text; a long text and other grids for those whose form depends on it."""
+    pairs = [(m, place) for m in MIXERS for place in ("3x5", "text") if not (m.startswith("ttt") and place == "text")]
+    pairs += [("gla(norm=none)", "9x8"), ("gated_delta(norm=none)", "9x8"), ("mhla(blocks=2)", "9x8")]
+    pairs += [("gla(norm=none)", "long text"), ("gated_delta(norm=none)", "long text"), ("mhla(blocks=2)", "long text")]
+    return pairs + [(m, "4x4") for m in ("mhla(blocks=3)", "gla(norm=none)", "window_linear(window=2)", "ttt(step=1)")]
+
+
+def test_every_mixer_is_tested() -> None:
+    own_file = {"softmax", "linear", "linear_mean", "linear_norm", "linear_map", "fastmax1", "fastmax2"}
+    from clip_la.models.attention.kinds import KINDS
+
+    assert {pattern.partition("(")[0] for pattern in MIXERS} == set(KINDS) - own_file
+
+
+@pytest.mark.parametrize(("pattern", "place"), cases())
+def test_value_and_every_gradient_equal_the_reference(pattern: str, place: str) -> None:
+    layout = LAYOUTS[place]
+    layer = make_layer(pattern, layout)
+    # Text is trimmed to its longest caption: fewer tokens than the layout allows.
+    tokens = layout.max_tokens - 2 * layout.causal
+    x = torch.randn(2, tokens, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    out, expected = layer(x, is_causal=layout.causal), reference_layer(layer, x, layout)
+    torch.testing.assert_close(out, expected, rtol=1e-7, atol=1e-7)
+    weight = torch.randn_like(out)
+    found = torch.autograd.grad((out * weight).sum(), inputs)
+    wanted = torch.autograd.grad((expected * weight).sum(), inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)

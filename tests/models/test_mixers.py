@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from clip_la_kernels.reference import linear_attention_reference
 from clip_la_kernels.reference_mixers import (
     mhla_reference,
     operator_reference,
@@ -12,14 +13,10 @@ from clip_la_kernels.reference_mixers import (
     ttt_reference,
     window_reference,
 )
-from clip_la_kernels.reference import linear_attention_reference
 from torch import Tensor
 
-from clip_la.errors import UserError
-from clip_la.models import model_spec
 from clip_la.models.attention.base import Attention, attention_layer
-from clip_la.models.attention.costs import scan_chunk
-from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.kinds import KINDS
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.pattern import layer_choices
 from clip_la.models.attention.scans import unit_lower_inverse
@@ -68,6 +65,10 @@ def make_layer(pattern: str, layout: Layout | None, width: int = WIDTH, heads: i
     return layer.double()
 
 
+def random_tokens(tokens: int, width: int = WIDTH) -> Tensor:
+    return torch.randn(2, tokens, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
 def turned(x: Tensor, layout: Layout) -> Tensor:
     """2-D or 1-D rotary positions, a pair of features at a time."""
     out = x.clone()
@@ -90,7 +91,8 @@ def features(layer: Attention, x: Tensor, which: int) -> Tensor:
     kind, power, width = layer.map.kind, layer.map.power, x.shape[-1]
     if kind == "hedgehog":
         mapped = torch.einsum("bnhd,hde->bnhe", x, layer.map.maps[which]) / width**0.25
-        return torch.cat([mapped.exp() / mapped.exp().sum(-1, True), (-mapped).exp() / (-mapped).exp().sum(-1, True)], -1)
+        halves = (mapped.exp(), (-mapped).exp())
+        return torch.cat([half / half.sum(-1, keepdim=True) for half in halves], -1)
     if kind == "focused":
         u = (x.relu() + 1e-6) / (1 + layer.map.scale[:, 0].exp()).log()
         return u**power * u.norm(dim=-1, keepdim=True) / (u**power).norm(dim=-1, keepdim=True)
@@ -163,10 +165,8 @@ def cases() -> list[tuple[str, str]]:
 
 
 def test_every_mixer_is_tested() -> None:
-    own_file = {"softmax", "linear", "linear_mean", "linear_norm", "linear_map", "fastmax1", "fastmax2"}
-    from clip_la.models.attention.kinds import KINDS
-
-    assert {pattern.partition("(")[0] for pattern in MIXERS} == set(KINDS) - own_file
+    older = {name for name, kind in KINDS.items() if kind.layer.partition(":")[0] in ("softmax", "linear", "fastmax")}
+    assert {pattern.partition("(")[0] for pattern in MIXERS} == set(KINDS) - older
 
 
 @pytest.mark.parametrize(("pattern", "place"), cases())
@@ -175,7 +175,7 @@ def test_value_and_every_gradient_equal_the_reference(pattern: str, place: str) 
     layer = make_layer(pattern, layout)
     # Text is trimmed to its longest caption: fewer tokens than the layout allows.
     tokens = layout.max_tokens - 2 * layout.causal
-    x = torch.randn(2, tokens, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    x = random_tokens(tokens).requires_grad_()
     inputs = [x, *layer.parameters()]
     out, expected = layer(x, is_causal=layout.causal), reference_layer(layer, x, layout)
     torch.testing.assert_close(out, expected, rtol=1e-7, atol=1e-7)
@@ -184,3 +184,136 @@ def test_value_and_every_gradient_equal_the_reference(pattern: str, place: str) 
     wanted = torch.autograd.grad((expected * weight).sum(), inputs)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def convolved(v: Tensor, weight: Tensor, layout: Layout) -> Tensor:
+    """(batch, tokens, dim) one tap at a time; weight (dim, 1, rows, columns)."""
+    out, (rows, columns) = torch.zeros_like(v), weight.shape[2:]
+    for token in range(layout.prefix, v.shape[1]):
+        for r in range(rows):
+            for c in range(columns):
+                if layout.grid is None:
+                    other = token - (columns - 1) + c
+                    inside = other >= 0
+                else:
+                    row, column = divmod(token - layout.prefix, layout.grid[1])
+                    row, column = row + r - rows // 2, column + c - columns // 2
+                    inside = 0 <= row < layout.grid[0] and 0 <= column < layout.grid[1]
+                    other = layout.prefix + row * layout.grid[1] + column
+                if inside:
+                    out[:, token] = out[:, token] + weight[:, 0, r, c] * v[:, other]
+    return out
+
+
+@pytest.mark.parametrize("place", ["3x5", "4x4", "text"])
+@pytest.mark.parametrize("options", ["conv=3", "conv=5,gate=linear", "gate=sigmoid,norm=rms", "rope=axial,cls=softmax"])
+def test_what_stands_around_softmax_equals_the_reference(options: str, place: str) -> None:
+    layout = LAYOUTS[place]
+    layer = make_layer(f"softmax({options},temperature=learned)", layout)
+    x = random_tokens(layout.max_tokens)
+    q, k, v = (part.unflatten(-1, (HEADS, -1)) for part in layer.qkv(x).chunk(3, dim=-1))
+    if "rope" in options:
+        q, k = turned(q, layout), turned(k, layout)
+    plain = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
+    scores = plain * layer.temperature.exp()[:, :, None]
+    if layout.causal:
+        scores = scores.masked_fill(~torch.ones_like(scores[0, 0], dtype=torch.bool).tril(), float("-inf"))
+    elif "cls" in options:
+        # The class token's row has no temperature of its own.
+        scores = torch.cat([plain[:, :, : layout.prefix], scores[:, :, layout.prefix :]], 2)
+    out = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+    if "rms" in options:
+        out = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.head_norm.weight
+    out = out.flatten(2)
+    if "conv" in options:
+        out = out + convolved(v.flatten(2), layer.conv.weight, layout)
+    if "gate" in options:
+        gate = layer.gate.linear(x)
+        out = out * (gate if "linear" in options else 2 / (1 + (-gate).exp()))
+    # Angles are float32.
+    error = 1e-6 if "rope" in options else 1e-9
+    torch.testing.assert_close(layer(x, is_causal=layout.causal), layer.proj(out), rtol=error, atol=error)
+
+
+@pytest.mark.parametrize("pattern", [*MIXERS, "linear(conv=3,rope=axial)", "softmax(conv=5,gate=sigmoid)"])
+def test_text_sees_nothing_that_follows(pattern: str) -> None:
+    if pattern.startswith("ttt"):
+        pytest.skip("has no causal form")
+    layer = make_layer(pattern, LAYOUTS["text"])
+    x = random_tokens(19)
+    changed = x.clone()
+    changed[:, 11:] += 1
+    before, after = layer(x, is_causal=True), layer(changed, is_causal=True)
+    torch.testing.assert_close(before[:, :11], after[:, :11])
+    assert not torch.allclose(before[:, 11:], after[:, 11:])
+
+
+@pytest.mark.parametrize("pattern", MIXERS)
+def test_every_token_reads_all_others_of_a_grid(pattern: str) -> None:
+    layer = make_layer(pattern, LAYOUTS["3x5"])
+    x = random_tokens(16).requires_grad_()
+    out = layer(x)
+    for token in (0, 1, 8, 15):
+        (gradient,) = torch.autograd.grad(out[0, token].sum(), x, retain_graph=True)
+        assert (gradient[0].abs().amax(-1) > 0).all()
+        assert not gradient[1].any()
+
+
+@pytest.mark.parametrize("pattern", [*MIXERS, "linear_mean(conv=3,gate=sigmoid,norm=rms,rope=axial,cls=softmax)"])
+@pytest.mark.parametrize("place", ["9x8", "long text"])
+def test_bf16_autocast_stays_near_float32(pattern: str, place: str) -> None:
+    layout = LAYOUTS[place]
+    if pattern.startswith("ttt") and layout.causal:
+        pytest.skip("has no causal form")
+    layer = make_layer(pattern, layout, width=64).float()
+    x = random_tokens(layout.max_tokens, 64).float()
+    exact = layer(x, is_causal=layout.causal)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = layer(x, is_causal=layout.causal)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).norm() / exact.norm() < 0.02
+
+
+@pytest.mark.parametrize(
+    "pattern", ["rala(norm=rms,cls=softmax)", "flatten", "mhla", "ttt", "gla", "gated_delta", "window_linear"]
+)
+def test_a_layer_is_one_graph_for_the_compiler(pattern: str) -> None:
+    layer = make_layer(pattern, LAYOUTS["3x5"]).float()
+    x = random_tokens(16).float()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 17, 49, 64, 100])
+def test_the_inverse_of_a_unit_triangular_matrix(size: int) -> None:
+    lower = torch.rand(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tril(-1)
+    lower.requires_grad_()
+    eye = torch.eye(size, dtype=torch.float64)
+    torch.testing.assert_close(unit_lower_inverse(lower) @ (lower + eye), eye.expand(2, 3, -1, -1))
+    weight = torch.randn(2, 3, size, size, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((inverse * weight).sum(), lower)[0]
+        for inverse in (unit_lower_inverse(lower), torch.linalg.inv(lower.tril(-1) + eye))
+    ]
+    torch.testing.assert_close(gradients[0].tril(-1), gradients[1])
+
+
+def test_equal_keys_leave_the_float32_inverse_exact() -> None:
+    # All ones below the diagonal: the powers of the whole matrix reach 1e18, its inverse is -1 beside the diagonal.
+    lower = torch.ones(64, 64).tril(-1)
+    wanted = torch.eye(64) - torch.eye(64)[:, 1:].matmul(torch.eye(64)[:-1])
+    torch.testing.assert_close(unit_lower_inverse(lower), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_layer_that_needs_its_layout_says_so() -> None:
+    for pattern in ("softmax(conv=3)", "mhla", "gla", "rala"):
+        (choice,) = layer_choices(pattern, 1)
+        layer = attention_layer(choice)(WIDTH, num_heads=HEADS)
+        with pytest.raises(ValueError, match="needs set_layout"):
+            layer(torch.randn(1, 16, WIDTH))
+    layer = make_layer("softmax(conv=3)", LAYOUTS["3x5"])
+    with pytest.raises(ValueError, match="17 tokens, is_causal=False, do not lie as"):
+        layer(random_tokens(17))
+    with pytest.raises(ValueError, match="ttt has no causal form"):
+        make_layer("ttt", LAYOUTS["3x5"])(random_tokens(16), is_causal=True)

@@ -1,7 +1,6 @@
 """What all attention layers share: one projection to q, k, v, heads, what stands around the core, the output."""
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.options import AROUND_PLAIN
 from clip_la.models.attention.pattern import AttentionChoice
-from clip_la.models.attention.surroundings import DepthwiseConvolution, HeadNorm, OutputGate, rotated
+from clip_la.models.attention.surroundings import DepthwiseConvolution, HeadNorm, OutputGate, Uniform, rotated
 
-# (name in the module, tensor, deviation of a uniform draw's bound or a constant): see Attention.draw_extra.
-Draw = Callable[[Tensor, int], None]
+# Gains, logarithms of factors and the like, which weight decay should spare whatever their shape.
+UNDECAYED = ("attn.head_norm.weight", "attn.temperature", "attn.mixture", "attn.share", "attn.map.scale")
 
 
 class Attention(nn.Module):
@@ -135,7 +134,7 @@ class Attention(nn.Module):
         read = F.scaled_dot_product_attention(q[:, :, :prefix], k, v).transpose(1, 2)
         return torch.cat([read.to(out.dtype), out[:, prefix:]], 1)
 
-    def draw_extra(self, uniform: Callable[[Tensor, float], None]) -> None:
+    def draw_extra(self, uniform: Uniform) -> None:
         """Fills what is not qkv or proj, in place; `uniform(tensor, bound)` draws from [-bound, bound]."""
         for part in (self.gate, self.head_norm, self.conv):
             if part is not None:

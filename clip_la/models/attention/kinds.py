@@ -62,7 +62,9 @@ def _denominator_stays_positive(options: Mapping[str, OptionValue]) -> None:
 
 def _rotated_maps_lose_their_sign(options: Mapping[str, OptionValue]) -> None:
     if options["rope"] != "none":
-        raise UserError("rope turns positive features negative, and this sum of weights with them; use kernel(rope=axial)")
+        raise UserError(
+            "rope turns positive features negative, and the sum of weights with them; use kernel(rope=axial)"
+        )
 
 
 def _operator_is_sound(options: Mapping[str, OptionValue]) -> None:
@@ -70,7 +72,7 @@ def _operator_is_sound(options: Mapping[str, OptionValue]) -> None:
     if over in ("subtract", "magnitude") and a:
         raise UserError(f"a={a:g} has no part in over={over}; leave it at 0")
     if over in ("sum", "magnitude") and name in ("identity", "l2") and not (name == "l2" and over == "sum" and a >= 1):
-        raise UserError(f"over={over} divides by weights that map={name} lets vanish; use a positive map or over=subtract")
+        raise UserError(f"over={over} divides by weights that map={name} lets vanish: use over=subtract or another map")
     if over == "sum" and options["temperature"] == "learned" and (name in ("relu", "focused") or name == "l2"):
         raise UserError(f"a learned temperature does not act, or not safely, on map={name} with over=sum")
 

@@ -19,4 +19,3 @@ class Layout:
     def causal(self) -> bool:
         """A sequence in which no token sees what follows it."""
         return self.grid is None
-

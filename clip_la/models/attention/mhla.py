@@ -81,7 +81,9 @@ class MhlaAttention(Attention):
         states = (k.transpose(-1, -2) @ v).flatten(3)
         sums = widened(k).sum(3)
         mixed = (mixture.to(states.dtype) @ states).unflatten(-1, (q.shape[-1], -1))
-        out = widened(q @ mixed) / (widened(q) @ (mixture @ sums).unsqueeze(-1))
+        total = widened(q) @ (mixture @ sums).unsqueeze(-1)
+        # Spots without a token have no weights; what they hold is dropped, but must not be NaN.
+        out = widened(q @ mixed) / torch.where(total == 0, 1.0, total)
         return self._by_tokens(out.to(v.dtype))
 
     def _by_blocks(self, x: Tensor) -> Tensor:
@@ -117,10 +119,8 @@ class MhlaAttention(Attention):
         super().draw_extra(uniform)
         layout = self.placed()
         block = torch.arange(self.blocks**2, dtype=torch.float32)
-        if layout.grid is None:
-            place = block[:, None]
-        else:
-            place = torch.stack([block // self.blocks, block % self.blocks], 1)
+        side = self.blocks if layout.grid else 1
+        place = torch.stack([block // side, block % side], 1)
         start = -torch.cdist(place, place) / LOCALITY
         if layout.prefix:
             start = F.pad(start, (1, 0, 1, 0))

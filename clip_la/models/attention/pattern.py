@@ -82,7 +82,7 @@ def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
 def _one_choice(text: str, pattern: str) -> AttentionChoice:
     choice, count = _parse_item(text, pattern)
     if count is not None:
-        raise UserError(f"'{text}' in the attention '{pattern}' has a count, which only a sum of runs takes; {_GRAMMAR}")
+        raise UserError(f"'{text}' in the attention '{pattern}' has a count, which only sums of runs take; {_GRAMMAR}")
     return choice
 
 

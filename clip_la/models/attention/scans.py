@@ -101,8 +101,8 @@ def _inverse_of_padded(lower: Tensor) -> Tensor:
 
 def _diagonal(matrix: Tensor, block: int) -> Tensor:
     """(..., n, n) -> its diagonal blocks (..., n / block, block, block)."""
-    count = matrix.shape[-1] // block
-    return torch.stack([matrix[..., i * block : (i + 1) * block, i * block : (i + 1) * block] for i in range(count)], -3)
+    spans = [slice(start, start + block) for start in range(0, matrix.shape[-1], block)]
+    return torch.stack([matrix[..., span, span] for span in spans], -3)
 
 
 def delta_scan(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, step: Tensor, inclusive: bool) -> Tensor:
@@ -126,9 +126,7 @@ def delta_scan(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, step: Tensor, 
     return _delta_chunks(q, k, v, total, step, solve, read).flatten(2, 3)[:, :, :tokens]
 
 
-def _delta_chunks(
-    q: Tensor, k: Tensor, v: Tensor, total: Tensor, step: Tensor, solve: Tensor, read: Tensor
-) -> Tensor:
+def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor, step: Tensor, solve: Tensor, read: Tensor) -> Tensor:
     """The scan over chunks: each corrects its values by what the state before it holds already."""
     dtype = v.dtype
     grown, left = total.exp(), (total[..., -1:, :] - total).exp()

@@ -1,4 +1,4 @@
-"""What may stand around the core of any attention: convolution of v, output gate, norm of heads, rotation of q and k."""
+"""What may stand around any attention: convolution of v, output gate, norm of heads, rotation of q and k."""
 
 from collections.abc import Callable
 from typing import Any

@@ -26,7 +26,8 @@ from clip_la.models.attention.surroundings import Uniform, rotated
 
 
 class OperatorAttention(Attention):
-    """See the table above; t is a learned number a head or 1, s is D^-1/2 or 1 for unit vectors.
+    """See the table above; t is a learned number a head or 1, s is D^-1/2, or D^1/2 for unit
+    vectors: either way x varies by about one over random q and k.
 
     Args:
         dim: as for Attention, and so are the rest of timm's arguments.
@@ -56,7 +57,7 @@ class OperatorAttention(Attention):
     ) -> None:
         super().__init__(dim, **timm_arguments)
         self.over, self.weight, self.a, self.eps = over, weight, a, eps
-        self.scale = 1.0 if map == "l2" else self.head_dim**-0.5
+        self.scale = self.head_dim ** (0.5 if map == "l2" else -0.5)
         like = {"device": self.qkv.weight.device, "dtype": self.qkv.weight.dtype}
         self.map = FeatureMap(map, power, self.num_heads, self.head_dim, **like)
         # Its logarithm: positive, and its steps are relative.

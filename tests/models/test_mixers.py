@@ -88,9 +88,9 @@ def turned(x: Tensor, layout: Layout) -> Tensor:
 
 def features(layer: Attention, x: Tensor, which: int) -> Tensor:
     """phi of (batch, tokens, heads, width), written out per map."""
-    kind, power, width = layer.map.kind, layer.map.power, x.shape[-1]
+    kind, power = layer.map.kind, layer.map.power
     if kind == "hedgehog":
-        mapped = torch.einsum("bnhd,hde->bnhe", x, layer.map.maps[which]) / width**0.25
+        mapped = torch.einsum("bnhd,hde->bnhe", x, layer.map.maps[which])
         halves = (mapped.exp(), (-mapped).exp())
         return torch.cat([half / half.sum(-1, keepdim=True) for half in halves], -1)
     if kind == "focused":
@@ -104,7 +104,7 @@ def features(layer: Attention, x: Tensor, which: int) -> Tensor:
 def operator(layer: Attention, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     t = 1.0 if layer.temperature is None else layer.temperature.exp()[:, None]
     l2 = layer.map.kind == "l2"
-    fq = features(layer, q if l2 else q * t, 0) * (t if l2 else q.shape[-1] ** -0.5)
+    fq = features(layer, q if l2 else q * t, 0) * (t * q.shape[-1] ** 0.5 if l2 else q.shape[-1] ** -0.5)
     fk = features(layer, k, 1)
     pair = (turned(fq, layout), turned(fk, layout)) if layer.around["rope"] == "axial" else None
     if layer.over == "subtract" and pair:

@@ -17,8 +17,8 @@ class TttAttention(Attention):
     """o_i = F(q_i; W - step g) with F(x) = (x W1) silu(x W2), g the gradient of -mean_j F(k_j).v_j / 3 at W, a head.
 
     Each column of g is divided by its norm plus one, as by the authors. The mean of the keys is taken off first,
-    without which conversion diverges (arXiv 2605.02772). Their convolution inside is left out; conv=3 is another, around
-    the core. The step is one for all tokens, so there is no causal form.
+    without which conversion diverges (arXiv 2605.02772). Their convolution inside is left out; conv=3 is another one,
+    around the core. The step is one for all tokens, so there is no causal form.
 
     Args:
         dim: as for Attention, and so are the rest of timm's arguments.

@@ -1,16 +1,40 @@
 """`clip-la models`: every preset with every attention kind, its parameters and its cost. Needs no torch."""
 
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from clip_la.cli import Parser
+
+if TYPE_CHECKING:
+    from clip_la.models.spec import ModelSpec
 
 GIGA = 1e9
 _NUMBERS = ("pixels", "tokens", "context", "parameters", "image", "text", "GFLOPs", "image", "text")
 
 
+# --speed: calls before the first that counts, and those that count; the median is told.
+WARM_UP, CALLS = 2, 5
+
+
 def _parser() -> Parser:
     parser = Parser(prog="clip-la models", description="Lists the presets. GFLOPs are forward, per image-text pair.")
     parser.add_argument("names", nargs="*", metavar="MODEL", help="only these presets (default: all)")
-    parser.add_argument("--attention", metavar="KIND", help="only this kind or pattern (default: every kind)")
+    parser.add_argument(
+        "--attention",
+        metavar="PLAN",
+        help="only this kind or plan of layers, as in linear_mean,softmax@7,11; IMAGE/TEXT for one a tower"
+        " (default: every kind; kinds without a causal form have softmax in the text tower)",
+    )
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the image, if not the preset's")
+    parser.add_argument("--kinds", action="store_true", help="list the attention kinds and their options instead")
+    parser.add_argument(
+        "--speed",
+        type=int,
+        metavar="BATCH",
+        help="also measure pairs/s here, compiled and in bf16 on a GPU: forward, and forward and backward",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list, one object a preset and kind, on stdout"
     )
@@ -23,50 +47,134 @@ def main(argv: list[str]) -> int | None:
     import json
     import sys
 
-    rows = table(options.names, options.attention, options.image_size)
+    if options.kinds:
+        rows = kinds()
+        lines = [f"{row['kind']}: {row['summary']}\n    {row['options']}" for row in rows]
+    else:
+        rows = table(options.names, options.attention, options.image_size, options.speed)
+        lines = _lines(rows)
     human = sys.stderr if options.json else sys.stdout
-    for line in _lines(rows):
+    for line in lines:
         print(line, file=human)
     if options.json:
         print(json.dumps(rows, indent=2))
     return None
 
 
-def table(names: list[str], attention: str | None = None, image_size: int | None = None) -> list[dict]:
-    """One dictionary a preset and attention kind: parameters and forward GFLOPs of each tower and of both.
+def kinds() -> list[dict]:
+    """One dictionary an attention kind: its name, what it is, and its options with their defaults."""
+    from clip_la.models.attention.kinds import attention_kind, list_attention
+    from clip_la.models.attention.options import OneOf
 
-    Raises UserError for an unknown name, or an attention or image size that does not fit.
+    rows = []
+    for name in list_attention():
+        kind = attention_kind(name)
+        options = {
+            option: f"{o.default} of {'|'.join(o.choices)}" if isinstance(o, OneOf) else f"{o.default:g}"
+            for option, o in kind.options.items()
+        }
+        rows.append({"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal})
+    return rows
+
+
+def _plans(attention: str | None) -> list[tuple[str, str]]:
+    """(image, text) attention of each row."""
+    from clip_la.models.attention.kinds import attention_kind, list_attention
+
+    if attention is None:
+        return [(kind, kind if attention_kind(kind).causal else "softmax") for kind in list_attention()]
+    image, slash, text = attention.partition("/")
+    return [(image, text if slash else image)]
+
+
+def table(
+    names: list[str], attention: str | None = None, image_size: int | None = None, batch: int | None = None
+) -> list[dict]:
+    """One dictionary a preset and attention: parameters and forward GFLOPs of each tower and of both.
+
+    With a `batch`, measured pairs per second too. Raises UserError for an unknown name, or an attention, image size or
+    batch that does not fit.
     """
-    from clip_la.models.attention.kinds import list_attention
+    from clip_la.errors import UserError
     from clip_la.models.flops import flops, num_parameters
     from clip_la.models.registry import list_models, model_spec
 
+    if batch is not None and batch < 1:
+        raise UserError(f"--speed {batch}: give the number of pairs in a batch, 1 or more")
     rows = []
     for name in names or list_models():
-        for kind in [attention] if attention else list_attention():
-            spec = model_spec(name, attention=kind, image_size=image_size)
-            rows.append(
-                {
-                    "model": name,
-                    "attention": spec.attention,
-                    "image_size": spec.image_size,
-                    "image_tokens": spec.num_image_tokens,
-                    "context_length": spec.context_length,
-                    "parameters": num_parameters(spec),
-                    "gflops": {tower: count / GIGA for tower, count in flops(spec).items()},
-                }
-            )
+        for image, text in _plans(attention):
+            spec = model_spec(name, image_attention=image, text_attention=text, image_size=image_size)
+            row = {
+                "model": name,
+                "attention": spec.attention,
+                "image_size": spec.image_size,
+                "image_tokens": spec.num_image_tokens,
+                "context_length": spec.context_length,
+                "parameters": num_parameters(spec),
+                "gflops": {tower: count / GIGA for tower, count in flops(spec).items()},
+            }
+            if batch is not None:
+                row["pairs_per_second"] = _measure(spec, batch)
+            rows.append(row)
     return rows
+
+
+def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
+    """Pairs per second of both towers, {"forward", "training"}: the median of some calls, captions of full length."""
+    import torch
+
+    from clip_la.models.clip import model_from_spec
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model_from_spec(spec, seed=0).to(device)
+    if device.type == "cuda":
+        model.image.compile()
+        model.text.compile()
+    images = torch.randn(batch, 3, spec.image_size, spec.image_size, device=device)
+    tokens = torch.randint(1, spec.vocab_size, (batch, spec.context_length), device=device)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images, tokens)
+
+    def training() -> None:
+        image_features, text_features, scale = model(images, tokens)
+        (scale * image_features * text_features).sum().backward()
+        model.zero_grad()
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return {
+            name: batch / _median_time(call, device.type == "cuda")
+            for name, call in (("forward", forward), ("training", training))
+        }
+
+
+def _median_time(call: Callable[[], None], on_gpu: bool) -> float:
+    """Seconds of one call."""
+    import torch
+
+    times = []
+    for _ in range(WARM_UP + CALLS):
+        start = time.perf_counter()
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
 
 
 def _lines(rows: list[dict]) -> list[str]:
     width = max(len(row["attention"]) for row in rows) + 2
     head = f"{'model':<11}{'attention':<{width}}" + "".join(f"{column:>11}" for column in _NUMBERS)
+    if rows and "pairs_per_second" in rows[0]:
+        head += f"{'pairs/s':>11}{'training':>11}"
     lines = [head]
     for row in rows:
         text = f"{row['model']:<11}{row['attention']:<{width}}"
         text += "".join(f"{row[key]:>11}" for key in ("image_size", "image_tokens", "context_length"))
         text += "".join(f"{row['parameters'][tower] / 1e6:>10.2f}M" for tower in ("total", "image", "text"))
         text += "".join(f"{row['gflops'][tower]:>11.4g}" for tower in ("total", "image", "text"))
+        text += "".join(f"{speed:>11.0f}" for speed in row.get("pairs_per_second", {}).values())
         lines.append(text)
     return lines

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from clip_la.models.attention.base import UNDECAYED
 from clip_la.models.image_tower import ImageTower
 from clip_la.models.initialise import Initialiser
 from clip_la.models.spec import ModelSpec
@@ -55,8 +56,9 @@ class CLIP(nn.Module):
         self.text.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """What weight decay should spare, as in open_clip's training: gains, biases, class token, temperature."""
-        return {name for name, p in self.named_parameters() if p.ndim < 2} | {"image.trunk.cls_token"}
+        """What weight decay should spare, as in open_clip's training: gains, biases, class token, temperatures."""
+        spared = {name for name, p in self.named_parameters() if p.ndim < 2 or name.endswith(UNDECAYED)}
+        return spared | {"image.trunk.cls_token"}
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -76,5 +78,6 @@ def model_from_spec(spec: ModelSpec, seed: int | None = None) -> CLIP:
     initialiser = Initialiser(None if seed is None else torch.Generator().manual_seed(seed))
     initialiser.image_tower(model.image)
     initialiser.text_tower(model.text)
+    initialiser.attention_extras(model.image, model.text)
     initialiser.logit_scale(model.logit_scale)
     return model

@@ -9,6 +9,7 @@ counters are no help here: they miss fused attention and give every kind the sam
 from collections.abc import Sequence
 
 from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.pattern import AttentionChoice
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 
@@ -18,10 +19,10 @@ FLOPS_PER_MAC = 2
 TRAINING_FACTOR = 3
 
 
-def _tower_flops(choices: Sequence[AttentionChoice], num_tokens: int, width: int, num_heads: int) -> int:
+def _tower_flops(choices: Sequence[AttentionChoice], layout: Layout, width: int, num_heads: int) -> int:
     """Blocks of one tower: 2 N d (3d + d) for qkv and output, 2 N d (2 r d) for the MLP, and the attention."""
-    projections = 2 * num_tokens * width * (4 * width + 2 * MLP_RATIO * width)
-    attention = sum(attention_kind(c.kind).flops(num_tokens, width, width // num_heads) for c in choices)
+    projections = 2 * layout.max_tokens * width * (4 * width + 2 * MLP_RATIO * width)
+    attention = sum(attention_kind(c.kind).flops(layout, width, width // num_heads, c.options) for c in choices)
     return len(choices) * projections + attention
 
 
@@ -29,11 +30,9 @@ def flops(spec: ModelSpec) -> dict[str, int]:
     """Forward FLOPs of one pair, captions at full context length: {"image", "text", "total"}."""
     num_patches = spec.num_image_tokens - 1
     patch_embedding = 2 * num_patches * IMAGE_CHANNELS * spec.patch_size**2 * spec.image_width
-    image = patch_embedding + _tower_flops(
-        spec.image_choices, spec.num_image_tokens, spec.image_width, spec.image_heads
-    )
+    image = patch_embedding + _tower_flops(spec.image_choices, spec.image_layout, spec.image_width, spec.image_heads)
     image += 2 * spec.image_width * spec.embed_dim
-    text = _tower_flops(spec.text_choices, spec.context_length, spec.text_width, spec.text_heads)
+    text = _tower_flops(spec.text_choices, spec.text_layout, spec.text_width, spec.text_heads)
     text += 2 * spec.text_width * spec.embed_dim
     return {"image": image, "text": text, "total": image + text}
 
@@ -54,6 +53,11 @@ def _block_parameters(width: int) -> int:
     return qkv_and_output + mlp + 2 * _norm_parameters(width)
 
 
+def _extra_parameters(choices: Sequence[AttentionChoice], layout: Layout, width: int, num_heads: int) -> int:
+    """What attention has beyond qkv and output."""
+    return sum(attention_kind(c.kind).parameters(layout, width, width // num_heads, c.options) for c in choices)
+
+
 def _norm_parameters(width: int) -> int:
     return 2 * width
 
@@ -63,7 +67,9 @@ def num_parameters(spec: ModelSpec) -> dict[str, int]:
     d = spec.image_width
     image = IMAGE_CHANNELS * spec.patch_size**2 * d + d + spec.num_image_tokens * d + 2 * _norm_parameters(d)
     image += spec.image_layers * _block_parameters(d) + d * spec.embed_dim
+    image += _extra_parameters(spec.image_choices, spec.image_layout, d, spec.image_heads)
     w = spec.text_width
     text = spec.vocab_size * w + spec.context_length * w + _norm_parameters(w)
     text += spec.text_layers * _block_parameters(w) + w * spec.embed_dim
+    text += _extra_parameters(spec.text_choices, spec.text_layout, w, spec.text_heads)
     return {"image": image, "text": text, "total": image + text + 1}

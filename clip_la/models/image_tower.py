@@ -32,6 +32,8 @@ class ImageTower(nn.Module):
             act_layer=ACTIVATION_LAYERS[spec.activation],
             block_fn=block_maker(spec.image_choices),
         )
+        for block in self.trunk.blocks:
+            block.attn.set_layout(spec.image_layout)
         self.projection = nn.Linear(spec.image_width, spec.embed_dim, bias=False)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed_dim"]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_la.models.attention.base import Attention
 from clip_la.models.image_tower import ImageTower
 from clip_la.models.text_tower import TextTower
 
@@ -94,6 +95,17 @@ class Initialiser:
             self._normal(block.mlp.fc2.weight, residual_std)
             self._fan_in(block.mlp.fc1.bias, fan_in=width)
             self._fan_in(block.mlp.fc2.bias, fan_in=block.mlp.fc2.in_features)
+
+    @torch.no_grad()
+    def attention_extras(self, *towers: nn.Module) -> None:
+        """Fills what attention layers have beyond qkv and output, as each kind says (`draw_extra`).
+
+        After everything else, so that the rest starts from the same weights whatever the attention.
+        """
+        for tower in towers:
+            for module in tower.modules():
+                if isinstance(module, Attention):
+                    module.draw_extra(self._uniform)
 
     @staticmethod
     def logit_scale(parameter: Tensor) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from clip_la.errors import UserError, unknown
+from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.pattern import AttentionChoice, canonical_pattern, layer_choices
 
 # The means and deviations of OpenAI's CLIP, in RGB, for pixels scaled to [0, 1].
@@ -85,6 +87,23 @@ class ModelSpec:
                 raise UserError(f"{tower} tower of '{self.name}': {error}") from None
             # A frozen dataclass is set this way in its own __post_init__.
             object.__setattr__(self, f"{tower}_attention", pattern)
+        self._towers_must_suit()
+
+    def _towers_must_suit(self) -> None:
+        """Raises UserError for attention that a tower cannot have: heads too odd for rope, no causal form for text."""
+        for tower, choices, multiple in (("image", self.image_choices, 4), ("text", self.text_choices, 2)):
+            head = getattr(self, f"{tower}_width") // getattr(self, f"{tower}_heads")
+            for choice in choices:
+                if choice.options.get("rope", "none") != "none" and head % multiple:
+                    raise UserError(
+                        f"{tower} tower of '{self.name}': '{choice}' turns features, which wants heads of a multiple of"
+                        f" {multiple} features; these have {head}"
+                    )
+                if tower == "text" and not attention_kind(choice.kind).causal:
+                    raise UserError(
+                        f"text tower of '{self.name}': '{choice.kind}' has no causal form, it is for image towers; give"
+                        " text_attention another kind"
+                    )
 
     def _must_divide(self, divisor: str, number: str) -> None:
         if getattr(self, number) % getattr(self, divisor):
@@ -95,6 +114,17 @@ class ModelSpec:
     def num_image_tokens(self) -> int:
         """Patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+    @property
+    def image_layout(self) -> Layout:
+        """How the image tower's tokens lie: a class token, then the patches by rows."""
+        side = self.image_size // self.patch_size
+        return Layout(self.num_image_tokens, (side, side), prefix=1)
+
+    @property
+    def text_layout(self) -> Layout:
+        """How the text tower's tokens lie: a causal sequence."""
+        return Layout(self.context_length)
 
     @property
     def attention(self) -> str:

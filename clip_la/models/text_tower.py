@@ -35,6 +35,8 @@ class TextTower(nn.Module):
             )
             for depth in range(spec.text_layers)
         )
+        for block in self.blocks:
+            block.attn.set_layout(spec.text_layout)
         self.norm = norm_layer(spec.text_width)
         self.projection = nn.Linear(spec.text_width, spec.embed_dim, bias=False)
         self.grad_checkpointing = False

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from clip_la.cli import main
-from clip_la.models import create_model, list_attention, list_models, save_checkpoint
+from clip_la.models import create_model, list_attention, list_models, model_spec, save_checkpoint
+from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.flops import num_parameters
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -21,7 +23,7 @@ def test_models_lists_every_preset_with_every_kind(capsys: pytest.CaptureFixture
     assert main(["models", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["model"], row["attention"]) for row in rows] == [
-        (m, k) for m in list_models() for k in list_attention()
+        (m, k if attention_kind(k).causal else f"{k}/softmax") for m in list_models() for k in list_attention()
     ]
     (softmax,) = [row for row in rows if (row["model"], row["attention"]) == ("vit_b16", "softmax")]
     assert softmax["parameters"]["total"] == 149_620_737
@@ -36,9 +38,32 @@ def test_models_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split()[:5] == ["vit_b16", "linear*11+softmax", "224", "197", "77"]
 
 
+def test_models_takes_a_plan_a_tower_and_measures_it(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = "linear_mean,softmax@1/softmax(conv=3)"
+    assert main(["models", "vit_nano", "--attention", plan, "--speed", "2", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["attention"] == "linear_mean+softmax/softmax(conv=3)"
+    assert row["parameters"]["text"] - model_parameters("vit_nano")["text"] == 2 * 3 * 64
+    assert row["pairs_per_second"]["forward"] > row["pairs_per_second"]["training"] > 0
+
+
+def model_parameters(name: str) -> dict[str, int]:
+    return num_parameters(model_spec(name))
+
+
+def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--kinds", "--json"]) == 0
+    rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list_attention()
+    assert rows["rala"]["options"]["conv"] == "5 of 0|3|5"
+    assert not rows["ttt"]["causal"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--attention", "ttt"], "'ttt' has no causal form"),
+        (["--speed", "0"], "--speed 0: give the number of pairs"),
         (["vit_b"], "unknown model 'vit_b'"),
         (["--attention", "linaer"], "unknown attention kind 'linaer'; did you mean linear"),
         (["--attention", "linear*3"], "is for 3 layers, this tower has 12"),

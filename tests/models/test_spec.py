@@ -23,6 +23,12 @@ from clip_la.models.spec import ModelSpec
         ("linear(b=1e+1)*2 + linear*2", "linear(b=10)*2+linear*2"),
         ("linear_map(feature_map=relu)", "linear_map(feature_map=relu)"),
         ("linear_map(feature_map=elu1)", "linear_map"),
+        ("linear:softmax=3:1", "linear*3+softmax"),
+        ("linear(a=1,b=2):softmax(conv=5)=1:1", "linear(b=2)+softmax(conv=5)+linear(b=2)+softmax(conv=5)"),
+        ("linear:softmax=2:1", "linear*2+softmax+linear"),
+        ("linear,softmax@1,3", "linear+softmax+linear+softmax"),
+        ("linear(b=2,a=1), softmax(conv=3,gate=none)@1, mhla@2,0", "mhla+softmax(conv=3)+mhla+linear(b=2)"),
+        ("inline(conv=3,norm=none)", "inline"),
     ],
 )
 def test_equal_attention_has_one_spelling(pattern: str, canonical: str) -> None:
@@ -34,7 +40,8 @@ def test_equal_attention_has_one_spelling(pattern: str, canonical: str) -> None:
 def test_layers_come_in_order() -> None:
     choices = layer_choices("linear(a=2)+softmax*2", 3)
     assert [choice.kind for choice in choices] == ["linear", "softmax", "softmax"]
-    assert choices[0].options == {"a": 2.0, "b": 1.0}
+    around = {"conv": "0", "gate": "none", "norm": "none", "rope": "none", "cls": "same"}
+    assert choices[0].options == {"a": 2.0, "b": 1.0, **around}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,23 @@ def test_layers_come_in_order() -> None:
     [
         ("softmx", "unknown attention kind 'softmx'; did you mean softmax"),
         ("linear(c=1)", "unknown option of attention 'linear' 'c'"),
-        ("softmax(a=1)", "'softmax' has no options"),
+        ("softmax(a=1)", "unknown option of attention 'softmax' 'a'"),
+        ("softmax(conv=4)", "option 'conv': '4' is none of 0, 3, 5"),
+        ("mhla(blocks=1.5)", "1.5 is not a whole number >= 1"),
+        ("linear_map(rope=axial)", "rope turns positive features negative"),
+        ("kernel(map=identity)", "over=sum divides by weights that map=identity lets vanish"),
+        ("kernel(map=elu1,over=subtract,a=1)", "a=1 has no part in over=subtract"),
+        ("kernel(map=relu,temperature=learned)", "a learned temperature does not act"),
+        ("linear:softmax=5", "as many numbers above zero"),
+        ("linear:softmax=5:0", "as many numbers above zero"),
+        ("linear=4", "as many numbers above zero"),
+        ("linear:softmax=5:1", "is 6 layers long, this tower has 4"),
+        ("linear:softmax=1:x", "'x' in the attention .* is no whole number"),
+        ("linear,softmax@4", "names layer 4, this tower has 0 to 3"),
+        ("linear,softmax@1,1", "names layer 1 twice"),
+        ("linear*2,softmax@1", "'linear\\*2' .* has a count"),
+        ("linear,softmax", "cannot read 'linear,softmax'"),
+        ("linear,3,softmax@1", "'3' .* is at no layer"),
         ("linear(a)", "is not option=value"),
         ("linear(a=x)", "'x' is not a number"),
         ("linear(a=nan)", "finite"),
@@ -93,6 +116,12 @@ def test_towers_are_chosen_apart() -> None:
         ({"pixel_mean": (0.5, 0.5)}, "not three numbers"),
         ({"activation": "gelu2"}, "unknown activation 'gelu2'"),
         ({"text_attention": "linear*3"}, "text tower of 'vit_nano'.*3 layers"),
+        ({"text_attention": "linear+ttt"}, "text tower of 'vit_nano': 'ttt' has no causal form"),
+        (
+            {"image_attention": "mala", "image_width": 72},
+            "image tower .* wants heads of a multiple of 4.*these have 18",
+        ),
+        ({"text_attention": "softmax(rope=axial)", "text_width": 60}, "text tower .* a multiple of 2.*these have 15"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(changes: dict, message: str) -> None:

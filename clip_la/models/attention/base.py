@@ -1,30 +1,55 @@
-"""What all attention layers share: one projection to q, k, v, heads, and the output projection."""
+"""What all attention layers share: one projection to q, k, v, heads, what stands around the core, the output."""
 
 import importlib
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.layout import Layout
+from clip_la.models.attention.options import AROUND_PLAIN
 from clip_la.models.attention.pattern import AttentionChoice
+from clip_la.models.attention.surroundings import DepthwiseConvolution, HeadNorm, OutputGate, Uniform, rotated
+
+# Gains, logarithms of factors and the like, which weight decay should spare whatever their shape.
+UNDECAYED = ("attn.head_norm.weight", "attn.temperature", "attn.mixture", "attn.share", "attn.map.scale")
 
 
 class Attention(nn.Module):
     """Self-attention whose core a subclass computes in `attend`, with the interface that timm's Block expects.
 
-    Parameters and their names are the same for every kind, so that weights move between kinds and to timm.
+    q, k, v and output have the same parameters and names for every kind, so that weights move between kinds and to
+    timm. Around the core, in this order: 2-D (text: 1-D) rotation of q and k; the core; the class token's row by
+    softmax over all keys (cls="softmax", linear in the tokens); a norm of each head; plus a depthwise convolution of v;
+    times a gate computed from the input; the output projection.
 
     Args:
         dim: width of the tokens, a multiple of `num_heads`.
         num_heads: number of heads; each is dim / num_heads wide.
         qkv_bias: whether the projection to q, k, v has a bias.
         proj_bias: whether the output projection has one.
+        around: conv ("0", "3", "5"), gate ("none", "sigmoid", "linear"), norm ("none", "rms"), rope ("none", "axial"),
+            cls ("same", "softmax"); what is missing is off.
         unsupported: what timm's Block also passes; raises ValueError if any of it asks for something that is not here.
     """
 
+    # Does the core itself rotate its features, after its feature map?
+    rotates_features = False
+    # Does the core need the layout of the tokens?
+    needs_layout = False
+
     def __init__(
-        self, dim: int, *, num_heads: int, qkv_bias: bool = True, proj_bias: bool = True, **unsupported: Any
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        around: dict[str, str] | None = None,
+        **unsupported: Any,
     ) -> None:
         super().__init__()
         factory = {name: unsupported.pop(name, None) for name in ("device", "dtype")}
@@ -36,25 +61,84 @@ class Attention(nn.Module):
             raise ValueError(f"width {dim} is no multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
+        self.around = {**AROUND_PLAIN, **(around or {})}
+        self.layout: Layout | None = None
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **factory)
+        self.gate = OutputGate(dim, self.around["gate"], **factory) if self.around["gate"] != "none" else None
+        self.head_norm = HeadNorm(num_heads, self.head_dim, **factory) if self.around["norm"] == "rms" else None
+        self.conv: DepthwiseConvolution | None = None
+
+    def set_layout(self, layout: Layout) -> None:
+        """Tells the layer how its tokens lie; makes what depends on it. Called once, by the tower."""
+        self.layout = layout
+        if self.around["conv"] != "0":
+            like = self.qkv.weight
+            self.conv = DepthwiseConvolution(
+                self.qkv.in_features, int(self.around["conv"]), layout, device=like.device, dtype=like.dtype
+            )
 
     def attend(self, qkv: Float[Tensor, "batch tokens 3 heads head_dim"], is_causal: bool) -> Tensor:
         """The attention itself: packed q, k, v in, (batch, tokens, heads, head_dim) of the same dtype out."""
         raise NotImplementedError
+
+    def core(self, x: Tensor, qkv: Tensor, is_causal: bool) -> Tensor:
+        """`attend`, for kinds that compute gates from the tokens x too."""
+        return self.attend(qkv, is_causal)
+
+    def placed(self) -> Layout:
+        """The layout; raises ValueError if no tower has set it."""
+        if self.layout is None:
+            raise ValueError(f"{type(self).__name__} needs set_layout before its first call")
+        return self.layout
 
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attention over all tokens, or over those up to each one's own place if `is_causal`.
 
-        Raises ValueError for an `attn_mask`: a sum that is factorised over the keys cannot be masked at will.
+        Raises ValueError for an `attn_mask`: a sum that is factorised over the keys cannot be masked at will; and where
+        the layout matters, for a call that does not agree with it.
         """
         if attn_mask is not None:
             raise ValueError(f"{type(self).__name__} takes is_causal, not attn_mask")
+        self._check_layout(x.shape[1], is_causal)
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        return self.proj(self.attend(qkv, is_causal).reshape(batch, tokens, dim))
+        values = qkv[:, :, 2]
+        if self.around["rope"] != "none" and not self.rotates_features:
+            q, k = rotated(qkv[:, :, :2], self.placed()).unbind(2)
+            qkv = torch.stack([q, k, values], 2)
+        out = self.core(x, qkv, is_causal)
+        if self.around["cls"] == "softmax" and not is_causal:
+            out = self._prefix_by_softmax(qkv, out)
+        if self.head_norm is not None:
+            out = self.head_norm(out)
+        out = out.reshape(batch, tokens, dim)
+        if self.conv is not None:
+            out = out + self.conv(values.reshape(batch, tokens, dim))
+        if self.gate is not None:
+            out = self.gate(x, out)
+        return self.proj(out)
+
+    def _check_layout(self, tokens: int, is_causal: bool) -> None:
+        if not self.needs_layout and all(self.around[name] == AROUND_PLAIN[name] for name in ("conv", "rope", "cls")):
+            return
+        layout = self.placed()
+        if layout.causal != is_causal or (tokens > layout.max_tokens if layout.causal else tokens != layout.max_tokens):
+            raise ValueError(f"{tokens} tokens, is_causal={is_causal}, do not lie as {layout}")
+
+    def _prefix_by_softmax(self, qkv: Tensor, out: Tensor) -> Tensor:
+        prefix = self.placed().prefix
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        read = F.scaled_dot_product_attention(q[:, :, :prefix], k, v).transpose(1, 2)
+        return torch.cat([read.to(out.dtype), out[:, prefix:]], 1)
+
+    def draw_extra(self, uniform: Uniform) -> None:
+        """Fills what is not qkv or proj, in place; `uniform(tensor, bound)` draws from [-bound, bound]."""
+        for part in (self.gate, self.head_norm, self.conv):
+            if part is not None:
+                part.draw(uniform)
 
 
 def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
@@ -66,7 +150,9 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
     kind = attention_kind(choice.kind)
     file, class_name = kind.layer.split(":")
     layer = getattr(importlib.import_module(f"{__package__}.{file}"), class_name)
-    arguments = {**kind.fixed, **choice.options}
+    around = {name: value for name, value in choice.options.items() if name in AROUND_PLAIN}
+    own = {name: value for name, value in choice.options.items() if name not in AROUND_PLAIN}
+    arguments = {**kind.fixed, **own, "around": around}
 
     class Bound(nn.Module):
         def __new__(cls, dim: int, **timm_arguments: Any) -> Any:

@@ -3,47 +3,13 @@
 Adding a kind: one entry here and one class in a file beside this one (see base.py); the tests run over KINDS.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from clip_la.errors import UserError, unknown
-
-OptionValue = float | str
-
-
-@dataclass(frozen=True)
-class Number:
-    """A numeric option; `minimum` is the smallest value allowed."""
-
-    default: float
-    minimum: float = -math.inf
-
-    def parse(self, text: str) -> float:
-        """Reads the option's value; raises UserError when it is no finite number or too small."""
-        try:
-            value = float(text)
-        except ValueError:
-            raise UserError(f"'{text}' is not a number") from None
-        if not math.isfinite(value) or value < self.minimum:
-            raise UserError(
-                f"{text} is not a finite number" + (f" >= {self.minimum:g}" if self.minimum > -math.inf else "")
-            )
-        return value
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """An option that takes one of some names."""
-
-    default: str
-    choices: tuple[str, ...]
-
-    def parse(self, text: str) -> str:
-        """Reads the option's value; raises UserError when it is none of the choices."""
-        if text not in self.choices:
-            raise UserError(f"'{text}' is none of {', '.join(self.choices)}")
-        return text
+from clip_la.models.attention import costs
+from clip_la.models.attention.layout import Layout
+from clip_la.models.attention.options import AROUND, Number, OneOf, Option, OptionValue, around
 
 
 def _no_check(options: Mapping[str, OptionValue]) -> None:
@@ -55,27 +21,37 @@ class AttentionKind:
     """One way to compute attention.
 
     `layer` is "file:Class" under clip_la.models.attention, `fixed` are constructor arguments that make this kind of
-    that class, `options` those a user may set; `check` raises UserError for values that are wrong together.
-    `flops(num_tokens, width, head_width)` counts the forward FLOPs of one layer for one sample (a multiply-add counts
-    2), without the projections.
+    that class, `own` the options a user may set beside those that stand around every kind (`surroundings`, see
+    options.py); `check` raises UserError for values that are wrong together, options of both sorts and `fixed` given.
+    `core_flops` and `core_parameters` count the kind itself (costs.py). `causal` says whether a text tower can have it.
     """
 
     summary: str
     layer: str
-    flops: Callable[[int, int, int], int]
-    options: Mapping[str, Number | OneOf] = field(default_factory=dict)
+    core_flops: costs.Cost
+    core_parameters: costs.Cost = costs.none
+    own: Mapping[str, Option] = field(default_factory=dict)
+    surroundings: Mapping[str, Option] = field(default_factory=lambda: AROUND)
     fixed: Mapping[str, OptionValue] = field(default_factory=dict)
     check: Callable[[Mapping[str, OptionValue]], None] = _no_check
+    causal: bool = True
 
+    @property
+    def options(self) -> dict[str, Option]:
+        """All options a user may set, by name."""
+        return {**self.own, **self.surroundings}
 
-def _quadratic_flops(num_tokens: int, width: int, head_width: int) -> int:
-    """Q K^T and the weighted sum of V. Counted in full for causal attention too, as the published figures are."""
-    return 4 * num_tokens**2 * width
+    def flops(self, layout: Layout, width: int, head_width: int, options: Mapping[str, OptionValue]) -> int:
+        """Forward FLOPs of one layer for one sample (a multiply-add counts 2), without qkv and output."""
+        given = {**self.fixed, **options}
+        core = self.core_flops(layout, width, head_width, given)
+        return core + costs.around_flops(layout, width, head_width, given)
 
-
-def _first_order_flops(num_tokens: int, width: int, head_width: int) -> int:
-    """K^T V and Q S."""
-    return 4 * num_tokens * head_width * width
+    def parameters(self, layout: Layout, width: int, head_width: int, options: Mapping[str, OptionValue]) -> int:
+        """Trainable numbers of one layer, without qkv and output."""
+        given = {**self.fixed, **options}
+        core = self.core_parameters(layout, width, head_width, given)
+        return core + costs.around_parameters(layout, width, head_width, given)
 
 
 def _denominator_stays_positive(options: Mapping[str, OptionValue]) -> None:
@@ -84,60 +60,179 @@ def _denominator_stays_positive(options: Mapping[str, OptionValue]) -> None:
         raise UserError(f"a={a:g}, b={b:g}: weights a + b cos(q, k) of a normalised sum need a > 0 and |b| <= a")
 
 
+def _rotated_maps_lose_their_sign(options: Mapping[str, OptionValue]) -> None:
+    if options["rope"] != "none":
+        raise UserError(
+            "rope turns positive features negative, and the sum of weights with them; use kernel(rope=axial)"
+        )
+
+
+def _operator_is_sound(options: Mapping[str, OptionValue]) -> None:
+    name, over, a = options["map"], options["over"], float(options.get("a", 0.0))
+    if over in ("subtract", "magnitude") and a:
+        raise UserError(f"a={a:g} has no part in over={over}; leave it at 0")
+    if over in ("sum", "magnitude") and name in ("identity", "l2") and not (name == "l2" and over == "sum" and a >= 1):
+        raise UserError(f"over={over} divides by weights that map={name} lets vanish: use over=subtract or another map")
+    if over == "sum" and options["temperature"] == "learned" and (name in ("relu", "focused") or name == "l2"):
+        raise UserError(f"a learned temperature does not act, or not safely, on map={name} with over=sum")
+
+
 _AFFINE = {"a": Number(1.0), "b": Number(1.0)}
 # The kernels' own defaults: unit vectors give weights of order one, other maps have no scale of their own.
 _UNIT_EPS = Number(1e-3, minimum=1e-8)
 _MAP_EPS = Number(1e-6, minimum=1e-8)
 _TEMPERATURE = {"t": Number(1.0, minimum=1e-3)}
+_LEARNED = OneOf("fixed", ("fixed", "learned"))
+_MAPS = ("l2", "identity", "elu1", "relu", "exp", "focused", "hedgehog")
+
+
+def _paper(summary: str, fixed: Mapping[str, OptionValue], **defaults: str) -> AttentionKind:
+    """A published attention as settings of the operator, and the surroundings that it has by default."""
+    own: dict[str, Option] = {"eps": _MAP_EPS, "temperature": _LEARNED}
+    if fixed["map"] == "focused":
+        own["power"] = Number(3.0, minimum=1.0)
+    return AttentionKind(
+        summary=summary,
+        layer="operator:OperatorAttention",
+        core_flops=costs.operator,
+        core_parameters=costs.operator_parameters,
+        own=own,
+        surroundings=around(**defaults),
+        fixed=fixed,
+        check=lambda options: _operator_is_sound({**fixed, **options}),
+    )
+
 
 KINDS: dict[str, AttentionKind] = {
     "softmax": AttentionKind(
         summary="softmax(q k / sqrt D) v: the baseline",
         layer="softmax:SoftmaxAttention",
-        flops=_quadratic_flops,
+        core_flops=costs.quadratic,
+        own={"temperature": _LEARNED},
     ),
     "linear": AttentionKind(
         summary="sum of (a + b cos(q, k)) v, no denominator (arXiv 2604.10064, Eq. 7)",
         layer="linear:LinearAttention",
-        flops=_first_order_flops,
-        options=_AFFINE,
+        core_flops=costs.first_order,
+        own=_AFFINE,
         fixed={"denominator": "none"},
     ),
     "linear_mean": AttentionKind(
         summary="mean of (a + b cos(q, k)) v: independent of the length",
         layer="linear:LinearAttention",
-        flops=_first_order_flops,
-        options=_AFFINE,
+        core_flops=costs.first_order,
+        own=_AFFINE,
         fixed={"denominator": "length"},
     ),
     "linear_norm": AttentionKind(
         summary="sum of (a + b cos(q, k)) v over the sum of the weights (arXiv 2510.21956)",
         layer="linear:LinearAttention",
-        flops=_first_order_flops,
-        options={**_AFFINE, "eps": _UNIT_EPS},
+        core_flops=costs.first_order,
+        own={**_AFFINE, "eps": _UNIT_EPS},
         fixed={"denominator": "sum"},
         check=_denominator_stays_positive,
     ),
     "linear_map": AttentionKind(
         summary="phi(q) phi(k) v over the sum of the weights, phi elementwise (arXiv 2006.16236)",
         layer="linear:LinearAttention",
-        flops=_first_order_flops,
-        options={"feature_map": OneOf("elu1", ("elu1", "relu", "exp")), "eps": _MAP_EPS},
+        core_flops=costs.first_order,
+        own={"feature_map": OneOf("elu1", ("elu1", "relu", "exp")), "eps": _MAP_EPS},
         fixed={"denominator": "sum", "a": 0.0, "b": 1.0},
+        check=_rotated_maps_lose_their_sign,
     ),
     "fastmax1": AttentionKind(
         summary="weights 1 + x of x = q k / t on standardised q, k, over their sum (arXiv 2402.07901)",
         layer="fastmax:FastmaxAttention",
-        flops=_first_order_flops,
-        options=_TEMPERATURE,
+        core_flops=costs.first_order,
+        own=_TEMPERATURE,
         fixed={"p": 1},
     ),
     "fastmax2": AttentionKind(
         summary="weights 1 + x + x^2 / 2 of x = q k / t on standardised q, k, over their sum (arXiv 2402.07901)",
         layer="fastmax:FastmaxAttention",
-        flops=_quadratic_flops,
-        options=_TEMPERATURE,
+        core_flops=costs.quadratic,
+        own=_TEMPERATURE,
         fixed={"p": 2},
+    ),
+    "kernel": AttentionKind(
+        summary="linear attention by its parts: map, over, weight, a, temperature (operator.py)",
+        layer="operator:OperatorAttention",
+        core_flops=costs.operator,
+        core_parameters=costs.operator_parameters,
+        own={
+            "map": OneOf("elu1", _MAPS),
+            "over": OneOf("sum", ("none", "length", "sum", "subtract", "magnitude")),
+            "weight": OneOf("none", ("none", "rala")),
+            "temperature": _LEARNED,
+            "a": Number(0.0, minimum=0.0),
+            "power": Number(3.0, minimum=1.0),
+            "eps": _MAP_EPS,
+        },
+        check=_operator_is_sound,
+    ),
+    "flatten": _paper(
+        "focused linear attention: a power of relu(x) at its length, 5x5 convolution (arXiv 2308.00442)",
+        {"map": "focused", "over": "sum"},
+        conv="5",
+    ),
+    "hedgehog": _paper(
+        "softmax over the features of learned maps of q, k, over the sum of weights (arXiv 2402.04347)",
+        {"map": "hedgehog", "over": "sum"},
+    ),
+    "inline": _paper(
+        "q k without a map, its mean over the keys subtracted, static 3x3 convolution (arXiv 2412.06590)",
+        {"map": "identity", "over": "subtract"},
+        conv="3",
+    ),
+    "rala": _paper(
+        "elu1 with keys weighted by softmax against the mean query, gate, 5x5 convolution (arXiv 2411.07635)",
+        {"map": "elu1", "over": "sum", "weight": "rala"},
+        conv="5",
+        gate="linear",
+        rope="axial",
+    ),
+    "mala": _paper(
+        "elu1 that keeps the magnitude of q, rows sum to one, gate, 5x5 convolution (arXiv 2507.00698)",
+        {"map": "elu1", "over": "magnitude"},
+        conv="5",
+        gate="linear",
+        rope="axial",
+    ),
+    "mhla": AttentionKind(
+        summary="relu features, states of blocks of tokens mixed by a learned matrix (arXiv 2601.07832)",
+        layer="mhla:MhlaAttention",
+        core_flops=costs.mhla,
+        core_parameters=costs.mhla_parameters,
+        own={"blocks": Number(4.0, minimum=1.0, whole=True)},
+    ),
+    "ttt": AttentionKind(
+        summary="a small SwiGLU that takes one gradient step on keys and values, image only (arXiv 2512.01643)",
+        layer="ttt:TttAttention",
+        core_flops=costs.ttt,
+        core_parameters=costs.ttt_parameters,
+        own={"step": Number(1.0, minimum=0.0)},
+        causal=False,
+    ),
+    "gla": AttentionKind(
+        summary="scans with a gate a key feature, both ways on a grid, norm of heads (arXiv 2312.06635, 2405.18425)",
+        layer="scans:GlaAttention",
+        core_flops=costs.gla,
+        core_parameters=costs.gla_parameters,
+        surroundings=around(norm="rms"),
+    ),
+    "gated_delta": AttentionKind(
+        summary="scans by the gated delta rule, both ways on a grid, norm of heads (arXiv 2412.06464)",
+        layer="scans:GatedDeltaAttention",
+        core_flops=costs.gated_delta,
+        core_parameters=costs.gated_delta_parameters,
+        surroundings=around(norm="rms"),
+    ),
+    "window_linear": AttentionKind(
+        summary="softmax in windows that see the class token, beside linear_mean over all tokens",
+        layer="window:WindowLinearAttention",
+        core_flops=costs.window_linear,
+        core_parameters=costs.window_linear_parameters,
+        own={"window": Number(4.0, minimum=1.0, whole=True)},
     ),
 }
 

@@ -1,4 +1,16 @@
-"""Attention as users write it: `linear`, `linear(a=1,b=0.5)`, or by layers `linear*11+softmax`. Plain Python."""
+"""Attention as users write it, a plan of a tower's layers. Plain Python.
+
+| plan                            | means                                                                          |
+|---------------------------------|--------------------------------------------------------------------------------|
+| `linear`                        | this kind in all layers                                                        |
+| `linear(a=1,b=0.5)`             | with options; `clip-la models --kinds` lists them                              |
+| `linear*11+softmax`             | runs of layers, the first layer first                                          |
+| `linear:softmax=5:1`            | five linear, one softmax, over and over; the last round may be cut short       |
+| `linear,softmax@7,11`           | linear but for softmax in layers 7 and 11, counted from 0                      |
+| `linear,softmax@7,mhla@3,11`    | several kinds at depths of their own                                           |
+
+The canonical spelling of all of them is the sum of runs.
+"""
 
 import re
 from collections.abc import Mapping
@@ -6,12 +18,17 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from clip_la.errors import UserError, unknown
-from clip_la.models.attention.kinds import OptionValue, attention_kind
+from clip_la.models.attention.kinds import attention_kind
+from clip_la.models.attention.options import OptionValue
 
 _ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d+))?")
-# A plus sign inside brackets belongs to a number (1e+3), not to the pattern.
-_SEPARATOR = re.compile(r"\+(?![^()]*\))")
-_GRAMMAR = "write KIND, KIND(option=value,...) or a sum over layers such as linear*11+softmax"
+# Signs inside brackets belong to options (1e+3; a=1,b=2), not to the plan.
+_OUTSIDE = r"(?![^()]*\))"
+_PLUS, _COMMA, _COLON, _EQUALS = (re.compile(re.escape(sign) + _OUTSIDE) for sign in "+,:=")
+_GRAMMAR = (
+    "write KIND, KIND(option=value,...), runs of layers as in linear*11+softmax, a cycle as in linear:softmax=5:1, or"
+    " layers by number, the first 0, as in linear,softmax@7,11"
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,64 @@ def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
     return choice, int(match["count"]) if match["count"] else None
 
 
+def _one_choice(text: str, pattern: str) -> AttentionChoice:
+    choice, count = _parse_item(text, pattern)
+    if count is not None:
+        raise UserError(f"'{text}' in the attention '{pattern}' has a count, which only sums of runs take; {_GRAMMAR}")
+    return choice
+
+
+def _whole(text: str, pattern: str) -> int:
+    if not text.strip().isdecimal():
+        raise UserError(f"'{text}' in the attention '{pattern}' is no whole number; {_GRAMMAR}")
+    return int(text)
+
+
+def _cycle(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
+    """`A:B=5:1`."""
+    kinds, lengths = _EQUALS.split(pattern, maxsplit=1)
+    choices = [_one_choice(text, pattern) for text in _COLON.split(kinds)]
+    counts = [_whole(text, pattern) for text in lengths.split(":")]
+    if len(choices) != len(counts) or len(choices) < 2 or min(counts) < 1:
+        raise UserError(f"the cycle '{pattern}' wants kinds and as many numbers above zero, as in linear:softmax=5:1")
+    if sum(counts) > num_layers:
+        raise UserError(f"the cycle '{pattern}' is {sum(counts)} layers long, this tower has {num_layers}")
+    once = [choice for choice, count in zip(choices, counts, strict=True) for _ in range(count)]
+    return tuple(once[depth % len(once)] for depth in range(num_layers))
+
+
+def _by_depth(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
+    """`A,B@7,11`."""
+    base, *rest = _COMMA.split(pattern)
+    layers = [_one_choice(base, pattern)] * num_layers
+    current: AttentionChoice | None = None
+    taken: set[int] = set()
+    for text in rest:
+        kind, at, depth_text = text.rpartition("@")
+        current = _one_choice(kind, pattern) if at else current
+        if current is None:
+            raise UserError(f"'{text}' in the attention '{pattern}' is at no layer; {_GRAMMAR}")
+        depth = _whole(depth_text, pattern)
+        if depth >= num_layers:
+            raise UserError(f"the attention '{pattern}' names layer {depth}, this tower has 0 to {num_layers - 1}")
+        if depth in taken:
+            raise UserError(f"the attention '{pattern}' names layer {depth} twice")
+        taken.add(depth)
+        layers[depth] = current
+    return tuple(layers)
+
+
 def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
-    """The attention of each layer, first layer first.
+    """The attention of each layer, first layer first, of a plan as in the table at the top of this file.
 
     A single kind without a count stands for all layers; in a sum a kind without a count stands for one.
-    Raises UserError when the pattern cannot be read, names something unknown, or is not for `num_layers` layers.
+    Raises UserError when the plan cannot be read, names something unknown, or is not for `num_layers` layers.
     """
-    items = [_parse_item(text, pattern) for text in _SEPARATOR.split(pattern)]
+    if _EQUALS.search(pattern):
+        return _cycle(pattern, num_layers)
+    if "@" in pattern:
+        return _by_depth(pattern, num_layers)
+    items = [_parse_item(text, pattern) for text in _PLUS.split(pattern)]
     if len(items) == 1 and items[0][1] is None:
         return (items[0][0],) * num_layers
     choices = tuple(choice for choice, count in items for _ in range(1 if count is None else count))

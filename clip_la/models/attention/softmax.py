@@ -1,10 +1,13 @@
 """Softmax attention, the baseline."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_la.models.attention.base import Attention
+from clip_la.models.attention.surroundings import Uniform
 
 # On a CPU two products and a softmax beat PyTorch's fused attention for short sequences: forward and backward at 17
 # tokens and 6 heads of 16 take 6.0 ms against 9.7 (batch 128, one thread, float32); at 77 tokens they are equal.
@@ -12,10 +15,31 @@ CPU_PRODUCT_MAX_TOKENS = 64
 
 
 class SoftmaxAttention(Attention):
-    """softmax(q k^T / sqrt D) v: PyTorch's scaled_dot_product_attention, or plain products where they are faster."""
+    """softmax(t q k^T / sqrt D) v: PyTorch's scaled_dot_product_attention, or plain products where they are faster.
+
+    Args:
+        dim: as for Attention, and so are the rest of timm's arguments.
+        temperature: "fixed" (t = 1) or "learned": t a positive number a head, 1 at first.
+    """
+
+    def __init__(self, dim: int, *, temperature: str = "fixed", **timm_arguments: Any) -> None:
+        super().__init__(dim, **timm_arguments)
+        self.temperature: nn.Parameter | None = None
+        if temperature == "learned":
+            like = self.qkv.weight
+            self.temperature = nn.Parameter(torch.empty(self.num_heads, 1, device=like.device, dtype=like.dtype))
+
+    def draw_extra(self, uniform: Uniform) -> None:
+        """As Attention.draw_extra."""
+        super().draw_extra(uniform)
+        if self.temperature is not None:
+            nn.init.zeros_(self.temperature)
 
     def attend(self, qkv: Tensor, is_causal: bool) -> Tensor:
         """As Attention.attend."""
+        if self.temperature is not None:
+            q, k, v = qkv.unbind(2)
+            qkv = torch.stack([(q * self.temperature.exp()).to(q.dtype), k, v], 2)
         if qkv.device.type != "cpu":
             return _fused(qkv, is_causal)
         # The backward pass of the fused bf16 form is about ten times slower on a CPU than that in float32.

@@ -1,0 +1,68 @@
+"""The options that attention kinds take, and how their text is read. Plain Python."""
+
+import math
+from dataclasses import dataclass
+
+from clip_la.errors import UserError
+
+OptionValue = float | str
+
+
+@dataclass(frozen=True)
+class Number:
+    """A numeric option; `minimum` is the smallest value allowed, `whole` asks for a whole number."""
+
+    default: float
+    minimum: float = -math.inf
+    whole: bool = False
+
+    def parse(self, text: str) -> float:
+        """Reads the option's value; raises UserError when it is no finite number or too small."""
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(f"'{text}' is not a number") from None
+        kind = "whole" if self.whole else "finite"
+        if not math.isfinite(value) or value < self.minimum or (self.whole and value != int(value)):
+            raise UserError(
+                f"{text} is not a {kind} number" + (f" >= {self.minimum:g}" if self.minimum > -math.inf else "")
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """An option that takes one of some names."""
+
+    default: str
+    choices: tuple[str, ...]
+
+    def parse(self, text: str) -> str:
+        """Reads the option's value; raises UserError when it is none of the choices."""
+        if text not in self.choices:
+            raise UserError(f"'{text}' is none of {', '.join(self.choices)}")
+        return text
+
+
+Option = Number | OneOf
+
+# What stands around the attention proper, the same for every kind (see base.py). Defaults change nothing.
+AROUND: dict[str, Option] = {
+    "conv": OneOf("0", ("0", "3", "5")),
+    "gate": OneOf("none", ("none", "sigmoid", "linear")),
+    "norm": OneOf("none", ("none", "rms")),
+    "rope": OneOf("none", ("none", "axial")),
+    "cls": OneOf("same", ("same", "softmax")),
+}
+
+
+def around(**defaults: str) -> dict[str, Option]:
+    """AROUND with other defaults."""
+    changed = {}
+    for name, option in AROUND.items():
+        assert isinstance(option, OneOf)
+        changed[name] = OneOf(option.parse(defaults.get(name, option.default)), option.choices)
+    return changed
+
+
+AROUND_PLAIN = {name: option.default for name, option in AROUND.items()}

@@ -1,0 +1,117 @@
+"""What may stand around any attention: convolution of v, output gate, norm of heads, rotation of q and k."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip_la.models.attention.layout import Layout
+
+Uniform = Callable[[Tensor, float], None]
+
+NORM_EPS = 1e-6
+# Wave lengths of the rotations reach 2 pi times this: a few hundred places for a grid, as in RoPE-ViT (arXiv
+# 2403.13298), and the usual 10,000 for text.
+GRID_ROPE_BASE = 100.0
+TEXT_ROPE_BASE = 10000.0
+
+
+class DepthwiseConvolution(nn.Module):
+    """k x k over the grid, or over each token and the k - 1 before it in a causal sequence; zero for prefix tokens.
+
+    No bias: that of v does the same. It is what FLatten, RALA, MALA and others add to attention for locality.
+    """
+
+    def __init__(self, dim: int, kernel: int, layout: Layout, **factory: Any) -> None:
+        super().__init__()
+        self.layout = layout
+        self.kernel = kernel
+        rows = 1 if layout.causal else kernel
+        self.weight = nn.Parameter(torch.empty(dim, 1, rows, kernel, **factory))
+
+    def forward(self, v: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> the same."""
+        batch, tokens, dim = v.shape
+        layout = self.layout
+        if layout.grid is None:
+            # A left pad alone: no token may see what follows it.
+            row = F.pad(v, (0, 0, self.kernel - 1, 0)).unsqueeze(1).permute(0, 3, 1, 2)
+            return F.conv2d(row, self.weight, groups=dim).permute(0, 2, 3, 1).reshape(batch, tokens, dim)
+        # A view of tokens by rows is what channels_last means: nothing is transposed.
+        plane = v[:, layout.prefix :].unflatten(1, layout.grid).permute(0, 3, 1, 2)
+        out = F.conv2d(plane, self.weight, padding=self.kernel // 2, groups=dim)
+        return F.pad(out.permute(0, 2, 3, 1).reshape(batch, -1, dim), (0, 0, layout.prefix, 0))
+
+    def draw(self, uniform: Uniform) -> None:
+        """U(fan-in^-1/2), PyTorch's default for convolutions."""
+        uniform(self.weight, self.weight[0].numel() ** -0.5)
+
+
+class OutputGate(nn.Module):
+    """Times a gate of the token itself: 2 sigmoid(W x + b), weights 0 at first; or W x + b (RALA, MALA), b 1 at first.
+
+    Both start as one: the layer starts as it would without, and so does a converted one. The factor 2 on the usual
+    sigmoid is what makes that so; the output projection could hold it as well.
+    """
+
+    def __init__(self, dim: int, kind: str, **factory: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.Linear(dim, dim, **factory)
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """x: what the layer was given; out: what it is about to project. Both (batch, tokens, dim)."""
+        gate = self.linear(x)
+        return out * (2 * gate.sigmoid() if self.kind == "sigmoid" else gate)
+
+    def draw(self, uniform: Uniform) -> None:
+        """Constants: the gate starts as one."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, 0.0 if self.kind == "sigmoid" else 1.0)
+
+
+class HeadNorm(nn.Module):
+    """Root-mean-square norm over the features of each head, in float32, and a gain a feature."""
+
+    def __init__(self, num_heads: int, head_dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, heads, head_dim) -> the same."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        unit = wide * (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        return (unit * self.weight).to(x.dtype)
+
+    def draw(self, uniform: Uniform) -> None:
+        """Gains start at one."""
+        nn.init.ones_(self.weight)
+
+
+def _angles(layout: Layout, tokens: int, pairs: int, device: torch.device) -> Tensor:
+    """(tokens, pairs): half of the pairs turn with the row, half with the column; text turns all with the place."""
+    if layout.grid is None:
+        frequency = TEXT_ROPE_BASE ** -(torch.arange(pairs, device=device) / pairs)
+        return torch.arange(tokens, device=device)[:, None] * frequency
+    half = pairs // 2
+    rows, columns = layout.grid
+    frequency = GRID_ROPE_BASE ** -(torch.arange(half, device=device) / half)
+    place = torch.arange(rows * columns, device=device)[:, None]
+    angles = torch.cat([place // columns * frequency, place % columns * frequency], 1)
+    # The prefix has no place and is not turned.
+    return F.pad(angles, (0, 0, layout.prefix, 0))
+
+
+def rotated(x: Tensor, layout: Layout) -> Tensor:
+    """x with its features turned in pairs (i, i + width / 2) by the token's place. x: (batch, tokens, ..., width).
+
+    The width of heads must be a multiple of 4 on a grid and of 2 in text (checked where the model is specified).
+    """
+    pairs = x.shape[-1] // 2
+    angles = _angles(layout, x.shape[1], pairs, x.device)
+    angles = angles.view(1, x.shape[1], *(1,) * (x.ndim - 3), pairs).to(torch.promote_types(x.dtype, torch.float32))
+    first, second = x[..., :pairs], x[..., pairs:]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)

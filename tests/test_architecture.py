@@ -49,6 +49,14 @@ RULES: dict[str, set[str]] = {
     "clip_la.scaling": {"matplotlib", "clip_la.scaling", "clip_la.models.flops"},
     "clip_la.scaling.fit": set(),
     "clip_la.scaling.bootstrap": {"clip_la.scaling.fit"},
+    "clip_la.sweep": {
+        "torch",
+        "clip_la.sweep",
+        "clip_la.models.flops",
+        "clip_la.models.registry",
+        "clip_la.train",
+        "clip_la.zeroshot",
+    },
     "clip_la.train": {
         *("torch", "torchvision", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),

@@ -1,4 +1,4 @@
-"""`clip-la scaling fit|plot`: scaling laws from result files."""
+"""`clip-la scaling fit|plot|sweep`: scaling laws from result files, and the runs that make these."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ DEFAULT_BINS = 5
 DESCRIPTIONS = {
     "fit": "Fits power laws E = beta C^alpha of error in compute, with bootstrap intervals, a law for each attention.",
     "plot": "Draws error against compute with the fits and their bands, as PNG and SVG.",
+    "sweep": "Trains every run of a grid (YAML), one at a time on each GPU; what is finished is skipped.",
 }
 
 
@@ -96,11 +97,11 @@ def _plot(options: argparse.Namespace) -> None:
     print(f"wrote {png} and {svg}")
 
 
-VERBS = {"fit": _fit, "plot": _plot}
+VERBS = ("fit", "plot", "sweep")
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `clip-la scaling fit|plot ...`. Raises UserError."""
+    """Runs `clip-la scaling fit|plot|sweep ...`. Raises UserError."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = "\n".join(f"  clip-la scaling {verb:<6}{text}" for verb, text in DESCRIPTIONS.items())
         print(
@@ -111,5 +112,9 @@ def main(argv: list[str]) -> int | None:
     verb, *rest = argv
     if verb not in VERBS:
         raise unknown("scaling command", verb, VERBS)
-    VERBS[verb](_parser(verb).parse_args(rest))
+    if verb == "sweep":
+        from clip_la.commands.scaling_sweep import main as sweep
+
+        return sweep(rest)
+    (_fit if verb == "fit" else _plot)(_parser(verb).parse_args(rest))
     return 0

@@ -74,4 +74,4 @@ def test_wrong_input_is_one_line_and_exit_2(
         assert captured.err.count("\n") == 1
         assert says in captured.err
     else:
-        assert "usage: clip-la scaling {fit,plot}" in captured.err
+        assert "usage: clip-la scaling {fit,plot,sweep}" in captured.err

@@ -1,0 +1,57 @@
+"""A process that trains one run after another: `python -m clip_la.sweep.worker`, started by the sweep.
+
+It reads a line of JSON a run (name, arguments of `clip-la train`) from its standard input, and answers each with one
+line on the standard output that it was started with. One process for many runs: imports, decoded pictures and compiled
+kernels are there from the second run on.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from typing import Any, TextIO
+
+from clip_la.errors import UserError
+
+
+def train_one(arguments: list[str]) -> dict[str, Any]:
+    """Trains one run; says how it ended: {"error": one line or None, "seconds": wall time}."""
+    import torch
+
+    from clip_la.train.cli import main
+
+    started = time.monotonic()
+    error: str | None = None
+    try:
+        if main(arguments):
+            error = "stopped"
+    except UserError as wrong:
+        error = " ".join(str(wrong).split())
+    except Exception as fault:  # a fault of one run must not end the others; the log holds the traceback
+        traceback.print_exc()
+        error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+    # The next run's layers are others: what was compiled for these would only be looked through again.
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return {"error": error, "seconds": time.monotonic() - started}
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Trains what comes in until there is no more."""
+    for line in requests:
+        request = json.loads(line)
+        answer = {"name": request["name"], **train_one(request["arguments"])}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def main() -> None:
+    """Serves on the standard streams; what training prints goes to the standard error, which is the worker's log."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A sweep as a user runs it, on the CPU, with runs of a few batches; and what its file may say."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clip_la.cli import main
+from clip_la.data.corpora.scenes import build_scenes
+from clip_la.errors import UserError
+from clip_la.sweep.plan import expand, keep_manifest, read_plan
+from clip_la.sweep.runner import slots
+from clip_la.sweep.state import last_row
+
+BATCH = 32
+OPTIONS = {
+    "model.name": "vit_pico",
+    "data.batch_size": BATCH,
+    "data.workers": 0,
+    "data.cache": "memory",
+    "budget_samples": 2 * BATCH,
+    "log_every_samples": BATCH,
+    "tensorboard": False,
+    "accelerator": "cpu",
+}
+ARMS = {
+    "softmax": {"model.attention": "softmax"},
+    "image-linear": {"model.image_attention": "linear_mean", "model.text_attention": "softmax"},
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    build_scenes(folder, pairs=64, size_px=32, quiet=True)
+    return folder / "train"
+
+
+def sweep_file(folder: Path, grid: dict, **options: object) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"options": OPTIONS | options, "grid": grid}, sort_keys=False))
+    return path
+
+
+def table(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "sweep.csv").open(newline="") as stream:
+        return {row["run"]: row for row in csv.DictReader(stream)}
+
+
+def test_a_sweep_trains_its_grid_goes_on_and_reports_what_failed(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"datasets": [{"data": str(scenes), "name": "own", "task": "zeroshot_retrieval"}]}))
+    wild = {"model.attention": "softmax", "model.max_grad_norm": None, "model.weight_decay": 1e38}
+    grid = {"arm": {**ARMS, "wild": wild}, "model.lr": [1e-3]}
+    path = sweep_file(tmp_path, grid, **{"data.shards": str(scenes), "zeroshot_suite": str(suite)})
+    out = tmp_path / "out"
+    assert main(["scaling", "sweep", str(path), "--out", str(out), "--gpus", ""]) == 1
+    printed = capsys.readouterr()
+    assert "wild-lr0.001: FAILED: at 64 samples the loss is nan" in printed.err
+    assert "1 failed: wild-lr0.001" in printed.out
+
+    rows = table(out)
+    assert {"softmax-lr0.001", "image-linear-lr0.001"} <= set(rows)
+    row = rows["image-linear-lr0.001"]
+    assert (row["arm"], float(row["model.lr"]), row["samples_seen"]) == ("image-linear", 1e-3, "64")
+    assert row["image_attention"] == "linear_mean"
+    line = json.loads((out / "runs/image-linear-lr0.001/results.jsonl").read_text())
+    recall = line["metrics"]["image_retrieval_recall@1"]["value"]
+    assert float(row["own/image_retrieval_recall@1"]) == recall
+    # Each run is what `clip-la train` makes of the same options.
+    assert float(row["loss"]) == float(last_row(out / "runs/image-linear-lr0.001")["loss"])
+
+    before = (out / "runs/softmax-lr0.001/metrics.csv").stat().st_mtime_ns
+    assert main(["scaling", "sweep", str(path), "--out", str(out), "--gpus", ""]) == 1
+    assert "3 runs, 2 finished already, 1 to train" in capsys.readouterr().err
+    assert (out / "runs/softmax-lr0.001/metrics.csv").stat().st_mtime_ns == before
+
+    wrong = sweep_file(tmp_path, {"arm": {"broken": {"model.attention": "softmax*3"}}})
+    assert main(["scaling", "sweep", str(wrong), "--out", str(tmp_path / "wrong"), "--gpus", ""]) == 2
+    assert "run broken: image tower of 'vit_pico': the attention 'softmax*3' is for 3" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+
+    assert main(["scaling", "sweep", str(sweep_file(tmp_path, {"arm": ARMS})), "--out", str(out), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs, ")
+
+
+def test_the_same_run_by_a_sweep_and_by_train_is_bit_equal(scenes: Path, tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, {"arm": {"softmax": ARMS["softmax"]}, "seed": [3]}, **{"data.shards": str(scenes)})
+    assert main(["scaling", "sweep", str(path), "--out", str(tmp_path / "out"), "--gpus", ""]) == 0
+    (run,) = read_plan(path)
+    assert main(["train", *run.arguments(tmp_path / "by_hand")]) == 0
+    rows = [last_row(folder / "runs/softmax-seed3") for folder in (tmp_path / "out", tmp_path / "by_hand")]
+    assert rows[0]["loss"] == rows[1]["loss"]
+    assert rows[0]["grad_norm"] == rows[1]["grad_norm"]
+
+
+def test_the_grid_is_the_product_of_its_axes_and_names_are_safe() -> None:
+    runs = expand(OPTIONS, {"arm": ARMS, "model.lr": [5e-4, 1e-3], "data.caption_fields": [["txt", "json.name"]]})
+    assert [run.name for run in runs] == [
+        f"{arm}-lr{lr}-caption_fields_txt_json.name" for arm in ARMS for lr in ("0.0005", "0.001")
+    ]
+    assert runs[1].options["model.lr"] == 1e-3
+    assert "--data.caption_fields=[txt, json.name]" in runs[0].arguments(Path("x"))
+    assert "--tensorboard=false" in runs[0].arguments(Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("grid: [", "not valid YAML"),
+        ("- a", "expected the sections options and grid"),
+        ("optoins: {}", "did you mean options"),
+        ("options: {budget_samples: 1}\ngrid: {seed: 3}", "grid.seed must be a list of values"),
+        ("options: {budget_samples: 1}\ngrid: {seed: [1, 1]}", "a value stands twice"),
+        ("options: {budget_samples: 1}\ngrid: {arm: {a: 3}}", "grid.arm.a must hold options"),
+        ("options: {out: x, budget_samples: 1}", "set by the sweep itself"),
+        ("options: {model.name: vit_pico}", "budget_samples is missing"),
+        ("options: 3", "'options' must hold lines"),
+    ],
+)
+def test_what_is_wrong_in_a_sweep_file_is_one_line_that_names_it(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said) as error:
+        read_plan(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_keeps_its_options_for_good(tmp_path: Path) -> None:
+    keep_manifest(tmp_path, expand(OPTIONS, {"arm": ARMS}))
+    keep_manifest(tmp_path, expand(OPTIONS, {"arm": {"other": {"seed": 1}}}))
+    with pytest.raises(UserError, match=r"run softmax with other options \(model.weight_decay\)"):
+        keep_manifest(tmp_path, expand(OPTIONS | {"model.weight_decay": 0.1}, {"arm": ARMS}))
+    assert set(json.loads((tmp_path / "sweep.json").read_text())) == {*ARMS, "other"}
+
+
+def test_places_spread_over_the_gpus_first() -> None:
+    assert [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots(["0", "3"], 2)] == ["0", "3", "0", "3"]
+    assert [slot.number for slot in slots([], 2)] == [0, 1]
+    assert "CUDA_VISIBLE_DEVICES" not in slots([], 1)[0].environment

@@ -36,6 +36,12 @@ def _parser() -> Parser:
         help="also measure pairs/s here, compiled and in bf16 on a GPU: forward, and forward and backward",
     )
     parser.add_argument(
+        "--start",
+        action="store_true",
+        help="also measure the image tower at its initial weights: what attention adds to the residual stream in the"
+        " first, middle and last layer, the stream itself in the last, gradients of q and k over that of v",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print a JSON list, one object a preset and kind, on stdout"
     )
     return parser
@@ -51,7 +57,7 @@ def main(argv: list[str]) -> int | None:
         rows = kinds()
         lines = [f"{row['kind']}: {row['summary']}\n    {row['options']}" for row in rows]
     else:
-        rows = table(options.names, options.attention, options.image_size, options.speed)
+        rows = table(options.names, options.attention, options.image_size, options.speed, options.start)
         lines = _lines(rows)
     human = sys.stderr if options.json else sys.stdout
     for line in lines:
@@ -88,12 +94,16 @@ def _plans(attention: str | None) -> list[tuple[str, str]]:
 
 
 def table(
-    names: list[str], attention: str | None = None, image_size: int | None = None, batch: int | None = None
+    names: list[str],
+    attention: str | None = None,
+    image_size: int | None = None,
+    batch: int | None = None,
+    start: bool = False,
 ) -> list[dict]:
     """One dictionary a preset and attention: parameters and forward GFLOPs of each tower and of both.
 
-    With a `batch`, measured pairs per second too. Raises UserError for an unknown name, or an attention, image size or
-    batch that does not fit.
+    With a `batch`, measured pairs per second too; with `start`, what start.py measures. Raises UserError for an unknown
+    name, or an attention, image size or batch that does not fit.
     """
     from clip_la.errors import UserError
     from clip_la.models.flops import flops, num_parameters
@@ -116,6 +126,10 @@ def table(
             }
             if batch is not None:
                 row["pairs_per_second"] = _measure(spec, batch)
+            if start:
+                from clip_la.models.start import start_scales
+
+                row["start"] = start_scales(spec)
             rows.append(row)
     return rows
 
@@ -169,6 +183,8 @@ def _lines(rows: list[dict]) -> list[str]:
     head = f"{'model':<11}{'attention':<{width}}" + "".join(f"{column:>11}" for column in _NUMBERS)
     if rows and "pairs_per_second" in rows[0]:
         head += f"{'pairs/s':>11}{'training':>11}"
+    if rows and "start" in rows[0]:
+        head += "".join(f"{name.replace('gradient', 'grad'):>15}" for name in rows[0]["start"])
     lines = [head]
     for row in rows:
         text = f"{row['model']:<11}{row['attention']:<{width}}"
@@ -176,5 +192,6 @@ def _lines(rows: list[dict]) -> list[str]:
         text += "".join(f"{row['parameters'][tower] / 1e6:>10.2f}M" for tower in ("total", "image", "text"))
         text += "".join(f"{row['gflops'][tower]:>11.4g}" for tower in ("total", "image", "text"))
         text += "".join(f"{speed:>11.0f}" for speed in row.get("pairs_per_second", {}).values())
+        text += "".join(f"{scale:>15.3f}" for scale in row.get("start", {}).values())
         lines.append(text)
     return lines

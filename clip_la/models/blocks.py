@@ -10,7 +10,8 @@ from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from clip_la.models.attention.base import attention_layer
+from clip_la.models.attention.base import Attention, attention_layer
+from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.pattern import AttentionChoice
 
 # open_clip's epsilon. timm's own, 1e-6, moves image features by 2e-3 and text features by 3e-2.
@@ -52,3 +53,10 @@ def block_maker(choices: Sequence[AttentionChoice]) -> Any:
         return block_class(depth=depth, attn_layer=layers[depth], **arguments)
 
     return make_block
+
+
+def set_layout(tower: nn.Module, layout: Layout) -> None:
+    """Tells every attention layer of a tower how its tokens lie; once, when the blocks are made."""
+    for module in tower.modules():
+        if isinstance(module, Attention):
+            module.set_layout(layout)

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer
+from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer, set_layout
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 
 
@@ -32,8 +32,7 @@ class ImageTower(nn.Module):
             act_layer=ACTIVATION_LAYERS[spec.activation],
             block_fn=block_maker(spec.image_choices),
         )
-        for block in self.trunk.blocks:
-            block.attn.set_layout(spec.image_layout)
+        set_layout(self.trunk, spec.image_layout)
         self.projection = nn.Linear(spec.image_width, spec.embed_dim, bias=False)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed_dim"]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer
+from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer, set_layout
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 
 
@@ -35,8 +35,7 @@ class TextTower(nn.Module):
             )
             for depth in range(spec.text_layers)
         )
-        for block in self.blocks:
-            block.attn.set_layout(spec.text_layout)
+        set_layout(self.blocks, spec.text_layout)
         self.norm = norm_layer(spec.text_width)
         self.projection = nn.Linear(spec.text_width, spec.embed_dim, bias=False)
         self.grad_checkpointing = False

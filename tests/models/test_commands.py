@@ -47,6 +47,18 @@ def test_models_takes_a_plan_a_tower_and_measures_it(capsys: pytest.CaptureFixtu
     assert row["pairs_per_second"]["forward"] > row["pairs_per_second"]["training"] > 0
 
 
+def test_models_measures_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for kind in ("linear", "linear(norm=rms)", "hedgehog"):
+        assert main(["models", "vit_micro", "--attention", kind, "--image-size", "64", "--start", "--json"]) == 0
+        rows += json.loads(capsys.readouterr().out)
+    unbound, bound, mapped = (row["start"] for row in rows)
+    # Eq. 7 sums over 65 tokens; a norm of heads ends that.
+    assert unbound["residual_last"] > 10 > 4 > bound["residual_last"] > 1
+    assert unbound["branch_first"] > 1 > bound["branch_first"]
+    assert mapped["gradient_q"] > 0.02
+
+
 def model_parameters(name: str) -> dict[str, int]:
     return num_parameters(model_spec(name))
 

@@ -1,6 +1,7 @@
 """What all attention layers share: one projection to q, k, v, heads, what stands around the core, the output."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.layout import Layout
-from clip_la.models.attention.options import AROUND_PLAIN
+from clip_la.models.attention.options import AROUND_PLAIN, OptionValue
 from clip_la.models.attention.pattern import AttentionChoice
 from clip_la.models.attention.surroundings import DepthwiseConvolution, HeadNorm, OutputGate, Uniform, rotated
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         num_heads: int,
         qkv_bias: bool = True,
         proj_bias: bool = True,
-        around: dict[str, str] | None = None,
+        around: Mapping[str, OptionValue] | None = None,
         **unsupported: Any,
     ) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class Attention(nn.Module):
             raise ValueError(f"width {dim} is no multiple of {num_heads} heads")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.around = {**AROUND_PLAIN, **(around or {})}
+        self.around = {**AROUND_PLAIN, **{name: str(value) for name, value in (around or {}).items()}}
         self.layout: Layout | None = None
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **factory)

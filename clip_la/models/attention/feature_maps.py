@@ -1,5 +1,6 @@
 """Feature maps of linear attention, as modules: some learn. They work in float32 (float64 stays) and return it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ def elu1(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """Rows of length one; a row of zeros stays, with no gradient to speak of."""
     return x * (x.square().sum(-1, keepdim=True) + ZERO**2).rsqrt()
+
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": unit,
+    "identity": lambda x: x,
+    "elu1": elu1,
+    "relu": torch.relu,
+    "exp": torch.exp,
+}
 
 
 class FeatureMap(nn.Module):
@@ -56,8 +66,7 @@ class FeatureMap(nn.Module):
         x = widened(x)
         if self.kind == "focused":
             return self._focused(x)
-        plain = {"l2": unit, "identity": torch.clone, "elu1": elu1, "relu": torch.relu, "exp": torch.exp}
-        return plain[self.kind](x)
+        return PLAIN[self.kind](x)
 
     def _focused(self, x: Tensor) -> Tensor:
         assert self.scale is not None

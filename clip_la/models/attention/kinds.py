@@ -5,6 +5,7 @@ Adding a kind: one entry here and one class in a file beside this one (see base.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from clip_la.errors import UserError, unknown
 from clip_la.models.attention import costs
@@ -14,6 +15,18 @@ from clip_la.models.attention.options import AROUND, Number, OneOf, Option, Opti
 
 def _no_check(options: Mapping[str, OptionValue]) -> None:
     pass
+
+
+class Choice(Protocol):
+    """A kind and its options, see pattern.AttentionChoice."""
+
+    @property
+    def kind(self) -> str:
+        """The name in KINDS."""
+
+    @property
+    def options(self) -> Mapping[str, OptionValue]:
+        """All options' values."""
 
 
 @dataclass(frozen=True)
@@ -247,3 +260,11 @@ def attention_kind(name: str) -> AttentionKind:
     if name not in KINDS:
         raise unknown("attention kind", name, KINDS)
     return KINDS[name]
+
+
+def grows_with_tokens(choice: Choice) -> bool:
+    """Does the result grow with the number of tokens: a sum without a denominator, without a norm of heads after it?"""
+    kind = attention_kind(choice.kind)
+    given = {**kind.fixed, **choice.options}
+    unbounded = "none" in (given.get("denominator"), given.get("over")) or choice.kind in ("gla", "gated_delta")
+    return unbounded and given["norm"] == "none"

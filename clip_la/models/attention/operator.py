@@ -58,7 +58,7 @@ class OperatorAttention(Attention):
         super().__init__(dim, **timm_arguments)
         self.over, self.weight, self.a, self.eps = over, weight, a, eps
         self.scale = self.head_dim ** (0.5 if map == "l2" else -0.5)
-        like = {"device": self.qkv.weight.device, "dtype": self.qkv.weight.dtype}
+        like: dict[str, Any] = {"device": self.qkv.weight.device, "dtype": self.qkv.weight.dtype}
         self.map = FeatureMap(map, power, self.num_heads, self.head_dim, **like)
         # Its logarithm: positive, and its steps are relative.
         self.temperature = nn.Parameter(torch.empty(self.num_heads, **like)) if temperature == "learned" else None

@@ -58,11 +58,11 @@ AROUND: dict[str, Option] = {
 
 def around(**defaults: str) -> dict[str, Option]:
     """AROUND with other defaults."""
-    changed = {}
+    changed: dict[str, Option] = {}
     for name, option in AROUND.items():
         assert isinstance(option, OneOf)
         changed[name] = OneOf(option.parse(defaults.get(name, option.default)), option.choices)
     return changed
 
 
-AROUND_PLAIN = {name: option.default for name, option in AROUND.items()}
+AROUND_PLAIN = {name: str(option.default) for name, option in AROUND.items()}

@@ -5,6 +5,7 @@ chunk and no loop. Layout (batch, heads, tokens, width) inside.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -172,8 +173,8 @@ class ScanAttention(Attention):
         """q and k as the scan wants them."""
         raise NotImplementedError
 
-    def scan(self, q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor, ...], inclusive: bool) -> Tensor:
-        """One direction."""
+    def scan(self, parts: Sequence[Tensor], gates: Sequence[Tensor], inclusive: bool) -> Tensor:
+        """One direction; `parts` are q, k, v."""
         raise NotImplementedError
 
     def core(self, x: Tensor, qkv: Tensor, is_causal: bool) -> Tensor:
@@ -184,10 +185,10 @@ class ScanAttention(Attention):
             q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
             q, k = self.prepared(q, k)
             patches = [part[:, :, prefix:] for part in (q, k, v)]
-            out = self.scan(*patches, gates[0], True)
+            out = self.scan(patches, gates[0], True)
             if self.directions == 2:
                 turned = [part.flip(2) for part in patches]
-                out = out + self.scan(*turned, tuple(gate.flip(2) for gate in gates[1]), False).flip(2)
+                out = out + self.scan(turned, [gate.flip(2) for gate in gates[1]], False).flip(2)
             if prefix:
                 out = out + (patches[0] @ k[:, :, :prefix].transpose(-1, -2)) @ v[:, :, :prefix]
                 read = (q[:, :, :prefix] @ k.transpose(-1, -2)) @ v
@@ -215,8 +216,9 @@ class GlaAttention(ScanAttention):
         """As ScanAttention.prepared."""
         return q * self.head_dim**-0.5, k
 
-    def scan(self, q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor, ...], inclusive: bool) -> Tensor:
+    def scan(self, parts: Sequence[Tensor], gates: Sequence[Tensor], inclusive: bool) -> Tensor:
         """As ScanAttention.scan."""
+        q, k, v = parts
         return gla_scan(q, k, v, gates[0], inclusive)
 
     def draw_extra(self, uniform: Uniform) -> None:
@@ -243,9 +245,10 @@ class GatedDeltaAttention(ScanAttention):
         """As ScanAttention.prepared."""
         return unit(F.silu(widened(q))).to(q.dtype), unit(F.silu(widened(k))).to(k.dtype)
 
-    def scan(self, q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor, ...], inclusive: bool) -> Tensor:
+    def scan(self, parts: Sequence[Tensor], gates: Sequence[Tensor], inclusive: bool) -> Tensor:
         """As ScanAttention.scan."""
-        return delta_scan(q, k, v, *gates, inclusive)
+        (q, k, v), (log_gate, step) = parts, gates
+        return delta_scan(q, k, v, log_gate, step, inclusive)
 
     def draw_extra(self, uniform: Uniform) -> None:
         """As Attention.draw_extra; decays spread over the heads, steps start at one half."""

@@ -1,0 +1,31 @@
+"""A trained model at another image size."""
+
+from timm.layers import resample_abs_pos_embed
+
+from clip_la.models.attention.kinds import grows_with_tokens
+from clip_la.models.checkpoint import load_weights
+from clip_la.models.clip import CLIP, empty_model
+
+POSITIONS = "image.trunk.pos_embed"
+
+
+def at_image_size(model: CLIP, image_size: int) -> CLIP:
+    """A copy for square images of `image_size` pixels, in the same dtype and on the same device.
+
+    Position embeddings are interpolated over the grid (bicubic, antialiased, the class token's kept), as timm does; all
+    other weights are shared with `model`. Layers whose result grows with the number of tokens (`length_dependent`) see
+    another scale than they were trained for: train them on. Raises UserError for a size that is no multiple of the
+    patch.
+    """
+    spec = model.spec.replace(image_size=image_size)
+    grids = [list(s.image_layout.grid or ()) for s in (spec, model.spec)]
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    weights[POSITIONS] = resample_abs_pos_embed(weights[POSITIONS], new_size=grids[0], old_size=grids[1])
+    resized = empty_model(spec)
+    load_weights(resized, weights, f"{spec.name} at {model.spec.image_size} pixels")
+    return resized.train(model.training)
+
+
+def length_dependent(model: CLIP) -> list[int]:
+    """The image tower's layers whose result grows with the number of tokens: no denominator, and no norm of heads."""
+    return [depth for depth, choice in enumerate(model.spec.image_choices) if grows_with_tokens(choice)]

@@ -47,7 +47,7 @@ def contrastive_loss(
         The mean over this rank's rows, in float32 (float64 for float64 features); ln(global batch) by chance.
     """
     images, texts = _at_least_float32(image_features), _at_least_float32(text_features)
-    all_images, all_texts = _gather(images), _gather(texts)
+    all_images, all_texts = _gather_both(images, texts)
     own = _own_columns(images)
     if len(images) * len(all_texts) >= TILED_FROM_LOGITS:
         return _tiled(images, texts, all_images, all_texts, logit_scale, caption_ids)
@@ -114,6 +114,16 @@ def _world_size() -> int:
 def _gather(local: Float[Tensor, "batch dim"]) -> Float[Tensor, "world_batch dim"]:
     """All ranks' rows in the order of the ranks; each receives its own gradient, summed over all losses."""
     return local if _world_size() == 1 else _Gather.apply(local)
+
+
+def _gather_both(
+    images: Float[Tensor, "batch dim"], texts: Float[Tensor, "batch dim"]
+) -> tuple[Float[Tensor, "world_batch dim"], Float[Tensor, "world_batch dim"]]:
+    """`_gather` of two at once: what a gathering of features takes is the waiting for the other ranks."""
+    if _world_size() == 1:
+        return images, texts
+    all_images, all_texts = _gather(torch.cat([images, texts], dim=1)).tensor_split((images.shape[1],), dim=1)
+    return all_images, all_texts
 
 
 class _Gather(torch.autograd.Function):

@@ -8,12 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from clip_la.data.transforms import channel_constants, scale_pixels
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
 from clip_la.models import create_model
-from clip_la.train.compiled import Unit, compile_model
-from clip_la.train.lengths import encode_by_length, groups_by_length, pad_captions, padded_length
+from clip_la.train.compiled import Unit
+from clip_la.train.features import BatchEncoder
 from clip_la.train.optim import Schedule, adamw, check_adamw, clip_gradients, whole_batches
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
@@ -50,6 +49,8 @@ class ContrastiveTask(pl.LightningModule):
             are over before the processor has asked for them one by one.
         text_groups: sort the captions of a batch by length and work them out in so many groups, each padded only to
             its own longest; the same features for less work where lengths differ.
+        micro_batches: parts that a process's batch is worked out in, one after another, each twice: memory holds the
+            activations of one part, for a third more compute; loss and gradient are those of the whole batch.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more compute.
         batch_size: pairs in the batch of all processes together.
         budget_samples: samples the run will see; rounded up to whole batches.
@@ -83,13 +84,14 @@ class ContrastiveTask(pl.LightningModule):
         compile_unit: Unit = "block",
         cuda_graphs: bool = False,
         text_groups: int = 1,
+        micro_batches: int = 1,
         grad_checkpointing: bool = False,
         batch_size: int,
         budget_samples: int,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_sizes(batch_size, budget_samples, max_logit_scale, text_groups)
+        _check_sizes(batch_size, budget_samples, max_logit_scale, text_groups=text_groups, micro_batches=micro_batches)
         self.batch_size = batch_size
         self.budget_samples = whole_batches(budget_samples, batch_size)
         self.schedule = Schedule(
@@ -110,8 +112,7 @@ class ContrastiveTask(pl.LightningModule):
         )
         self._set_up_loss(loss)
         self.model.set_grad_checkpointing(grad_checkpointing)
-        self._text_groups = text_groups
-        self._set_up_compiler(compile, compile_unit, cuda_graphs)
+        self._encoder = BatchEncoder(self.model, compile, compile_unit, cuda_graphs, text_groups, micro_batches)
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
         check_adamw((beta1, beta2), eps, weight_decay, max_grad_norm)
         self._adamw: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
@@ -123,15 +124,6 @@ class ContrastiveTask(pl.LightningModule):
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
         if loss == "sigmoid":
             nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
-
-    def _set_up_compiler(self, compile: bool, unit: Unit, cuda_graphs: bool) -> None:
-        self._is_compiled = compile or cuda_graphs
-        self._cuda_graphs = cuda_graphs
-        self._shapes_met: set[tuple[int, int]] = set()
-        self._scale_pixels = scale_pixels
-        if self._is_compiled:
-            compile_model(self.model, unit, cuda_graphs=cuda_graphs)
-            self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
     @property
     def loss_name(self) -> str:
@@ -149,43 +141,17 @@ class ContrastiveTask(pl.LightningModule):
         return chance_loss(self.batch_size) if self.logit_bias is None else None
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        if self._cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
-        image_features, text_features = self._image_features(batch["image"]), self._text_features(batch)
+        self._encoder.begin_step()
+        image_features, text_features = self._encoder.images(batch["image"]), self._encoder.texts(batch)
         scale = self.model.logit_scale.exp()
         caption_ids = None if self._repeated_captions_are_negatives else batch["caption_id"]
         if self.logit_bias is None:
             return contrastive_loss(image_features, text_features, scale, caption_ids)
         return sigmoid_loss(image_features, text_features, scale, self.logit_bias, caption_ids)
 
-    def _image_features(self, images: Tensor) -> Tensor:
-        spec, kind = self.model.spec, images.device.type
-        # Autocast would round to this dtype at the first product.
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        constants = channel_constants(tuple(spec.pixel_mean), tuple(spec.pixel_std), images.device)
-        return self.model.encode_image(self._scale_pixels(images, *constants, dtype))
-
-    def _text_features(self, batch: Mapping[str, Any]) -> Tensor:
-        tokens, groups = batch["tokens"], self._text_shapes(batch)
-        if len(groups) > 1:
-            return encode_by_length(self.model.encode_text, tokens, batch["by_length"], groups)
-        return self.model.encode_text(pad_captions(tokens, groups[0][1]))
-
-    def _text_shapes(self, batch: Mapping[str, Any]) -> list[tuple[slice, int]]:
-        """Rows, sorted by length, that the text tower sees together, and the length they have there."""
-        context = self.model.spec.context_length
-        if self._text_groups > 1:
-            return groups_by_length(batch["sorted_lengths"], self._text_groups, context)
-        batch_size, longest = batch["tokens"].shape
-        return [(slice(0, batch_size), padded_length(longest, context) if self._is_compiled else longest)]
-
     def new_shapes(self, batch: Mapping[str, Any]) -> list[int]:
-        """Lengths of captions in this batch that the compiled step has not met yet, and will be compiled for."""
-        if not self._is_compiled:
-            return []
-        new = {(rows.stop - rows.start, length) for rows, length in self._text_shapes(batch)} - self._shapes_met
-        self._shapes_met |= new
-        return sorted({length for _, length in new})
+        """Lengths of captions in this batch that the step will be compiled for."""
+        return self._encoder.new_shapes(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
@@ -197,7 +163,7 @@ class ContrastiveTask(pl.LightningModule):
         )
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        self.grad_norm = clip_gradients(self.parameters(), self._max_grad_norm)
+        self.grad_norm = clip_gradients(self._trained, self._max_grad_norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the learning rate of the batch's middle sample, then the bound on the logit scale."""
@@ -209,6 +175,8 @@ class ContrastiveTask(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """A run that goes on takes AdamW's moments from its checkpoint, but its settings from its options."""
+        # Listed once: walking through all modules takes the host a millisecond a step.
+        self._trained = list(self.parameters())
         restored, wanted = self.trainer.optimizers[0], self.configure_optimizers()
         for group, own in zip(restored.param_groups, wanted.param_groups, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
@@ -216,18 +184,21 @@ class ContrastiveTask(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Refuses what would change the loss without a word, and what this device has not."""
         kind = self.trainer.strategy.root_device.type
-        if self._cuda_graphs and kind != "cuda":
+        if self._encoder.cuda_graphs and kind != "cuda":
             raise UserError(f"cuda_graphs needs a GPU, and this run is on the {kind}; leave it out")
         if self.trainer.accumulate_grad_batches != 1:
-            raise UserError("gradient accumulation changes the loss (fewer negatives); use a smaller batch_size")
+            raise UserError(
+                "gradient accumulation changes the loss (fewer negatives); use micro_batches, which does not"
+            )
 
 
-def _check_sizes(batch_size: int, budget_samples: int, max_logit_scale: float, text_groups: int) -> None:
+def _check_sizes(batch_size: int, budget_samples: int, max_logit_scale: float, **parts: int) -> None:
     if batch_size < 2:
         raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
     if budget_samples < 1:
         raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
     if not 1 <= max_logit_scale < math.inf:
         raise UserError(f"max_logit_scale must be at least 1 and finite, not {max_logit_scale}")
-    if not 1 <= text_groups <= batch_size:
-        raise UserError(f"text_groups must be from 1 to batch_size ({batch_size}), not {text_groups}")
+    for name, number in parts.items():
+        if not 1 <= number <= batch_size:
+            raise UserError(f"{name} must be from 1 to batch_size ({batch_size}), not {number}")

@@ -1,5 +1,7 @@
 """How large the parts of an image tower are before training: what attention adds, and the gradients it gets."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
     "gradient_k": gradients of the cosine between two pictures by the q and k of the middle layer, over that by its v.
     """
     tower = model_from_spec(spec, seed).image
-    blocks = list(tower.trunk.blocks)
+    blocks: Any = tower.trunk.blocks
     middle = len(blocks) // 2
     seen: dict[str, Tensor] = {}
     for place, index in (("first", 0), ("middle", middle), ("last", len(blocks) - 1)):

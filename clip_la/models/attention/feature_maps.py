@@ -10,7 +10,7 @@ from clip_la.models.attention.surroundings import Uniform
 
 ZERO = 1e-6
 # With the identity, the authors' start for trained heads, new heads of 64 features weigh all keys nearly alike: the
-# gradient of q is an eighth of softmax's beside that of v; with this it is two thirds (results/LOG.md).
+# gradient of q is an eighth of softmax's beside that of v; with this more than half (results/LOG.md).
 HEDGEHOG_START = 2.0
 
 

@@ -140,6 +140,9 @@ class Pool:
         if self.on_gpu:
             self._canvas = self._canvas.view(len(self._pictures), channels, self._side, self._side)
         self._fill(self._canvas.transpose(1, 2) if self.on_gpu else self._canvas)
+        if self._canvas.is_cuda:
+            # Batches are made in another stream than this one.
+            torch.cuda.synchronize(device)
 
     def _fill(self, canvas: UInt8[Tensor, "samples side channels side"]) -> None:
         # From the end, so that the host's memory of a picture is free as soon as it has its place.

@@ -33,6 +33,7 @@ class Case:
     text: str
     batch_size: int
     text_groups: int
+    micro_batches: int
     checkpointing: bool
 
 
@@ -82,6 +83,7 @@ class OurStep(nn.Module):
             compile_unit="tower" if case.provider == "tower" else "block",
             cuda_graphs=case.provider == "graphs",
             text_groups=case.text_groups,
+            micro_batches=case.micro_batches,
             grad_checkpointing=case.checkpointing,
             batch_size=case.batch_size * world_size(),
             budget_samples=case.batch_size * world_size(),

@@ -54,7 +54,10 @@ class Crops(NamedTuple):
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Crops":
         """With each tensor moved."""
-        return Crops(*(move(value) if isinstance(value, Tensor) else value for value in self))
+        moved: dict[str, Any] = {
+            name: move(value) for name, value in self._asdict().items() if isinstance(value, Tensor)
+        }
+        return self._replace(**moved)
 
     def taken(self) -> "Crops":
         """With the pictures taken from the pool."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -112,6 +113,8 @@ class PeerStep(nn.Module):
         self._loss = open_clip.ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank(), world_size=world_size()
         )
+        # The compiler's own setting, which ours changes.
+        torch._dynamo.config.optimize_ddp = True  # type: ignore[assignment]
         self.model.compile()
 
     def forward(self, batch: dict[str, Any]) -> Tensor:

@@ -37,9 +37,9 @@ def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = Fals
         cuda_graphs: replay each tower's forward and backward pass as CUDA graphs, which takes whole towers.
         options: of torch.compile.
     """
-    configure_compiler()
     if cuda_graphs:
         options, unit = {**options, "mode": "reduce-overhead"}, "tower"
+    configure_compiler(unit)
     if unit == "tower":
         regions: list[torch.nn.Module] = [model.image, model.text]
     else:
@@ -49,8 +49,8 @@ def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = Fals
         region.compile(dynamic=False, **options)
 
 
-def configure_compiler() -> None:
-    """Settings of this process: where compiled code is kept, how many graphs there may be, none split for DDP."""
+def configure_compiler(unit: Unit = "block") -> None:
+    """Settings of this process: where compiled code is kept, how many graphs there may be, whether DDP splits them."""
     # Under the system's folder for temporary files, PyTorch's own choice, it would be lost now and then. Compiled code
     # calls our operators by name and relies on what they return, so other kernels have other code.
     folder = cache_folder() / "compiled" / _kernels_digest()
@@ -59,7 +59,7 @@ def configure_compiler() -> None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
     # DDP's buckets are smaller than a block of ViT-B: it would split each block's graph to overlap its reductions, as
     # blocks compiled one by one do anyway.
-    dynamo.optimize_ddp = False
+    dynamo.optimize_ddp = unit == "tower"
     functorch: Any = torch._functorch.config
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
         # Our attention's graphs are cached by their operators and numbers like all others.

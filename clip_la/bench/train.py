@@ -53,6 +53,7 @@ class Row:
     text: str
     batch_size: int
     text_groups: int
+    micro_batches: int
     checkpointing: bool
     gpus: int
     pairs_per_s: float | None
@@ -187,17 +188,19 @@ def cases_of(
     text_groups: Sequence[int],
     *,
     batch_size: int,
+    micro_batches: int,
     checkpointing: bool,
     with_peer: bool,
 ) -> list[Case]:
     """All combinations, at the models' own size without sizes; the peer, if wanted, before ours of the same batches."""
     cases = []
-    for model, size, text in itertools.product(models, image_sizes or [None], texts):
+    sizes: Sequence[int | None] = image_sizes or (None,)
+    for model, size, text in itertools.product(models, sizes, texts):
         side = model_spec(model, image_size=size).image_size
-        base = Case(PEER, model, "softmax", side, text, batch_size, 1, checkpointing)
+        base = Case(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing)
         cases += [base] if with_peer else []
         cases += [
-            replace(base, provider=mode, attention=attention, text_groups=groups)
+            replace(base, provider=mode, attention=attention, text_groups=groups, micro_batches=micro_batches)
             for attention, mode, groups in itertools.product(attentions, modes, text_groups)
         ]
     return cases

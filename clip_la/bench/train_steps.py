@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo.config
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class Case:
     text: str
     batch_size: int
     text_groups: int
+    micro_batches: int
     checkpointing: bool
 
 
@@ -82,6 +84,7 @@ class OurStep(nn.Module):
             compile_unit="tower" if case.provider == "tower" else "block",
             cuda_graphs=case.provider == "graphs",
             text_groups=case.text_groups,
+            micro_batches=case.micro_batches,
             grad_checkpointing=case.checkpointing,
             batch_size=case.batch_size * world_size(),
             budget_samples=case.batch_size * world_size(),
@@ -110,6 +113,8 @@ class PeerStep(nn.Module):
         self._loss = open_clip.ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank(), world_size=world_size()
         )
+        # The compiler's own setting, which ours changes.
+        torch._dynamo.config.optimize_ddp = True  # type: ignore[assignment]
         self.model.compile()
 
     def forward(self, batch: dict[str, Any]) -> Tensor:

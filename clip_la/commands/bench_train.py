@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int | None:
         args.modes,
         args.text_groups,
         batch_size=args.batch_size,
+        micro_batches=args.micro_batches,
         checkpointing=args.grad_checkpointing,
         with_peer=not args.no_open_clip,
     )
@@ -78,6 +79,7 @@ def _parser() -> Parser:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["block"], help="what is compiled together")
     parser.add_argument("--text-groups", nargs="+", type=int, default=[1], help="groups of captions by length")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of each GPU")
+    parser.add_argument("--micro-batches", type=int, default=1, help="parts our batches are worked out in (default 1)")
     parser.add_argument("--grad-checkpointing", action="store_true", help="recompute activations")
     parser.add_argument("--no-open-clip", action="store_true", help="time ours alone")
     parser.add_argument("--steps", type=int, default=20, help="steps in a round (default %(default)s)")
@@ -99,6 +101,8 @@ def _check(args: argparse.Namespace) -> None:
     for text in args.text:
         if text not in LENGTHS and not (text.isdecimal() and int(text) >= 3):
             raise UserError(f"bench train: --text {text}: give {', '.join(LENGTHS)} or a number of tokens from 3 on")
+    if not 1 <= args.micro_batches <= args.batch_size:
+        raise UserError(f"bench train: --micro-batches {args.micro_batches} must be from 1 to the batch size")
     wrong = [n for n in args.text_groups if not 1 <= n <= args.batch_size]
     if wrong:
         raise UserError(f"bench train: --text-groups {wrong[0]} must be from 1 to the batch size")
@@ -140,6 +144,7 @@ def _said(row: "Row") -> str:
     what = f"{row.model} {row.image_size} px, text {row.text}, b{row.batch_size}"
     what += f" x {row.gpus}" if row.gpus > 1 else ""
     who = row.provider if row.provider == "open_clip" else f"{row.attention}, {row.provider}, groups {row.text_groups}"
+    who += f", {row.micro_batches} parts" if row.provider != "open_clip" and row.micro_batches > 1 else ""
     if row.pairs_per_s is None:
         return f"{what}: {who}: out of memory"
     parts = [f"{row.pairs_per_s:,.0f} pairs/s", f"{row.step_ms:.1f} ms"]

@@ -54,7 +54,10 @@ class Crops(NamedTuple):
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Crops":
         """With each tensor moved."""
-        return Crops(*(move(value) if isinstance(value, Tensor) else value for value in self))
+        moved: dict[str, Any] = {
+            name: move(value) for name, value in self._asdict().items() if isinstance(value, Tensor)
+        }
+        return self._replace(**moved)
 
     def taken(self) -> "Crops":
         """With the pictures taken from the pool."""
@@ -140,6 +143,9 @@ class Pool:
         if self.on_gpu:
             self._canvas = self._canvas.view(len(self._pictures), channels, self._side, self._side)
         self._fill(self._canvas.transpose(1, 2) if self.on_gpu else self._canvas)
+        if self._canvas.is_cuda:
+            # Batches are made in another stream than this one.
+            torch.cuda.synchronize(device)
 
     def _fill(self, canvas: UInt8[Tensor, "samples side channels side"]) -> None:
         # From the end, so that the host's memory of a picture is free as soon as it has its place.

@@ -37,14 +37,12 @@ class CaptionTable:
             spans.append([span if span[1] else filled for span in own])
         self._flat = np.array(flat, np.int64)
         self._spans = np.array(spans, np.int64).reshape(len(samples), len(captions.fields), 2)
-        self._tokens, self._ids = CaptionEncoder(tokenizer, context_length)(list(numbers)) if numbers else (None, None)
-        self._lengths = None if self._tokens is None else lengths_of(self._tokens)
+        # An empty pool has no batches, but a table of the right shape.
+        self._tokens, self._ids = CaptionEncoder(tokenizer, context_length)(list(numbers) or [""])
+        self._lengths = lengths_of(self._tokens)
 
     def batch(self, numbers: Int64[np.ndarray, " batch"], draws: Float64[np.ndarray, "batch 2"]) -> dict[str, Any]:
         """`tokens`, `caption_id` and their order of one caption of each of these samples, picked by its two draws."""
-        assert self._tokens is not None
-        assert self._lengths is not None
-        assert self._ids is not None
         first, count = self._spans[numbers, self._captions.drawn_fields(draws[:, 0])].T
         chosen = torch.from_numpy(self._flat[first + (draws[:, 1] * count).astype(np.int64)])
         longest = int(self._lengths[chosen].max())

@@ -5,9 +5,12 @@ each block is compiled in place: the second block finds the first one's graph. S
 to a few lengths (see `lengths`). What was compiled is kept on the disk, for the run's other processes and the next run.
 """
 
+import hashlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +24,7 @@ Unit = Literal["block", "tower"]
 
 # Graphs a function may have: two towers, two kinds of block, each length of a caption, with and without gradients.
 MAX_GRAPHS = 64
+HASH_DIGITS = 16
 
 
 def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = False, **options: Any) -> None:
@@ -33,30 +37,43 @@ def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = Fals
         cuda_graphs: replay each tower's forward and backward pass as CUDA graphs, which takes whole towers.
         options: of torch.compile.
     """
-    configure_compiler()
     if cuda_graphs:
         options, unit = {**options, "mode": "reduce-overhead"}, "tower"
+    configure_compiler(unit)
     if unit == "tower":
         regions: list[torch.nn.Module] = [model.image, model.text]
     else:
-        regions = [*model.image.trunk.blocks, *model.text.blocks]
+        # The text tower's last block is a class of its own with little work: it would be compiled anew for each length.
+        regions = [*model.image.trunk.blocks, *model.text.blocks[:-1]]
     for region in regions:
         region.compile(dynamic=False, **options)
 
 
-def configure_compiler() -> None:
-    """Settings of this process: where compiled code is kept, how many graphs there may be, none split for DDP."""
-    # Under the system's folder for temporary files, PyTorch's own choice, it would be lost now and then.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+def configure_compiler(unit: Unit = "block") -> None:
+    """Settings of this process: where compiled code is kept, how many graphs there may be, whether DDP splits them."""
+    # Under the system's folder for temporary files, PyTorch's own choice, it would be lost now and then. Compiled code
+    # calls our operators by name and relies on what they return, so other kernels have other code.
+    folder = cache_folder() / "compiled" / _kernels_digest()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
     # DDP's buckets are smaller than a block of ViT-B: it would split each block's graph to overlap its reductions, as
     # blocks compiled one by one do anyway.
-    dynamo.optimize_ddp = False
+    dynamo.optimize_ddp = unit == "tower"
     functorch: Any = torch._functorch.config
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
         # Our attention's graphs are cached by their operators and numbers like all others.
         functorch.autograd_cache_allow_custom_autograd_functions = True
+
+
+def _kernels_digest() -> str:
+    """Tells one state of the kernels' sources from another."""
+    package = importlib.util.find_spec("clip_la_kernels")
+    folders = (package.submodule_search_locations if package else None) or []
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 @contextmanager

@@ -11,20 +11,25 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.utilities.rank_zero import _get_rank
 from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from clip_la.errors import UserError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Accelerator = Literal["auto", "gpu", "cpu"]
+Reduction = Literal["float32", "bfloat16"]
 
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 
 
-def trainer_hardware(accelerator: Accelerator, devices: int | None, precision: Precision) -> dict[str, Any]:
+def trainer_hardware(
+    accelerator: Accelerator, devices: int | None, precision: Precision, reduction: Reduction = "float32"
+) -> dict[str, Any]:
     """The Trainer's arguments for processes, devices and precision.
 
     `devices` counts processes on this machine; None: as many as torchrun or SLURM started here, else one.
-    Precision auto is bfloat16 mixed with float32 where a GPU has it in hardware, else float32.
+    Precision auto is bfloat16 mixed with float32 where a GPU has it in hardware, else float32. `reduction` is what
+    gradients are sent in when processes average them.
 
     Raises UserError for a GPU that is not there, or no process at all.
     """
@@ -41,9 +46,14 @@ def trainer_hardware(accelerator: Accelerator, devices: int | None, precision: P
         "accelerator": "gpu" if on_gpu else "cpu",
         "devices": num_devices,
         "num_nodes": num_nodes,
-        "strategy": DDPStrategy(gradient_as_bucket_view=True) if num_devices * num_nodes > 1 else "auto",
+        "strategy": _ddp(reduction) if num_devices * num_nodes > 1 else "auto",
         "precision": "bf16-mixed" if is_mixed else "32-true",
     }
+
+
+def _ddp(reduction: Reduction) -> DDPStrategy:
+    hook = bf16_compress_hook if reduction == "bfloat16" else None
+    return DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook)
 
 
 def is_first_process() -> bool:

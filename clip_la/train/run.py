@@ -23,6 +23,7 @@ from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, save
 from clip_la.train.hardware import (
     Accelerator,
     Precision,
+    Reduction,
     cluster_plugins,
     fast_matmul,
     is_first_process,
@@ -86,6 +87,7 @@ def train_run(
     precision: Precision = "auto",
     accelerator: Accelerator = "auto",
     devices: int | None = None,
+    reduction: Reduction = "float32",
     tensorboard: bool = True,
     zeroshot_suite: str | None = None,
     zeroshot_samples: Sequence[int] = (),
@@ -110,6 +112,7 @@ def train_run(
         precision: auto is bfloat16 where a GPU has it in hardware, else float32.
         accelerator: auto is a GPU where there is one.
         devices: processes on this machine; null: as many as torchrun or SLURM started here, else 1.
+        reduction: what gradients are sent in when processes average them; bfloat16 halves what is sent.
         tensorboard: also write event files, if TensorBoard is installed.
         zeroshot_suite: YAML file as for `clip-la eval --config`, evaluated on while training by all processes together,
             at the end of the budget and at `zeroshot_samples`; results are appended to RUN/results.jsonl.
@@ -123,7 +126,8 @@ def train_run(
     _check_positive(save_every_samples=save_every_samples, log_every_samples=log_every_samples)
     zeroshot = ZeroShot(zeroshot_suite, zeroshot_samples)
     zeroshot.check_budget(task.budget_samples)
-    hardware = trainer_hardware(accelerator, devices, precision)
+    hardware = trainer_hardware(accelerator, devices, precision, reduction)
+    task.check_accelerator(hardware["accelerator"])
     folder = Path(out)
     _seed_everything(seed)
     _prepare(folder, resume)

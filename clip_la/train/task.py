@@ -181,11 +181,13 @@ class ContrastiveTask(pl.LightningModule):
         for group, own in zip(restored.param_groups, wanted.param_groups, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
 
+    def check_accelerator(self, accelerator: str) -> None:
+        """Raises UserError where the task wants a GPU and the run has none."""
+        if self._encoder.cuda_graphs and accelerator != "gpu":
+            raise UserError("model.cuda_graphs needs a GPU, and this run is on the CPU; leave it out")
+
     def on_fit_start(self) -> None:
-        """Refuses what would change the loss without a word, and what this device has not."""
-        kind = self.trainer.strategy.root_device.type
-        if self._encoder.cuda_graphs and kind != "cuda":
-            raise UserError(f"cuda_graphs needs a GPU, and this run is on the {kind}; leave it out")
+        """Refuses what would change the loss without a word."""
         if self.trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "gradient accumulation changes the loss (fewer negatives); use micro_batches, which does not"

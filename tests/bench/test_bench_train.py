@@ -16,7 +16,7 @@ SMALL = ["bench", "train", "--models", "vit_pico", "--batch-size", "8", "--steps
 
 
 def cases(**changes):
-    options = {"batch_size": 8, "checkpointing": False, "with_peer": True, **changes}
+    options = {"batch_size": 8, "micro_batches": 1, "checkpointing": False, "with_peer": True, **changes}
     return cases_of(["vit_pico"], ["softmax", "linear"], None, ["full", "laion"], ["block"], [1, 2], **options)
 
 
@@ -99,6 +99,7 @@ def test_utilisation_is_of_the_makers_figure():
         (["--text", "long"], "--text long"),
         (["--batch-size", "1"], "--batch-size 1 is too small"),
         (["--text-groups", "9"], "--text-groups 9"),
+        (["--micro-batches", "0"], "--micro-batches 0"),
         (["--image-size", "30"], "image_size 30 is no multiple of patch_size 8"),
         (["--device", "cpu", "--modes", "graphs"], "graphs needs a GPU"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import yaml
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from clip_la.cli import main
 from clip_la.errors import UserError
@@ -48,6 +49,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--zeroshot_samples", "[0]"], "zeroshot_samples must be at least 1, not 0"),
         (["--zeroshot_samples", "[often]"], "zeroshot_samples: often is not of type int"),
         (["--zeroshot_suite", "x", "--zeroshot_samples", "[64]"], "zeroshot_samples 64 lies beyond the budget of 32"),
+        (["--model.cuda_graphs", "true"], "model.cuda_graphs needs a GPU"),
+        (["--model.micro_batches", "0"], "micro_batches must be from 1 to batch_size"),
         (["--zeroshot_suit", "x.yaml"], "did you mean zeroshot_suite"),
     ],
 )
@@ -153,6 +156,11 @@ def test_a_foreign_checkpoint_is_no_start(run_options, tmp_path, capsys):
     options = ["--budget_samples", "32", "--out", str(tmp_path / "run"), "--branch_from", str(foreign)]
     assert main(["train", *run_options, *options]) == 2
     assert f"{foreign} is damaged" in capsys.readouterr().err
+
+
+def test_gradients_are_sent_as_asked_for():
+    found = [trainer_hardware("cpu", 2, "float32", *more)["strategy"]._ddp_comm_hook for more in ((), ("bfloat16",))]
+    assert found == [None, bf16_compress_hook]
 
 
 def test_gradient_accumulation_is_refused():

@@ -1,17 +1,22 @@
 """A batch worked out in parts has the loss and the gradients of the whole one."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from clip_la.data.tokenizer import order_of
 from clip_la.errors import UserError
 from clip_la.train.task import ContrastiveTask
 
-LENGTHS = (20, 3, 11, 32, 8, 15, 6)
+LENGTHS = (20, 3, 11, 32, 8, 15, 6, 9)
+LOSSES = ("contrastive", "sigmoid")
 
 
 def batch_of():
-    """Seven pairs with captions of different lengths, two of them equal."""
+    """Eight pairs with captions of different lengths; some count as equal."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.int64)
     for row, length in zip(tokens, LENGTHS, strict=True):
@@ -20,25 +25,40 @@ def batch_of():
     return {
         "image": torch.randint(0, 256, (len(LENGTHS), 3, 32, 32), dtype=torch.uint8, generator=generator),
         "tokens": tokens,
-        "caption_id": torch.tensor([4, 2, 4, 1, 7, 8, 9]),
+        "caption_id": torch.tensor([4, 2, 4, 1, 7, 4, 9, 2]),
         **order_of(tokens),
     }
 
 
-def loss_and_gradients(loss, **options):
+def share_of(batch, rows):
+    """The batch of one rank."""
+    tokens = batch["tokens"][rows]
+    return {
+        "image": batch["image"][rows],
+        "tokens": tokens,
+        "caption_id": batch["caption_id"][rows],
+        **order_of(tokens),
+    }
+
+
+def loss_and_gradients(loss, rows=slice(None), **options):
     task = ContrastiveTask("vit_pico", loss=loss, batch_size=len(LENGTHS), budget_samples=len(LENGTHS), **options)
-    value = task.training_step(batch_of(), 0)
+    value = task.training_step(share_of(batch_of(), rows), 0)
     value.backward()
     return [value.detach(), *(p.grad for p in task.parameters())]
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "sigmoid"])
+def is_close(found, wanted):
+    """But for float32's rounding of sums in another order, measured on the whole of a gradient."""
+    return (found - wanted).norm() <= 3e-6 * wanted.norm() + 1e-9
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("options", [{"micro_batches": 3}, {"micro_batches": 2, "text_groups": 4}, {"text_groups": 3}])
 def test_parts_have_the_loss_and_the_gradients_of_the_whole(loss, options):
     whole, parts = loss_and_gradients(loss), loss_and_gradients(loss, **options)
     for wanted, found in zip(whole, parts, strict=True):
-        # Sums in another order: float32's rounding, measured on the whole of a gradient.
-        assert (found - wanted).norm() <= 3e-6 * wanted.norm() + 1e-9
+        assert is_close(found, wanted)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
@@ -70,3 +90,29 @@ def test_only_one_part_is_held_in_memory(micro_batches):
 def test_options_that_do_not_fit_are_refused(options, says):
     with pytest.raises(UserError, match=says):
         ContrastiveTask("vit_pico", batch_size=8, budget_samples=8, **options)
+
+
+def one_rank(init, out, rank):
+    """What each of two freshly started processes runs: this file is also their script."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=2)
+    results = [loss_and_gradients(loss, slice(4 * rank, 4 * rank + 4), micro_batches=2) for loss in LOSSES]
+    for value in (value for result in results for value in result):
+        dist.all_reduce(value)
+        value /= 2
+    if rank == 0:
+        torch.save(results, out)
+    dist.destroy_process_group()
+
+
+def test_two_processes_in_parts_have_the_gradients_of_one(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path / "init"), str(tmp_path / "out.pt")]
+    ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    for loss, found in zip(LOSSES, torch.load(tmp_path / "out.pt"), strict=True):
+        wanted = loss_and_gradients(loss)
+        assert all(is_close(a, b) for a, b in zip(found, wanted, strict=True)), loss
+
+
+if __name__ == "__main__":
+    one_rank(sys.argv[1], sys.argv[2], int(sys.argv[3]))

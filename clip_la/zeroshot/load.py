@@ -8,7 +8,7 @@ import torch
 
 from clip_la.errors import UserError, unknown
 from clip_la.models.checkpoint import load_checkpoint
-from clip_la.zeroshot.subject import Subject, of_model, of_open_clip
+from clip_la.zeroshot.subject import OWN, Subject, of_model, of_open_clip, with_transform
 
 CHECKPOINT_NAME = re.compile(r"samples=(\d+)\.ckpt")
 WHICH = ("last", "all")
@@ -37,16 +37,19 @@ def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
     return models
 
 
-def load_subject(text: str, device: torch.device | str = "cpu", *, compiled: bool = False) -> Subject:
+def load_subject(
+    text: str, device: torch.device | str = "cpu", *, compiled: bool = False, transform: str = OWN
+) -> Subject:
     """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
 
     Args:
         compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
+        transform: one of `subject.TRANSFORMS`.
 
     Raises:
         UserError: nothing of that name, or what is there is damaged or does not fit.
     """
-    subject = _load(text)
+    subject = with_transform(_load(text), transform)
     subject.module.eval().requires_grad_(False).to(device)
     if compiled:
         subject.compile()

@@ -219,6 +219,8 @@ def of_open_clip(name: str, weights: str) -> Subject:
     """Any open_clip model through open_clip's own module; `weights` is a file or one of its pretrained tags."""
     import open_clip
 
+    from clip_la.models.open_clip_module import create_open_clip
+
     is_hub = ":" in name
     if not is_hub and name not in open_clip.list_models():
         raise unknown("open_clip model", name, open_clip.list_models())
@@ -226,12 +228,7 @@ def of_open_clip(name: str, weights: str) -> Subject:
     if not is_hub and weights not in tags and not Path(weights).is_file():
         known = f"one of {', '.join(tags)}" if tags else "a file: open_clip has no weights for it"
         raise UserError(f"no weights '{weights}' for {name}: expected a file or {known}")
-    try:
-        module = open_clip.create_model(name, pretrained=weights or None, precision="fp32")
-    except Exception as error:  # whatever open_clip, torch or the hub raise, the user named the weights
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"open_clip cannot load {name}:{weights}: {reason}") from error
-    return wrap_open_clip(module, name, weights)
+    return wrap_open_clip(create_open_clip(name, weights), name, weights)
 
 
 def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:

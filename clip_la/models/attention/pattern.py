@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.models.attention.kinds import OptionValue, attention_kind
 
-_ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d+))?")
+_ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d{1,6}))?")
 # A plus sign inside brackets belongs to a number (1e+3), not to the pattern.
 _SEPARATOR = re.compile(r"\+(?![^()]*\))")
 _GRAMMAR = "write KIND, KIND(option=value,...) or a sum over layers such as linear*11+softmax"
@@ -57,7 +57,7 @@ def _parse_options(kind: str, text: str) -> dict[str, OptionValue]:
 def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
     match = _ITEM.fullmatch("".join(text.split()))
     if match is None:
-        raise UserError(f"cannot read '{text}' in the attention '{pattern}'; {_GRAMMAR}")
+        raise UserError(f"cannot read {shown(text)} in the attention {shown(pattern)}; {_GRAMMAR}")
     choice = AttentionChoice(match["kind"], _parse_options(match["kind"], match["options"] or ""))
     return choice, int(match["count"]) if match["count"] else None
 
@@ -71,10 +71,10 @@ def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
     items = [_parse_item(text, pattern) for text in _SEPARATOR.split(pattern)]
     if len(items) == 1 and items[0][1] is None:
         return (items[0][0],) * num_layers
-    choices = tuple(choice for choice, count in items for _ in range(1 if count is None else count))
-    if len(choices) != num_layers:
-        raise UserError(f"the attention '{pattern}' is for {len(choices)} layers, this tower has {num_layers}")
-    return choices
+    counts = [1 if count is None else count for _, count in items]
+    if sum(counts) != num_layers:
+        raise UserError(f"the attention {shown(pattern)} is for {sum(counts)} layers, this tower has {num_layers}")
+    return tuple(choice for (choice, _), count in zip(items, counts, strict=True) for _ in range(count))
 
 
 def canonical_pattern(pattern: str, num_layers: int) -> str:

@@ -11,6 +11,11 @@ from clip_la.errors import UserError, shown, unknown
 _FROM_ZERO = ("pad_id", "eos_id")
 _MOST = 1 << 24
 _MOST_LAYERS = 1 << 10
+# What names may say; open_clip only asserts it.
+CHOICES = {
+    "pos_embed_type": ("learnable", "sin_cos_2d"),
+    "pool_type": ("tok", "avg", "none", "argmax", "eos", "first", "last"),
+}
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 RESIZE_MODES = ("shortest", "longest", "squash")
 
@@ -64,6 +69,8 @@ def _check_tower(part: dict[str, Any], kind: type, source: str) -> None:
         # Nothing, as ResNets have for a patch size, is for open_clip to judge.
         if value is not None and not _fits(value, hints[name]):
             raise UserError(f"{source}: {name} is {shown(value)}, not {_words(hints[name])}")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise unknown(f"{name} in {source}", value, CHOICES[name])
         for number in value if isinstance(value, list) else (value,):
             if type(number) is int and name not in _FROM_ZERO:
                 _check_count(number, name, source)

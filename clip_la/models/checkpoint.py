@@ -74,7 +74,8 @@ def read_block(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tupl
         )
     for name, (kind, least) in META.items():
         value = block.get(name)
-        if value is not None and (type(value) is not kind or (least is not None and value < least)):
+        of_kind = type(value) is kind
+        if value is not None and not (of_kind and (least is None or value >= least)):
             bound = "" if least is None else f" of at least {least}"
             raise UserError(f"{path}: {name} is {shown(value)}, not {_TYPES[kind]}{bound}")
     try:

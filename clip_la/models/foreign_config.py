@@ -47,9 +47,9 @@ def check_model_config(config: Any, towers: Mapping[str, type], source: str) -> 
 def check_pixels(settings: Mapping[str, Any], source: str) -> None:
     """Raises UserError, naming `source` and the key, for pixel statistics or a way to resize that cannot be."""
     for key in ("mean", "std"):
-        values = settings.get(key)
-        numbers = isinstance(values, list | tuple) and len(values) == 3 and all(type(v) in (int, float) for v in values)
-        if not numbers or not all(0 <= v <= 1 for v in values):
+        values: Any = settings.get(key)
+        is_triple = isinstance(values, list | tuple) and len(values) == 3
+        if not is_triple or not all(type(v) in (int, float) and 0 <= v <= 1 for v in values):
             raise UserError(f"{source}: {key} is {shown(values)}, not three numbers from 0 to 1")
     if min(settings["std"]) <= 0:
         raise UserError(f"{source}: std is {shown(settings['std'])}; write deviations above zero")

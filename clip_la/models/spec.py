@@ -96,8 +96,8 @@ class ModelSpec:
     def _check_pixels(self) -> None:
         for name in ("pixel_mean", "pixel_std"):
             values = getattr(self, name)
-            numbers = isinstance(values, tuple) and len(values) == 3 and all(type(v) in (int, float) for v in values)
-            if not numbers or not all(0 <= v <= 1 for v in values):
+            shares = isinstance(values, tuple) and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
+            if not shares or len(values) != 3:
                 raise UserError(f"model {shown(self.name)}: {name} is {shown(values)}, not three numbers from 0 to 1")
         if min(self.pixel_std) <= 0:
             raise UserError(

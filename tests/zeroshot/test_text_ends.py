@@ -1,11 +1,14 @@
 """Texts in which "!" has token 0, which also fills up: features and classifiers are open_clip's, in any company."""
 
 import dataclasses
+import string
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 
 from clip_la.data.tokenizer import CaptionEncoder
@@ -63,6 +66,25 @@ def test_training_batches_have_open_clips_features(tiny_model: CLIP, theirs: Any
     with torch.no_grad():
         features = torch.cat([tiny_model.encode_text(encode(batch)[0]) for batch in batches])
     assert (features - expected(theirs, TEXTS)).abs().max() < TOLERANCE
+
+
+SIGNS = st.sampled_from([*string.printable, *"!!!!!!", "!:-)", "\U0001f382", "\u2764\ufe0f", "\xae", " a photo of "])
+
+
+def test_random_texts_have_open_clips_features_in_any_company(tiny_model: CLIP, theirs: Any) -> None:
+    encode, subject = CaptionEncoder("clip", tiny_model.spec.context_length), of_model(tiny_model)
+
+    @settings(derandomize=True, deadline=None, max_examples=12)
+    @given(st.lists(st.lists(SIGNS, max_size=25).map("".join) | st.sampled_from(TEXTS), min_size=1, max_size=7))
+    def check(texts: list[str]) -> None:
+        reference = expected(theirs, texts)
+        with torch.no_grad():
+            together = tiny_model.encode_text(encode(texts)[0])
+            alone = torch.cat([tiny_model.encode_text(encode([text])[0]) for text in texts])
+        for features in (together, alone, encode_texts(subject, texts, precision="float32")):
+            assert (features - reference).abs().max() < TOLERANCE
+
+    check()
 
 
 def test_retrieval_texts_have_open_clips_features(either: Subject, theirs: Any) -> None:

@@ -5,13 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from clip_la.data.augment import Augmentation
 from clip_la.data.captions import Captions
 from clip_la.data.pack_sources import ShardSource, find_source
+from clip_la.data.problems import SHARD_DAMAGED, Problem
 from clip_la.data.read import Reading, read
+from clip_la.data.shards import ShardWriter, read_samples
 from clip_la.data.sources import expand_urls
 from clip_la.data.stream import ShardStream, Source
 from clip_la.data.verify import missing_shards, verify
@@ -83,6 +86,24 @@ def test_a_shard_in_both_forms_is_not_counted_twice(shard_folder: Path) -> None:
     for use in (lambda: expand_urls(str(folder)), lambda: open_test_set(str(shard_folder))):
         with pytest.raises(UserError, match=rf"{folder} holds both 1.tar and 1.tar.gz: is this one shard, twice\?"):
             use()
+
+
+def test_damaged_compression_costs_the_rest_of_a_shard(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "0.tar") as writer:
+        for number in range(50):
+            writer.write({"__key__": f"{number:03d}", ".txt": f"{number} words " * 90})
+    whole = gzip.compress((tmp_path / "0.tar").read_bytes())
+    rng, reasons = np.random.default_rng(0), set()
+    for _ in range(40):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(20, len(data), 3)] ^= rng.integers(1, 256, 3, dtype=np.uint8)
+        (tmp_path / "0.tar.gz").write_bytes(data.tobytes())
+        found: list[Problem] = []
+        for _sample in read_samples(str(tmp_path / "0.tar.gz"), on_problem=found.append):
+            pass
+        assert found
+        reasons |= {problem.reason for problem in found}
+    assert SHARD_DAMAGED in reasons
 
 
 def test_gaps_in_the_numbers_are_seen() -> None:

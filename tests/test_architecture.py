@@ -30,6 +30,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.models": {"torch", "timm", "safetensors", "clip_la.models"},
     "clip_la.models.attention": {"torch", "timm", "clip_la.models", "clip_la_kernels"},
     "clip_la.models.interop": {"torch", "timm", "safetensors", "clip_la.models", "open_clip"},
+    "clip_la.models.open_clip_module": {"torch", "timm", "safetensors", "clip_la.models", "open_clip"},
     "clip_la.models.flops": {"clip_la.models"},
     "clip_la.data": {*STREAMS, "clip_la.data"},
     "clip_la.data.tokenizer": {"torch", "open_clip", "clip_la.data"},

@@ -57,6 +57,12 @@ def _parser() -> Parser:
     parser.add_argument("--again", action="store_true", help="evaluate even what the result file already has")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: an accelerator if there is one)")
     parser.add_argument("--precision", help="float32 (default on a CPU) or bf16 (default on an accelerator)")
+    parser.add_argument(
+        "--transform",
+        default="clip_la",
+        metavar="NAME",
+        help="clip_la (default: upright, transparency on white) or open_clip (its own, on the picture as stored)",
+    )
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="pictures at a time (default 128)")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core, at most 16)")
     parser.add_argument(
@@ -150,6 +156,7 @@ def _how(options: argparse.Namespace, local_rank: int) -> dict[str, Any]:
         "num_workers": options.workers if options.workers is not None else ranks.default_workers(),
         "cache": None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
         "compiled": options.compile,
+        "transform": options.transform,
     }
 
 

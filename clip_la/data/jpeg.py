@@ -17,7 +17,7 @@ START = b"\xff\xd8\xff"
 END = b"\xff\xd9"
 END_WITHIN_BYTES = 64
 EXIF_MARK = b"Exif\0\0"
-EXIF_WITHIN_BYTES = 1 << 16
+EXIF_BYTES = 1 << 16  # the most that one segment of a JPEG holds
 ORIENTATION_TAG, UPRIGHT = 0x0112, 1
 COLORS = ("YCbCr", "RGB", "Gray")
 REDUCTIONS = (8, 4, 2)
@@ -40,11 +40,12 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_turned(data: bytes) -> bool:
-    if data.find(EXIF_MARK, 0, EXIF_WITHIN_BYTES) < 0:
+    start = data.find(EXIF_MARK)
+    if start < 0:
         return False
     try:
         exif = Image.Exif()
-        exif.load(data[data.index(EXIF_MARK) : EXIF_WITHIN_BYTES])
+        exif.load(data[start : start + EXIF_BYTES])
         return exif.get(ORIENTATION_TAG, UPRIGHT) != UPRIGHT
     # Damaged EXIF blocks raise almost anything; the careful decoder decides.
     except Exception:

@@ -16,12 +16,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from clip_la.atomic import remove_unfinished
 from clip_la.data import problems
-from clip_la.data.decode import decode_image
+from clip_la.data.decode import decode_image, reasons
 from clip_la.data.json_files import write_json
 from clip_la.data.pack_sources import Raw, Source
 from clip_la.data.problems import BadSample
@@ -220,15 +220,9 @@ def image_suffix(data: bytes) -> str:
     """
     if not data:
         raise BadSample(problems.IMAGE_EMPTY)
-    try:
-        with Image.open(BytesIO(data), formats=list(FORMATS)) as image:
-            # MPO: a JPEG with further pictures behind it, as some phones write them.
-            return FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
-    except UnidentifiedImageError as error:
-        raise BadSample(problems.NOT_AN_IMAGE) from error
-    except Exception as error:
-        # Damaged headers make Pillow raise almost anything.
-        raise BadSample(problems.IMAGE_DAMAGED) from error
+    with reasons(), Image.open(BytesIO(data), formats=list(FORMATS)) as image:
+        # MPO: a JPEG with further pictures behind it, as some phones write them.
+        return FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
 
 
 def _finish(out: Path, jobs: list[Job], stats: dict[int, dict[str, Any]]) -> dict[str, Any]:

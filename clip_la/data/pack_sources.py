@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from clip_la.data import problems
 from clip_la.data.problems import Problem
 from clip_la.data.shards import KEY, read_samples
-from clip_la.data.sources import expand_urls, is_remote, shard_name
+from clip_la.data.sources import expand_urls, is_remote, is_shard_name, shard_name, shards_in
 from clip_la.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -315,14 +315,14 @@ def find_source(
         return TableSource(path, image_column, caption_column, images)
     if path.is_file() and suffix == ".parquet":
         return ParquetSource([path], image_column, caption_column, images)
-    if path.is_dir() and not any(path.glob("*.tar")):
+    if path.is_dir() and not shards_in(path):
         tables = sorted(path.glob("*.parquet"))
         if tables and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.rglob("*")):
             return ParquetSource(tables, image_column, caption_column, images)
         return FolderSource(path)
-    if not path.exists() and suffix != ".tar":
+    if not path.exists() and not is_shard_name(path.name):
         raise UserError(f"{spec} does not exist; name a folder, a .csv, .tsv, .jsonl or .parquet file, or shards")
-    if path.is_file() and suffix != ".tar":
+    if path.is_file() and not is_shard_name(path.name):
         raise UserError(
             f"{spec}: cannot pack '{suffix}' files; known: {', '.join((*TABLE_SUFFIXES, '.parquet', '.tar'))}"
         )

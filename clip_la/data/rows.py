@@ -113,9 +113,7 @@ class StreamedRows:
     def _any_picture(self, sample: dict[str, Any], draws: Sequence[float]) -> tuple[np.ndarray, Box]:
         image = read_picture(sample, self._limits)
         box = self._augmentation.crop(*image.size, draws)
-        if image.mode == "RGBA":
-            image = flatten(image, self._augmentation.background_color(draws))
-        return np.asarray(image), box
+        return np.asarray(flatten(image, self._augmentation.background_color(draws))), box
 
 
 def new_bytes(count: int) -> UInt8[Tensor, " {count}"]:

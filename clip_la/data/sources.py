@@ -17,6 +17,8 @@ from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.remote import PIPE, READ_AHEAD_BYTES, Resuming, is_remote
 from clip_la.errors import UserError
 
+# How names of shards end; whether one is compressed is seen from its bytes.
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 HASH_DIGITS = 16
 GIB = 1 << 30
 # Another process may be fetching a shard; one that has not grown for so long is of a killed one.
@@ -54,7 +56,7 @@ def _matches(path: str) -> list[str]:
         return _remote_matches(path)
     path = os.path.expanduser(path.removeprefix("file://"))
     if os.path.isdir(path):
-        path = os.path.join(path, "*.tar")
+        return _in_folder(Path(path))
     if not glob.has_magic(path) or os.path.exists(path):
         if not os.path.exists(path):
             raise UserError(f"shard '{path}' does not exist")
@@ -65,9 +67,34 @@ def _matches(path: str) -> list[str]:
     return found
 
 
+def is_shard_name(name: str) -> bool:
+    """Whether a file of this name is a shard, by its ending in `SHARD_SUFFIXES`, in whatever case."""
+    return name.lower().endswith(SHARD_SUFFIXES)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards that lie in a folder, by name; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_shard_name(path.name) and not path.name.startswith("."))
+
+
+def _in_folder(folder: Path) -> list[str]:
+    found = shards_in(folder)
+    if not found:
+        raise UserError(f"no shard matches '{folder / '*.tar'}'{_deeper(folder)}")
+    first: dict[str, str] = {}
+    for path in found:
+        stem = path.name[: -len(next(end for end in SHARD_SUFFIXES if path.name.lower().endswith(end)))]
+        if stem in first:
+            raise UserError(f"{folder} holds both {first[stem]} and {path.name}: is this one shard, twice?")
+        first[stem] = path.name
+    return list(map(str, found))
+
+
 def _deeper(folder: Path) -> str:
     """Where below a folder shards lie, for who named the folder above them."""
-    below = sorted({shard.parent.name for shard in folder.glob("*/*.tar")})
+    below = sorted(below.name for below in folder.glob("*/") if shards_in(below))
     return f"; its folders {', '.join(below)} hold some" if below else ""
 
 

@@ -6,6 +6,7 @@ that webdataset writers make, verifies every header's checksum, and says exactly
 """
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -135,6 +136,8 @@ def _read(stream: IO[bytes], size: int) -> bytes:
         return stream.read(size)
     except (EOFError, gzip.BadGzipFile) as error:
         raise TarDamage(problems.SHARD_TRUNCATED) from error
+    except zlib.error as error:
+        raise TarDamage(problems.SHARD_DAMAGED) from error
 
 
 def _read_exactly(stream: IO[bytes], size: int, name: str) -> bytes:

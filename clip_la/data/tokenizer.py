@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,6 +18,8 @@ Tokenizer = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 CAPTION_ID_BYTES = 8
 # A small corpus has no more; of a large one nearly every caption is new, and this many take some 20 MB.
 REMEMBERED_CAPTIONS = 1 << 14
+# The last number of CLIP's vocabulary. Where it stands is where a caption ends: 0, which fills up, is also "!".
+END_OF_TEXT = 49407
 
 
 @cache
@@ -85,9 +87,19 @@ class CaptionEncoder:
         return pad_sequence(list(tokens), batch_first=True), torch.tensor(ids, dtype=torch.int64)
 
 
-def trim(tokens: Int64[Tensor, "batch context_length"]) -> Int64[Tensor, "batch longest"]:
-    """Leaves out the columns that are zero in every row."""
-    longest = int((tokens != 0).sum(1).max()) if len(tokens) else 0
+def caption_lengths(tokens: Int[Tensor, "batch context_length"]) -> Int64[Tensor, " batch"]:
+    """How many tokens each caption of the "clip" tokenizer has, its end-of-text token included.
+
+    Of several, as in a caption that spells `<end_of_text>`, the last one counts; a row without any is taken whole.
+    """
+    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    lengths = torch.where(tokens == END_OF_TEXT, places, 0).amax(1)
+    return lengths.masked_fill_(lengths == 0, tokens.shape[1])
+
+
+def trim(tokens: Int[Tensor, "batch context_length"]) -> Int[Tensor, "batch longest"]:
+    """Leaves out the columns in which no caption has a token."""
+    longest = int(caption_lengths(tokens).max()) if len(tokens) else 0
     return tokens[:, :longest].contiguous()
 
 

@@ -24,7 +24,7 @@ from clip_la.data.sources import is_remote, shard_name
 from clip_la.errors import UserError
 
 SIZES = "sizes.json"
-_NUMBERED = re.compile(r"(.*?)(\d+)(\.tar(?:\.gz)?)$")
+_NUMBERED = re.compile(r"(.*?)(\d+)(\.tar(?:\.gz)?|\.tgz)$")
 # Missing shards named one by one in a report; more are counted.
 MAX_NAMED = 20
 # The numbers with which the first caption field and the first of its texts are drawn.

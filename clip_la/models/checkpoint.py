@@ -9,21 +9,36 @@ import torch
 from torch import Tensor
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError
+from clip_la.errors import UserError, shown
 from clip_la.models.clip import CLIP, empty_model
 from clip_la.models.spec import ModelSpec
+from clip_la.models.state_dicts import OWNERS, as_numbers, find_weights, plain_names
 
 # The key of our block in a checkpoint, ours or Lightning's, and the version of its layout.
 BLOCK = "clip_la"
 FORMAT = 1
-# Lightning's state_dict is that of the task, which holds the model under this name.
-LIGHTNING_PREFIX = "model."
+STATE_DICT = "state_dict"
+# What a checkpoint may say of its run, and of what type and least value it then is.
+META: dict[str, tuple[type, int | None]] = {
+    "run_id": (str, None),
+    "parent_run_id": (str, None),
+    "parent_samples": (int, 0),
+    "seed": (int, None),
+    "samples_seen": (int, 0),
+    "budget_samples": (int, 0),
+    "batch_size": (int, 1),
+    "schedule": (str, None),
+    "loss": (str, None),
+    "train_data": (str, None),
+    "versions": (dict, None),
+}
+_TYPES = {str: "text", int: "a whole number", dict: "a dictionary"}
 _NAMES_SHOWN = 3
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: CLIP, **meta: Any) -> None:
     """Writes weights, architecture and `meta` (plain numbers, strings, lists, dictionaries), atomically."""
-    checkpoint = {"state_dict": model.state_dict(), BLOCK: {"format": FORMAT, "spec": model.spec.to_dict(), **meta}}
+    checkpoint = {STATE_DICT: model.state_dict(), BLOCK: {"format": FORMAT, "spec": model.spec.to_dict(), **meta}}
     with atomic_write(path) as stream:
         torch.save(checkpoint, stream)
 
@@ -31,23 +46,42 @@ def save_checkpoint(path: str | os.PathLike[str], model: CLIP, **meta: Any) -> N
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]:
     """Reads a checkpoint of save_checkpoint or of our training: (model on the CPU, meta).
 
-    Raises UserError for a file that is missing, damaged, foreign, of a newer format, or whose weights do not fit its
-    own architecture. Nothing but tensors and plain values is unpickled.
+    Raises UserError for a file that is missing, damaged, foreign, of a newer format, that says of itself what cannot
+    be, or whose weights do not fit its own architecture or hold NaN. Nothing but tensors and plain values is unpickled.
     """
     checkpoint = read_torch_file(path)
+    block, spec = read_block(checkpoint, path)
+    weights = checkpoint.get(STATE_DICT)
+    found = find_weights(weights if isinstance(weights, dict) else {}, str(path))
+    model = empty_model(spec)
+    load_weights(model, plain_names(_model_weights(found), str(path)), str(path))
+    return model, {name: value for name, value in block.items() if name not in ("format", "spec")}
+
+
+def read_block(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tuple[dict[str, Any], ModelSpec]:
+    """What a checkpoint of ours says of its run, and the architecture; every value has the type that it should have.
+
+    Raises UserError naming the file, and the key that is wrong.
+    """
     block = checkpoint.get(BLOCK)
     if not isinstance(block, dict) or not isinstance(block.get("spec"), dict):
         raise UserError(
             f"{path} is no clip_la checkpoint; for another project's weights give NAME:FILE, as in ViT-B-16:{path}"
         )
     if block.get("format") != FORMAT:
-        raise UserError(f"{path} has checkpoint format {block.get('format')}; this version reads format {FORMAT}")
+        raise UserError(
+            f"{path} has checkpoint format {shown(block.get('format'))}; this version reads format {FORMAT}"
+        )
+    for name, (kind, least) in META.items():
+        value = block.get(name)
+        of_kind = type(value) is kind
+        if value is not None and not (of_kind and (least is None or value >= least)):
+            bound = "" if least is None else f" of at least {least}"
+            raise UserError(f"{path}: {name} is {shown(value)}, not {_TYPES[kind]}{bound}")
     try:
-        model = empty_model(ModelSpec.from_dict(block["spec"]))
+        return block, ModelSpec.from_dict(block["spec"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    load_weights(model, _model_weights(checkpoint.get("state_dict", {})), str(path))
-    return model, {name: value for name, value in block.items() if name not in ("format", "spec")}
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -79,13 +113,16 @@ def _check_sums(path: Path) -> None:
 
 
 def _model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's part of a state dict: all of ours, the part under `model.` of Lightning's."""
-    inside = {k.removeprefix(LIGHTNING_PREFIX): v for k, v in state_dict.items() if k.startswith(LIGHTNING_PREFIX)}
-    return inside or state_dict
+    """The model's part of a state dict: all of ours; of Lightning's, which is the task's, what belongs to an owner."""
+    owned = {name: tensor for name, tensor in state_dict.items() if OWNERS & set(name.split(".")[:-1])}
+    return owned or state_dict
 
 
 def load_weights(model: CLIP, state_dict: dict[str, Tensor], source: str) -> None:
-    """Puts weights into a model, strictly; raises UserError naming `source` and the first misfits."""
+    """Puts weights into a model, strictly, as float32.
+
+    Raises UserError naming `source` and the first misfits, or the first weight that holds anything but numbers.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     misfits = [f"{name} is missing" for name in expected if name not in found]
@@ -96,5 +133,5 @@ def load_weights(model: CLIP, state_dict: dict[str, Tensor], source: str) -> Non
         if len(misfits) > len(shown):
             shown.append(f"and {len(misfits) - len(shown)} more")
         raise UserError(f"{source} is of another architecture than {model.spec.name}: {'; '.join(shown)}")
-    model.load_state_dict(state_dict, assign=True)
+    model.load_state_dict(as_numbers(state_dict, source), assign=True)
     model.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""To and from open_clip: names, configurations, weights. Only this file of the models imports open_clip, when used."""
+"""To and from open_clip: names, configurations, weights. open_clip is imported when used."""
 
 import dataclasses
 import json
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, unknown
-from clip_la.models.checkpoint import load_weights, read_torch_file
+from clip_la.models.checkpoint import load_weights
 from clip_la.models.clip import CLIP, empty_model
+from clip_la.models.foreign_config import check_model_config
+from clip_la.models.open_clip_module import HUB_SCHEMES, create_open_clip, read_state_dict, towers
 from clip_la.models.registry import list_models, model_spec
 from clip_la.models.spec import CLIP_VOCAB_SIZE, ModelSpec
+from clip_la.models.state_dicts import plain_names
 
 # Presets that are open_clip's, by its name for them.
 OPEN_CLIP_NAMES = {"vit_s16": "ViT-S-16", "vit_b16": "ViT-B-16", "vit_l16": "ViT-L-16"}
-
 _TOP = {"visual.class_embedding": "image.trunk.cls_token", "logit_scale": "logit_scale"}
 _TOP |= {"visual.conv1.weight": "image.trunk.patch_embed.proj.weight"}
 _TOP |= {"visual.positional_embedding": "image.trunk.pos_embed"}
@@ -60,27 +62,19 @@ def from_open_clip(state_dict: Mapping[str, Tensor], spec: ModelSpec, source: st
     model = empty_model(spec)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     weights = {}
-    for theirs, tensor in _plain_names(state_dict).items():
+    for theirs, tensor in plain_names(state_dict, source).items():
+        theirs = theirs.removeprefix("text.")  # of CustomTextCLIP
+        if theirs == "logit_bias":  # of the sigmoid loss: added to every logit, it moves no feature and no ranking
+            continue
         ours = names.get(theirs, theirs)
         if theirs in _TRANSPOSED and tensor.ndim == 2:
             tensor = tensor.T
         # Class token and positions have leading axes of one here, the logit scale may have one there: same numbers.
         if ours in shapes and tensor.squeeze().shape == torch.Size(n for n in shapes[ours] if n > 1):
             tensor = tensor.reshape(shapes[ours])
-        weights[ours] = tensor.to(torch.float32).contiguous()
+        weights[ours] = tensor.contiguous()
     load_weights(model, weights, source)
     return model
-
-
-def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers add: DistributedDataParallel's module., torch.compile's prefix, CustomTextCLIP's text."""
-    plain = {}
-    for name, tensor in state_dict.items():
-        for prefix in ("module.", "_orig_mod.", "text."):
-            name = name.removeprefix(prefix)
-        if name != "attn_mask":
-            plain[name] = tensor
-    return plain
 
 
 def to_open_clip(model: CLIP) -> dict[str, Tensor]:
@@ -130,10 +124,9 @@ def to_open_clip_config(spec: ModelSpec) -> dict[str, Any]:
 
 def spec_from_open_clip_config(name: str, config: Mapping[str, Any]) -> ModelSpec:
     """Our specification of an open_clip configuration; raises UserError naming the first part that our models lack."""
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
-    vision = CLIPVisionCfg(**config.get("vision_cfg", {}))
-    text = CLIPTextCfg(**config.get("text_cfg", {}))
+    parts = towers()
+    config = check_model_config(config, parts, f"open_clip's {name}")
+    vision, text = (kind(**config[key]) for key, kind in parts.items())
     ours = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
     foreign = [key for key in config if key not in ours]
     foreign += _changed(vision, {"image_size", "layers", "width", "patch_size", "head_width", "output_tokens"})
@@ -181,8 +174,8 @@ def load_open_clip(text: str) -> CLIP:
     """
     import open_clip
 
-    if text.startswith(("hf-hub:", "local-dir:")):
-        return _from_module(text, open_clip.create_model(text), open_clip.get_model_config(text))
+    if text.startswith(HUB_SCHEMES):
+        return _from_module(text, create_open_clip(text, ""), open_clip.get_model_config(text))
     name, _, weights = text.partition(":")
     if not weights:
         raise UserError(f"give weights with the name: {name}:FILE or {name}:TAG, as in ViT-B-16:laion400m_e32")
@@ -193,10 +186,10 @@ def load_open_clip(text: str) -> CLIP:
     else:
         raise unknown("open_clip model", name, [*open_clip.list_models(), *list_models()])
     if Path(weights).is_file():
-        return from_open_clip(_read_state_dict(Path(weights)), spec, weights)
+        return from_open_clip(read_state_dict(Path(weights)), spec, weights)
     if weights not in open_clip.list_pretrained_tags_by_model(name):
         raise UserError(f"'{weights}' is neither a file nor weights that open_clip has for {name}")
-    return _from_module(text, open_clip.create_model(name, pretrained=weights), open_clip.get_model_config(name))
+    return _from_module(text, create_open_clip(name, weights), open_clip.get_model_config(name))
 
 
 def _from_module(source: str, module: Any, config: Mapping[str, Any]) -> CLIP:
@@ -212,23 +205,6 @@ def _from_module(source: str, module: Any, config: Mapping[str, Any]) -> CLIP:
         pixel_std=tuple(pixels["std"]),
     )
     return from_open_clip(module.state_dict(), spec, source)
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors file, or in one of torch.save: bare or, as open_clip trains, under state_dict."""
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is damaged or no safetensors file ({error})") from None
-    checkpoint = read_torch_file(path)
-    state_dict = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
-    return state_dict
 
 
 def export(model: CLIP, path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.pattern import AttentionChoice, canonical_pattern, layer_choices
@@ -33,6 +33,9 @@ _COUNTS = (
     "text_layers",
     "text_heads",
 )
+# Far beyond any model; a number above it is a mistake, and would take for ever to build.
+_MOST = 1 << 24
+_MOST_LAYERS = 1 << 10
 _NAMES = ("name", "image_attention", "text_attention", "activation", "tokenizer")
 
 
@@ -40,8 +43,8 @@ _NAMES = ("name", "image_attention", "text_attention", "activation", "tokenizer"
 class ModelSpec:
     """A two-tower model. Sizes in pixels, widths in features, lengths in tokens, attention as patterns (pattern.py).
 
-    Raises UserError for numbers that do not fit together. `pixel_mean` and `pixel_std` are RGB for pixels in [0, 1];
-    `tokenizer` is a name that clip_la.data.tokenizer knows.
+    Raises UserError for numbers that do not fit together. `pixel_mean` and `pixel_std` are RGB for pixels in [0, 1],
+    and lie there too; `tokenizer` is a name that clip_la.data.tokenizer knows.
     """
 
     name: str
@@ -67,13 +70,17 @@ class ModelSpec:
         for name in _COUNTS:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise UserError(f"model '{self.name}': {name} is {value!r}, not a whole number above zero")
+                raise UserError(f"model {shown(self.name)}: {name} is {shown(value)}, not a whole number above zero")
+            most = _MOST_LAYERS if name.endswith("_layers") else _MOST
+            if value > most:
+                raise UserError(f"model {shown(self.name)}: {name} is {value}, above the {most} that are allowed")
         for name in _NAMES:
             if not isinstance(getattr(self, name), str):
-                raise UserError(f"model '{self.name}': {name} is {getattr(self, name)!r}, not a name")
-        if not len(self.pixel_mean) == len(self.pixel_std) == 3 or min(self.pixel_std) <= 0:
+                raise UserError(f"model {shown(self.name)}: {name} is {shown(getattr(self, name))}, not a name")
+        self._check_pixels()
+        if self.tokenizer == "clip" and self.vocab_size < CLIP_VOCAB_SIZE:
             raise UserError(
-                f"model '{self.name}': pixel_mean and pixel_std are not three numbers, deviations above zero"
+                f"model {shown(self.name)}: vocab_size is {self.vocab_size}, below tokenizer 'clip's {CLIP_VOCAB_SIZE}"
             )
         self._must_divide("patch_size", "image_size")
         self._must_divide("image_heads", "image_width")
@@ -84,7 +91,7 @@ class ModelSpec:
             try:
                 pattern = canonical_pattern(getattr(self, f"{tower}_attention"), getattr(self, f"{tower}_layers"))
             except UserError as error:
-                raise UserError(f"{tower} tower of '{self.name}': {error}") from None
+                raise UserError(f"{tower} tower of {shown(self.name)}: {error}") from None
             # A frozen dataclass is set this way in its own __post_init__.
             object.__setattr__(self, f"{tower}_attention", pattern)
         self._towers_must_suit()
@@ -96,19 +103,30 @@ class ModelSpec:
             for choice in choices:
                 if choice.options.get("rope", "none") != "none" and head % multiple:
                     raise UserError(
-                        f"{tower} tower of '{self.name}': '{choice}' turns features, which wants heads of a multiple of"
+                        f"{tower} tower of {shown(self.name)}: '{choice}' turns features, which wants heads of a multiple of"
                         f" {multiple} features; these have {head}"
                     )
                 if tower == "text" and not attention_kind(choice.kind).causal:
                     raise UserError(
-                        f"text tower of '{self.name}': '{choice.kind}' has no causal form, it is for image towers; give"
+                        f"text tower of {shown(self.name)}: '{choice.kind}' has no causal form, it is for image towers; give"
                         " text_attention another kind"
                     )
+
+    def _check_pixels(self) -> None:
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self, name)
+            shares = isinstance(values, tuple) and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
+            if not shares or len(values) != 3:
+                raise UserError(f"model {shown(self.name)}: {name} is {shown(values)}, not three numbers from 0 to 1")
+        if min(self.pixel_std) <= 0:
+            raise UserError(
+                f"model {shown(self.name)}: pixel_std is {shown(self.pixel_std)}; write deviations above zero"
+            )
 
     def _must_divide(self, divisor: str, number: str) -> None:
         if getattr(self, number) % getattr(self, divisor):
             values = f"{number} {getattr(self, number)} is no multiple of {divisor} {getattr(self, divisor)}"
-            raise UserError(f"model '{self.name}': {values}")
+            raise UserError(f"model {shown(self.name)}: {values}")
 
     @property
     def num_image_tokens(self) -> int:

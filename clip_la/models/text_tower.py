@@ -41,7 +41,8 @@ class TextTower(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch embed_dim"]:
-        """Features, not normalised, of captions padded with 0; the end-of-text token has the highest number of all.
+        """Features, not normalised, of captions padded with any token; each is pooled at its first token of the highest
+        number, which is the end-of-text token.
 
         Raises ValueError for captions longer than the context.
         """

@@ -14,11 +14,14 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
+from clip_la.models import checkpoint as model_checkpoint
 from clip_la.models.checkpoint import BLOCK, FORMAT, read_torch_file
 from clip_la.models.spec import ModelSpec
 from clip_la.train.optim import whole_batches
 from clip_la.train.task import ContrastiveTask
 
+# What a run that goes on has to know of the one before.
+NEEDED = ("run_id", "samples_seen", "budget_samples", "schedule")
 _NAME = re.compile(r"samples=(\d{9,})\.ckpt")
 
 
@@ -57,9 +60,12 @@ def is_whole(path: Path) -> bool:
 def read_block(path: Path) -> dict[str, Any]:
     """What a checkpoint says of its run; raises UserError for a file that is missing, damaged or foreign."""
     checkpoint = read_torch_file(path)
-    block = checkpoint.get(BLOCK)
-    if not isinstance(block, dict) or "optimizer_states" not in checkpoint:
+    if not isinstance(checkpoint.get(BLOCK), dict) or "optimizer_states" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of `clip-la train`: no training can go on from it")
+    block, _ = model_checkpoint.read_block(checkpoint, path)
+    missing = [key for key in NEEDED if block.get(key) is None]
+    if missing:
+        raise UserError(f"{path} says nothing of its {', '.join(missing)}: no training can go on from it")
     return block
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from clip_la.data.tokenizer import caption_lengths, trim
 from clip_la.zeroshot import ranks
 from clip_la.zeroshot.cache import ClassifierCache
 from clip_la.zeroshot.classes import ClassSet
@@ -39,10 +40,15 @@ class Chunk:
 
 
 class ChunkedPrompts(Dataset):
-    """Item i is the i-th of the given ranges of classes, tokenised when asked for: worker processes share the work."""
+    """Item i is the i-th of the given ranges of classes, tokenised when asked for: worker processes share the work.
 
-    def __init__(self, classes: ClassSet, prompts: PromptSet, tokenize: Tokenize, chunks: Sequence[range]) -> None:
-        self.classes, self.prompts, self.tokenize, self.chunks = classes, prompts, tokenize, chunks
+    `trims` says whether the tokens are CLIP's, whose end shows; those of other tokenizers keep their full length.
+    """
+
+    def __init__(
+        self, classes: ClassSet, prompts: PromptSet, tokenize: Tokenize, chunks: Sequence[range], trims: bool
+    ) -> None:
+        self.classes, self.prompts, self.tokenize, self.chunks, self.trims = classes, prompts, tokenize, chunks, trims
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -51,9 +57,9 @@ class ChunkedPrompts(Dataset):
         names, definitions = self.classes.names, self.classes.definitions
         texts = [self.prompts.prompts(names[i], definitions[i]) for i in self.chunks[index]]
         tokens = self.tokenize([text for own in texts for text in own])
-        longest = int((tokens != 0).sum(1).max())
         # int32 and trimmed: a tenth of the bytes between processes.
-        return Chunk(self.chunks[index], tokens[:, :longest].int(), torch.tensor([len(own) for own in texts]))
+        tokens = (trim(tokens) if self.trims else tokens).int()
+        return Chunk(self.chunks[index], tokens, torch.tensor([len(own) for own in texts]))
 
 
 def plan_chunks(classes: ClassSet, prompts: PromptSet) -> list[range]:
@@ -87,11 +93,8 @@ def encode_tokens(
     subject: Subject, tokens: Int64[Tensor, "texts tokens"], precision: str
 ) -> Float[Tensor, "texts embed_dim"]:
     """Unit features of texts in their order, on the model's device; encoded in length-sorted batches."""
-    lengths = (tokens != 0).sum(1)
     budget = TOKENS_PER_BATCH["cpu" if subject.device.type == "cpu" else "cuda"]
-    if not subject.trims_text:
-        tokens = nn.functional.pad(tokens, (0, subject.context_length - tokens.shape[1]))
-        lengths = torch.full_like(lengths, subject.context_length)
+    lengths = caption_lengths(tokens) if subject.trims_text else torch.full((len(tokens),), tokens.shape[1])
     features: Tensor | None = None
     for rows, longest in length_sorted_batches(lengths, budget):
         encoded = subject.encode_texts(tokens[rows, :longest], precision)
@@ -150,7 +153,7 @@ def _build(
     mine = chunks[ranks.rank() :: ranks.world_size()]
     num_prompts = sum(map(len, classes.names)) * len(prompts.templates)
     workers = min(num_workers, len(mine)) if num_prompts >= PROMPTS_WORTH_WORKERS else 0
-    chunked = ChunkedPrompts(classes, prompts, subject.tokenize, mine)
+    chunked = ChunkedPrompts(classes, prompts, subject.tokenize, mine, subject.trims_text)
     loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
     def work() -> list[tuple[int, Tensor]]:

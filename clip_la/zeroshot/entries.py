@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.zeroshot import results, shard_sets
 from clip_la.zeroshot.classes import class_set
 from clip_la.zeroshot.evaluate import choose_prompts
@@ -28,6 +28,11 @@ class Entry:
     shots: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), int if field.name == "shots" else str
+            if type(value) is not kind and (value is not None or field.default is not None):
+                what = "a whole number" if kind is int else "text; put it in quotes"
+                raise UserError(f"{field.name} is {shown(value)}, not {what}")
         if self.task not in TASKS:
             raise unknown("task", self.task, TASKS)
         is_probe = self.task in (results.LINEAR_PROBE, results.KNN)
@@ -68,14 +73,17 @@ def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[Entry]]:
         raise UserError(f"no suite at {path}; see configs/eval")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f"{path}: expected 'datasets:' with a list of entries (data, classes, templates, name, ...)")
     for key in content:
         if key not in KEYS:
             raise unknown(f"key in {path}", str(key), KEYS)
-    return list(content.get("models") or []), [_entry(raw, path, given) for raw in content["datasets"]]
+    models = content.get("models") or []
+    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
+        raise UserError(f"{path}: models is {shown(models)}, not a list of names")
+    return models, [_entry(raw, path, given) for raw in content["datasets"]]
 
 
 def _entry(raw: Any, path: Path, given: dict[str, Any]) -> Entry:
@@ -88,4 +96,7 @@ def _entry(raw: Any, path: Path, given: dict[str, Any]) -> Entry:
     values = {**raw, **{key: value for key, value in given.items() if value is not None}}
     if not values.get("data"):
         raise UserError(f"{path}: the entry {values.get('name') or raw} says not where its data is; give --data PATH")
-    return Entry(**values)
+    try:
+        return Entry(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -8,18 +8,21 @@ import torch
 
 from clip_la.errors import UserError, unknown
 from clip_la.models.checkpoint import load_checkpoint
-from clip_la.zeroshot.subject import Subject, of_model, of_open_clip
+from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
+from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
+from clip_la.models.registry import list_models
+from clip_la.zeroshot.subject import OWN, Subject, of_model, of_open_clip, with_transform
 
 CHECKPOINT_NAME = re.compile(r"samples=(\d+)\.ckpt")
 WHICH = ("last", "all")
-HUB_SCHEMES = ("hf-hub:", "local-dir:")
 
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run's folder, fewest samples first; raises UserError where there are none."""
     found = {int(match[1]): path for path in run.glob("**/*.ckpt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
     if not found:
-        raise UserError(f"{run} is no run: no checkpoints/samples=NUMBER.ckpt in it")
+        hint = f"; for open_clip's model in it give {LOCAL}{run}" if (run / CONFIG_NAME).is_file() else ""
+        raise UserError(f"{run} is no run: no checkpoints/samples=NUMBER.ckpt in it{hint}")
     return [found[samples] for samples in sorted(found)]
 
 
@@ -37,16 +40,19 @@ def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
     return models
 
 
-def load_subject(text: str, device: torch.device | str = "cpu", *, compiled: bool = False) -> Subject:
+def load_subject(
+    text: str, device: torch.device | str = "cpu", *, compiled: bool = False, transform: str = OWN
+) -> Subject:
     """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
 
     Args:
         compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
+        transform: one of `subject.TRANSFORMS`.
 
     Raises:
         UserError: nothing of that name, or what is there is damaged or does not fit.
     """
-    subject = _load(text)
+    subject = with_transform(_load(text), transform)
     subject.module.eval().requires_grad_(False).to(device)
     if compiled:
         subject.compile()
@@ -54,27 +60,31 @@ def load_subject(text: str, device: torch.device | str = "cpu", *, compiled: boo
 
 
 def _load(text: str) -> Subject:
+    if Path(text).suffix == ".safetensors" and Path(text).is_file():
+        raise UserError(f"{text} says not which architecture its weights are of; give NAME:FILE, as in ViT-B-16:{text}")
     if Path(text).is_file():
         model, meta = load_checkpoint(text)
-        return of_model(model, checkpoint=text, **meta)
+        try:
+            return of_model(model, checkpoint=text, **meta)
+        except UserError as error:  # a tokenizer that there is not
+            raise UserError(f"{text}: {error}") from None
     if text.startswith(HUB_SCHEMES):
         return of_open_clip(text, "")
     name, _, weights = text.partition(":")
     if not weights:
         raise _nothing_there(text)
-    if _is_ours(name):
-        from clip_la.models.interop import load_open_clip
-
+    if _is_ours(name, weights):
         return of_model(load_open_clip(text), checkpoint=text)
     return of_open_clip(name, weights)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether our towers compute what open_clip's model of this name does; they are quicker on short texts."""
+def _is_ours(name: str, weights: str) -> bool:
+    """Whether our towers and transform do what open_clip's do for this name; they are quicker on short texts."""
     import open_clip
 
-    from clip_la.models.interop import spec_from_open_clip_config
-
+    pixels = open_clip.get_pretrained_cfg(name, weights) or {}
+    if pixels.get("interpolation", "bicubic") != "bicubic" or pixels.get("resize_mode", "shortest") != "shortest":
+        return False
     if name not in open_clip.list_models():
         return True  # a preset of ours, or an unknown name, for which load_open_clip has the error
     try:
@@ -87,7 +97,7 @@ def _is_ours(name: str) -> bool:
 def _nothing_there(text: str) -> UserError:
     import open_clip
 
-    if text in open_clip.list_models():
+    if text in open_clip.list_models() or text in list_models():
         return UserError(f"{text} is an architecture; name its weights: {text}:FILE or {text}:TAG (as laion400m_e32)")
     if "/" in text or Path(text).suffix in (".pt", ".ckpt", ".safetensors", ".bin"):
         return UserError(f"no run or checkpoint at {text}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_la.data.problems import NO_CAPTION, Problem
 from clip_la.data.shards import expand_urls, read_samples
+from clip_la.data.sources import shards_in
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot.classes import ClassSet, content_hash
@@ -129,7 +130,7 @@ def find_shards(data: str) -> tuple[list[str], Path | None]:
     folder = Path(data)
     if folder.is_dir():
         places = (folder, *(folder / split for split in SPLIT_FOLDERS))
-        inside = next((place for place in places if any(place.glob("*.tar"))), folder)
+        inside = next((place for place in places if shards_in(place)), folder)
         return expand_urls(str(inside)), folder
     urls = expand_urls(data)
     first = Path(urls[0]).parent

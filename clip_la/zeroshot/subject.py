@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,21 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
+from clip_la.data.decode import as_rgb, decode_as_stored, decode_image, reasons
 from clip_la.data.tokenizer import get_tokenizer
-from clip_la.data.transforms import eval_transform, normalize_pixels
+from clip_la.data.transforms import check_shape, eval_transform, normalize_pixels
 from clip_la.errors import UserError, unknown
 from clip_la.models.clip import CLIP
 from clip_la.models.flops import flops
+from clip_la.models.spec import ModelSpec
 
 Tokenize = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 HASH_DIGITS = 16
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+# How a picture file becomes a model's input: RGB by the rule of data/decode.py first, or as Pillow opens it and all of
+# the rest by open_clip's transform, which shows what lies under transparency and leaves EXIF and wide integers alone.
+OWN, OPEN_CLIP = "clip_la", "open_clip"
+TRANSFORMS = (OWN, OPEN_CLIP)
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,28 @@ class UInt8Preprocess:
 
 @dataclass(frozen=True)
 class OpenClipPreprocess:
-    """Picture or bytes -> Float[3, height, width], by open_clip's own evaluation transform of the model."""
+    """Picture or bytes -> Float[3, height, width], by open_clip's own evaluation transform of the model.
+
+    Attributes:
+        settings: open_clip's PreprocessCfg.
+        as_stored: whether the transform gets the picture in its own mode, as in open_clip, or RGB by our rule.
+    """
 
     settings: tuple[tuple[str, Any], ...]
+    as_stored: bool = False
 
     def __call__(self, image: Image.Image | bytes) -> Tensor:
-        from clip_la.data.decode import decode_image
-
-        return _open_clip_transform(self.settings)(decode_image(image) if isinstance(image, bytes) else image)
+        transform = _open_clip_transform(self.settings)
+        if isinstance(image, bytes):
+            image = decode_as_stored(image) if self.as_stored else decode_image(image)
+        elif not self.as_stored:
+            image = as_rgb(image)
+        settings = dict(self.settings)
+        if settings.get("resize_mode", "shortest") == "shortest":
+            size = settings["size"]
+            check_shape(image, max(size) if isinstance(size, tuple) else size)
+        with reasons():
+            return transform(image)
 
 
 _eval_transform = functools.cache(eval_transform)
@@ -117,8 +137,8 @@ class Subject:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of all weights and the tokenizer."""
-        return weights_hash(self.module, self.tokenizer_name)
+        """Hash of all weights, the tokenizer and the transform."""
+        return weights_hash(self.module, f"{self.tokenizer_name} {self.origin.get('transform', OWN)}")
 
 
 def autocast(device: torch.device, precision: str) -> Any:
@@ -180,6 +200,7 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subj
         "batch_size": meta.get("batch_size"),
         "train_data": meta.get("train_data"),
         "checkpoint": checkpoint,
+        "transform": OWN,
     }
     return Subject(
         module=model,
@@ -198,6 +219,8 @@ def of_open_clip(name: str, weights: str) -> Subject:
     """Any open_clip model through open_clip's own module; `weights` is a file or one of its pretrained tags."""
     import open_clip
 
+    from clip_la.models.open_clip_module import create_open_clip
+
     is_hub = ":" in name
     if not is_hub and name not in open_clip.list_models():
         raise unknown("open_clip model", name, open_clip.list_models())
@@ -205,12 +228,7 @@ def of_open_clip(name: str, weights: str) -> Subject:
     if not is_hub and weights not in tags and not Path(weights).is_file():
         known = f"one of {', '.join(tags)}" if tags else "a file: open_clip has no weights for it"
         raise UserError(f"no weights '{weights}' for {name}: expected a file or {known}")
-    try:
-        module = open_clip.create_model(name, pretrained=weights or None, precision="fp32")
-    except Exception as error:  # whatever open_clip, torch or the hub raise, the user named the weights
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"open_clip cannot load {name}:{weights}: {reason}") from error
-    return wrap_open_clip(module, name, weights)
+    return wrap_open_clip(create_open_clip(name, weights), name, weights)
 
 
 def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
@@ -236,6 +254,7 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
     origin["model"] = name
     origin["parameters"] = sum(p.numel() for p in module.parameters())
     origin["checkpoint"] = f"{name}:{weights}" if weights else name
+    origin["transform"] = OWN
     return Subject(
         module=module.eval(),
         preprocess=OpenClipPreprocess(tuple(sorted((key, _frozen(value)) for key, value in settings.items()))),
@@ -247,6 +266,23 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
         image_prefix="visual.",
         origin=origin,
     )
+
+
+def with_transform(subject: Subject, transform: str) -> Subject:
+    """The same model shown pictures by one of `TRANSFORMS`; raises UserError for another name."""
+    if transform not in TRANSFORMS:
+        raise unknown("transform", transform, TRANSFORMS)
+    if transform == OWN:
+        return subject
+    if isinstance(subject.preprocess, OpenClipPreprocess):
+        settings = subject.preprocess.settings
+    else:
+        spec = subject.module.spec
+        assert isinstance(spec, ModelSpec)
+        settings = (("mean", spec.pixel_mean), ("size", spec.image_size), ("std", spec.pixel_std))
+    preprocess = OpenClipPreprocess(settings, as_stored=True)
+    origin = {**subject.origin, "transform": transform}
+    return replace(subject, preprocess=preprocess, pixel_stats=None, origin=origin)
 
 
 def _frozen(value: Any) -> Any:

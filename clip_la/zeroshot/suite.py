@@ -17,7 +17,7 @@ from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, PREDICTIONS_FOLDER, Ev
 from clip_la.zeroshot.jobs import How, Job
 from clip_la.zeroshot.load import load_subject, run_folder
 from clip_la.zeroshot.records import TestSet
-from clip_la.zeroshot.subject import Subject
+from clip_la.zeroshot.subject import OWN, Subject
 
 __all__ = ["Entry", "Extras", "percent", "read_suite", "run_suite"]
 
@@ -56,6 +56,7 @@ def run_suite(
     out: Path | None = None,
     again: bool = False,
     compiled: bool = False,
+    transform: str = OWN,
     extras: Extras = Extras(),
     report: Report = say,
 ) -> list[Evaluation]:
@@ -70,7 +71,7 @@ def run_suite(
     how = How(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
     for model in models:
-        subject = load_subject(model, device, compiled=compiled)
+        subject = load_subject(model, device, compiled=compiled, transform=transform)
         target = out or default_out(model)
         for job, evaluation in zip(jobs, evaluate_jobs(subject, jobs, how, target, again, report), strict=True):
             done.append(evaluation)

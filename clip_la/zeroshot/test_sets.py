@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clip_la.data.sources import is_shard_name, shards_in
 from clip_la.errors import UserError, unknown
 from clip_la.zeroshot import folders, parquet_sets, shard_sets
 from clip_la.zeroshot.classes import ClassSet
@@ -10,7 +11,7 @@ from clip_la.zeroshot.records import TestSet
 # Folder names that say which part of a data set this is, not which data set.
 SPLITS = ("val", "validation", "test", "images", "data", "train")
 LABELS = ("own", "real")
-PARQUET, SHARD = ".parquet", ".tar"
+PARQUET = ".parquet"
 # Braces, globs, addresses, pipes: what only the shard reader understands.
 SHARD_MARKS = set("{*?[:")
 EXPECTED = "expected class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files"
@@ -50,11 +51,11 @@ def _open(data: str, classes: ClassSet | None, name: str) -> TestSet:
     root = Path(data)
     if root.suffix == PARQUET or (any(any(folder.glob(f"*{PARQUET}")) for folder in (root, root / "data"))):
         return parquet_sets.open_parquet(root, classes, name)
-    if not root.exists() and not SHARD_MARKS & set(data) and root.suffix != SHARD:
+    if not root.exists() and not SHARD_MARKS & set(data) and not is_shard_name(root.name):
         raise UserError(f"no data at {data}; {EXPECTED}")
     if not root.is_dir():
         return shard_sets.open_shards(data, classes, name)
-    if any(any(folder.glob(f"*{SHARD}")) for folder in (root, *(root / split for split in shard_sets.SPLIT_FOLDERS))):
+    if any(shards_in(folder) for folder in (root, *(root / split for split in shard_sets.SPLIT_FOLDERS))):
         return shard_sets.open_shards(data, classes, name)
     mappings = folders.objectnet_mappings(root)
     if mappings is not None:

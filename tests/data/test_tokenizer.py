@@ -6,8 +6,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from clip_la.data.tokenizer import CaptionEncoder, caption_id, get_tokenizer, trim
+from clip_la.data.tokenizer import CaptionEncoder, caption_id, caption_lengths, get_tokenizer, trim
 from clip_la.errors import UserError
 
 ODD = [
@@ -37,6 +39,39 @@ def test_random_ascii_gets_open_clips_tokens():
     captions = ["".join(rng.choice(letters, rng.integers(1, 60))) for _ in range(400)]
     plain = ["".join(rng.choice(letters[:95], rng.integers(1, 60))) for _ in range(400)]
     assert torch.equal(get_tokenizer()(captions + plain), open_clip.get_tokenizer("ViT-B-32")(captions + plain))
+
+
+# "!" has token 0, which also fills up; alone, or before these, it stands for itself.
+WITH_TOKEN_ZERO = ["a != b", "<!-- x -->", "Thanks!:-)", "Sale!$5", "Yahoo!\xae", "Happy Birthday!\U0001f382", "!)("]
+SIGNS = st.sampled_from([*string.printable, *"!!!!!!", "!:-)", "\U0001f382", "\u2764\ufe0f", "\xae", "<end_of_text>"])
+TEXTS = st.lists(SIGNS, max_size=30).map("".join)
+
+
+@pytest.mark.parametrize("length", [7, 77])
+def test_encoder_has_open_clips_tokens_whatever_stands_in_a_caption(length):
+    theirs, encode = open_clip.SimpleTokenizer(context_length=length), CaptionEncoder("clip", length)
+    assert all(0 in row[: row.tolist().index(49407)] for row in open_clip.tokenize(WITH_TOKEN_ZERO))
+
+    @settings(derandomize=True, deadline=None, max_examples=80)
+    @given(st.lists(TEXTS | st.sampled_from(WITH_TOKEN_ZERO), min_size=1, max_size=5))
+    def check(captions):
+        expected = theirs(captions)
+        tokens, _ = encode(captions)
+        assert torch.equal(tokens, expected[:, : tokens.shape[1]])
+        assert not expected[:, tokens.shape[1] :].any()
+        assert (tokens[:, -1] == 49407).any()
+        ends = [max(place for place, token in enumerate(row) if token == 49407) for row in expected.tolist()]
+        assert caption_lengths(expected).tolist() == [end + 1 for end in ends]
+
+    check()
+
+
+def test_rows_without_an_end_are_not_cut():
+    rows = torch.tensor([[5, 0, 0, 0], [49406, 7, 49407, 0]])
+    assert caption_lengths(rows).tolist() == [4, 3]
+    assert torch.equal(trim(rows), rows)
+    assert trim(rows[1:]).tolist() == [[49406, 7, 49407]]
+    assert trim(rows[:0]).shape == (0, 0)
 
 
 @pytest.mark.parametrize("length", [5, 32])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.models import CLIP, create_model, load_checkpoint, save_checkpoint
-from clip_la.models.checkpoint import read_torch_file
+from clip_la.models.checkpoint import META, read_torch_file
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def rewrite(path: Path, change: Any) -> None:
         (lambda c: c["clip_la"]["spec"].update(text_layers=2), "text.blocks.1.norm1.weight is missing"),
         (lambda c: c["clip_la"]["spec"].update(embed_dim=24), r"projection.weight is \(48, 48\), not \(24, 48\)"),
         (lambda c: c["state_dict"].update(extra=torch.ones(1)), "extra is unknown"),
-        (lambda c: c.pop("state_dict"), "is missing; .* more"),
+        (lambda c: c.pop("state_dict"), "holds no state dict of tensors: it is empty"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path, model: CLIP, change: Any, message: str) -> None:
@@ -81,6 +82,78 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path, model: CLIP, 
     with pytest.raises(UserError, match=message) as raised:
         load_checkpoint(path)
     assert str(path) in str(raised.value)
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2.5,
+    10**9,
+    10**30,
+    "12",
+    "",
+    [],
+    [1, 2],
+    [0.5, "b", 0.5],
+    [0.5, float("nan"), 0.5],
+]
+ODD += [{}, {"a": 1}, torch.ones(40, 40), b"x", "softmax*999999999", "softmax*" + "9" * 5000]
+FIELDS = ["name", "embed_dim", "image_size", "patch_size", "image_width", "image_layers", "image_heads", "text_layers"]
+FIELDS += ["context_length", "vocab_size", "image_attention", "activation", "pixel_mean", "pixel_std", "tokenizer"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_of_the_architecture_is_checked(tmp_path: Path, model: CLIP, field: str) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model)
+    refused = []
+    for value in ODD:
+        rewrite(path, lambda c, value=value: c["clip_la"]["spec"].update({field: value}))
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            refused.append(str(error))
+    assert all(str(path) in line and "\n" not in line and len(line) < 400 for line in refused)
+    # Text is as good a name of the model as any, and of the tokenizer until it is asked for.
+    assert len(refused) >= len(ODD) - (5 if field in ("name", "tokenizer") else 0)
+
+
+@pytest.mark.parametrize("field", META)
+def test_what_a_checkpoint_says_of_its_run_is_checked(tmp_path: Path, model: CLIP, field: str) -> None:
+    path = tmp_path / "model.pt"
+    kind, least = META[field]
+    for value in ODD:
+        save_checkpoint(path, model, **{field: value})
+        if value is None or (type(value) is kind and (least is None or value >= least)):
+            assert load_checkpoint(path)[1] == {field: value}
+        else:
+            with pytest.raises(UserError, match=rf"{path}: {field} is .*, not "):
+                load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_diverged_weights_are_refused_by_name(tmp_path: Path, model: CLIP, value: float) -> None:
+    path = tmp_path / "model.pt"
+    with torch.no_grad():
+        model.text.norm.bias[7] = value
+    save_checkpoint(path, model)
+    with pytest.raises(UserError, match=rf"{path}: text.norm.bias holds NaN or infinity"):
+        load_checkpoint(path)
+    assert main(["export", str(path), str(tmp_path / "out.pt")]) == 2
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_half_precision_and_wrapped_names_are_read(tmp_path: Path, model: CLIP) -> None:
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model)
+    for prefix in ("_orig_mod.", "module._orig_mod.", "model._orig_mod.module.", "state_dict.model."):
+        weights = {prefix + name: value.half() for name, value in model.state_dict().items()}
+        other = {"loss.logit_bias": torch.ones(1)} if "model." in prefix else {}
+        rewrite(path, lambda c, found={**weights, **other}: c.update(state_dict=found))
+        loaded = load_checkpoint(path)[0].state_dict()
+        assert all(torch.equal(loaded[name], value.half().float()) for name, value in model.state_dict().items())
 
 
 def test_missing_and_damaged_files_are_refused(tmp_path: Path, model: CLIP) -> None:

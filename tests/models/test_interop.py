@@ -7,6 +7,8 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from clip_la.models.interop import (
     to_open_clip,
     to_open_clip_config,
 )
+from clip_la.models.state_dicts import find_weights
 
 TOLERANCE = 1e-4
 # A small architecture for what does not depend on the size; written as open_clip's own JSON files are.
@@ -54,7 +57,7 @@ def captions() -> Tensor:
 def largest_difference(ours: CLIP, theirs: Any) -> float:
     """Over unit features of images and of captions, the latter trimmed for ours and at full length for open_clip."""
     images, tokens = torch.randn(1, 3, ours.spec.image_size, ours.spec.image_size), captions()
-    longest = int((tokens != 0).sum(1).max())
+    longest = int(tokens.argmax(1).max()) + 1
     image = ours.encode_image(images) - theirs.encode_image(images, normalize=True)
     text = ours.encode_text(tokens[:, :longest]) - theirs.encode_text(tokens, normalize=True)
     return max(image.abs().max().item(), text.abs().max().item())
@@ -136,6 +139,73 @@ def test_a_local_open_clip_folder_brings_normalisation_and_activation(tmp_path: 
     assert ours.spec.pixel_std == (0.2, 0.3, 0.4)
     assert ours.spec.activation == ("quick_gelu" if changes else "gelu")
     assert largest_difference(ours, theirs) < TOLERANCE
+
+
+PARTS = st.sampled_from(["module", "_orig_mod", "model", "clip", "_fsdp_wrapped_module"])
+NESTS = st.lists(st.sampled_from(["state_dict", "model_state_dict", "model", "module"]), max_size=3)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.lists(PARTS, max_size=5), st.sampled_from(["_orig_mod", "module", ""]), st.booleans(), NESTS)
+def test_wrappers_and_trainers_leave_names_in_any_order(
+    before: list[str], inside: str, custom_text: bool, nests: list[str]
+) -> None:
+    """What torch.compile, DistributedDataParallel, tasks and savers add, round the model, its towers and its blocks."""
+    model = create_model("vit_pico", seed=3)
+    text = ("transformer.", "token_", "positional", "ln_final", "text_projection")
+    renamed: dict[str, Any] = {}
+    for name, value in {**to_open_clip(model), "attn_mask": torch.full((4, 4), -torch.inf)}.items():
+        if inside:
+            name = name.replace("visual.", f"visual.{inside}.").replace("resblocks.0.", f"resblocks.0.{inside}.")
+        name = f"text.{name}" if custom_text and name.startswith(text) else name
+        renamed[".".join([*before, name])] = value
+    checkpoint: dict[str, Any] = renamed
+    for nest in nests:
+        checkpoint = {nest: checkpoint, "epoch": 3, "optimizer": {"state": {}}}
+    loaded = from_open_clip(find_weights(checkpoint, "file"), model.spec, "file").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_else_files_hold_beside_weights(tmp_path: Path) -> None:
+    model = create_model("vit_pico", seed=3)
+    extras = {"input_resolution": torch.tensor(32), "context_length": 77, "vocab_size": torch.tensor(49408)}
+    weights = {**to_open_clip(model), **extras, "logit_bias": torch.tensor(-10.0)}
+    weights["logit_scale"] = weights["logit_scale"].reshape(1)
+    torch.save(weights, tmp_path / "weights.pt")
+    loaded = load_open_clip(f"vit_pico:{tmp_path / 'weights.pt'}").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, value: float, form: str) -> None:
+    weights = to_open_clip(create_model("vit_pico"))
+    weights["visual.proj"] = weights["visual.proj"].clone()
+    weights["visual.proj"][3, 5] = value
+    path = tmp_path / f"weights.{form}"
+    torch.save(weights, path) if form == "pt" else save_file(weights, path)
+    with pytest.raises(UserError, match=rf"{path}: image.projection.weight holds NaN or infinity") as raised:
+        load_open_clip(f"vit_pico:{path}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.update({"module.logit_scale": w["logit_scale"]}), "holds two weights logit_scale, one of them as"),
+        (lambda w: w.update(logit_scale=torch.tensor(3)), "logit_scale holds torch.int64"),
+        (lambda w: w.update(logit_scale=2.5), "'logit_scale' is of type float"),
+        (lambda w: w.update({7: torch.ones(1)}), "'7' is of type Tensor"),
+        (lambda w: w.clear(), "holds no state dict of tensors: it is empty"),
+        (lambda w: w.update(clip_la={}), "is a checkpoint of clip_la and knows its architecture"),
+    ],
+)
+def test_files_that_are_not_one_models_weights_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    weights = to_open_clip(create_model("vit_pico"))
+    change(weights)
+    torch.save(weights, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=message):
+        load_open_clip(f"vit_pico:{tmp_path / 'weights.pt'}")
 
 
 def test_other_attention_is_refused_and_nothing_written(tmp_path: Path) -> None:

@@ -207,6 +207,16 @@ def test_benchmark_of_a_model_that_open_clip_lacks_is_one_line(capsys):
         ("datasets: [{data: x, class: y}]", "did you mean classes"),
         ("datasets: [{name: x}]", "says not where its data is"),
         ("datasets: [x]", "is no entry"),
+        ("datasets: [{data: 3}]", "suite.yaml: data is 3, not text; put it in quotes"),
+        ("datasets: [{data: [a, b]}]", "suite.yaml: data is ['a', 'b'], not text"),
+        ("datasets: [{data: x, name: 2017}]", "suite.yaml: name is 2017, not text; put it in quotes"),
+        ("datasets: [{data: x, labels: null}]", "suite.yaml: labels is None, not text"),
+        ("datasets: [{data: x, task: [knn], train: y}]", "suite.yaml: task is ['knn'], not text"),
+        ("datasets: [{data: x, task: knn, train: y, shots: few}]", "suite.yaml: shots is 'few', not a whole number"),
+        ("datasets: [{data: x, task: knn, train: y, shots: 1.5}]", "suite.yaml: shots is 1.5, not a whole number"),
+        ("datasets: [{data: x, task: knn}]", "suite.yaml: task knn needs pictures to learn from"),
+        ("datasets: [{data: x}]\nmodels: run", "suite.yaml: models is 'run', not a list of names"),
+        ("datasets: [{data: x}]\nmodels: [1]", "suite.yaml: models is [1], not a list of names"),
     ],
 )
 def test_wrong_suites(evaluate, tmp_path: Path, content: str, message: str):

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.options import OptionValue
 
-_ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d+))?")
+_ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d{1,6}))?")
 # Signs inside brackets belong to options (1e+3; a=1,b=2), not to the plan.
 _OUTSIDE = r"(?![^()]*\))"
 _PLUS, _COMMA, _COLON, _EQUALS = (re.compile(re.escape(sign) + _OUTSIDE) for sign in "+,:=")
@@ -74,7 +74,7 @@ def _parse_options(kind: str, text: str) -> dict[str, OptionValue]:
 def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
     match = _ITEM.fullmatch("".join(text.split()))
     if match is None:
-        raise UserError(f"cannot read '{text}' in the attention '{pattern}'; {_GRAMMAR}")
+        raise UserError(f"cannot read {shown(text)} in the attention {shown(pattern)}; {_GRAMMAR}")
     choice = AttentionChoice(match["kind"], _parse_options(match["kind"], match["options"] or ""))
     return choice, int(match["count"]) if match["count"] else None
 
@@ -87,7 +87,7 @@ def _one_choice(text: str, pattern: str) -> AttentionChoice:
 
 
 def _whole(text: str, pattern: str) -> int:
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() or len(text) > 6:
         raise UserError(f"'{text}' in the attention '{pattern}' is no whole number; {_GRAMMAR}")
     return int(text)
 
@@ -139,10 +139,10 @@ def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
     items = [_parse_item(text, pattern) for text in _PLUS.split(pattern)]
     if len(items) == 1 and items[0][1] is None:
         return (items[0][0],) * num_layers
-    choices = tuple(choice for choice, count in items for _ in range(1 if count is None else count))
-    if len(choices) != num_layers:
-        raise UserError(f"the attention '{pattern}' is for {len(choices)} layers, this tower has {num_layers}")
-    return choices
+    counts = [1 if count is None else count for _, count in items]
+    if sum(counts) != num_layers:
+        raise UserError(f"the attention {shown(pattern)} is for {sum(counts)} layers, this tower has {num_layers}")
+    return tuple(choice for (choice, _), count in zip(items, counts, strict=True) for _ in range(count))
 
 
 def canonical_pattern(pattern: str, num_layers: int) -> str:

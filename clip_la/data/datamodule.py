@@ -16,7 +16,7 @@ from clip_la.data.feed import counts
 from clip_la.data.loader import ShardLoader
 from clip_la.data.position import Layout, choose_state
 from clip_la.data.rows import Limits
-from clip_la.data.sources import ShardOpener, expand_urls
+from clip_la.data.sources import ShardOpener, expand_urls, place_of
 from clip_la.data.stream import Batch, RankState, ShardStream, Source
 from clip_la.errors import UserError
 
@@ -97,6 +97,7 @@ class ShardDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
         self.skipped: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self._sources = make_sources(shards, weights)
         self._workers = workers
         self._seed = seed
@@ -171,13 +172,15 @@ class ShardDataModule(pl.LightningDataModule):
         assert self._state is not None
         self._state.consumed(batch)
         self.skipped.update(batch["skipped"])
+        for reason, shard, key in batch["problems"]:
+            self._examples.setdefault(reason, place_of(shard, key))
         if self._audit is not None:
             assert self.trainer is not None
             Audit(self._audit, self.trainer.global_rank).write(batch)
 
     def skipped_text(self) -> str:
-        """What this rank has skipped since the run began: `"image damaged 3, no caption 1"`."""
-        return counts(self.skipped)
+        """What this rank has skipped since the run began: `"image damaged 3 (first: 00000.tar: b), no caption 1"`."""
+        return counts(self.skipped, self._examples)
 
     def _layout(self) -> Layout:
         assert self.trainer is not None

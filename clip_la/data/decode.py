@@ -7,16 +7,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip_la.data import problems
+from clip_la.data.formats import FORMATS
 from clip_la.data.problems import BadSample
 
-# Formats whose decoders run inside Pillow; EPS and its like would start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # 8192 x 8192; below the size from which Pillow itself warns.
 MAX_PIXELS = 1 << 26
 WHITE = (255, 255, 255)
 RGB = tuple[int, int, int]
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-Image.init()  # `formats=` finds only plugins that are loaded
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, background: RGB = WHITE) -> Image.Image:

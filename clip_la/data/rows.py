@@ -15,12 +15,10 @@ from clip_la.data import jpeg, problems
 from clip_la.data.augment import CAPTION, JITTER, Augmentation, Box, jitter_colors
 from clip_la.data.captions import Captions
 from clip_la.data.decode import MAX_PIXELS, decode_keeping_alpha, flatten
+from clip_la.data.formats import picture_part
 from clip_la.data.problems import BadSample
 from clip_la.data.resample import resize_box
 from clip_la.data.shards import KEY, SHARD
-
-# By what shards call their picture; the bytes, not the name, say which format it is.
-IMAGE_PARTS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,10 @@ class Row(NamedTuple):
 
 def image_bytes(sample: dict[str, Any]) -> bytes:
     """The sample's picture file; raises BadSample where it has none."""
-    for part in IMAGE_PARTS:
-        if part in sample:
-            return sample[part]
-    raise BadSample(problems.NO_IMAGE)
+    part = picture_part(sample)
+    if part is None:
+        raise BadSample(problems.NO_IMAGE)
+    return sample[part]
 
 
 def read_picture(sample: dict[str, Any], limits: Limits) -> Image.Image:

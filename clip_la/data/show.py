@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_la.atomic import atomic_write
 from clip_la.data.captions import Captions
 from clip_la.data.decode import decode_image
-from clip_la.data.pack_sources import IMAGE_SUFFIXES
-from clip_la.data.problems import NO_IMAGE, BadSample, Problem
+from clip_la.data.problems import BadSample, Problem
+from clip_la.data.rows import image_bytes
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.verify import FIRST_CHOICE
 from clip_la.errors import UserError
@@ -76,10 +76,7 @@ def _shown(sample: dict[str, Any], url: str) -> Shown:
     except BadSample as bad:
         caption = f"[{bad.reason}]"
     try:
-        data = next((sample[part] for part in IMAGE_SUFFIXES if part in sample), None)
-        if data is None:
-            raise BadSample(NO_IMAGE)
-        image = decode_image(data)
+        image = decode_image(image_bytes(sample))
     except BadSample as bad:
         return Shown(sample[KEY], Path(url).name, f"[{bad.reason}] {caption}", None)
     image.thumbnail((TILE_PX * 2, TILE_PX * 2))

@@ -51,7 +51,7 @@ def is_picture(name: str) -> bool:
 
 
 def is_left_behind(name: str) -> bool:
-    """Whether macOS or Windows left it beside others: in `__MACOSX/`, or such as `._a.jpg`, `.DS_Store`, `Thumbs.db`."""
+    """Whether macOS or Windows left this beside others: in `__MACOSX/`, or as `._a.jpg`, `.DS_Store`, `Thumbs.db`."""
     parts = [part.lower() for part in PurePosixPath(name).parts]
     return SYSTEM_FOLDER in parts or (bool(parts) and (parts[-1].startswith(APPLE_DOUBLE) or parts[-1] in SYSTEM_FILES))
 

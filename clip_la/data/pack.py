@@ -110,7 +110,7 @@ def pack(
 def _plan(source: Source, per_shard: int, check_pixels: bool) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in source.names():
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\n")
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\n")
     return {
         "kind": source.kind,
         "per_shard": per_shard,

@@ -100,7 +100,8 @@ class TableSource:
     def _raw(self, row: Row, place: str) -> Raw:
         if row.problem:
             raise BadSample(row.problem)
-        rest = {key: value for key, value in row.values.items() if key not in (self.image_column, self.caption_column)}
+        used = ("", self.image_column, self.caption_column)
+        rest = {key: value for key, value in row.values.items() if key not in used}
         caption, meta = with_alternatives(row.values.get(self.caption_column), rest)
         picture = picture_of(row.values.get(self.image_column))
         if not isinstance(picture, str):
@@ -118,15 +119,17 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    codec = "utf-16" if data.startswith(UTF_16_BOMS) else "utf-8-sig"
-    if codec != "utf-16" and data.count(0) > MAX_ZERO_SHARE * len(data):
+    is_wide = data.startswith(UTF_16_BOMS) and not data.startswith(codecs.BOM_UTF32_LE)
+    codec = "utf-16" if is_wide else "utf-8-sig"
+    if not is_wide and data.count(0) > MAX_ZERO_SHARE * len(data):
         raise UserError(f"{path} is not UTF-8 (zero bytes, as UTF-16 has them); save the table as UTF-8")
     try:
         return data.decode(codec)
     except UnicodeDecodeError as error:
         line = 1 + data.count(b"\n", 0, error.start)
-        wrong = f"not {'UTF-16' if codec == 'utf-16' else 'UTF-8'} (byte 0x{data[error.start]:02x})"
-        raise UserError(f"{path}:{line}: {wrong}; save the table as UTF-8") from error
+        form = f"{path.suffix[1:].upper()} in {'UTF-16' if is_wide else 'UTF-8'}"
+        wrong = f"{path}:{line} cannot be read as {form} (byte 0x{data[error.start]:02x})"
+        raise UserError(f"{wrong}; save the table as UTF-8") from error
 
 
 def _read_json_lines(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[Row]]:
@@ -163,7 +166,8 @@ def _read_delimited(path: Path, text: str, wanted: Columns) -> tuple[list[str], 
     form = Form(delimiter, skips_spaces, len(columns), columns.index(image))
     rows = []
     for line, cells, problem in delimited.read_rows(lines, header + 1, form):
-        values = {} if problem else {name: cell for name, cell in zip(columns, cells, strict=True) if name}
+        # A row with a problem may have more cells, or fewer.
+        values: dict[str, Any] = {} if problem else dict(zip(columns, cells, strict=True))
         if str(values.get(caption, "")).strip().casefold() in NULL_WORDS:
             values[caption] = None
         rows.append(Row(line, values, problem))

@@ -13,9 +13,9 @@ from clip_la.data.captions import Captions
 from clip_la.data.device import DeviceDecoder
 from clip_la.data.encoded import LEFT_TO_THE_DEVICE
 from clip_la.data.feed import counts
+from clip_la.data.limits import Limits
 from clip_la.data.loader import ShardLoader
 from clip_la.data.position import Layout, choose_state
-from clip_la.data.rows import Limits
 from clip_la.data.sources import ShardOpener, expand_urls, place_of
 from clip_la.data.stream import Batch, RankState, ShardStream, Source
 from clip_la.errors import UserError

@@ -33,8 +33,8 @@ IMAGE_SUFFIXES = FIRST_SUFFIXES + tuple(
     suffix for own in SUFFIXES.values() for suffix in own if suffix not in FIRST_SUFFIXES
 )
 TEXT_PART, CLASS_PART, JSON_PART = ".txt", ".cls", ".json"
-# What macOS and Windows leave beside files.
-SYSTEM_FOLDER, APPLE_DOUBLE, SYSTEM_FILES = "__macosx", "._", (".ds_store", "thumbs.db", "desktop.ini")
+# Where and how macOS keeps what other systems have no place for, beside each file.
+SYSTEM_FOLDER, APPLE_DOUBLE = "__MACOSX", "._"
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -50,15 +50,16 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_left_behind(name: str) -> bool:
-    """Whether macOS or Windows left this beside others: in `__MACOSX/`, or as `._a.jpg`, `.DS_Store`, `Thumbs.db`."""
-    parts = [part.lower() for part in PurePosixPath(name).parts]
-    return SYSTEM_FOLDER in parts or (bool(parts) and (parts[-1].startswith(APPLE_DOUBLE) or parts[-1] in SYSTEM_FILES))
+def is_apple_double(name: str) -> bool:
+    """Whether macOS put this beside another file when it packed them: in `__MACOSX/`, or as `._a.jpg`."""
+    parts = PurePosixPath(name).parts
+    return SYSTEM_FOLDER in parts or any(part.startswith(APPLE_DOUBLE) for part in parts[-1:])
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a relative path is nobody's data: a dot file, in a hidden folder, or left behind by a system."""
-    return is_left_behind(name) or any(part[0] == "." for part in PurePosixPath(name).parts if part not in (".", ".."))
+    """Whether a relative path is nobody's data: a dot file, in a hidden folder, or left behind by macOS."""
+    parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
+    return SYSTEM_FOLDER in parts or any(part.startswith(".") for part in parts)
 
 
 def picture_part(sample: Mapping[str, Any]) -> str | None:

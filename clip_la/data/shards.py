@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from clip_la.atomic import atomic_write
 from clip_la.data import problems
-from clip_la.data.formats import is_left_behind, merged_keys, split_name
+from clip_la.data.formats import is_apple_double, merged_keys, split_name
 from clip_la.data.problems import OnProblem, Problem, log_problem
 from clip_la.data.sources import expand_urls, open_shard
 from clip_la.data.tar import TarDamage, read_members
@@ -33,7 +33,7 @@ def read_samples(
 
     Damage ends the shard after the last whole sample and goes to `on_problem`, as does each passed-over member. A part
     name that comes twice under one key begins a new sample, as open_clip has it, and is told; so is each sample that
-    was merged into another because its key has a dot. Files that operating systems leave behind are not samples.
+    was merged into another because its key has a dot. What macOS puts beside files is nobody's.
 
     Raises:
         UserError: the shard does not exist.
@@ -49,7 +49,7 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:
-                if not is_left_behind(member.name):
+                if not is_apple_double(member.name):
                     on_problem(Problem(reason, url, member.name))
                 continue
             if key != sample.get(KEY) or part in sample:

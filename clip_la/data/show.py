@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_la.atomic import atomic_write
 from clip_la.data.captions import Captions
 from clip_la.data.decode import decode_image
+from clip_la.data.limits import image_bytes
 from clip_la.data.problems import BadSample, Problem
-from clip_la.data.rows import image_bytes
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.verify import FIRST_CHOICE
 from clip_la.errors import UserError

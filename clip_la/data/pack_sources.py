@@ -65,18 +65,20 @@ class FolderSource:
         """Pictures with the texts beside them."""
         first = piece * PIECE_SAMPLES
         for name in self.paths[first + start : first + stop]:
-            texts = {part: data for part in (TEXT_PART, JSON_PART) if (data := self._text(name, part)) is not None}
+            texts = {part: path.read_bytes() for part, path in self.texts_of(name).items()}
             raw = from_parts(name, {IMAGE_SUFFIXES[0]: b"", **texts})
             yield raw if raw.caption is None else from_file(name, self.folder / name, raw.caption, raw.meta)
 
-    def _text(self, picture: str, part: str) -> bytes | None:
+    def texts_of(self, picture: str) -> dict[str, Path]:
+        """The files beside a picture that are read with it: of `.txt` and `.json` those that are there."""
+        found = {part: self._beside_of(picture, part) for part in (TEXT_PART, JSON_PART)}
+        return {part: self.folder / path for part, path in found.items() if path and (self.folder / path).is_file()}
+
+    def _beside_of(self, picture: str, part: str) -> str | None:
         folder, name = os.path.split(picture)
-        for beside in (os.path.splitext(name)[0] + part, name + part):
-            found = (self._beside.get(os.path.join(folder, each)) for each in (beside, beside.lower()))
-            path = next((self.folder / each for each in found if each is not None), None)
-            if path is not None and path.is_file():
-                return path.read_bytes()
-        return None
+        wanted = (os.path.splitext(name)[0] + part, name + part)
+        found = (self._beside.get(os.path.join(folder, each)) for own in wanted for each in (own, own.lower()))
+        return next(filter(None, found), None)
 
 
 class ShardSource:

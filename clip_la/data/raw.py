@@ -123,14 +123,15 @@ def _text(value: Any) -> str:
 def with_alternatives(value: Any, meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(caption, JSON) of a cell: of a list the first is the caption, and all stand in the JSON under "captions".
 
-    So does a caption of several lines, because retrieval takes the lines of a text for captions of their own.
+    So does a caption of several lines, because retrieval takes the lines of a text for captions of their own, and one
+    beside which another column has that name.
 
     Raises:
         BadSample: as `captions_of`.
     """
     texts = captions_of(value)
     is_listed = isinstance(value, list) or len(texts[0].splitlines()) > 1
-    return texts[0], {**meta, ALTERNATIVES: texts} if is_listed else meta
+    return texts[0], {**meta, ALTERNATIVES: texts} if is_listed or ALTERNATIVES in meta else meta
 
 
 def picture_of(cell: Any) -> str | bytes:

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -106,7 +107,12 @@ class TableSource:
         picture = picture_of(row.values.get(self.image_column))
         if not isinstance(picture, str):
             raise BadSample(problems.NO_IMAGE)
-        return from_file(picture, self.images / picture, caption, meta, place)
+        return from_file(picture, self.path_of(picture), caption, meta, place)
+
+    def path_of(self, picture: str) -> Path:
+        """The file that a cell names; where there is none, backslashes are taken for what they are on Windows."""
+        path = self.images / picture
+        return path if os.path.exists(path) else self.images / picture.replace("\\", "/")
 
 
 def read_text(path: Path) -> str:

@@ -88,7 +88,7 @@ class Held:
 
 @dataclass(frozen=True)
 class CaptionSource:
-    """One shard of pictures with captions: the lines of .txt, or a list "captions" in the json."""
+    """One shard of pictures with captions: "captions" in the json, else the lines of .txt."""
 
     url: str
 

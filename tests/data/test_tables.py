@@ -168,6 +168,18 @@ def test_pictures_that_are_no_files_are_not_read(packed, images):
     assert (captions, skipped) == (["e"], {problems.NO_IMAGE: "t.csv:2"})
 
 
+def test_paths_as_windows_writes_them(packed, images):
+    (images / "sub").mkdir()
+    (images / "sub" / "red.png").write_bytes((images / "red.png").read_bytes())
+    captions, skipped, _ = packed("path,caption,captions\nsub\\red.png,a,other\nsub\\none.png,b,c\n")
+    assert (captions, skipped) == (["a"], {problems.NO_IMAGE: "t.csv:3"})
+
+
+def test_a_column_named_captions_beside_the_caption_is_not_taken_for_it(packed):
+    captions, _, metas = packed("path,caption,captions\nred.png,right,other\n")
+    assert (captions, metas[0]["captions"]) == (["right"], ["right"])
+
+
 def test_json_lines(packed):
     rows = [
         '{"image": "red.png"}',

@@ -54,19 +54,17 @@ def choose(urls: Sequence[str], num: int, seed: int) -> list[Shown]:
     rng = random.Random(seed)
     chosen = sorted(rng.sample(range(len(urls)), min(len(urls), MAX_SHARDS, num)))
     found: list[Shown] = []
+    lost: list[Problem] = []
     for place, shard in enumerate(chosen):
         # What one shard lacks, the next ones give.
         share = -(-(num - len(found)) // (len(chosen) - place))
-        samples = list(islice(read_samples(urls[shard], on_problem=_ignore), MAX_READ_PER_SHARD))
+        samples = list(islice(read_samples(urls[shard], on_problem=lost.append), MAX_READ_PER_SHARD))
         picked = sorted(rng.sample(range(len(samples)), min(share, len(samples))))
         found += [_shown(samples[i], urls[shard]) for i in picked]
     if not found:
-        raise UserError(f"no samples in {urls[0]}" + (f" and {len(urls) - 1} more shards" if len(urls) > 1 else ""))
+        shards = urls[0] + (f" and {len(urls) - 1} more shards" if len(urls) > 1 else "")
+        raise UserError(f"no samples in {shards}" + (f"; the first problem: {lost[0]}" if lost else ""))
     return found
-
-
-def _ignore(problem: Problem) -> None:
-    """Damage is for `verify` to tell."""
 
 
 def _shown(sample: dict[str, Any], url: str) -> Shown:

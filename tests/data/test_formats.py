@@ -3,10 +3,16 @@
 import io
 import re
 import tarfile
+import tempfile
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from webdataset.tariterators import base_plus_ext
 
 from clip_la.commands import data as command
 from clip_la.data import problems
@@ -17,6 +23,7 @@ from clip_la.data.formats import IMAGE_SUFFIXES, SUFFIXES, is_hidden, is_picture
 from clip_la.data.pack import image_suffix, pack
 from clip_la.data.pack_sources import find_source
 from clip_la.data.shards import read_samples, split_name
+from clip_la.data.show import show
 from clip_la.data.stream import ShardStream, Source
 from clip_la.data.verify import verify
 from clip_la.errors import UserError
@@ -80,8 +87,6 @@ def test_every_format_is_written_by_pack_and_decoded(kind):
     ],
 )
 def test_split_as_webdataset_does(name):
-    from webdataset.tariterators import base_plus_ext
-
     stem, part = base_plus_ext(name)
     key, ours = split_name(name)
     # webdataset has nothing at all where we have an empty half.
@@ -144,6 +149,51 @@ def stream(path, batch_size):
     augmentation = Augmentation(8)
     sources = [Source((path,))]
     return iter(ShardStream(sources, batch_size=batch_size, captions=Captions(), augmentation=augmentation, **place))
+
+
+def test_show_says_why_there_is_nothing(tmp_path):
+    path = tar(tmp_path / "0.tar", [("v1.0.png", PNG), ("v1.0.txt", b"a")])
+    with pytest.raises(UserError, match=rf"{problems.MERGED} \(v1\.0\)"):
+        show([path], tmp_path / "s.png", num=3)
+
+
+NAMES = st.tuples(
+    st.sampled_from(["", "d/", "v1.0/"]),
+    st.sampled_from("ab"),
+    st.sampled_from([".jpg", ".PNG", ".txt", ".json", ".seg.png", ".1.jpg", ".1.txt", ".1.2.gif", ".1.2.cls"]),
+).map("".join)
+
+
+@settings(max_examples=80, derandomize=True, deadline=None, database=None)
+@given(st.lists(NAMES, min_size=1, max_size=12))
+def test_samples_are_those_of_open_clip_but_for_what_is_told(names):
+    with tempfile.TemporaryDirectory() as folder:
+        path = tar(Path(folder, "0.tar"), [(name, str(n).encode()) for n, name in enumerate(names)])
+        lost = []
+        ours = list(read_samples(path, on_problem=lost.append))
+    theirs = grouped(names)
+    told = tuple(f"{problem.key}." for problem in lost if problem.reason == problems.MERGED)
+    members = [(key, part, number) for key, parts in theirs for part, number in parts.items()]
+    used = [(s["__key__"], part, number) for s in ours for part, number in s.items() if part[0] == "."]
+    # The same parts under the same keys, in this order, less those of the keys that are told.
+    assert used == [member for member in members if member in used]
+    missing = [key + part for key, part, number in members if (key, part, number) not in used]
+    assert all(name.startswith(told) for name in missing)
+    assert all(any(name.startswith(key) and is_picture(name) for name in missing) for key in told)
+    repeated = sum(one == two for (one, _), (two, _) in pairwise(theirs))
+    assert sum(problem.reason == problems.PART_REPEATED for problem in lost) == repeated
+
+
+def grouped(names):
+    """Samples as open_clip's reader, which follows webdataset's, groups: (key, {part: number of its member})."""
+    samples = []
+    for number, name in enumerate(names):
+        key, part = base_plus_ext(name)
+        part = f".{part.lower()}"
+        if not samples or key != samples[-1][0] or part in samples[-1][1]:
+            samples.append((key, {}))
+        samples[-1][1][part] = str(number).encode()
+    return samples
 
 
 def test_training_says_which_keys_were_merged(tmp_path):

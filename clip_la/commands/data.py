@@ -158,23 +158,28 @@ def _pack(argv: list[str]) -> None:
         args.source, image_column=args.image_column, caption_column=args.caption_column, images=args.images
     )
     result = pack(source, args.out, per_shard=args.per_shard, workers=args.workers, check_pixels=not args.skip_pixels)
-    skipped = _reasons(result["skipped"])
-    _say(args, result, f"{skipped}wrote {result['packed']} pairs in {result['shards']} shards to {args.out}")
+    note = f"  {source.note}\n" if source.note else ""
+    wrote = f"wrote {result['packed']} pairs in {result['shards']} shards to {args.out}"
+    _say(args, result, f"{note}{_reasons(result)}{wrote}")
 
 
-def _reasons(skipped: dict[str, int]) -> str:
-    return "".join(f"  skipped {count}: {reason}\n" for reason, count in skipped.items())
+def _reasons(counts: dict[str, Any]) -> str:
+    """A line for each reason, with the place where it was first met."""
+    places = {reason: f" (first: {place})" for reason, place in counts["examples"].items() if place}
+    return "".join(f"  skipped {num}: {reason}{places.get(reason, '')}\n" for reason, num in counts["skipped"].items())
 
 
 def _verify(argv: list[str]) -> int:
     """read every sample of shards, count what is wrong, write sizes.json"""
+    from clip_la.data.captions import Captions
     from clip_la.data.sources import expand_urls
     from clip_la.data.verify import verify, write_sizes
 
     parser = _parser("verify", json_help="print the report")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
+    parser.add_argument("--caption-fields", nargs="+", default=["txt"], help="text parts, such as txt or json.caption")
     args = parser.parse_args(argv)
-    report = verify(expand_urls(args.shards), workers=args.workers)
+    report = verify(expand_urls(args.shards), captions=Captions(tuple(args.caption_fields)), workers=args.workers)
     written = [str(path) for path in write_sizes(report)]
     fine = not report["skipped"] and not report["missing_shards"] and not report["duplicates"]["keys"]
     _say(args, {**report, "sizes_files": written, "ok": fine}, _verify_text(report, written))
@@ -186,7 +191,7 @@ def _verify_text(report: dict[str, Any], written: list[str]) -> str:
 
     captions, pictures, missing = report["captions"], report["pictures"], report["missing_shards"]
     lines = [f"{report['samples']} samples in {report['shards']} shards, {report['usable']} usable"]
-    lines += _reasons(report["skipped"]).splitlines()
+    lines += _reasons(report).splitlines()
     if missing:
         named = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         lines.append(f"  {len(missing)} shard numbers missing: {named}")
@@ -216,7 +221,7 @@ def _read(argv: list[str]) -> int:
     counts = read(reading, keys=args.keys, workers=args.workers)
     text = (
         f"{counts['ok']} of {counts['samples']} samples usable, {counts['shards']} shards, "
-        f"{counts['pairs_per_s_per_core']:g} pairs/s per core\n{_reasons(counts['skipped'])}"
+        f"{counts['pairs_per_s_per_core']:g} pairs/s per core\n{_reasons(counts)}"
         + (f"wrote {args.keys}" if args.keys else "wrote nothing; --keys OUT.jsonl lists every sample")
     )
     _say(args, counts, text)

@@ -12,8 +12,6 @@ from clip_la.data import problems
 from clip_la.data.problems import BadSample
 from clip_la.errors import UserError
 
-JSON_PART = ".json"
-
 
 @dataclass(frozen=True)
 class Captions:
@@ -77,7 +75,7 @@ def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
     value = _json(raw).get(key)
     if value is None:
         return None
-    return [_clean(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return [clean(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 def _json(raw: bytes) -> dict[str, Any]:
@@ -93,11 +91,12 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 def _decoded(raw: bytes) -> str:
     try:
-        return _clean(raw.decode("utf-8-sig"))
+        return clean(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadSample(problems.CAPTION_NOT_TEXT) from error
 
 
-def _clean(text: str) -> str:
-    """Spaces trimmed; zero bytes, which C libraries below take for an end, and lone surrogates are left out."""
+def clean(text: str) -> str:
+    """A caption as it is used: spaces around it trimmed; zero bytes, which C libraries take for an end, and lone
+    surrogates left out."""
     return text.replace("\0", "").encode("utf-8", "ignore").decode().strip()

@@ -13,11 +13,11 @@ from clip_la.data.captions import Captions
 from clip_la.data.device import DeviceDecoder
 from clip_la.data.encoded import LEFT_TO_THE_DEVICE
 from clip_la.data.feed import counts
+from clip_la.data.limits import Limits
 from clip_la.data.loader import ShardLoader
 from clip_la.data.pool import DEFAULT_POOL_GB
 from clip_la.data.position import Layout, choose_state
-from clip_la.data.rows import Limits
-from clip_la.data.sources import ShardOpener, expand_urls
+from clip_la.data.sources import ShardOpener, expand_urls, place_of
 from clip_la.data.stream import Batch, RankState, ShardStream, Source
 from clip_la.errors import UserError
 
@@ -102,6 +102,7 @@ class ShardDataModule(pl.LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
         self.skipped: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self._sources = make_sources(shards, weights)
         self._workers = workers
         self._seed = seed
@@ -179,13 +180,15 @@ class ShardDataModule(pl.LightningDataModule):
         assert self._state is not None
         self._state.consumed(batch)
         self.skipped.update(batch["skipped"])
+        for reason, shard, key in batch["problems"]:
+            self._examples.setdefault(reason, place_of(shard, key))
         if self._audit is not None:
             assert self.trainer is not None
             Audit(self._audit, self.trainer.global_rank).write(batch)
 
     def skipped_text(self) -> str:
-        """What this rank has skipped since the run began: `"image damaged 3, no caption 1"`."""
-        return counts(self.skipped)
+        """What this rank has skipped since the run began: `"image damaged 3 (first: 00000.tar: b), no caption 1"`."""
+        return counts(self.skipped, self._examples)
 
     def _layout(self) -> Layout:
         assert self.trainer is not None

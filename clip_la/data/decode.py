@@ -18,10 +18,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError, _imaging
 
 from clip_la.data import problems
+from clip_la.data.formats import FORMATS
 from clip_la.data.problems import BadSample
 
-# Formats whose decoders run inside Pillow; EPS and its like would start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # 8192 x 8192; below the size from which Pillow itself warns.
 MAX_PIXELS = 1 << 26
 WHITE = (255, 255, 255)
@@ -41,7 +40,6 @@ TURNS = {
 EXIF, EXIF_IN_HEX = "exif", "Raw profile type exif"
 PNG_DEPTH_BYTE = 24
 TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-Image.init()  # `formats=` finds only plugins that are loaded
 
 
 def _silence_decoders() -> None:

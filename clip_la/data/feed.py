@@ -1,13 +1,15 @@
 """Usable samples of one source, one after another: the others are passed over, counted, and kept within limits."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import IO, Any
 
 from clip_la.data.blocks import Walk
-from clip_la.data.problems import BadSample, Problem
-from clip_la.data.rows import IMAGE_PARTS, Row
+from clip_la.data.formats import IMAGE_SUFFIXES
+from clip_la.data.problems import NOTICES, BadSample, Problem
+from clip_la.data.rows import Row
 from clip_la.data.shards import KEY, SHARD, read_samples
 from clip_la.data.sources import shard_name
 from clip_la.errors import UserError
@@ -55,7 +57,7 @@ class Feed:
         for item, lost in self._items:
             if lost:
                 self._lost += lost
-                self._bad.update(problem.reason for problem in lost)
+                self._bad.update(problem.reason for problem in lost if problem.reason not in NOTICES)
             if item is None:
                 self._check_any_usable()
                 continue
@@ -88,18 +90,18 @@ def nothing_usable(
 ) -> str:
     """The message for a source without a usable sample: what was met, what is there, and what was looked for."""
     with_shards = f"{shard_name(urls[0])}" + (f" and {len(urls) - 1} more" if len(urls) > 1 else "")
-    parts = sorted({p for s in islice(_quietly(urls[0], opener), LOOKED_AT) for p in s if p.startswith(".")})
+    lost: list[Problem] = []
+    samples = read_samples(urls[0], on_problem=lost.append, opener=opener)
+    parts = sorted({p for s in islice(samples, LOOKED_AT) for p in s if p.startswith(".")})
+    examples = {problem.reason: problem.key for problem in reversed(lost) if problem.key}
     return (
-        f"no usable sample in shards {with_shards}: {counts(bad) or 'no samples at all'}; "
+        f"no usable sample in shards {with_shards}: {counts(bad, examples) or 'no samples at all'}; "
         f"parts found: {', '.join(parts) or 'none'}; "
-        f"captions are looked for in {', '.join(caption_fields)}, pictures in {', '.join(IMAGE_PARTS)}"
+        f"captions are looked for in {', '.join(caption_fields)}, pictures in {', '.join(IMAGE_SUFFIXES)}"
     )
 
 
-def counts(bad: Counter[str]) -> str:
-    """`"no caption 12, image damaged 3"`: most frequent first."""
-    return ", ".join(f"{reason} {count}" for reason, count in bad.most_common())
-
-
-def _quietly(url: str, opener: Callable[[str], IO[bytes]]) -> Iterable[dict[str, Any]]:
-    return read_samples(url, on_problem=lambda problem: None, opener=opener)
+def counts(bad: Counter[str], examples: Mapping[str, str] = MappingProxyType({})) -> str:
+    """`"no caption 12 (first: EXAMPLE), image damaged 3"`: most frequent first."""
+    first = {reason: f" (first: {example})" for reason, example in examples.items()}
+    return ", ".join(f"{reason} {count}{first.get(reason, '')}" for reason, count in bad.most_common())

@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from clip_la.atomic import remove_unfinished
 from clip_la.data import problems
+from clip_la.data.captions import clean
 from clip_la.data.decode import decode_image, reasons
+from clip_la.data.formats import FORMATS, SUFFIXES
 from clip_la.data.json_files import write_json
 from clip_la.data.pack_sources import Raw, Source
 from clip_la.data.problems import BadSample
@@ -30,8 +32,6 @@ from clip_la.errors import UserError
 
 DEFAULT_PER_SHARD = 10_000
 SHARD_DIGITS, INDEX_DIGITS = 5, 4
-FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
-Image.init()  # `formats=` finds only plugins that are loaded
 
 
 class Span(NamedTuple):
@@ -86,7 +86,7 @@ def pack(
         check_pixels: decode each picture and leave out those that cannot be.
 
     Returns:
-        Counts: `{"shards", "samples", "packed", "skipped": {reason: count}, "out"}`.
+        Counts: `{"shards", "samples", "packed", "skipped": {reason: count}, "examples": {reason: first place}, "out"}`.
 
     Raises:
         UserError: `out` holds something else, or nothing at all could be packed.
@@ -104,13 +104,13 @@ def pack(
         for number, result in _run(source, out, todo, check_pixels, workers):
             stats[number] = result
             bar.update(result["count"])
-    return _finish(out, jobs, stats)
+    return _finish(out, jobs, stats, source.note)
 
 
 def _plan(source: Source, per_shard: int, check_pixels: bool) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in source.names():
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\n")
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\n")
     return {
         "kind": source.kind,
         "per_shard": per_shard,
@@ -181,6 +181,7 @@ def _write(job: Job, out: Path, check_pixels: bool) -> tuple[int, dict[str, Any]
     """Writes one shard and its counts; a shard without any sample is not written."""
     shard, stats_path = _paths(out, job.number)
     skipped: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     writer: ShardWriter | None = None
     count = 0
     with ExitStack() as stack:
@@ -192,9 +193,11 @@ def _write(job: Job, out: Path, check_pixels: bool) -> tuple[int, dict[str, Any]
                     writer.write({KEY: f"{shard.stem}{count:0{INDEX_DIGITS}d}", **parts})
                 except BadSample as bad:
                     skipped[bad.reason] += 1
+                    examples.setdefault(bad.reason, raw.place or raw.origin)
                 count += 1
     successes = writer.num_samples if writer else 0
-    stats = {"count": count, "successes": successes, "failures": dict(sorted(skipped.items()))}
+    stats: dict[str, Any] = {"count": count, "successes": successes, "failures": dict(sorted(skipped.items()))}
+    stats["examples"] = dict(sorted(examples.items()))
     write_json(stats_path, stats)
     return job.number, stats
 
@@ -203,7 +206,7 @@ def _parts(raw: Raw, check_pixels: bool) -> dict[str, Any]:
     """The parts of a sample: the picture's own bytes under the suffix of what they are, caption, JSON."""
     if raw.problem:
         raise BadSample(raw.problem)
-    caption = (raw.caption or "").strip()
+    caption = clean(raw.caption or "")
     if not caption:
         raise BadSample(problems.EMPTY_CAPTION)
     suffix = image_suffix(raw.image)
@@ -220,26 +223,30 @@ def image_suffix(data: bytes) -> str:
     """
     if not data:
         raise BadSample(problems.IMAGE_EMPTY)
-    with reasons(), Image.open(BytesIO(data), formats=list(FORMATS)) as image:
+    with reasons(), Image.open(BytesIO(data), formats=FORMATS) as image:
         # MPO: a JPEG with further pictures behind it, as some phones write them.
-        return FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
+        return SUFFIXES["JPEG" if image.format == "MPO" else str(image.format)][0]
 
 
-def _finish(out: Path, jobs: list[Job], stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _finish(out: Path, jobs: list[Job], stats: dict[int, dict[str, Any]], note: str) -> dict[str, Any]:
     skipped: Counter[str] = Counter()
-    for known in stats.values():
+    examples: dict[str, str] = {}
+    for _, known in sorted(stats.items()):
         skipped.update(known["failures"])
+        examples = known.get("examples", {}) | examples
     packed = sum(known["successes"] for known in stats.values())
     result = {
         "shards": sum(1 for known in stats.values() if known["successes"]),
         "samples": sum(known["count"] for known in stats.values()),
         "packed": packed,
         "skipped": dict(sorted(skipped.items())),
+        "examples": dict(sorted(examples.items())),
         "out": str(out),
     }
     if not packed:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "the input is empty"
-        raise UserError(f"nothing could be packed: {reasons}")
+        reasons = [f"{count} {reason} (first: {examples.get(reason)})" for reason, count in skipped.most_common()]
+        said = "; ".join([", ".join(reasons) or "the input is empty", *filter(None, [note])])
+        raise UserError(f"nothing could be packed: {said}")
     sizes = {_paths(out, job.number)[0].name: stats[job.number]["successes"] for job in jobs}
     write_json(out / "sizes.json", {name: size for name, size in sizes.items() if size})
     return result

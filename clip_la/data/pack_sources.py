@@ -4,80 +4,54 @@ A source is a list of pieces with known sizes, read in order; any range of a pie
 process, and gives the same samples. So output shards can be written in parallel and, after a stop, gone on with.
 """
 
-import csv
-import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from clip_la.data import problems
+from clip_la.data.formats import IMAGE_SUFFIXES, JSON_PART, TEXT_PART, is_hidden, is_picture
+from clip_la.data.parquet_source import ParquetSource
 from clip_la.data.problems import Problem
+from clip_la.data.raw import PIECE_SAMPLES, Raw, Source, from_file, from_parts, piece_sizes
 from clip_la.data.shards import KEY, read_samples
-from clip_la.data.sources import expand_urls, is_remote, is_shard_name, shard_name, shards_in
+from clip_la.data.sources import expand_urls, is_shard_name, shard_name, shards_in
+from clip_la.data.tables import TABLE_SUFFIXES, TableSource
 from clip_la.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-IMAGE_COLUMNS = ("image", "path", "filepath", "file_path", "image_path", "filename", "file_name", "file", "img")
-CAPTION_COLUMNS = ("caption", "text", "title", "description")
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
-# Samples in a piece of a folder or a table.
-PIECE_SAMPLES = 1000
-
-
-@dataclass
-class Raw:
-    """One sample before checks. `origin` says where it came from; `problem` why it has no image or caption."""
-
-    origin: str
-    image: bytes = b""
-    suffix: str = ""
-    caption: str | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-
-
-class Source(Protocol):
-    """Pieces of samples. `kind` and `names` (of files, with sizes) say what was packed, for resuming."""
-
-    kind: str
-
-    def names(self) -> Iterable[str]:
-        """A line for each input, which changes when the input does."""
-
-    def sizes(self) -> list[int]:
-        """Samples in each piece."""
-
-    def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
-        """The samples `start` to `stop` of a piece."""
-
-
-def _from_file(origin: str, path: Path, caption: str | None, meta: dict[str, Any]) -> Raw:
-    try:
-        return Raw(origin, path.read_bytes(), path.suffix.lower(), caption, meta)
-    except OSError:
-        return Raw(origin, problem=problems.NO_IMAGE)
+__all__ = ["Raw", "Source", "find_source"]
 
 
 class FolderSource:
-    """Every picture under a folder whose caption lies beside it: X.jpg with X.txt, and with X.json if there is one.
+    """Every picture under a folder whose caption lies beside it: X.jpg with X.txt, or with "caption" in X.json.
 
-    This is also what img2dataset writes with output_format=files.
+    This is also what img2dataset writes with output_format=files. X.jpg.txt is taken where there is no X.txt, and case
+    counts only where names differ by nothing else. Hidden files and folders are nobody's data.
     """
 
     kind = "folder"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.paths = sorted(
-            os.path.relpath(os.path.join(root, name), folder)
-            for root, _, names in os.walk(folder)
-            for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        )
+        self.paths: list[str] = []
+        # By their own names and by these in lower case, below their folders: the files beside pictures.
+        self._beside: dict[str, str] = {}
+        for root, _, names in os.walk(folder):
+            inside = os.path.relpath(root, folder)
+            for name in names:
+                path = os.path.normpath(os.path.join(inside, name))
+                if is_hidden(path):
+                    continue
+                if is_picture(name):
+                    self.paths.append(path)
+                elif name.lower().endswith((TEXT_PART, JSON_PART)):
+                    self._beside[path] = path
+                    self._beside.setdefault(os.path.normpath(os.path.join(inside, name.lower())), path)
+        self.paths.sort()
+        tables = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES]
+        table = f"; to pack a table, name it: {folder / tables[0]}" if tables else ""
         if not self.paths:
-            raise UserError(f"no pictures under {folder} ({', '.join(IMAGE_SUFFIXES)})")
+            raise UserError(f"no pictures under {folder} ({', '.join(IMAGE_SUFFIXES)}){table}")
+        self.note = "" if self._beside else f"no captions beside the pictures (X.txt, or X.json with caption){table}"
 
     def names(self) -> Iterable[str]:
         """Path and size of each picture."""
@@ -85,168 +59,37 @@ class FolderSource:
 
     def sizes(self) -> list[int]:
         """Pieces of PIECE_SAMPLES pictures, in the order of their paths."""
-        return _piece_sizes(len(self.paths))
+        return piece_sizes(len(self.paths))
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
         """Pictures with the texts beside them."""
         first = piece * PIECE_SAMPLES
         for name in self.paths[first + start : first + stop]:
-            path = self.folder / name
-            try:
-                caption = path.with_suffix(".txt").read_text(encoding="utf-8-sig")
-            except FileNotFoundError:
-                yield Raw(name, problem=problems.NO_CAPTION)
-                continue
-            except UnicodeDecodeError:
-                yield Raw(name, problem=problems.CAPTION_NOT_TEXT)
-                continue
-            yield _from_file(name, path, caption, _sidecar(path.with_suffix(".json")))
+            texts = {part: path.read_bytes() for part, path in self.texts_of(name).items()}
+            raw = from_parts(name, {IMAGE_SUFFIXES[0]: b"", **texts})
+            yield raw if raw.caption is None else from_file(name, self.folder / name, raw.caption, raw.meta)
 
+    def texts_of(self, picture: str) -> dict[str, Path]:
+        """The files beside a picture that are read with it: of `.txt` and `.json` those that are there."""
+        found = {part: self._beside_of(picture, part) for part in (TEXT_PART, JSON_PART)}
+        return {part: self.folder / path for part, path in found.items() if path and (self.folder / path).is_file()}
 
-def _sidecar(path: Path) -> dict[str, Any]:
-    try:
-        return parse_meta(path.read_bytes())
-    except OSError:
-        return {}
-
-
-def parse_meta(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`; empty where there is none or it is damaged."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-class TableSource:
-    """Rows of a CSV, TSV or JSON-lines file that name picture files; other columns go into the samples' JSON."""
-
-    kind = "table"
-
-    def __init__(self, path: Path, image_column: str | None, caption_column: str | None, images: Path | None) -> None:
-        self.images = images or path.parent
-        self.rows = list(_read_rows(path))
-        if not self.rows:
-            raise UserError(f"{path} has no rows")
-        self.image_column = pick_column(path, list(self.rows[0]), image_column, IMAGE_COLUMNS, "--image-column")
-        self.caption_column = pick_column(path, list(self.rows[0]), caption_column, CAPTION_COLUMNS, "--caption-column")
-        first = str(self.rows[0][self.image_column])
-        if is_remote(first):
-            raise UserError(f"{path} holds addresses ('{first}'); fetch them first, for example with img2dataset")
-
-    def names(self) -> Iterable[str]:
-        """Picture and caption of each row."""
-        return (f"{row.get(self.image_column)}\t{row.get(self.caption_column)}" for row in self.rows)
-
-    def sizes(self) -> list[int]:
-        """Pieces of PIECE_SAMPLES rows."""
-        return _piece_sizes(len(self.rows))
-
-    def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
-        """The rows with their pictures."""
-        first = piece * PIECE_SAMPLES
-        for row in self.rows[first + start : first + stop]:
-            name, caption = str(row.get(self.image_column) or ""), row.get(self.caption_column)
-            meta = {k: v for k, v in row.items() if k and k not in (self.image_column, self.caption_column)}
-            if not isinstance(caption, str):
-                yield Raw(name, problem=problems.NO_CAPTION)
-            elif not name:
-                yield Raw(name, problem=problems.NO_IMAGE)
-            else:
-                yield _from_file(name, self.images / name, caption, meta)
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            if path.suffix.lower() == ".jsonl":
-                yield from (json.loads(line) for line in stream if line.strip())
-                return
-            csv.field_size_limit(1 << 24)
-            yield from csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix[1:].upper()} in UTF-8: {error}") from error
-
-
-def pick_column(path: Path, columns: list[str], wanted: str | None, usual: tuple[str, ...], option: str) -> str:
-    """The column to use: the one asked for, else the first usual name that is there.
-
-    Raises:
-        UserError: there is no such column; the message lists those that are.
-    """
-    lower = {column.lower(): column for column in columns if column}
-    for name in (wanted.lower(),) if wanted else usual:
-        if name in lower:
-            return lower[name]
-    missing = f"no column '{wanted}'" if wanted else f"no column named {' or '.join(usual)}; give {option}"
-    raise UserError(f"{path}: {missing}; its columns are {', '.join(lower.values())}")
-
-
-class ParquetSource:
-    """Rows of Parquet files, a piece a row group. Pictures are bytes in the table, or names of files."""
-
-    kind = "parquet"
-
-    def __init__(
-        self, paths: list[Path], image_column: str | None, caption_column: str | None, images: Path | None
-    ) -> None:
-        self.paths = paths
-        self.images = images or paths[0].parent
-        columns = list(_parquet(paths[0]).schema_arrow.names)
-        self.image_column = pick_column(paths[0], columns, image_column, IMAGE_COLUMNS, "--image-column")
-        self.caption_column = pick_column(paths[0], columns, caption_column, CAPTION_COLUMNS, "--caption-column")
-        self.groups = [(i, g) for i, path in enumerate(paths) for g in range(_parquet(path).num_row_groups)]
-
-    def names(self) -> Iterable[str]:
-        """Name and size of each file."""
-        return (f"{path.name} {path.stat().st_size}" for path in self.paths)
-
-    def sizes(self) -> list[int]:
-        """Rows of each row group."""
-        files = [_parquet(path) for path in self.paths]
-        return [files[i].metadata.row_group(g).num_rows for i, g in self.groups]
-
-    def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
-        """The rows `start` to `stop` of a row group."""
-        index, group = self.groups[piece]
-        path = self.paths[index]
-        rows = _parquet(path).read_row_group(group).slice(start, stop - start).to_pylist()
-        for number, row in enumerate(rows, start):
-            yield self._raw(f"{path.name}#{group}.{number}", row)
-
-    def _raw(self, origin: str, row: dict[str, Any]) -> Raw:
-        image, caption = row.pop(self.image_column, None), row.pop(self.caption_column, None)
-        if not isinstance(caption, str):
-            return Raw(origin, problem=problems.NO_CAPTION)
-        meta = {key: value for key, value in row.items() if isinstance(value, str | int | float | bool | None)}
-        if isinstance(image, dict):  # Hugging Face's image type: {"bytes": ..., "path": ...}
-            image = image.get("bytes") or image.get("path")
-        if isinstance(image, str) and image:
-            return _from_file(image, self.images / image, caption, meta)
-        if not isinstance(image, bytes):
-            return Raw(origin, problem=problems.NO_IMAGE)
-        return Raw(origin, image, "", caption, meta)
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("reading Parquet needs pyarrow: pip install 'clip_la[parquet]'") from None
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {error}") from error
+    def _beside_of(self, picture: str, part: str) -> str | None:
+        folder, name = os.path.split(picture)
+        wanted = (os.path.splitext(name)[0] + part, name + part)
+        found = (self._beside.get(os.path.join(folder, each)) for own in wanted for each in (own, own.lower()))
+        return next(filter(None, found), None)
 
 
 class ShardSource:
     """Existing shards, a piece a shard; this is also what img2dataset writes with output_format=webdataset.
 
-    The caption is KEY.txt, else "caption" in KEY.json. Damage ends a shard after its last whole sample.
+    The caption is KEY.txt, else "caption" in KEY.json. What is lost of a shard, such as the samples behind damage,
+    takes places of its own among the samples, so that it is counted.
     """
 
     kind = "shards"
+    note = ""
 
     def __init__(self, urls: list[str]) -> None:
         self.urls = urls
@@ -263,40 +106,31 @@ class ShardSource:
             return list(pool.map(self._count, self.urls))
 
     def _count(self, url: str) -> int:
-        return sum(1 for _ in read_samples(url, on_problem=_ignore))
+        return sum(1 for _ in _read_with_losses(url))
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
         """The samples `start` to `stop` of a shard; those before are read and dropped."""
         url = self.urls[piece]
-        for number, sample in enumerate(read_samples(url, on_problem=_ignore)):
+        for number, found in enumerate(_read_with_losses(url)):
             if number >= stop:
                 return
-            if number >= start:
-                yield _raw_of(f"{shard_name(url)}/{sample[KEY]}", sample)
+            if number < start:
+                continue
+            if isinstance(found, Problem):
+                yield Raw(f"{shard_name(url)}/{found.key or ''}", problem=found.reason)
+            else:
+                parts = {part: data for part, data in found.items() if part.startswith(".")}
+                yield from_parts(f"{shard_name(url)}/{found[KEY]}", parts)
 
 
-def _ignore(problem: Problem) -> None:
-    """Damage of input shards shows in their counts; `verify` tells more."""
-
-
-def _raw_of(origin: str, sample: dict[str, Any]) -> Raw:
-    suffix = next((part for part in IMAGE_SUFFIXES if part in sample), None)
-    if suffix is None:
-        return Raw(origin, problem=problems.NO_IMAGE)
-    meta = parse_meta(sample[".json"]) if ".json" in sample else {}
-    caption = meta.get("caption")
-    if ".txt" in sample:
-        try:
-            caption = sample[".txt"].decode("utf-8-sig")
-        except UnicodeDecodeError:
-            return Raw(origin, problem=problems.CAPTION_NOT_TEXT)
-    if not isinstance(caption, str):
-        return Raw(origin, problem=problems.NO_CAPTION)
-    return Raw(origin, sample[suffix], suffix, caption, meta)
-
-
-def _piece_sizes(total: int) -> list[int]:
-    return [min(PIECE_SAMPLES, total - first) for first in range(0, total, PIECE_SAMPLES)]
+def _read_with_losses(url: str) -> Iterator[dict[str, Any] | Problem]:
+    """The samples of a shard, and before each of them what was lost since the one before."""
+    lost: list[Problem] = []
+    for sample in read_samples(url, on_problem=lost.append):
+        yield from lost
+        lost.clear()
+        yield sample
+    yield from lost
 
 
 def find_source(
@@ -317,7 +151,7 @@ def find_source(
         return ParquetSource([path], image_column, caption_column, images)
     if path.is_dir() and not shards_in(path):
         tables = sorted(path.glob("*.parquet"))
-        if tables and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.rglob("*")):
+        if tables and not any(is_picture(p.name) for p in path.rglob("*")):
             return ParquetSource(tables, image_column, caption_column, images)
         return FolderSource(path)
     if not path.exists() and not is_shard_name(path.name):

@@ -20,11 +20,20 @@ IMAGE_TOO_LONG = "image too long and thin"
 PART_TOO_LARGE = "part too large"
 NAME_WITHOUT_PARTS = "member name is not KEY.PART"
 NOT_A_FILE = "member is not a file"
+MERGED = "dot in key: taken for parts of another sample"
+PART_REPEATED = "part twice under one key: read as two samples"
+ROW_CELLS = "row with more or fewer cells than the header"
+ROW_QUOTES = "row with quotes that do not pair"
+ROW_NOT_OBJECT = "row is not a JSON object"
+ROWS_DAMAGED = "row group damaged"
+SEVERAL_IMAGES = "several images in one row"
 SHARD_EMPTY = "shard empty"
 SHARD_NOT_TAR = "shard is not a tar"
 SHARD_DAMAGED = "shard damaged"
 SHARD_TRUNCATED = "shard truncated"
 SHARD_WITHOUT_END = "shard without end mark"
+# What is told without any sample being lost.
+NOTICES = frozenset({PART_REPEATED})
 
 logger = logging.getLogger(__name__)
 

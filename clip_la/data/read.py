@@ -20,7 +20,7 @@ from clip_la.atomic import atomic_write
 from clip_la.data.captions import Captions
 from clip_la.data.problems import BadSample
 from clip_la.data.shards import KEY, SHARD
-from clip_la.data.sources import shard_name
+from clip_la.data.sources import place_of, shard_name
 
 OK, SKIPPED = "ok", "skipped"
 Outcome = tuple[str, str | None, str | None]
@@ -87,13 +87,14 @@ def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet:
         workers: processes; with more than one, scripts need the `if __name__ == "__main__"` guard.
 
     Returns:
-        `{"shards", "samples", "ok", "skipped": {reason: count}, "skipped_total", "by_shard", "pairs_per_s_per_core"}`;
-        `skipped` counts damage of shards too, which may hide samples.
+        `{"shards", "samples", "ok", "skipped": {reason: count}, "examples": {reason: "SHARD: KEY"}, "skipped_total",
+        "by_shard", "pairs_per_s_per_core"}`; `skipped` counts damage of shards too, which may hide samples.
 
     Raises:
         UserError: a shard does not exist.
     """
     counts: dict[str, Counter[str]] = {url: Counter() for url in reading.urls}
+    examples: dict[str, str] = {}
     busy_s = 0.0
     num = min(workers, len(reading.urls))
     with (
@@ -102,12 +103,14 @@ def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet:
     ):
         for outcomes, seconds in reading.blocks(num):
             busy_s += seconds
-            for shard, _, reason in outcomes:
+            for shard, key, reason in outcomes:
                 counts[shard][reason or OK] += 1
+                if reason:
+                    examples.setdefault(reason, place_of(shard, key))
             if stream:
                 stream.writelines(_lines(outcomes))
             bar.update(len(outcomes))
-    return _summary(counts, busy_s)
+    return _summary(counts, examples, busy_s)
 
 
 def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
@@ -116,7 +119,7 @@ def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _summary(counts: dict[str, Counter[str]], busy_s: float) -> dict[str, Any]:
+def _summary(counts: dict[str, Counter[str]], examples: dict[str, str], busy_s: float) -> dict[str, Any]:
     total: Counter[str] = Counter()
     for own in counts.values():
         total.update(own)
@@ -126,6 +129,7 @@ def _summary(counts: dict[str, Counter[str]], busy_s: float) -> dict[str, Any]:
         "samples": ok + total.total(),
         "ok": ok,
         "skipped": dict(sorted(total.items())),
+        "examples": dict(sorted(examples.items())),
         "skipped_total": total.total(),
         "by_shard": {shard_name(url): dict(sorted(own.items())) for url, own in counts.items()},
         "pairs_per_s_per_core": round(ok / max(busy_s, 1e-9), 1),

@@ -1,45 +1,21 @@
 """From the raw parts of a sample to a row of a batch: choose the caption, decode, crop and resize the picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from clip_la.data import jpeg, problems
+from clip_la.data import jpeg
 from clip_la.data.augment import CAPTION, JITTER, Augmentation, Box, jitter_colors
 from clip_la.data.captions import Captions
-from clip_la.data.decode import MAX_PIXELS, decode_keeping_alpha, flatten
-from clip_la.data.problems import BadSample
+from clip_la.data.decode import flatten
+from clip_la.data.limits import Limits, image_bytes, read_picture
 from clip_la.data.resample import resize_box
 from clip_la.data.shards import KEY, SHARD
-
-# By what shards call their picture; the bytes, not the name, say which format it is.
-IMAGE_PARTS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Which pictures are used: shorter side at least `min_side_px`, at most `max_aspect` times as long as wide or the
-    other way round, and at most `max_pixels` in all, which is checked before anything is decoded."""
-
-    min_side_px: int = 1
-    max_aspect: float = 20.0
-    max_pixels: int = MAX_PIXELS
-
-    def check(self, width: int, height: int) -> None:
-        """Raises BadSample for a picture outside the limits."""
-        if width * height > self.max_pixels:
-            raise BadSample(problems.IMAGE_TOO_LARGE)
-        if min(width, height) < self.min_side_px:
-            raise BadSample(problems.IMAGE_TOO_SMALL)
-        if max(width, height) > self.max_aspect * min(width, height):
-            raise BadSample(problems.IMAGE_TOO_LONG)
 
 
 class Row(NamedTuple):
@@ -49,21 +25,6 @@ class Row(NamedTuple):
     shard: str
     caption: str
     picture: Any
-
-
-def image_bytes(sample: dict[str, Any]) -> bytes:
-    """The sample's picture file; raises BadSample where it has none."""
-    for part in IMAGE_PARTS:
-        if part in sample:
-            return sample[part]
-    raise BadSample(problems.NO_IMAGE)
-
-
-def read_picture(sample: dict[str, Any], limits: Limits) -> Image.Image:
-    """The sample's picture, RGB or RGBA, within the limits; raises BadSample."""
-    image = decode_keeping_alpha(image_bytes(sample), max_pixels=limits.max_pixels)
-    limits.check(*image.size)
-    return image
 
 
 class StreamedRows:

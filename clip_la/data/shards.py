@@ -14,11 +14,12 @@ from typing import IO, Any
 
 from clip_la.atomic import atomic_write
 from clip_la.data import problems
+from clip_la.data.formats import is_apple_double, merged_keys, split_name
 from clip_la.data.problems import OnProblem, Problem, log_problem
 from clip_la.data.sources import expand_urls, open_shard
 from clip_la.data.tar import TarDamage, read_members
 
-__all__ = ["ShardWriter", "expand_urls", "read_samples"]
+__all__ = ["ShardWriter", "expand_urls", "read_samples", "split_name"]
 
 Sample = dict[str, Any]
 KEY = "__key__"
@@ -31,7 +32,8 @@ def read_samples(
     """The samples of one shard in order: `{"__key__": str, "__shard__": url, ".png": bytes, ".txt": bytes, ...}`.
 
     Damage ends the shard after the last whole sample and goes to `on_problem`, as does each passed-over member. A part
-    name that comes twice under one key begins a new sample.
+    name that comes twice under one key begins a new sample, as open_clip has it, and is told; so is each sample that
+    was merged into another because its key has a dot. What macOS puts beside files is nobody's.
 
     Raises:
         UserError: the shard does not exist.
@@ -47,11 +49,13 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:
-                on_problem(Problem(reason, url, member.name))
+                if not is_apple_double(member.name):
+                    on_problem(Problem(reason, url, member.name))
                 continue
             if key != sample.get(KEY) or part in sample:
-                if sample:
-                    yield sample
+                if part in sample and key == sample[KEY]:
+                    on_problem(Problem(problems.PART_REPEATED, url, member.name))
+                yield from _unmerged(sample, on_problem)
                 sample = {KEY: key, SHARD: url}
             sample[part] = member.data
     except TarDamage as damage:
@@ -59,15 +63,18 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
         if damage.name and split_name(damage.name)[0] == sample.get(KEY):
             # One of its parts is lost: not a whole sample.
             sample = {}
-    if sample:
+    yield from _unmerged(sample, on_problem)
+
+
+def _unmerged(sample: Sample, on_problem: OnProblem) -> Iterator[Sample]:
+    """The sample, if it is one, without the parts of others whose keys have a dot; each of these is told."""
+    # Without compound parts, as nearly always, there is nothing to look for.
+    if any("." in part[1:] for part in sample if part[0] == "."):
+        for more in merged_keys(sample):
+            on_problem(Problem(problems.MERGED, sample[SHARD], sample[KEY] + more))
+            sample = {part: value for part, value in sample.items() if not part.startswith(f"{more}.")}
+    if any(part[0] == "." for part in sample):
         yield sample
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """`"a/b.c.png"` -> `("a/b", ".c.png")`; parts are lower-cased; either is empty where the name lacks it."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, part = base.partition(".")
-    return (f"{folder}{slash}{stem}" if stem else "", f".{part.lower()}" if dot and part else "")
 
 
 class ShardWriter:
@@ -115,4 +122,8 @@ def encode_part(value: Any) -> bytes:
         return value
     if isinstance(value, str):
         return value.encode()
-    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Lone surrogates: from a name that is no UTF-8, or written as escapes in another JSON.
+        return json.dumps(value, sort_keys=True).encode()

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_la.atomic import atomic_write
 from clip_la.data.captions import Captions
 from clip_la.data.decode import decode_image
-from clip_la.data.pack_sources import IMAGE_SUFFIXES
-from clip_la.data.problems import NO_IMAGE, BadSample, Problem
+from clip_la.data.limits import image_bytes
+from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.verify import FIRST_CHOICE
 from clip_la.errors import UserError
@@ -54,19 +54,17 @@ def choose(urls: Sequence[str], num: int, seed: int) -> list[Shown]:
     rng = random.Random(seed)
     chosen = sorted(rng.sample(range(len(urls)), min(len(urls), MAX_SHARDS, num)))
     found: list[Shown] = []
+    lost: list[Problem] = []
     for place, shard in enumerate(chosen):
         # What one shard lacks, the next ones give.
         share = -(-(num - len(found)) // (len(chosen) - place))
-        samples = list(islice(read_samples(urls[shard], on_problem=_ignore), MAX_READ_PER_SHARD))
+        samples = list(islice(read_samples(urls[shard], on_problem=lost.append), MAX_READ_PER_SHARD))
         picked = sorted(rng.sample(range(len(samples)), min(share, len(samples))))
         found += [_shown(samples[i], urls[shard]) for i in picked]
     if not found:
-        raise UserError(f"no samples in {urls[0]}" + (f" and {len(urls) - 1} more shards" if len(urls) > 1 else ""))
+        shards = urls[0] + (f" and {len(urls) - 1} more shards" if len(urls) > 1 else "")
+        raise UserError(f"no samples in {shards}" + (f"; the first problem: {lost[0]}" if lost else ""))
     return found
-
-
-def _ignore(problem: Problem) -> None:
-    """Damage is for `verify` to tell."""
 
 
 def _shown(sample: dict[str, Any], url: str) -> Shown:
@@ -76,10 +74,7 @@ def _shown(sample: dict[str, Any], url: str) -> Shown:
     except BadSample as bad:
         caption = f"[{bad.reason}]"
     try:
-        data = next((sample[part] for part in IMAGE_SUFFIXES if part in sample), None)
-        if data is None:
-            raise BadSample(NO_IMAGE)
-        image = decode_image(data)
+        image = decode_image(image_bytes(sample))
     except BadSample as bad:
         return Shown(sample[KEY], Path(url).name, f"[{bad.reason}] {caption}", None)
     image.thumbnail((TILE_PX * 2, TILE_PX * 2))

@@ -176,3 +176,8 @@ open_shard = ShardOpener()
 def shard_name(url: str) -> str:
     """The short name of a shard in counts and messages: its file name; a pipe's is its whole command."""
     return url if url.startswith(PIPE) else Path(url.partition("?")[0]).name
+
+
+def place_of(url: str, key: str | None) -> str:
+    """Where something is, in messages: the shard's short name and the key, if it is known."""
+    return f"{shard_name(url)}: {key}" if key else shard_name(url)

@@ -23,7 +23,7 @@ from clip_la.data.feed import Feed, check_bad_share, nothing_usable
 from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
 from clip_la.data.pool import DEFAULT_POOL_GB, GIB, Filled, fill_pool
 from clip_la.data.pool_stream import PoolWalk, pooled_batches
-from clip_la.data.problems import Problem
+from clip_la.data.problems import NOTICES, Problem
 from clip_la.data.rows import Limits, StreamedRows
 from clip_la.data.sources import open_shard
 from clip_la.data.tokenizer import CaptionEncoder, order_of
@@ -260,10 +260,10 @@ class ShardStream(IterableDataset):
             device=self._pool_device,
         )
         for source, members, found in zip(self._sources, filled.members, filled.problems, strict=True):
-            bad = Counter(problem.reason for problem in found)
+            bad = Counter(problem.reason for problem in found if problem.reason not in NOTICES)
             if not members:
                 raise UserError(self._explain(source, bad))
-            check_bad_share(bad, len(members) + len(found), self._bad_share_limit)
+            check_bad_share(bad, len(members) + bad.total(), self._bad_share_limit)
             if len(members) < streams.num_streams:
                 raise UserError(f"{len(members)} samples cannot be dealt to {streams.num_streams} workers")
         return filled

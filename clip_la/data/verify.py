@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,12 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from clip_la.data.captions import Captions
-from clip_la.data.decode import decode_image
 from clip_la.data.json_files import write_json
-from clip_la.data.pack_sources import IMAGE_SUFFIXES
-from clip_la.data.problems import NO_IMAGE, BadSample, Problem
+from clip_la.data.limits import Limits, image_bytes, read_picture
+from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import KEY, read_samples
-from clip_la.data.sources import is_remote, shard_name
+from clip_la.data.sources import is_remote, place_of, shard_name
 from clip_la.errors import UserError
 
 SIZES = "sizes.json"
@@ -39,6 +39,8 @@ class ShardReport:
     samples: int = 0
     usable: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    # The first key or member met with each reason.
+    examples: dict[str, str] = field(default_factory=dict)
     caption_chars: list[int] = field(default_factory=list)
     caption_words: list[int] = field(default_factory=list)
     # 64-bit hashes, for duplicates across shards: 24 bytes a sample in all.
@@ -56,6 +58,8 @@ def _hash(data: bytes) -> int:
 def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
     """Reads one shard through: every member, every caption, every pixel. Damage is counted, never raised.
 
+    Usable is what training uses with its own limits on pictures as they stand by default.
+
     Raises:
         UserError: the shard does not exist.
     """
@@ -64,6 +68,7 @@ def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
 
     def on_problem(problem: Problem) -> None:
         report.skipped[problem.reason] += 1
+        report.examples.setdefault(problem.reason, problem.key or "")
 
     for sample in read_samples(url, on_problem=on_problem):
         report.samples += 1
@@ -71,61 +76,64 @@ def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
         try:
             _check(sample, captions, report)
         except BadSample as bad:
-            report.skipped[bad.reason] += 1
+            on_problem(Problem(bad.reason, url, sample[KEY]))
     return report
 
 
 def _check(sample: dict[str, Any], captions: Captions, report: ShardReport) -> None:
-    data = next((sample[part] for part in IMAGE_SUFFIXES if part in sample), None)
-    if data is None:
-        raise BadSample(NO_IMAGE)
     caption = captions.choose(sample, FIRST_CHOICE)
-    image = decode_image(data)
+    image = read_picture(sample, Limits())
     report.usable += 1
     report.widths.append(image.width)
     report.heights.append(image.height)
     report.caption_chars.append(len(caption))
     report.caption_words.append(len(caption.split()))
     report.caption_hashes.append(_hash(caption.encode()))
-    report.image_hashes.append(_hash(data))
+    report.image_hashes.append(_hash(image_bytes(sample)))
 
 
-def verify(urls: list[str], *, workers: int = 1, quiet: bool = False) -> dict[str, Any]:
-    """Verifies shards in parallel and says what they hold.
+def verify(
+    urls: list[str], *, captions: Captions | None = None, workers: int = 1, quiet: bool = False
+) -> dict[str, Any]:
+    """Verifies shards in parallel and says what they hold; `captions` says where captions are (KEY.txt).
 
     Returns:
-        `{"shards", "samples", "usable", "skipped": {reason: count}, "duplicates": {"keys", "captions", "images"},
-        "missing_shards", "captions": {...}, "pictures": {...}, "by_shard": {name: {...}}}`; duplicates count samples
-        beyond the first of their kind.
+        `{"shards", "samples", "usable", "skipped": {reason: count}, "examples": {reason: "SHARD: KEY"},
+        "duplicates": {"keys", "captions", "images"}, "missing_shards", "captions": {...}, "pictures": {...},
+        "by_shard": {name: {...}}}`; duplicates count samples beyond the first of their kind.
     """
     reports = []
     num = min(workers, len(urls))
     with tqdm(desc="verifying", total=len(urls), unit="shard", disable=quiet or None) as bar:
-        for report in _reports(urls, num):
+        for report in _reports(urls, captions, num):
             reports.append(report)
             bar.update()
             bar.set_postfix_str(f"{sum(r.samples for r in reports)} samples", refresh=False)
     return summarize(reports)
 
 
-def _reports(urls: list[str], workers: int) -> Iterable[ShardReport]:
+def _reports(urls: list[str], captions: Captions | None, workers: int) -> Iterable[ShardReport]:
+    check = partial(verify_shard, captions=captions)
     if workers == 1:
-        yield from map(verify_shard, urls)
+        yield from map(check, urls)
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(verify_shard, urls)
+        yield from pool.map(check, urls)
 
 
 def summarize(reports: list[ShardReport]) -> dict[str, Any]:
     """The summary that `verify` returns, from the shards' reports."""
     skipped: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     for report in reports:
         skipped.update(report.skipped)
+        examples = {reason: place_of(report.shard, key) for reason, key in report.examples.items()} | examples
     return {
         "shards": len(reports),
         "samples": sum(report.samples for report in reports),
         "usable": sum(report.usable for report in reports),
         "skipped": dict(sorted(skipped.items())),
+        "examples": dict(sorted(examples.items())),
         "duplicates": {
             "keys": _duplicates(report.key_hashes for report in reports),
             "captions": _duplicates(report.caption_hashes for report in reports),

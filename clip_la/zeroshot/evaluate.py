@@ -106,6 +106,7 @@ def result_line(
         "classes_with_pictures": len(np.unique(found.labels)),
         "classes_sharing_a_name": len({key for keys in collisions.values() for key in keys}),
         "skipped": found.reasons(),
+        "skipped_examples": predictions.first_keys(found.skipped),
         "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }
@@ -153,8 +154,8 @@ def run_evaluation(
         progress=progress,
     )
     if not len(found):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in found.reasons().items())
-        raise UserError(f"{test_set.name} has no picture that can be evaluated ({reasons or 'it is empty'})")
+        reasons = predictions.said(found.skipped) or "it is empty"
+        raise UserError(f"{test_set.name} has no picture that can be evaluated ({reasons})")
     line = result_line(subject, test_set, templates, found, precision, evaluation)
     if state is not None and parts is not None and ranks.rank() == 0:
         found.save(state / f"{evaluation}.npz")

@@ -20,7 +20,7 @@ from clip_la.zeroshot import ranks
 from clip_la.zeroshot.classes import content_hash
 from clip_la.zeroshot.images import ImageBatch, image_batches
 from clip_la.zeroshot.parts import Parts, collect, earlier, units_of
-from clip_la.zeroshot.predictions import SkippedPicture
+from clip_la.zeroshot.predictions import SkippedPicture, first_keys, said
 from clip_la.zeroshot.progress import progress_bar
 from clip_la.zeroshot.records import TestSet
 from clip_la.zeroshot.subject import Subject, matmul_precision
@@ -40,6 +40,8 @@ class Features:
     labels: tuple[tuple[int, ...], ...]
     captions: tuple[tuple[str, ...], ...]
     skipped: dict[str, int]
+    examples: dict[str, str]
+    """The first picture skipped for each reason."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,9 @@ def _in_order(test_set: TestSet, gathered: Sequence[FeatureRows]) -> Features:
     merged = merge_rows(gathered) if gathered else FeatureRows(np.zeros((0, 0), np.float32), np.zeros((0, 2), np.int64))
     reasons = dict(sorted(Counter(reason for *_, reason in merged.skipped).items()))
     if not merged.known:
-        raise UserError(f"{test_set.name} has no picture that can be evaluated ({reasons or 'it is empty'})")
+        raise UserError(
+            f"{test_set.name} has no picture that can be evaluated ({said(merged.skipped) or 'it is empty'})"
+        )
     order = sorted(range(len(merged.known)), key=lambda i: merged.known[i][:2])
     _, _, keys, labels, captions = zip(*(merged.known[i] for i in order), strict=True)
-    return Features(torch.from_numpy(merged.values[order]), keys, labels, captions, reasons)
+    return Features(torch.from_numpy(merged.values[order]), keys, labels, captions, reasons, first_keys(merged.skipped))

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clip_la.data.formats import IMAGE_SUFFIXES, is_hidden, is_picture
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot import names as known
 from clip_la.zeroshot.classes import ClassSet, content_hash
 from clip_la.zeroshot.records import NO_LABEL, Record, Skipped, TestSet
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 NAMES_SHOWN = 3
 
@@ -39,8 +39,8 @@ def class_folders(root: Path) -> list[str]:
 
 def pictures_in(root: Path, folder: str) -> list[str]:
     """The pictures below one class folder, as paths relative to `root`, sorted."""
-    found = (root / folder).rglob("*")
-    return sorted(path.relative_to(root).as_posix() for path in found if path.suffix.lower() in PICTURES)
+    names = (path.relative_to(root).as_posix() for path in (root / folder).rglob("*"))
+    return sorted(name for name in names if is_picture(name) and not is_hidden(name))
 
 
 def _classes_of(root: Path, folders: Sequence[str]) -> ClassSet:
@@ -106,7 +106,7 @@ def open_folders(root: Path, classes: ClassSet | None, name: str) -> TestSet:
 def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...]]], classes: ClassSet, name: str) -> TestSet:
     """A test set of listed files, paths relative to `root`."""
     if not files:
-        raise UserError(f"the class folders of {root} hold no pictures ({', '.join(PICTURES)})")
+        raise UserError(f"the class folders of {root} hold no pictures ({', '.join(IMAGE_SUFFIXES)})")
     sizes = [(file, labels, (root / file).stat().st_size) for file, labels in files]
     return TestSet(name, classes, (FolderSource(root, tuple(files)),), content_hash(sizes), len(files))
 

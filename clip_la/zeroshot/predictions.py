@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,18 @@ class Predictions:
 
 
 ARRAYS = ("sources", "positions", "keys", "labels", "ranks", "top", "scores", "units")
+
+
+def first_keys(skipped: Iterable[SkippedPicture]) -> dict[str, str]:
+    """The first picture that was skipped for each reason."""
+    return {reason: key for _, _, key, reason in sorted(skipped, key=lambda entry: entry[:2], reverse=True)}
+
+
+def said(skipped: Collection[SkippedPicture]) -> str:
+    """What was skipped, in a line for a person: `"no label: 3 (first: a/b)"` and so on."""
+    first = first_keys(skipped)
+    counts = Counter(reason for *_, reason in skipped)
+    return ", ".join(f"{reason}: {count} (first: {first[reason]})" for reason, count in sorted(counts.items()))
 
 
 def load(path: str | os.PathLike[str]) -> Predictions:

@@ -33,6 +33,7 @@ class Pairs:
     texts: Float[Tensor, "texts embed_dim"]
     owners: Int64[Tensor, " texts"]
     skipped: dict[str, int]
+    examples: dict[str, str]
 
 
 class _Texts(torch.utils.data.Dataset):
@@ -112,7 +113,7 @@ def encode_pairs(
     name = f"{features_id(subject, test_set, precision, batch_size)}-{content_hash([TEXTS_PER_CHUNK, texts])}"
     parts = feature_parts(state, name)
     features = encode_texts(subject, texts, precision=precision, num_workers=num_workers, parts=parts)
-    return Pairs(found.images, features, torch.tensor(owners), found.skipped)
+    return Pairs(found.images, features, torch.tensor(owners), found.skipped, found.examples)
 
 
 @torch.inference_mode()
@@ -200,6 +201,7 @@ def evaluate_retrieval(
         "num_captions": len(pairs.texts),
         "metrics": retrieval_metrics(pairs, subject.device, precision),
         "skipped": pairs.skipped,
+        "skipped_examples": pairs.examples,
         "evaluation": retrieval_id(subject, test_set, precision, batch_size),
         **results.circumstances(subject.device, precision),
     }

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_la.data.problems import NO_CAPTION, Problem
+from clip_la.data.captions import Captions
+from clip_la.data.formats import CLASS_PART, JSON_PART, TEXT_PART, picture_part
+from clip_la.data.problems import NO_CAPTION, BadSample, Problem
 from clip_la.data.shards import expand_urls, read_samples
 from clip_la.data.sources import shards_in
 from clip_la.errors import UserError
@@ -14,12 +17,8 @@ from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot.classes import ClassSet, content_hash
 from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, NOT_IN_SET, Record, Skipped, TestSet
 
-PICTURE_PARTS = (".jpg", ".jpeg", ".png", ".webp")
-CLASS_PART = ".cls"
-TEXT_PART = ".txt"
 # Where CLIP_benchmark's data sets keep their shards.
 SPLIT_FOLDERS = ("test", "val")
-JSON_PART = ".json"
 # In the json of a sample: WordNet ids first, since they mean the same everywhere; a list accepts each of its classes.
 # "starter" is what `clip-la data photos` calls the starter corpus's name of the same thing.
 LABEL_FIELDS = ("wnids", "wnid", "starter", "classes", "class")
@@ -39,7 +38,7 @@ class ShardSource:
         problems: list[Problem] = []
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
-            picture = next((sample[part] for part in PICTURE_PARTS if part in sample), None)
+            picture = sample.get(picture_part(sample) or "")
             if picture is None:
                 yield Skipped(key, NO_PICTURE)
                 continue
@@ -90,7 +89,7 @@ class Held:
 
 @dataclass(frozen=True)
 class CaptionSource:
-    """One shard of pictures with captions: the lines of .txt, or a list "captions" in the json."""
+    """One shard of pictures with captions: "captions" in the json, else the lines of .txt."""
 
     url: str
 
@@ -98,7 +97,7 @@ class CaptionSource:
         problems: list[Problem] = []
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
-            picture = next((sample[part] for part in PICTURE_PARTS if part in sample), None)
+            picture = sample.get(picture_part(sample) or "")
             captions = self._captions(sample, key)
             if picture is None or not captions:
                 yield Skipped(key, NO_CAPTION if picture else NO_PICTURE)
@@ -108,6 +107,9 @@ class CaptionSource:
             yield Skipped(problem.key or self.url, problem.reason)
 
     def _captions(self, sample: dict[str, Any], key: str) -> tuple[str, ...]:
+        # A list in the json comes first: beside it, the text that `data pack` writes is only one of them.
+        with suppress(BadSample):
+            return tuple(Captions(("json.captions",)).read(sample)[0])
         if TEXT_PART in sample:
             lines = sample[TEXT_PART].decode(errors="replace").splitlines()
             return tuple(line.strip() for line in lines if line.strip())

@@ -191,7 +191,8 @@ def figure(name: str, estimate: dict[str, float]) -> str:
 def summary(line: dict[str, Any]) -> str:
     """A result in one line for a person."""
     figures = ", ".join(figure(name, estimate) for name, estimate in line["metrics"].items())
-    skipped = "".join(f", {count} skipped: {reason}" for reason, count in line["skipped"].items())
+    first = {reason: f" (first: {key})" for reason, key in line.get("skipped_examples", {}).items()}
+    skipped = "".join(f", {count} skipped: {why}{first.get(why, '')}" for why, count in line["skipped"].items())
     if "num_captions" in line:
         others = f"{line['num_captions']} captions"
     else:

@@ -56,6 +56,14 @@ SKIPPED = {
     "no caption": 1,
     "not an image": 1,
 }
+EXAMPLES = {
+    "caption not text": "latin.jpg",
+    "empty caption": "blank.jpg",
+    "image damaged": "cut.jpg",
+    "image empty": "empty.jpg",
+    "no caption": "no_caption.png",
+    "not an image": "not_image.jpg",
+}
 
 
 def contents(out):
@@ -68,7 +76,8 @@ def samples(out):
 
 def test_folder(folder, tmp_path):
     result = pack(find_source(str(folder)), tmp_path / "out", per_shard=10, workers=1, quiet=True)
-    assert result == {"shards": 3, "samples": 29, "packed": 23, "skipped": SKIPPED, "out": str(tmp_path / "out")}
+    counts = {"shards": 3, "samples": 29, "packed": 23, "skipped": SKIPPED, "examples": EXAMPLES}
+    assert result == {**counts, "out": str(tmp_path / "out")}
     found = {json.loads(s[".json"])["origin"]: s for s in samples(tmp_path / "out")}
     assert len(found) == 23
     for number in range(23):
@@ -199,7 +208,7 @@ def test_bad_input_is_one_clear_line(folder, tmp_path):
         (tmp_path / "absent.tar", "does not exist"),
         (table, "no column named image or .*columns are a, b"),
         (tmp_path / "web.csv", "img2dataset"),
-        (tmp_path / "bytes.csv", "cannot be read as CSV in UTF-8"),
+        (tmp_path / "bytes.csv", r"bytes\.csv:2 cannot be read as CSV in UTF-8 \(byte 0xff\)"),
         (tmp_path / "empty.csv", "has no rows"),
         (tmp_path / "bad.parquet", "cannot be read as Parquet"),
         (tmp_path / "notes.doc", r"cannot pack '\.doc'"),

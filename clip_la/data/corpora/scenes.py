@@ -231,6 +231,7 @@ class SceneSource:
     seed: int
     size_px: int
     kind: str = "scenes"
+    note: str = ""
     _stage: Stage | None = field(default=None, repr=False)
 
     def names(self) -> Iterable[str]:

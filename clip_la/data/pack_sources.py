@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clip_la.data import problems
+from clip_la.data.pack_inputs import parquet_lines, picture_lines, shard_lines
 from clip_la.data.problems import Problem
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.sources import expand_urls, is_remote, shard_name
 from clip_la.errors import UserError
+from clip_la.fingerprint import file_hashes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 IMAGE_COLUMNS = ("image", "path", "filepath", "file_path", "image_path", "filename", "file_name", "file", "img")
@@ -39,12 +41,12 @@ class Raw:
 
 
 class Source(Protocol):
-    """Pieces of samples. `kind` and `names` (of files, with sizes) say what was packed, for resuming."""
+    """Pieces of samples. `kind` and `names` say what was packed, for resuming."""
 
     kind: str
 
     def names(self) -> Iterable[str]:
-        """A line for each input, which changes when the input does."""
+        """Lines that change when anything does that the samples depend on: content of files, columns."""
 
     def sizes(self) -> list[int]:
         """Samples in each piece."""
@@ -80,8 +82,8 @@ class FolderSource:
             raise UserError(f"no pictures under {folder} ({', '.join(IMAGE_SUFFIXES)})")
 
     def names(self) -> Iterable[str]:
-        """Path and size of each picture."""
-        return (f"{path} {(self.folder / path).stat().st_size}" for path in self.paths)
+        """Path of each picture, and its content with that of its texts."""
+        return picture_lines(self.folder, self.paths)
 
     def sizes(self) -> list[int]:
         """Pieces of PIECE_SAMPLES pictures, in the order of their paths."""
@@ -136,8 +138,11 @@ class TableSource:
             raise UserError(f"{path} holds addresses ('{first}'); fetch them first, for example with img2dataset")
 
     def names(self) -> Iterable[str]:
-        """Picture and caption of each row."""
-        return (f"{row.get(self.image_column)}\t{row.get(self.caption_column)}" for row in self.rows)
+        """The columns, and of each row all cells and the picture's content."""
+        yield json.dumps([self.image_column, self.caption_column])
+        pictures = (self.images / str(row.get(self.image_column) or "") for row in self.rows)
+        for row, content in zip(self.rows, file_hashes(pictures, len(self.rows)), strict=True):
+            yield json.dumps([list(row.items()), content])
 
     def sizes(self) -> list[int]:
         """Pieces of PIECE_SAMPLES rows."""
@@ -199,8 +204,9 @@ class ParquetSource:
         self.groups = [(i, g) for i, path in enumerate(paths) for g in range(_parquet(path).num_row_groups)]
 
     def names(self) -> Iterable[str]:
-        """Name and size of each file."""
-        return (f"{path.name} {path.stat().st_size}" for path in self.paths)
+        """The columns, name and content of each file, and the content of pictures that lie outside."""
+        yield json.dumps([self.image_column, self.caption_column])
+        yield from parquet_lines(self.paths, self.image_column, self.images)
 
     def sizes(self) -> list[int]:
         """Rows of each row group."""
@@ -252,8 +258,8 @@ class ShardSource:
         self.urls = urls
 
     def names(self) -> Iterable[str]:
-        """Each shard, with its size where that is to be had."""
-        return (f"{shard_name(url)} {os.path.getsize(url) if os.path.exists(url) else ''}" for url in self.urls)
+        """Name and content of each shard."""
+        return shard_lines(self.urls)
 
     def sizes(self) -> list[int]:
         """Counted by reading every shard, four at a time."""

@@ -123,7 +123,7 @@ class Subject:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of everything that features depend on: both towers, their weights, tokenizer, preparation of pictures."""
+        """Hash of everything that features depend on: towers, their weights, tokenizer, preparation of pictures."""
         settings = {**self._text_settings(), "architecture": self.architecture}
         # The text of a dataclass has all its fields; that of any other object differs from process to process.
         settings |= {"preprocess": repr(self.preprocess), "pixel_stats": self.pixel_stats}

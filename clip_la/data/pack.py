@@ -4,8 +4,8 @@ The plan, written first as `pack.json`, holds hashes of all that the shards depe
 columns, the settings, this code's format. What was packed from anything else is never taken for the same.
 
 Output shard `n` holds the input's samples `n * per_shard` to `(n + 1) * per_shard`, less those that cannot be used; its
-counts lie beside it as `00000_stats.json`, the name and form that img2dataset gives them. `sizes.json`, written last, is
-what the stream reads.
+counts lie beside it as `00000_stats.json`, the name and form that img2dataset gives them. `sizes.json`, written last,
+is what the stream reads.
 """
 
 import json
@@ -164,7 +164,7 @@ def _known(out: Path, job: Job) -> dict[str, Any] | None:
     """The counts of a shard that is already there; they are written after it, so it is whole."""
     shard, stats = _paths(out, job.number)
     found = _read_object(stats)
-    if not COUNTS <= set(found):
+    if not COUNTS.issubset(found):
         return None
     return found if shard.exists() or not found["successes"] else None
 

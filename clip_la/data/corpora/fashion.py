@@ -92,7 +92,5 @@ def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) 
         images, labels = read_idx(folder, prefix)
         bar = tqdm(_samples(images, labels, split), split, total=len(images), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, Classes(CLASSES, templates=PHOTO_TEMPLATES), PER_SHARD)
-    return {
-        **write_manifest(out, settings, splits, made_from=_inputs(given), artists={"fashion-mnist": CREDIT}),
-        "built": True,
-    }
+    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"fashion-mnist": CREDIT})
+    return {**manifest, "built": True}

@@ -126,7 +126,5 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         classes = Classes(list(ids), list(ids.values()), PHOTO_TEMPLATES)
         bar = tqdm(_samples(folder, own), split, total=len(own), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, classes)
-    return {
-        **write_manifest(out, settings, splits, made_from=_inputs(given), artists={"tuxpaint-stamps": CREDIT}),
-        "built": True,
-    }
+    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"tuxpaint-stamps": CREDIT})
+    return {**manifest, "built": True}

@@ -75,7 +75,7 @@ def combined(lines: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _blake2b() -> "hashlib._Hash":
+def _blake2b() -> hashlib.blake2b:
     return hashlib.blake2b(digest_size=DIGEST_BYTES)
 
 

@@ -38,7 +38,7 @@ def model_hash(module: nn.Module, settings: Mapping[str, Any], without: str | No
     for name, tensor in sorted(_tensors(module).items()):
         if without is None or not name.startswith(without):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()[:HASH_DIGITS]
 
 
@@ -77,8 +77,7 @@ def _plain(value: Any) -> str | None:
         inner = [_plain(each) for each in value]
         return None if None in inner else f"[{', '.join(map(str, inner))}]"
     if isinstance(value, dict):
-        inner = [f"{key}: {_plain(each)}" for key, each in value.items()]
-        return f"{{{', '.join(sorted(inner))}}}"
+        return f"{{{', '.join(sorted(f'{key}: {_plain(each)}' for key, each in value.items()))}}}"
     if callable(to_dict := getattr(value, "to_dict", None)) and not isinstance(value, type):
         # The configuration of a Hugging Face model; the rest of its attributes say where it comes from.
         return _plain({key: str(each) for key, each in to_dict().items() if key not in ORIGINS})

@@ -101,7 +101,8 @@ def find(path: str | os.PathLike[str], evaluation: str, labels: Mapping[str, Any
     """The last line of the file with this evaluation id, if any; one that says the same as `labels` before others."""
     lines = [line for line in read(path) if line.get("evaluation") == evaluation]
     agreeing = [line for line in lines if agrees(line, labels or {})]
-    return (agreeing or lines or [None])[-1]
+    found = agreeing or lines
+    return found[-1] if found else None
 
 
 def agrees(line: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from clip_la.zeroshot import evaluate, probe, ranks, results, retrieval
+from clip_la.zeroshot import evaluate, probe, results, retrieval
 from clip_la.zeroshot.cache import ClassifierCache
 from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, Evaluation, evaluation_id, run_evaluation
 from clip_la.zeroshot.features import features_id, forget
@@ -47,7 +47,7 @@ class Job(ABC):
         return {"test_set": self.test_set}
 
     def as_found(self) -> Self:
-        """The same job with the content of its data as rank 0 finds it now, equal on every rank. All must call it."""
+        """The same job with the content of its data as it is found now, equal on every rank. All ranks must call it."""
         found = self._look()
         sets = {name: own.as_found(found[name]) for name, own in self.test_sets.items()}
         return replace(self, **sets)  # type: ignore[type-var]
@@ -62,8 +62,7 @@ class Job(ABC):
         return self._look() != self.content
 
     def _look(self) -> dict[str, str]:
-        sets = self.test_sets
-        return ranks.exchange(lambda: {} if ranks.rank() else {name: own.content() for name, own in sets.items()})[0]
+        return {name: own.content() for name, own in self.test_sets.items()}
 
     @abstractmethod
     def labels(self, subject: Subject) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from clip_la.data.shard_state import is_elsewhere, shard_hashes
+from clip_la.zeroshot import ranks
 from clip_la.zeroshot.classes import ClassSet, content_hash
 
 NO_LABEL = "no label"
@@ -53,9 +54,9 @@ class Source(Protocol):
 class Content:
     """What the digits of a test set depend on: the content of its files, and plain facts beside them (labels, names).
 
-    Calling it looks at the files and gives a hash: of content and facts alone where all files are here, so that it is
-    the same wherever they lie. "remote-" before it says that servers have told the state of some; "unknown-", that
-    some cannot tell (a pipe): then no other object has the same.
+    Calling it looks at the files, shared by all ranks, and gives every rank a hash: of content and facts alone where
+    all files are here, so that it is the same wherever they lie. "remote-" before it says that servers have told the
+    state of some; "unknown-", that some cannot tell (a pipe): then no other object has the same.
     """
 
     urls: Sequence[str]
@@ -63,9 +64,12 @@ class Content:
     _once: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __call__(self) -> str:
-        states = shard_hashes(self.urls)
+        rank, world = ranks.rank(), ranks.world_size()
+        # Each rank its share: none waits long for another, and a large set is read once.
+        found = ranks.exchange(lambda: (shard_hashes(self.urls[rank::world]), self._once))
+        states = [found[number % world][0][number // world] for number in range(len(self.urls))]
         if None in states:
-            return f"{UNKNOWN}-{content_hash([states, self.facts, self._once])}"
+            return f"{UNKNOWN}-{content_hash([states, self.facts, found[0][1]])}"
         prefix = f"{REMOTE}-" if any(is_elsewhere(url) for url in self.urls) else ""
         return prefix + content_hash([states, self.facts])
 

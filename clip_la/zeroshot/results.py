@@ -106,12 +106,13 @@ def find(path: str | os.PathLike[str], evaluation: str, labels: Mapping[str, Any
 
 
 def agrees(line: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
-    """Whether a line says the same as `labels` of model and data; what it says of no file may be any file's."""
+    """Whether a line says the same as `labels` of model and data, however paths are spelt."""
     return all(_same(name, line.get(name), value) for name, value in labels.items())
 
 
 def _same(name: str, found: Any, wanted: Any) -> bool:
-    if name == "checkpoint" and found is None:  # written while training, before there was a file
+    # A run's own evaluation knows of no file yet.
+    if name == "checkpoint" and (found is None or wanted is None):
         return True
     if name in PLACES and isinstance(found, str) and isinstance(wanted, str):
         return os.path.abspath(found) == os.path.abspath(wanted)

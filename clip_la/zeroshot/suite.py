@@ -141,7 +141,8 @@ def _under_its_name(found: Evaluation, labels: dict[str, Any], target: Path, rep
     name = f"{labels['checkpoint'] or labels['model']} on {labels['dataset']}"
     if results.agrees(line, labels):
         report(f"{name}: already in {target}")
-        return found
+        # Paths as they are spelt now.
+        return replace(found, line={**line, **{key: value for key, value in labels.items() if value is not None}})
     before = f"{line['checkpoint'] or line['model']} on {line['dataset']}"
     same = f"the same as {before}" if before != name else "the same under other labels"
     line = {**line, **labels}

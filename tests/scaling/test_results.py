@@ -108,7 +108,7 @@ def test_lines_of_other_tasks_take_no_ones_place(write_lines, result_line) -> No
     zero_shot = [result_line(0.3, run_id=run, task="zeroshot_classification") for run in "ab"]
     probes = [result_line(0.9, run_id=run, task="linear_probe", train_dataset="t", shots=1) for run in "ab"]
     path = write_lines([*zero_shot, *probes])
-    with pytest.raises(UserError, match="differ in task .* choose with --where task=VALUE"):
+    with pytest.raises(UserError, match="differ in task "):
         result_points([path])
     for task, error in (("zeroshot_classification", 0.7), ("linear_probe", 0.1)):
         points = result_points([path], filters={"task": task}).points

@@ -267,7 +267,7 @@ def test_a_line_never_comes_back_under_another_name_or_path(run, tmp_path: Path,
         assert "the same" in run.said[-1]
         # Asked for once more it is there, however the path is spelt.
         spelt = str(Path(entry.data).parent / "." / ".." / Path(entry.data).parent.name / "set")
-        assert run(replace(entry, data=spelt), subject=subject).line == found
+        assert run(replace(entry, data=spelt), subject=subject).line == {**found, "data": spelt}
         assert len(lines_in(tmp_path / "out.jsonl")) == number
 
 
@@ -275,7 +275,15 @@ def test_a_line_written_while_training_is_that_of_the_file(run, tmp_path: Path, 
     numbered_shards(tmp_path / "set")
     written = run(Entry(str(tmp_path / "set")), subject=of_model(tiny_model, run_id="r", samples_seen=7))
     later = of_model(tiny_model, checkpoint="run/checkpoints/x.ckpt", run_id="r", samples_seen=7)
-    assert run(Entry(str(tmp_path / "set")), subject=later).line == written.line
+    found = run(Entry(str(tmp_path / "set")), subject=later).line
+    assert found == {**written.line, "checkpoint": "run/checkpoints/x.ckpt"}
+    # And back, where a run is resumed after its checkpoint was evaluated.
+    run(Entry(str(tmp_path / "set")), "other.jsonl", subject=later)
+    before = of_model(tiny_model, run_id="r", samples_seen=7)
+    assert (
+        run(Entry(str(tmp_path / "set")), "other.jsonl", subject=before).line == lines_in(tmp_path / "other.jsonl")[0]
+    )
+    assert [len(lines_in(tmp_path / name)) for name in ("out.jsonl", "other.jsonl")] == [1, 1]
 
 
 def test_data_are_looked_at_when_they_are_evaluated(tiny_model: CLIP, tmp_path: Path):

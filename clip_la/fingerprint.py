@@ -96,7 +96,7 @@ def _look(path: str, known: _File | None) -> _File:
         if known is not None and known.state == _state(found):
             return known
         return _read(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return _File(path, "", UNREADABLE)
 
 

@@ -133,8 +133,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
 def test_what_is_no_file_has_no_content(database: Path, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
-    names = ["absent", "pipe", "dangling", "."]
-    assert list(file_hashes(tmp_path / name for name in names)) == [UNREADABLE] * 4
+    names = ["absent", "pipe", "dangling", ".", "x" * 300, "zero\0byte", "pipe/x"]
+    assert list(file_hashes(f"{tmp_path}/{name}" for name in names)) == [UNREADABLE] * 7
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     Path(odd).write_bytes(b"odd")
     assert file_hash(odd) == expected(b"odd")

@@ -101,8 +101,8 @@ def pack(
     """
     if not 1 <= per_shard <= 10**INDEX_DIGITS:
         raise UserError(f"--per-shard {per_shard} is out of range: 1 to {10**INDEX_DIGITS}")
-    jobs = cut(source.sizes(), per_shard)
     plan = _plan(source, per_shard, check_pixels)
+    jobs = cut(source.sizes(), per_shard)
     _claim(out, plan)
     stats = {job.number: known for job in jobs if (known := _known(out, job)) is not None}
     todo = [job for job in jobs if job.number not in stats]

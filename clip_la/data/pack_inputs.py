@@ -20,13 +20,13 @@ def picture_lines(folder: Path, pictures: Sequence[str]) -> Iterator[str]:
         yield f"{path} {' '.join(next(hashes) for _ in range(width))}"
 
 
-def shard_lines(urls: Sequence[str]) -> Iterator[str]:
-    """For each shard its name and content; one that does not tell its state (a pipe) is read."""
+def shard_lines(urls: Sequence[str], read: dict[str, str]) -> Iterator[str]:
+    """For each shard its name and content; one that does not tell its state (a pipe) is read, if it is not in `read`."""
     for url, state in zip(urls, shard_hashes(urls), strict=True):
-        if state is None:
+        if state is None and url not in read:
             with open_shard(url) as stream:
-                state = stream_hash(stream)
-        yield f"{shard_name(url)} {state}"
+                read[url] = stream_hash(stream)
+        yield f"{shard_name(url)} {state or read[url]}"
 
 
 def parquet_lines(paths: Sequence[Path], column: str, images: Path) -> Iterator[str]:

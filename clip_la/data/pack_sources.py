@@ -256,10 +256,11 @@ class ShardSource:
 
     def __init__(self, urls: list[str]) -> None:
         self.urls = urls
+        self._read_through: dict[str, str] = {}
 
     def names(self) -> Iterable[str]:
         """Name and content of each shard."""
-        return shard_lines(self.urls)
+        return shard_lines(self.urls, self._read_through)
 
     def sizes(self) -> list[int]:
         """Counted by reading every shard, four at a time."""

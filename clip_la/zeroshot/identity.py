@@ -38,7 +38,8 @@ def model_hash(module: nn.Module, settings: Mapping[str, Any], without: str | No
     for name, tensor in sorted(_tensors(module).items()):
         if without is None or not name.startswith(without):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+            values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            digest.update(values)
     return digest.hexdigest()[:HASH_DIGITS]
 
 

@@ -138,9 +138,9 @@ def local_subject(folder: Path, weights: dict[str, torch.Tensor], config: dict[s
     return load_subject(f"local-dir:{folder}")
 
 
-@pytest.fixture
-def local(tmp_path: Path, open_clip_weights: dict[str, torch.Tensor]) -> Subject:
-    return local_subject(tmp_path / "base", open_clip_weights, CONFIG)
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, open_clip_weights: dict[str, torch.Tensor]) -> Subject:
+    return local_subject(tmp_path_factory.mktemp("local") / "base", open_clip_weights, CONFIG)
 
 
 def test_a_copied_folder_is_the_same_model(local: Subject, tmp_path: Path, open_clip_weights):

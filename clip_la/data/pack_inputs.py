@@ -21,7 +21,7 @@ def picture_lines(folder: Path, pictures: Sequence[str]) -> Iterator[str]:
 
 
 def shard_lines(urls: Sequence[str], read: dict[str, str]) -> Iterator[str]:
-    """For each shard its name and content; one that does not tell its state (a pipe) is read, if it is not in `read`."""
+    """For each shard its name and content; one that does not tell its state (a pipe) is read, unless `read` has it."""
     for url, state in zip(urls, shard_hashes(urls), strict=True):
         if state is None and url not in read:
             with open_shard(url) as stream:

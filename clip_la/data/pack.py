@@ -1,11 +1,13 @@
 """Packs image-text pairs into webdataset shards: in parallel, the same bytes every time, going on after a stop.
 
+The plan, written first as `pack.json`, holds hashes of all that the shards depend on: the content of the input, the
+columns, the settings, this code's format. What was packed from anything else is never taken for the same.
+
 Output shard `n` holds the input's samples `n * per_shard` to `(n + 1) * per_shard`, less those that cannot be used; its
-counts lie beside it as `00000_stats.json`, the name and form that img2dataset gives them. `pack.json` says what was
-packed; `sizes.json`, written last, is what the stream reads.
+counts lie beside it as `00000_stats.json`, the name and form that img2dataset gives them. `sizes.json`, written last,
+is what the stream reads.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +31,13 @@ from clip_la.data.pack_sources import Raw, Source
 from clip_la.data.problems import BadSample
 from clip_la.data.shards import KEY, ShardWriter
 from clip_la.errors import UserError
+from clip_la.fingerprint import combined
 
+# Raised when the same input gives other shards.
+FORMAT = 2
+# What a difference in a field of the plan means to a person.
+MEANINGS = {"format": "another version of clip-la", "input": "content or columns of the input"}
+COUNTS = {"count", "successes", "failures", "examples"}
 DEFAULT_PER_SHARD = 10_000
 SHARD_DIGITS, INDEX_DIGITS = 5, 4
 
@@ -93,8 +101,8 @@ def pack(
     """
     if not 1 <= per_shard <= 10**INDEX_DIGITS:
         raise UserError(f"--per-shard {per_shard} is out of range: 1 to {10**INDEX_DIGITS}")
-    jobs = cut(source.sizes(), per_shard)
     plan = _plan(source, per_shard, check_pixels)
+    jobs = cut(source.sizes(), per_shard)
     _claim(out, plan)
     stats = {job.number: known for job in jobs if (known := _known(out, job)) is not None}
     todo = [job for job in jobs if job.number not in stats]
@@ -104,18 +112,18 @@ def pack(
         for number, result in _run(source, out, todo, check_pixels, workers):
             stats[number] = result
             bar.update(result["count"])
+    if todo and _plan(source, per_shard, check_pixels) != plan:
+        raise UserError(f"the input changed while it was packed to {out}; remove that folder and pack again")
     return _finish(out, jobs, stats, source.note)
 
 
 def _plan(source: Source, per_shard: int, check_pixels: bool) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name in source.names():
-        digest.update(name.encode("utf-8", "surrogatepass") + b"\n")
     return {
+        "format": FORMAT,
         "kind": source.kind,
         "per_shard": per_shard,
         "check_pixels": check_pixels,
-        "input_sha256": digest.hexdigest(),
+        "input": combined(source.names()),
     }
 
 
@@ -126,16 +134,25 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{out} is a file; name a folder for the shards")
     remove_unfinished(out, "*" if marker.exists() else marker.name)
     if marker.exists():
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        found = _read_object(marker)
         if found != plan:
-            different = sorted(key for key in plan if found.get(key) != plan[key])
+            different = ", ".join(MEANINGS.get(key, key) for key in sorted(plan) if found.get(key) != plan[key])
             raise UserError(
-                f"{out} was packed from other input or settings ({', '.join(different)}); name a new folder"
+                f"{out} was packed from other input or settings ({different}); name a new folder, or remove this one"
             )
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds other files; name a new or empty folder for the shards")
     else:
         write_json(marker, plan)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _paths(out: Path, number: int) -> tuple[Path, Path]:
@@ -146,9 +163,8 @@ def _paths(out: Path, number: int) -> tuple[Path, Path]:
 def _known(out: Path, job: Job) -> dict[str, Any] | None:
     """The counts of a shard that is already there; they are written after it, so it is whole."""
     shard, stats = _paths(out, job.number)
-    try:
-        found = json.loads(stats.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    found = _read_object(stats)
+    if not COUNTS.issubset(found):
         return None
     return found if shard.exists() or not found["successes"] else None
 

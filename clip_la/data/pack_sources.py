@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.data.formats import IMAGE_SUFFIXES, JSON_PART, TEXT_PART, is_hidden, is_picture
+from clip_la.data.pack_inputs import picture_lines, shard_lines
 from clip_la.data.parquet_source import ParquetSource
 from clip_la.data.problems import Problem
 from clip_la.data.raw import PIECE_SAMPLES, Raw, Source, from_file, from_parts, piece_sizes
@@ -54,8 +55,8 @@ class FolderSource:
         self.note = "" if self._beside else f"no captions beside the pictures (X.txt, or X.json with caption){table}"
 
     def names(self) -> Iterable[str]:
-        """Path and size of each picture."""
-        return (f"{path} {(self.folder / path).stat().st_size}" for path in self.paths)
+        """Path of each picture, and its content with that of its texts."""
+        return picture_lines(self.folder, self.paths, self.texts_of)
 
     def sizes(self) -> list[int]:
         """Pieces of PIECE_SAMPLES pictures, in the order of their paths."""
@@ -93,10 +94,11 @@ class ShardSource:
 
     def __init__(self, urls: list[str]) -> None:
         self.urls = urls
+        self._read_through: dict[str, str] = {}
 
     def names(self) -> Iterable[str]:
-        """Each shard, with its size where that is to be had."""
-        return (f"{shard_name(url)} {os.path.getsize(url) if os.path.exists(url) else ''}" for url in self.urls)
+        """Name and content of each shard."""
+        return shard_lines(self.urls, self._read_through)
 
     def sizes(self) -> list[int]:
         """Counted by reading every shard, four at a time."""

@@ -1,11 +1,13 @@
 """Rows of Parquet files as a source of `pack`."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from clip_la.data import problems
 from clip_la.data.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, columns_note, pick_column
+from clip_la.data.pack_inputs import parquet_lines
 from clip_la.data.problems import BadSample
 from clip_la.data.raw import Raw, from_file, picture_of, plain, with_alternatives
 from clip_la.errors import UserError
@@ -39,8 +41,9 @@ class ParquetSource:
         self.groups = [(i, g) for i, file in enumerate(files) for g in range(file.num_row_groups)]
 
     def names(self) -> Iterable[str]:
-        """Name and size of each file."""
-        return (f"{path.name} {path.stat().st_size}" for path in self.paths)
+        """The columns, name and content of each file, and the content of pictures that lie outside."""
+        yield json.dumps([self.image_column, self.caption_column])
+        yield from parquet_lines(self.paths, self.image_column, self.images)
 
     def sizes(self) -> list[int]:
         """Rows of each row group."""

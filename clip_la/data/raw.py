@@ -162,3 +162,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool) else None
+
+
+def file_named_by(cell: Any) -> str | None:
+    """The file that a cell of a column of pictures names, or None where it holds bytes, or nothing of use."""
+    try:
+        picture = picture_of(cell)
+    except BadSample:
+        return None
+    return picture if isinstance(picture, str) else None

@@ -17,6 +17,7 @@ from clip_la.data.raw import (
     NULL_WORDS,
     PIECE_SAMPLES,
     Raw,
+    file_named_by,
     from_file,
     picture_of,
     piece_sizes,
@@ -25,6 +26,7 @@ from clip_la.data.raw import (
 )
 from clip_la.data.sources import is_remote
 from clip_la.errors import UserError
+from clip_la.fingerprint import file_hashes
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 UTF_16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -81,8 +83,11 @@ class TableSource:
             raise UserError(f"{path} holds addresses ('{first}'); fetch them first, for example with img2dataset")
 
     def names(self) -> Iterable[str]:
-        """Picture and caption of each row."""
-        return (f"{row.values.get(self.image_column)}\t{row.values.get(self.caption_column)}" for row in self.rows)
+        """The columns, and of each row its values and problem and the picture's content."""
+        yield json.dumps([self.image_column, self.caption_column])
+        pictures = (self.path_of(file_named_by(row.values.get(self.image_column)) or "") for row in self.rows)
+        for row, content in zip(self.rows, file_hashes(pictures, len(self.rows)), strict=True):
+            yield json.dumps([list(row.values.items()), row.problem, content], default=str)
 
     def sizes(self) -> list[int]:
         """Pieces of PIECE_SAMPLES rows."""

@@ -103,13 +103,13 @@ class ModelSpec:
             for choice in choices:
                 if choice.options.get("rope", "none") != "none" and head % multiple:
                     raise UserError(
-                        f"{tower} tower of {shown(self.name)}: '{choice}' turns features, which wants heads of a multiple of"
-                        f" {multiple} features; these have {head}"
+                        f"{tower} tower of {shown(self.name)}: '{choice}' turns features, which"
+                        f" wants heads of a multiple of {multiple} features; these have {head}"
                     )
                 if tower == "text" and not attention_kind(choice.kind).causal:
                     raise UserError(
-                        f"text tower of {shown(self.name)}: '{choice.kind}' has no causal form, it is for image towers; give"
-                        " text_attention another kind"
+                        f"text tower of {shown(self.name)}: '{choice.kind}' has no causal form, it is for image"
+                        " towers; give text_attention another kind"
                     )
 
     def _check_pixels(self) -> None:

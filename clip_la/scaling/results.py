@@ -30,7 +30,10 @@ FIELDS = (
     "metrics",
 )
 # Two lines compare only where the test set and the classifier were the same.
-EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash")
+EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash", "data_hash")
+# Lines that differ in these answer different questions: a later one does not take the place of an earlier.
+QUESTION_FIELDS = ("task", "train_dataset", "shots")
+DATA_HASH = "data_hash"
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -101,11 +104,17 @@ def describe(fields: Mapping[str, Any]) -> str:
     return f"{fields['run_id']} ({fields['model']}, {fields['attention']}) at {fields['samples_seen']} samples"
 
 
-def _check_same_evaluation(rows: Sequence[Row], dataset: str) -> None:
-    for name in EVALUATION_FIELDS:
+def _is_comparable(name: str, value: Any) -> bool:
+    """False for what says nothing of the content: lines of before, and data that were read from elsewhere."""
+    return name != DATA_HASH or (isinstance(value, str) and "-" not in value)
+
+
+def _check_same(rows: Sequence[Row], dataset: str, names: Sequence[str]) -> None:
+    for name in names:
         first: dict[Any, str] = {}
         for row in rows:
-            first.setdefault(row.fields.get(name), row.where)
+            if _is_comparable(name, value := row.fields.get(name)):
+                first.setdefault(value, row.where)
         if len(first) > 1:
             places = ", ".join(f"{value} in {where}" for value, where in list(first.items())[:2])
             raise UserError(f"results on '{dataset}' differ in {name} ({places}): choose with --where {name}=VALUE")
@@ -220,8 +229,9 @@ def result_points(
     by_target: list[dict[tuple[Any, ...], Row]] = []
     for target in targets:
         here = _with_metric([row for row in rows if row.fields["dataset"] == target], metric)
+        _check_same(finished(here), target, QUESTION_FIELDS)
         entered, out = _enter(here)
-        _check_same_evaluation(list(entered.values()), target)
+        _check_same(list(entered.values()), target, EVALUATION_FIELDS)
         by_target.append(entered)
         left_out += out
     complete = set(by_target[0]).intersection(*by_target[1:])

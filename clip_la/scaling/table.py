@@ -1,6 +1,6 @@
 """Tables as plain text and as Markdown, and the table of results: a row a checkpoint, a column a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clip_la.errors import UserError
@@ -70,11 +70,25 @@ def _times_chance(row: Row | None, metric: str) -> str:
     return f"{row.fields['metrics'][metric]['value'] * row.fields['num_classes']:.1f}"
 
 
+def _columns(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """The column of a row: its data set, with the task where these rows hold several tasks on it."""
+    tasks: dict[str, set[str]] = {}
+    for row in rows:
+        tasks.setdefault(str(row.fields["dataset"]), set()).add(str(row.fields.get("task")))
+
+    def column_of(row: Row) -> str:
+        dataset, task = str(row.fields["dataset"]), str(row.fields.get("task"))
+        return f"{dataset} ({task})" if len(tasks.get(dataset, ())) > 1 and task in tasks[dataset] else dataset
+
+    return column_of
+
+
 def results_table(rows: Sequence[Row], *, metric: str = DEFAULT_METRIC, chance: bool = True) -> Table:
     """The table of results: model, attention, schedule, samples seen, compute, and the metric on each data set.
 
     Args:
-        rows: result lines, from `read_results`; of lines on the same checkpoint and data set the last counts.
+        rows: result lines, from `read_results`; of lines on the same checkpoint, data set and task the last counts. A
+            data set with the metric from several tasks has a column for each.
         metric: a key of `metrics`, a fraction; shown in per cent with its 95 % interval.
         chance: adds for each data set how many times chance (1 / classes) the metric is.
 
@@ -82,7 +96,8 @@ def results_table(rows: Sequence[Row], *, metric: str = DEFAULT_METRIC, chance: 
     """
     if not rows:
         raise UserError("no results to put in a table")
-    datasets = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
+    column_of = _columns([row for row in rows if metric in row.fields["metrics"]])
+    datasets = list(dict.fromkeys(map(column_of, rows)))
     kinds = list(dict.fromkeys(str(row.fields["attention"]) for row in rows))
     checkpoints: dict[tuple, dict[str, Row]] = {}
     for row in rows:
@@ -94,7 +109,9 @@ def results_table(rows: Sequence[Row], *, metric: str = DEFAULT_METRIC, chance: 
             str(fields["run_id"]),
             str(fields["schedule"]),
         )
-        checkpoints.setdefault(key, {})[str(fields["dataset"])] = row
+        own = checkpoints.setdefault(key, {})
+        if metric in fields["metrics"] or column_of(row) not in own:
+            own[column_of(row)] = row
     header = ["model", "attention", "schedule", "samples seen", "compute (FLOPs)"]
     for dataset in datasets:
         header.append(f"{metric} % {dataset}")

@@ -110,7 +110,7 @@ class ZeroShotEvaluation(Callback):
                 # Through tqdm, which takes the progress line of the training out of the way.
                 tqdm.write(f"at {task.samples_seen:,} samples: {text}", file=sys.stderr)
 
-        before = {line.get("evaluation") for line in results.read(self._out)}
+        before = list(results.read(self._out))
         was_training = task.model.training
         task.model.eval()
         try:
@@ -118,7 +118,7 @@ class ZeroShotEvaluation(Callback):
                 found = list(evaluate_jobs(self._subject(task), self._jobs, self._how, self._out, False, report))
         finally:
             task.model.train(was_training)
-        self.latest = [evaluation for evaluation in found if evaluation.line["evaluation"] not in before]
+        self.latest = [evaluation for evaluation in found if evaluation.line not in before]
         for evaluation in self.latest if trainer.is_global_zero else ():
             _log(trainer, evaluation.line, task.samples_seen)
 

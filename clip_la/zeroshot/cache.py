@@ -16,7 +16,7 @@ from clip_la.atomic import atomic_write
 from clip_la.zeroshot.classes import content_hash
 
 # Raised when the way a classifier is computed changes: older files are then stale.
-FORMAT = "1"
+FORMAT = "2"
 ROWS = "classifier"
 
 

@@ -53,7 +53,7 @@ def choose_prompts(text: str | None, test_set: TestSet) -> PromptSet:
 def evaluation_id(subject: Subject, test_set: TestSet, templates: PromptSet, precision: str, batch_size: int) -> str:
     """A hash of all that the digits of an evaluation depend on, so that a finished one is known again."""
     parts = (subject.hash, test_set.fingerprint, test_set.classes.hash, templates.hash, precision, batch_size)
-    return content_hash([results.CLASSIFICATION, *parts, subject.device.type])
+    return content_hash([results.CLASSIFICATION, results.FORMAT, *parts, subject.device.type])
 
 
 def classification_metrics(found: Predictions, num_classes: int) -> dict[str, dict[str, float]]:
@@ -86,6 +86,17 @@ def hierarchy_metrics(found: Predictions, classes: ClassSet) -> dict[str, dict[s
     return {name: estimate.to_dict() for name, estimate in values.items()}
 
 
+def labels_of(subject: Subject, test_set: TestSet, templates: PromptSet) -> dict[str, Any]:
+    """The fields of a result line that name model, data and prompts; they move no digit."""
+    return {
+        **subject.origin,
+        "task": results.CLASSIFICATION,
+        **test_set.labels,
+        "names": test_set.classes.label,
+        "templates": templates.name,
+    }
+
+
 def result_line(
     subject: Subject, test_set: TestSet, templates: PromptSet, found: Predictions, precision: str, evaluation: str
 ) -> dict[str, Any]:
@@ -93,15 +104,12 @@ def result_line(
     classes = test_set.classes
     collisions = classes.collisions()
     return {
-        **subject.origin,
-        "task": results.CLASSIFICATION,
-        "dataset": test_set.name,
+        **labels_of(subject, test_set, templates),
+        "data_hash": test_set.fingerprint,
         "num_samples": len(found),
         "num_classes": len(classes),
         "metrics": classification_metrics(found, len(classes)) | hierarchy_metrics(found, classes),
-        "names": classes.label,
         "names_hash": classes.hash,
-        "templates": templates.name,
         "templates_hash": templates.hash,
         "classes_with_pictures": len(np.unique(found.labels)),
         "classes_sharing_a_name": len({key for keys in collisions.values() for key in keys}),

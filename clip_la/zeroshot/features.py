@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
-from clip_la.zeroshot import ranks
+from clip_la.zeroshot import ranks, results
 from clip_la.zeroshot.classes import content_hash
 from clip_la.zeroshot.images import ImageBatch, image_batches
 from clip_la.zeroshot.parts import Parts, collect, earlier, units_of
@@ -85,7 +85,7 @@ def merge_rows(parts: Sequence[FeatureRows]) -> FeatureRows:
 def features_id(subject: Subject, test_set: TestSet, precision: str, batch_size: int) -> str:
     """A hash of all that the features of a test set, and what is known of its pictures, depend on."""
     parts = (subject.hash, test_set.fingerprint, test_set.classes.hash, precision, batch_size, subject.device.type)
-    return content_hash([FOLDER, *parts])
+    return content_hash([FOLDER, results.FORMAT, *parts])
 
 
 def feature_parts(state: Path | None, name: str) -> Parts[FeatureRows] | None:

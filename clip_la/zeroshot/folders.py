@@ -10,8 +10,8 @@ from clip_la.data.formats import IMAGE_SUFFIXES, is_hidden, is_picture
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot import names as known
-from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.records import NO_LABEL, Record, Skipped, TestSet
+from clip_la.zeroshot.classes import ClassSet
+from clip_la.zeroshot.records import NO_LABEL, Content, Record, Skipped, TestSet
 
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 NAMES_SHOWN = 3
@@ -107,8 +107,8 @@ def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...]]], classes: 
     """A test set of listed files, paths relative to `root`."""
     if not files:
         raise UserError(f"the class folders of {root} hold no pictures ({', '.join(IMAGE_SUFFIXES)})")
-    sizes = [(file, labels, (root / file).stat().st_size) for file, labels in files]
-    return TestSet(name, classes, (FolderSource(root, tuple(files)),), content_hash(sizes), len(files))
+    content = Content([str(root / file) for file, _ in files], files)
+    return TestSet(name, classes, (FolderSource(root, tuple(files)),), content, len(files))
 
 
 def with_real_labels(test_set: TestSet) -> TestSet:

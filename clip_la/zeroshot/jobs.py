@@ -1,11 +1,11 @@
 """The kinds of evaluation behind one face: each knows the id of its result beforehand, and how to make it."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from clip_la.zeroshot import results
+from clip_la.zeroshot import evaluate, probe, results, retrieval
 from clip_la.zeroshot.cache import ClassifierCache
 from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, Evaluation, evaluation_id, run_evaluation
 from clip_la.zeroshot.features import features_id, forget
@@ -41,6 +41,33 @@ class Job(ABC):
     test_set: TestSet
     has_predictions = False
 
+    @property
+    def test_sets(self) -> dict[str, TestSet]:
+        """The test sets that it reads, by the names of their fields."""
+        return {"test_set": self.test_set}
+
+    def as_found(self) -> Self:
+        """The same job with the content of its data as it is found now, equal on every rank. All ranks must call it."""
+        found = self._look()
+        sets = {name: own.as_found(found[name]) for name, own in self.test_sets.items()}
+        return replace(self, **sets)  # type: ignore[type-var]
+
+    @property
+    def content(self) -> dict[str, str]:
+        """The fingerprints of its test sets."""
+        return {name: own.fingerprint for name, own in self.test_sets.items()}
+
+    def has_changed(self) -> bool:
+        """Whether its data are no longer what they were found to be. All ranks must call it."""
+        return self._look() != self.content
+
+    def _look(self) -> dict[str, str]:
+        return {name: own.content() for name, own in self.test_sets.items()}
+
+    @abstractmethod
+    def labels(self, subject: Subject) -> dict[str, Any]:
+        """What the result's line says of model and data by name."""
+
     @abstractmethod
     def identify(self, subject: Subject, how: How) -> str:
         """The evaluation id that the result will have."""
@@ -67,6 +94,9 @@ class Classification(Job):
     prompts: PromptSet
     has_predictions = True
 
+    def labels(self, subject: Subject) -> dict[str, Any]:
+        return evaluate.labels_of(subject, self.test_set, self.prompts)
+
     def identify(self, subject: Subject, how: How) -> str:
         return evaluation_id(subject, self.test_set, self.prompts, how.precision, how.batch_size)
 
@@ -79,6 +109,9 @@ class Retrieval(Job):
     """Pictures by caption and captions by picture."""
 
     test_set: TestSet
+
+    def labels(self, subject: Subject) -> dict[str, Any]:
+        return retrieval.labels_of(subject, self.test_set)
 
     def identify(self, subject: Subject, how: How) -> str:
         return retrieval_id(subject, self.test_set, how.precision, how.batch_size)
@@ -98,6 +131,13 @@ class Probe(Job):
     train_set: TestSet
     task: str
     shots: int | None
+
+    @property
+    def test_sets(self) -> dict[str, TestSet]:
+        return {"test_set": self.test_set, "train_set": self.train_set}
+
+    def labels(self, subject: Subject) -> dict[str, Any]:
+        return probe.labels_of(subject, self.train_set, self.test_set, self.task)
 
     def identify(self, subject: Subject, how: How) -> str:
         return probe_id(subject, self.train_set, self.test_set, self.task, self.shots, how.precision, how.batch_size)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,6 +57,7 @@ def load_subject(
     subject.module.eval().requires_grad_(False).to(device)
     if compiled:
         subject.compile()
+        return replace(subject, compiled=True)
     return subject
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot import names as known
-from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.records import NO_LABEL, NO_PICTURE, NOT_IN_SET, Record, Skipped, TestSet
+from clip_la.zeroshot.classes import ClassSet
+from clip_la.zeroshot.records import NO_LABEL, NO_PICTURE, NOT_IN_SET, Content, Record, Skipped, TestSet
 
 PICTURE_COLUMNS = ("image", "img", "picture", "jpg")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "wnid")
@@ -81,9 +81,9 @@ def open_parquet(root: Path, classes: ClassSet | None, name: str) -> TestSet:
     chosen = classes or class_sets.from_entries(own or [], name=name, path=paths[0])
     positions = None if own is None else _positions(own, chosen, paths[0])
     sources = tuple(ParquetSource(path, picture, label, chosen, positions) for path in paths)
-    sizes = [(path.name, path.stat().st_size) for path in paths]
+    content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, positions])
     num_records = sum(file.metadata.num_rows for file in files)
-    return TestSet(name, chosen, sources, content_hash([sizes, positions]), num_records)
+    return TestSet(name, chosen, sources, content, num_records)
 
 
 def _column(schema: Any, candidates: tuple[str, ...], path: Path) -> str:

@@ -179,14 +179,12 @@ def _result_line(
 ) -> dict[str, Any]:
     labels, num_classes = _labels(test), len(test_set.classes)
     return {
-        **subject.origin,
-        "task": task,
-        "dataset": test_set.name,
-        "train_dataset": train_set.name,
+        **labels_of(subject, train_set, test_set, task),
+        "data_hash": test_set.fingerprint,
+        "train_hash": train_set.fingerprint,
         "num_samples": len(found),
         "num_classes": num_classes,
         "classes_with_pictures": len(labels.unique()),
-        "names": test_set.classes.label,
         "names_hash": test_set.classes.hash,
         **learning,
         "metrics": _metrics(found, labels.numpy(), num_classes),
@@ -216,4 +214,16 @@ def probe_id(
 ) -> str:
     """A hash of all that the digits of a probe depend on."""
     parts: Sequence[Any] = (subject.hash, train_set.fingerprint, test_set.fingerprint, test_set.classes.hash)
-    return content_hash([task, shots, *parts, precision, batch_size, subject.device.type])
+    return content_hash([task, results.FORMAT, shots, *parts, precision, batch_size, subject.device.type])
+
+
+def labels_of(subject: Subject, train_set: TestSet, test_set: TestSet, task: str) -> dict[str, Any]:
+    """The fields of a result line that name model, data and classes."""
+    return {
+        **subject.origin,
+        "task": task,
+        **test_set.labels,
+        "train_dataset": train_set.name,
+        "train_path": train_set.data,
+        "names": test_set.classes.label,
+    }

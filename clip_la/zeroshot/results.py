@@ -20,6 +20,10 @@ KNN = "knn"
 # The distributions whose versions can move a result.
 VERSIONED = ("clip_la", "torch", "torchvision", "timm", "open_clip_torch", "pillow", "numpy")
 FILE_NAME = "results.jsonl"
+# Raised when what an evaluation computes from the same input changes: what was kept before is then not found.
+FORMAT = 2
+# What a line says of places; they may be spelt in several ways.
+PLACES = ("checkpoint", "data", "train_path")
 
 
 def versions() -> dict[str, str]:
@@ -93,13 +97,27 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def find(path: str | os.PathLike[str], evaluation: str) -> dict[str, Any] | None:
-    """The last line of the file with this evaluation id, if any."""
-    found = None
-    for line in read(path):
-        if line.get("evaluation") == evaluation:
-            found = line
-    return found
+def find(path: str | os.PathLike[str], evaluation: str, labels: Mapping[str, Any] | None = None) -> dict | None:
+    """The last line of the file with this evaluation id, if any; one that says the same as `labels` before others."""
+    lines = [line for line in read(path) if line.get("evaluation") == evaluation]
+    agreeing = [line for line in lines if agrees(line, labels or {})]
+    found = agreeing or lines
+    return found[-1] if found else None
+
+
+def agrees(line: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
+    """Whether a line says the same as `labels` of model and data, however paths are spelt."""
+    return all(_same(name, line.get(name), value) for name, value in labels.items())
+
+
+def _same(name: str, found: Any, wanted: Any) -> bool:
+    # A run's own evaluation knows of no file yet.
+    if name == "checkpoint" and (found is None or wanted is None):
+        return True
+    if name in PLACES and isinstance(found, str) and isinstance(wanted, str):
+        return os.path.abspath(found) == os.path.abspath(wanted)
+    # As JSON has it, which knows no tuples.
+    return bool(found == json.loads(json.dumps(wanted)))
 
 
 def circumstances(device: torch.device, precision: str) -> dict[str, Any]:

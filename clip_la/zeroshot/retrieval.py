@@ -170,7 +170,12 @@ def retrieval_metrics(pairs: Pairs, device: torch.device, precision: str = "floa
 def retrieval_id(subject: Subject, test_set: TestSet, precision: str, batch_size: int) -> str:
     """A hash of all that the digits of a retrieval result depend on."""
     parts = (subject.hash, test_set.fingerprint, precision, batch_size, subject.device.type)
-    return content_hash([results.RETRIEVAL, *parts])
+    return content_hash([results.RETRIEVAL, results.FORMAT, *parts])
+
+
+def labels_of(subject: Subject, test_set: TestSet) -> dict[str, Any]:
+    """The fields of a result line that name model and data."""
+    return {**subject.origin, "task": results.RETRIEVAL, **test_set.labels}
 
 
 def evaluate_retrieval(
@@ -194,9 +199,8 @@ def evaluate_retrieval(
         progress=progress,
     )
     return {
-        **subject.origin,
-        "task": results.RETRIEVAL,
-        "dataset": test_set.name,
+        **labels_of(subject, test_set),
+        "data_hash": test_set.fingerprint,
         "num_samples": len(pairs.images),
         "num_captions": len(pairs.texts),
         "metrics": retrieval_metrics(pairs, subject.device, precision),

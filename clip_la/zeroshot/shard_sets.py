@@ -14,8 +14,17 @@ from clip_la.data.shards import expand_urls, read_samples
 from clip_la.data.sources import shards_in
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
-from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, NOT_IN_SET, Record, Skipped, TestSet
+from clip_la.zeroshot.classes import ClassSet
+from clip_la.zeroshot.records import (
+    NO_CLASSES,
+    NO_LABEL,
+    NO_PICTURE,
+    NOT_IN_SET,
+    Content,
+    Record,
+    Skipped,
+    TestSet,
+)
 
 # Where CLIP_benchmark's data sets keep their shards.
 SPLIT_FOLDERS = ("test", "val")
@@ -123,8 +132,7 @@ class CaptionSource:
 def open_caption_shards(data: str, name: str) -> TestSet:
     """A retrieval set of shards: each line of .txt is a caption, as CLIP_benchmark has it."""
     urls, _ = find_shards(data)
-    sizes = [(url, Path(url).stat().st_size if Path(url).is_file() else None) for url in urls]
-    return TestSet(name, NO_CLASSES, tuple(CaptionSource(url) for url in urls), content_hash(sizes))
+    return TestSet(name, NO_CLASSES, tuple(CaptionSource(url) for url in urls), Content(urls, None), data=data)
 
 
 def find_shards(data: str) -> tuple[list[str], Path | None]:
@@ -169,5 +177,5 @@ def open_shards(data: str, classes: ClassSet | None, name: str) -> TestSet:
     # Numbers count in the set's own list; with another list only names and WordNet ids mean anything.
     fits = own is None or own.ids == chosen.ids or (len(own) == len(chosen) and own.names == chosen.names)
     sources = tuple(ShardSource(url, chosen, fits) for url in urls)
-    sizes = [(url, Path(url).stat().st_size if Path(url).is_file() else None) for url in urls]
-    return TestSet(name, chosen, sources, content_hash([sizes, fits]), None, own_templates(folder))
+    content = Content(urls, [fits, own.hash if own else None])
+    return TestSet(name, chosen, sources, content, None, own_templates(folder))

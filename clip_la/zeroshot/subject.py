@@ -1,7 +1,6 @@
 """The model under evaluation behind one small face: ours, or any model of open_clip through open_clip's own module."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,9 +19,9 @@ from clip_la.errors import UserError, unknown
 from clip_la.models.clip import CLIP
 from clip_la.models.flops import flops
 from clip_la.models.spec import ModelSpec
+from clip_la.zeroshot.identity import PROBES, model_hash, structure, tokenizer_id
 
 Tokenize = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
-HASH_DIGITS = 16
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 # How a picture file becomes a model's input: RGB by the rule of data/decode.py first, or as Pillow opens it and all of
 # the rest by open_clip's transform, which shows what lies under transparency and leaves EXIF and wide integers alone.
@@ -86,6 +85,9 @@ class Subject:
         pixel_stats: (mean, std) in RGB on the 0..1 scale, or None.
         context_length: the longest text, in tokens; `trims_text` says whether shorter ones may come unpadded.
         image_prefix: how the names of the image tower's weights begin (the text classifier does not depend on them).
+        architecture: what the towers compute with their weights, as JSON has it.
+        text_architecture: the text tower's part of it.
+        compiled: whether torch has compiled the towers, which may move a digit.
         origin: the fields of a result line that tell where the model comes from.
     """
 
@@ -97,6 +99,9 @@ class Subject:
     context_length: int
     trims_text: bool
     image_prefix: str
+    architecture: Any
+    text_architecture: Any
+    compiled: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -132,13 +137,22 @@ class Subject:
 
     @functools.cached_property
     def text_hash(self) -> str:
-        """Hash of everything the text classifier depends on but the prompts: text weights and tokenizer."""
-        return weights_hash(self.module, self.tokenizer_name, without=self.image_prefix)
+        """Hash of everything the text classifier depends on but the prompts: text tower, its weights, tokenizer."""
+        settings = {**self._text_settings(), "architecture": self.text_architecture}
+        return model_hash(self.module, settings, without=self.image_prefix)
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of all weights, the tokenizer and the transform."""
-        return weights_hash(self.module, f"{self.tokenizer_name} {self.origin.get('transform', OWN)}")
+        """Hash of everything that features depend on: towers, their weights, tokenizer, preparation of pictures."""
+        settings = {**self._text_settings(), "architecture": self.architecture}
+        # The text of a dataclass has all its fields; that of any other object differs from process to process.
+        settings |= {"preprocess": repr(self.preprocess), "pixel_stats": self.pixel_stats}
+        return model_hash(self.module, settings)
+
+    def _text_settings(self) -> dict[str, Any]:
+        tokens = self.tokenize(PROBES).tolist()
+        names = ("tokenizer_name", "context_length", "trims_text", "compiled")
+        return {"tokens": tokens, **{name: getattr(self, name) for name in names}}
 
 
 def autocast(device: torch.device, precision: str) -> Any:
@@ -169,20 +183,10 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def weights_hash(module: nn.Module, salt: str, without: str | None = None) -> str:
-    """The first 16 hex digits of a BLAKE2b over names, shapes, dtypes and bytes of the state dict."""
-    digest = hashlib.blake2b(salt.encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        name = name.removeprefix("_orig_mod.")
-        if without is None or not name.startswith(without):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:HASH_DIGITS]
-
-
 def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subject:
     """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
     spec = model.spec
+    numbers = {name: value for name, value in spec.to_dict().items() if name != "name"}
     origin = {
         "run_id": meta.get("run_id"),
         # Branches of one constant-rate run share it: a bootstrap must resample them together.
@@ -211,6 +215,8 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subj
         context_length=spec.context_length,
         trims_text=True,
         image_prefix="image.",
+        architecture=numbers,
+        text_architecture={k: v for k, v in numbers.items() if not k.startswith(("image_", "patch_", "pixel_"))},
         origin=origin,
     )
 
@@ -260,10 +266,12 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
         preprocess=OpenClipPreprocess(tuple(sorted((key, _frozen(value)) for key, value in settings.items()))),
         pixel_stats=None,
         tokenize=lambda texts: tokenizer(list(texts)),
-        tokenizer_name=f"open_clip/{name}",
+        tokenizer_name=tokenizer_id(tokenizer),
         context_length=int(module.context_length),  # type: ignore[arg-type]
         trims_text=False,
         image_prefix="visual.",
+        architecture=structure(module),
+        text_architecture=structure(module, without="visual."),
         origin=origin,
     )
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from clip_la.zeroshot.entries import Entry, prepare, read_suite
 from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, PREDICTIONS_FOLDER, Evaluation
 from clip_la.zeroshot.jobs import How, Job
 from clip_la.zeroshot.load import load_subject, run_folder
-from clip_la.zeroshot.records import TestSet
+from clip_la.zeroshot.records import UNKNOWN, TestSet
 from clip_la.zeroshot.subject import OWN, Subject
 
 __all__ = ["Entry", "Extras", "percent", "read_suite", "run_suite"]
 
 Report = Callable[[str], None]
+# How often data that change while they are evaluated are evaluated again.
+TRIES = 3
 
 
 def say(text: str) -> None:
@@ -87,23 +89,46 @@ def evaluate_jobs(
 
     What `target` has already is not made again, unless `again`. Whoever calls it must take all of it: features that
     several jobs share are removed at the end.
+
+    Raises:
+        UserError: wrong input; data that changed each time while they were evaluated.
     """
     state = target.parent / PREDICTIONS_FOLDER
+    looked_at: list[Job] = []
     for job in jobs:
-        yield _one(subject, job, how, target, state, again, report)
+        for _ in range(TRIES):
+            looked_at.append(found := job.as_found())
+            evaluation = _one(subject, found, how, target, state, again, report)
+            if evaluation is not None:
+                yield evaluation
+                break
+            report(f"{job.test_set.name} changed while it was evaluated; evaluating it as it is now")
+        else:
+            raise UserError(
+                f"{job.test_set.name} changes while it is evaluated ({TRIES} times); wait until it is whole"
+            )
     if ranks.rank() == 0:
-        for job in jobs:
+        for job in looked_at:
             job.forget(subject, how, state)
 
 
-def _one(subject: Subject, job: Job, how: How, target: Path, state: Path, again: bool, report: Report) -> Evaluation:
-    evaluation = job.identify(subject, how)
-    # Rank 0 alone looks, so that all ranks take the same way.
-    found = ranks.exchange(lambda: None if again or ranks.rank() else _finished(target, state, evaluation, job))[0]
-    if found is not None:
-        report(f"{subject.label} on {job.test_set.name}: already in {target}")
-        return found
+def _one(
+    subject: Subject, job: Job, how: How, target: Path, state: Path, again: bool, report: Report
+) -> Evaluation | None:
+    """One evaluation, found or made; None if the data have changed meanwhile."""
+    evaluation, labels = job.identify(subject, how), job.labels(subject)
+
+    def look() -> Evaluation | None:
+        # Rank 0 alone looks, so that all ranks take the same way.
+        return None if again or ranks.rank() else _finished(target, state, evaluation, labels, job)
+
+    if (found := ranks.exchange(look)[0]) is not None:
+        return _under_its_name(found, labels, target, report)
+    if any(content.startswith(UNKNOWN) for content in job.content.values()):
+        report(f"{job.test_set.name}: nothing tells whether its data are still the same, so it is evaluated anew")
     made = job.run(subject, how, state)
+    if job.has_changed():
+        return None
     if ranks.rank() == 0:
         results.append(target, made.line)
         beside = f" and {state / evaluation}.npz" if job.has_predictions else ""
@@ -111,9 +136,26 @@ def _one(subject: Subject, job: Job, how: How, target: Path, state: Path, again:
     return made
 
 
-def _finished(target: Path, state: Path, evaluation: str, job: Job) -> Evaluation | None:
+def _under_its_name(found: Evaluation, labels: dict[str, Any], target: Path, report: Report) -> Evaluation:
+    """A result of before; where it stands under another name or path than was asked for, a line under that is added."""
+    line = found.line
+    name = f"{labels['checkpoint'] or labels['model']} on {labels['dataset']}"
+    if results.agrees(line, labels):
+        report(f"{name}: already in {target}")
+        # Paths as they are spelt now.
+        return replace(found, line={**line, **{key: value for key, value in labels.items() if value is not None}})
+    before = f"{line['checkpoint'] or line['model']} on {line['dataset']}"
+    same = f"the same as {before}" if before != name else "the same under other labels"
+    line = {**line, **labels}
+    if ranks.rank() == 0:
+        results.append(target, line)
+    report(f"{name}: {same}, already in {target}; wrote a line under this name")
+    return replace(found, line=line)
+
+
+def _finished(target: Path, state: Path, evaluation: str, labels: dict[str, Any], job: Job) -> Evaluation | None:
     """A result of before, if its line (and its predictions, where the job makes some) are there and whole."""
-    line = results.find(target, evaluation)
+    line = results.find(target, evaluation, labels)
     if line is None or not job.has_predictions:
         return None if line is None else Evaluation(line)
     path = state / f"{evaluation}.npz"
@@ -161,13 +203,13 @@ def describe(test_set: TestSet, report: Report) -> None:
 
 def compare_all(done: Sequence[Evaluation], report: Report) -> list[dict[str, Any]]:
     """Each model against the first one, on each data set that both were evaluated on."""
-    first: dict[tuple[str, ...], Evaluation] = {}
+    first: dict[tuple[Any, ...], Evaluation] = {}
     found: list[dict[str, Any]] = []
     for evaluation in done:
         if evaluation.found is None:
             continue
         line = evaluation.line
-        base = first.setdefault((line["dataset"], line["names_hash"], line["templates_hash"]), evaluation)
+        base = first.setdefault(tuple(line.get(name) for name in tables.PAIRED_BY), evaluation)
         if base is not evaluation:
             found.append(tables.compare(base, evaluation))
             report(tables.describe_comparison(found[-1]))

@@ -14,6 +14,8 @@ from clip_la.zeroshot.evaluate import Evaluation
 
 COLUMNS = ("id", "name", "pictures", "recall", "mistaken_for")
 MISTAKES_SHOWN = 5
+# Results that differ in one of these are of different pictures or questions.
+PAIRED_BY = ("dataset", "data_hash", "names_hash", "templates_hash")
 LANGUAGE = "en"
 
 
@@ -47,7 +49,7 @@ def compare(a: Evaluation, b: Evaluation) -> dict[str, Any]:
     Raises:
         UserError: other data sets, class sets or prompts; or no predictions to pair.
     """
-    for name in ("dataset", "names_hash", "templates_hash"):
+    for name in PAIRED_BY:
         if a.line.get(name) != b.line.get(name):
             raise UserError(f"results differ in {name} ({a.line.get(name)}, {b.line.get(name)}): they cannot be paired")
     rows_a, rows_b = predictions.pair(a.predictions, b.predictions)

@@ -1,5 +1,6 @@
 """From what a user names to a test set: class folders, webdataset shards, Parquet files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from clip_la.data.sources import is_shard_name, shards_in
@@ -41,7 +42,7 @@ def open_test_set(
     if labels not in LABELS:
         raise unknown("labels", labels, LABELS)
     name = name or default_name(data)
-    test_set = _open(data, classes, name)
+    test_set = replace(_open(data, classes, name), data=data)
     if labels == "real":
         return folders.with_real_labels(test_set)
     return test_set

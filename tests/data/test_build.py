@@ -70,6 +70,35 @@ def test_a_whole_corpus_is_found_and_half_a_one_is_not(tmp_path):
     assert sorted(p.name for p in (out / "train").iterdir()) == ["00000.tar", "sizes.json"]
 
 
+def test_a_corpus_made_of_other_packages_is_not_taken(tmp_path, capsys):
+    made_from = {"drawings": "abc", "emoji": "2.0"}
+    record = write_split(tmp_path / "out" / "train", map(sample, range(3)))
+    manifest = write_manifest(tmp_path / "out", SETTINGS, {"train": record}, made_from=made_from)
+    assert existing(tmp_path / "out", SETTINGS, ["train"], made_from) == manifest
+    assert capsys.readouterr().err == ""
+    for other, named in (
+        ({**made_from, "emoji": "2.1"}, "emoji"),
+        ({**made_from, "icons": "x"}, "icons"),
+        ({"emoji": "2.0", "drawings": "abd"}, "drawings"),
+        ({}, "drawings, emoji"),
+    ):
+        with pytest.raises(UserError, match=f"made from other content of {named}; name another folder"):
+            existing(tmp_path / "out", SETTINGS, ["train"], other)
+    # Where nobody can tell, it is said.
+    assert existing(tmp_path / "out", SETTINGS, ["train"], None) == manifest
+    assert "not known (they are not here, or not all); kept as it is" in capsys.readouterr().err
+    build(tmp_path / "old", 3)
+    assert existing(tmp_path / "old", SETTINGS, ["train"], made_from)
+    assert "not known (its manifest does not say)" in capsys.readouterr().err
+
+
+def test_a_corpus_of_another_version_is_named_as_such(tmp_path, monkeypatch):
+    build(tmp_path, 3)
+    monkeypatch.setattr("clip_la.data.corpora.build.FORMAT", 99)
+    with pytest.raises(UserError, match="made by another version of clip-la"):
+        existing(tmp_path, SETTINGS, ["train"])
+
+
 def test_others_files_are_not_touched(tmp_path):
     build(tmp_path / "corpus", 3)
     with pytest.raises(UserError, match=r"other settings \(corpus=test, size_px=3\)"):

@@ -79,6 +79,10 @@ def test_photos(stamps, tmp_path):
         photo.starter for photo in photos if photo.starter
     }
     assert build_photos(out, given=stamps, quiet=True)["built"] is False
+    caption = (stamps / "usr/share/tuxpaint/stamps" / photos[1].path).with_suffix(".txt")
+    caption.write_text(caption.read_text().replace("1", "2"))
+    with pytest.raises(UserError, match="made from other content of tuxpaint-stamps-default"):
+        build_photos(out, given=stamps, quiet=True)
 
 
 def test_photo_of_odd_size_is_padded_not_scaled():
@@ -134,6 +138,10 @@ def test_fashion(tmp_path):
         assert (pixels(sample[".png"]) == image[..., None]).all()
         assert int(sample[".cls"]) == label
         assert CLASSES[label].rstrip("s") in sample[".txt"].decode()
+    assert build_fashion(tmp_path / "out", given=tmp_path / "in", quiet=True)["built"] is False
+    write_idx(tmp_path / "in", "t10k", images[1:10], labels[1:10])
+    with pytest.raises(UserError, match="made from other content of dataset-fashion-mnist"):
+        build_fashion(tmp_path / "out", given=tmp_path / "in", quiet=True)
 
 
 def test_fashion_damaged(tmp_path):

@@ -229,7 +229,7 @@ def test_bad_input_is_one_clear_line(folder, tmp_path):
     with pytest.raises(UserError, match=r"other input or settings \(per_shard\)"):
         pack(source, tmp_path / "done", per_shard=5, quiet=True)
     (folder / "new.png").write_bytes(picture(7))
-    with pytest.raises(UserError, match="input_sha256"):
+    with pytest.raises(UserError, match="content or columns of the input"):
         pack(find_source(str(folder)), tmp_path / "done", quiet=True)
 
 

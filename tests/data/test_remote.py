@@ -11,6 +11,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from clip_la.data.shard_state import shard_hashes
 from clip_la.data.shards import ShardWriter, expand_urls, read_samples
 from clip_la.data.sources import ShardOpener
 from clip_la.errors import UserError
@@ -182,6 +183,11 @@ def test_s3(shard, monkeypatch):
             expand_urls("s3://bucket/other*.tar")
         with pytest.raises(UserError, match=r"s3://bucket/00007\.tar' does not exist"):
             samples_of("s3://bucket/00007.tar")
+        states = shard_hashes(urls := expand_urls("s3://bucket/*.tar"))
+        assert None not in states
+        assert states == shard_hashes(urls)
+        system.pipe("bucket/00001.tar", shard.read_bytes()[::-1])
+        assert [before == now for before, now in zip(states, shard_hashes(urls), strict=True)] == [True, False]
     finally:
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()

@@ -129,6 +129,25 @@ def test_a_scene_hangs_on_seed_and_number_alone(many):
     assert Image.open(BytesIO(larger[0].image)).size == (96, 96)
 
 
+def test_other_drawings_make_other_scenes(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    cast = [CAST[0]._replace(svg=tmp_path / "a.svg"), *CAST[1:]]
+
+    def names(actors=cast, *settings):
+        return list(SceneSource(actors, *(settings or (40, 7, 32))).names())
+
+    before = names()
+    assert before == names()
+    (tmp_path / "a.svg").write_text("<gvs/>")
+    others = [
+        names(),
+        names([*cast[:-1], cast[-1]._replace(svg="<svg/>")]),
+        names([cast[0]._replace(name="x"), *cast[1:]]),
+    ]
+    others += [names(cast[:-1]), names(cast, 41, 7, 32), names(cast, 40, 8, 32), names(cast, 40, 7, 33), before]
+    assert all(others.count(own) == 1 for own in others)
+
+
 def test_workers_change_no_byte(tmp_path):
     for workers in (1, 2):
         source = SceneSource(CAST, 40, 7, 32)

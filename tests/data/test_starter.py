@@ -1,5 +1,6 @@
 """The starter corpus: the same bytes everywhere, no leak between splits, natural captions, clear errors."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_la.data.corpora import packages
+from clip_la.data.corpora import inputs, packages
+from clip_la.data.corpora.artists import TWEMOJI
 from clip_la.data.corpora.concepts import Concept, deal, merge
 from clip_la.data.corpora.names import Name, describe, format_code_point, is_convention, parse_code_point
 from clip_la.data.corpora.scenes import build_scenes
@@ -148,6 +150,31 @@ def test_second_call_does_nothing_and_damage_is_rebuilt(corpus, capsys):
     assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*.tar")} == before
     with pytest.raises(UserError, match="other settings"):
         build_starter(corpus, size_px=96, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["twemoji", "openmoji", "emoji", "resvg-py"])
+def test_a_corpus_of_other_drawings_or_packages_is_not_taken(corpus, monkeypatch, name):
+    now = inputs.starter_inputs()
+    assert now is not None
+    monkeypatch.setattr("clip_la.data.corpora.starter.starter_inputs", lambda: {**now, name: "other"})
+    with pytest.raises(UserError, match=f"made from other content of {name};"):
+        build_starter(corpus, quiet=True)
+
+
+def test_what_a_corpus_is_made_from_goes_by_content(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for path in paths:
+        path.write_text("<svg/>")
+    artist = dataclasses.replace(TWEMOJI, drawings=lambda: dict(enumerate(paths)))
+    monkeypatch.setattr(inputs, "STARTER_ARTISTS", (artist,))
+    before = inputs.starter_inputs()
+    assert before == inputs.starter_inputs()
+    assert set(before) == {*packages.CORPUS_PACKAGES, "twemoji"}
+    paths[1].write_text("<gvs/>")
+    now = inputs.starter_inputs()
+    assert [name for name in before if before[name] != now[name]] == ["twemoji"]
+    monkeypatch.setattr(inputs, "CORPUS_PACKAGES", {"no-such-package": "1"})
+    assert inputs.starter_inputs() is None
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path):

@@ -120,6 +120,18 @@ def test_the_table_of_results(write_lines, result_line) -> None:
     assert table.markdown().splitlines()[1].count("|") == 10
 
 
+def test_the_table_keeps_tasks_apart(write_lines, result_line) -> None:
+    lines = [
+        result_line(0.25, dataset="a", task="zeroshot_classification"),
+        result_line(0.75, dataset="a", task="linear_probe"),
+        {**result_line(0.5, dataset="b", task="zeroshot_classification")},
+        {**result_line(0.5, dataset="b", task="zeroshot_retrieval"), "metrics": {"recall": {"value": 1.0}}},
+    ]
+    table = results_table(read_results([write_lines(lines)]), chance=False)
+    assert table.header[5:] == ("top1 % a (zeroshot_classification)", "top1 % a (linear_probe)", "top1 % b")
+    assert [cell.split()[0] for cell in table.rows[0][5:]] == ["25.0", "75.0", "50.0"]
+
+
 def test_tables_align() -> None:
     table = Table(("name", "n"), (("a", "5"), ("long", "12")))
     assert table.text() == "name   n\n----  --\na      5\nlong  12"

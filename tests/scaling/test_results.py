@@ -104,6 +104,34 @@ def test_a_wrong_line_is_named(write_lines, result_line, fields: dict, says: str
         result_points([path])
 
 
+def test_lines_of_other_tasks_take_no_ones_place(write_lines, result_line) -> None:
+    zero_shot = [result_line(0.3, run_id=run, task="zeroshot_classification") for run in "ab"]
+    probes = [result_line(0.9, run_id=run, task="linear_probe", train_dataset="t", shots=1) for run in "ab"]
+    path = write_lines([*zero_shot, *probes])
+    with pytest.raises(UserError, match="differ in task "):
+        result_points([path])
+    for task, error in (("zeroshot_classification", 0.7), ("linear_probe", 0.1)):
+        points = result_points([path], filters={"task": task}).points
+        assert [point.error for point in points] == pytest.approx([error] * 2)
+    path = write_lines([*probes, *({**line, "shots": 5} for line in probes)])
+    with pytest.raises(UserError, match="differ in shots"):
+        result_points([path])
+
+
+def test_results_on_other_content_under_one_name_do_not_compare(write_lines, result_line) -> None:
+    def hashes(*values: str | None) -> list:
+        lines = [result_line(0.3, run_id=str(i), data_hash=value) for i, value in enumerate(values)]
+        return list(result_points([write_lines(lines)]).points)
+
+    with pytest.raises(UserError, match="differ in data_hash"):
+        hashes("00aa", "00bb")
+    # Lines of before do not say it, and what was read from elsewhere has a hash of its own kind.
+    assert len(hashes("00aa", None, "remote-00cc", "unknown-00dd", "00aa")) == 5
+    # A set that was mended: the later line of each run counts, and these agree.
+    lines = [result_line(0.1 * (2 + i), run_id=run, data_hash=own) for i, own in enumerate(("x", "y")) for run in "ab"]
+    assert [point.error for point in result_points([write_lines(lines)]).points] == pytest.approx([0.7, 0.7])
+
+
 def test_unknown_names_come_with_the_nearest(write_lines, result_line) -> None:
     path = write_lines([result_line(0.3), result_line(0.4, dataset="concepts")])
     with pytest.raises(UserError, match="unknown target 'concept'; did you mean concepts"):

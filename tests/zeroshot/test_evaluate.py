@@ -198,6 +198,10 @@ class Breaking:
     def __init__(self, inner, after: int) -> None:
         self.inner, self.left = inner, after
 
+    def __repr__(self) -> str:
+        # It prepares pictures as the inner one does, so what was evaluated with either is the same.
+        return repr(self.inner)
+
     def __call__(self, image):
         self.left -= 1
         if self.left < 0:

@@ -13,6 +13,7 @@ from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot import predictions, prompts, ranks
 from clip_la.zeroshot.evaluate import evaluate_zeroshot
+from clip_la.zeroshot.records import Content
 from clip_la.zeroshot.retrieval import evaluate_retrieval
 from clip_la.zeroshot.shard_sets import open_caption_shards
 from clip_la.zeroshot.subject import of_model
@@ -104,6 +105,24 @@ def test_retrieval_on_two_ranks(tiny_model: CLIP, tmp_path: Path, monkeypatch):
     texts = {path.read_text() for path in tmp_path.glob("?-?.txt")}
     assert len(texts) == 1
     assert ", 22)" in texts.pop()
+
+
+def test_ranks_share_the_look_at_the_data_and_agree(tmp_path: Path):
+    write_shards(tmp_path / "things", sizes=(3, 2, 4))
+    shards = [str(tmp_path / "things" / "test" / f"{number}.tar") for number in range(3)]
+
+    def work(rank: int) -> None:
+        found = [Content(shards, "fact")(), Content([*shards, "pipe:cat nothing"], None)()]
+        (tmp_path / f"{ranks.world_size()}-{rank}.txt").write_text("\n".join(found))
+
+    for world_size in (1, 2, 4):
+        run_job(work, world_size, tmp_path)
+    found = {path.stem: path.read_text().splitlines() for path in tmp_path.glob("?-?.txt")}
+    assert len(found) == 7
+    assert len({known for known, _ in found.values()}) == 1
+    # What nobody knows is the same within a job, and never again.
+    assert len({unknown for _, unknown in found.values()}) == 3
+    assert found["4-0"][1] == found["4-3"][1]
 
 
 def test_error_on_one_rank_reaches_all(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from clip_la.data.json_files import write_json
 from clip_la.data.shards import ShardWriter
 from clip_la.errors import UserError
 
+# Raised when the same input gives another corpus: what was built before is then not taken for it.
 FORMAT = 1
 SAMPLES_PER_SHARD = 500
 MANIFEST = "manifest.json"
@@ -89,12 +91,18 @@ def _remove_stale(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
-def existing(out: Path, settings: Record, splits: Iterable[str]) -> Record | None:
-    """The manifest of a whole corpus in `out` made with the same settings, or None where one is to be built.
+def existing(
+    out: Path, settings: Record, splits: Iterable[str], made_from: Mapping[str, str] | None = None
+) -> Record | None:
+    """The manifest of a whole corpus in `out` made of the same with the same settings; None where one is to be built.
+
+    Args:
+        made_from: hashes of packages and drawings as they are here; None where they are not, and a line says so.
 
     Raises:
         OSError: `out` cannot be made.
-        UserError: `out` is no folder, holds files that are not ours, or a whole corpus made with other settings.
+        UserError: `out` is no folder, holds files that are not ours, or a whole corpus made of other packages, with
+            other settings or by another version.
     """
     if not out.exists():
         # Whether it can be made is better known now than after all drawings are done.
@@ -111,6 +119,7 @@ def existing(out: Path, settings: Record, splits: Iterable[str]) -> Record | Non
     if manifest.get("settings") != settings:
         made = ", ".join(f"{key}={value}" for key, value in sorted(manifest.get("settings", {}).items()))
         raise UserError(f"{out} holds a corpus made with other settings ({made}); name another folder or remove it")
+    _check_made_from(out, manifest.get("made_from"), made_from)
     return manifest if _is_whole(out, manifest) else None
 
 
@@ -119,7 +128,25 @@ def _read_manifest(path: Path) -> Record | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        return None
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{path.parent} holds a corpus made by another version of clip-la; name another folder or remove it"
+        )
+    return manifest
+
+
+def _check_made_from(out: Path, before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> None:
+    if before is None or now is None:
+        why = "its manifest does not say" if before is None else "they are not here, or not all"
+        print(f"{out}: whether its packages have changed since is not known ({why}); kept as it is", file=sys.stderr)
+        return
+    different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if different:
+        raise UserError(
+            f"{out} holds a corpus made from other content of {', '.join(different)}; name another folder or remove it"
+        )
 
 
 def _is_whole(out: Path, manifest: Record) -> bool:

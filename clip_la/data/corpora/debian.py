@@ -26,20 +26,25 @@ def package_files(package: str, path: str, given: Path | None = None, option: st
     Raises:
         UserError: `given` does not hold it, there is no apt-get, or the download failed.
     """
-    if given is not None:
-        found = next((folder for folder in (given / path, given) if folder.is_dir()), None)
-        if found is None:
-            raise UserError(f"{given} is no folder; name the one that {package} was unpacked to")
-        return found
-    installed = Path("/") / path
-    unpacked = cache_folder() / "debian" / package
-    if installed.is_dir():
-        return installed
-    if not (unpacked / path).is_dir():
-        _download(package, unpacked, option)
-    if not (unpacked / path).is_dir():
+    found = find_package_files(package, path, given)
+    if found is None and given is not None:
+        raise UserError(f"{given} is no folder; name the one that {package} was unpacked to")
+    if found is None:
+        _download(package, _unpacked(package), option)
+        found = find_package_files(package, path)
+    if found is None:
         raise UserError(f"the package {package} holds no {path}; its layout has changed")
-    return unpacked / path
+    return found
+
+
+def find_package_files(package: str, path: str, given: Path | None = None) -> Path | None:
+    """The folder that `package_files` gives, if nothing need be downloaded for it."""
+    places = (Path("/") / path, _unpacked(package) / path) if given is None else (given / path, given)
+    return next((folder for folder in places if folder.is_dir()), None)
+
+
+def _unpacked(package: str) -> Path:
+    return cache_folder() / "debian" / package
 
 
 def _download(package: str, folder: Path, option: str) -> None:

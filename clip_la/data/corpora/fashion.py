@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
 from clip_la.data.corpora.captions import PHOTO_TEMPLATES, pick
-from clip_la.data.corpora.debian import package_files
+from clip_la.data.corpora.debian import find_package_files, package_files
+from clip_la.data.corpora.inputs import MadeFrom, files_state
 from clip_la.data.corpora.names import with_article
 from clip_la.data.corpora.png import encode_png
 from clip_la.errors import UserError
@@ -67,6 +68,12 @@ def _samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n
         yield {".png": encode_png(image), ".txt": caption, ".json": meta}
 
 
+def _inputs(given: Path | None) -> MadeFrom | None:
+    """What the corpus would be made from here; None where that would have to be fetched first."""
+    folder = find_package_files(PACKAGE, FOLDER, given)
+    return None if folder is None else {PACKAGE: files_state(folder, folder.glob("*-ubyte.gz"))}
+
+
 def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
     """Builds `train` and `test` in `out` unless they are there. Pictures are as published: white things on black.
 
@@ -77,7 +84,7 @@ def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) 
         UserError: the package is not to be had or damaged.
     """
     settings = {"corpus": "fashion-mnist"}
-    if (manifest := existing(out, settings, SPLITS)) is not None:
+    if (manifest := existing(out, settings, SPLITS, _inputs(given))) is not None:
         return {**manifest, "built": False}
     folder = package_files(PACKAGE, FOLDER, given)
     splits = {}
@@ -85,4 +92,5 @@ def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) 
         images, labels = read_idx(folder, prefix)
         bar = tqdm(_samples(images, labels, split), split, total=len(images), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, Classes(CLASSES, templates=PHOTO_TEMPLATES), PER_SHARD)
-    return {**write_manifest(out, settings, splits, artists={"fashion-mnist": CREDIT}), "built": True}
+    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"fashion-mnist": CREDIT})
+    return {**manifest, "built": True}

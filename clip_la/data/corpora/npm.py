@@ -31,7 +31,7 @@ def npm_modules(given: Path | None = None, pins: Mapping[str, str] = NPM_PACKAGE
     Raises:
         UserError: there is no npm, the install failed, or `given` lacks a package or has another version.
     """
-    prefix = given or cache_folder() / "npm"
+    prefix = _prefix(given)
     wrong = _wrong(prefix, pins)
     if wrong and given is None:
         _install(prefix, pins)
@@ -39,6 +39,15 @@ def npm_modules(given: Path | None = None, pins: Mapping[str, str] = NPM_PACKAGE
     if wrong:
         raise UserError(f"{prefix} lacks {', '.join(wrong)}: {' '.join(_command(prefix, pins))}")
     return prefix / "node_modules"
+
+
+def find_npm_modules(given: Path | None = None, pins: Mapping[str, str] = NPM_PACKAGES) -> Path | None:
+    """The folder that `npm_modules` gives, if nothing need be installed for it."""
+    return None if _wrong(_prefix(given), pins) else _prefix(given) / "node_modules"
+
+
+def _prefix(given: Path | None) -> Path:
+    return given or cache_folder() / "npm"
 
 
 def _command(prefix: Path, pins: Mapping[str, str]) -> list[str]:

@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
 from clip_la.data.corpora.captions import PHOTO_TEMPLATES
-from clip_la.data.corpora.debian import package_files
+from clip_la.data.corpora.debian import find_package_files, package_files
+from clip_la.data.corpora.inputs import RENDERER, MadeFrom, files_state, renderer_version
 from clip_la.data.corpora.names import with_article
 from clip_la.data.corpora.packages import CORPUS_PACKAGES, require
 from clip_la.data.corpora.render import render
 from clip_la.errors import UserError
+from clip_la.fingerprint import file_hash
 
 PACKAGE, STAMPS = "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps"
 CLASS_MAP = Path(__file__).parent / "photo_classes.tsv"
@@ -89,6 +91,17 @@ def _samples(folder: Path, photos: Sequence[Photo]) -> Iterator[Record]:
         yield {".png": squared_photo(path.read_bytes()), ".txt": meta["caption"], ".json": meta}
 
 
+def _inputs(given: Path | None) -> MadeFrom | None:
+    """What the test set would be made from here; None where that would have to be fetched first."""
+    folder = find_package_files(PACKAGE, STAMPS, given)
+    if folder is None or (renderer := renderer_version()) is None:
+        return None
+    paths = [folder / photo.path for photo in read_class_map()]
+    texts = [path.with_suffix(".txt") for path in paths]
+    state = files_state(folder, [*dict.fromkeys([*paths, *texts])])
+    return {PACKAGE: state, RENDERER: renderer, CLASS_MAP.name: file_hash(CLASS_MAP)}
+
+
 def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
     """Builds the test set in `out` unless it is there: all classes, and those that the starter corpus has a name for.
 
@@ -99,7 +112,7 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         UserError: the package is not to be had, or lacks pictures of the class map.
     """
     settings = {"corpus": "photos"}
-    if (manifest := existing(out, settings, (ALL, KNOWN))) is not None:
+    if (manifest := existing(out, settings, (ALL, KNOWN), _inputs(given))) is not None:
         return {**manifest, "built": False}
     require({"resvg-py": CORPUS_PACKAGES["resvg-py"]})
     folder = package_files(PACKAGE, STAMPS, given)
@@ -113,4 +126,5 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         classes = Classes(list(ids), list(ids.values()), PHOTO_TEMPLATES)
         bar = tqdm(_samples(folder, own), split, total=len(own), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, classes)
-    return {**write_manifest(out, settings, splits, artists={"tuxpaint-stamps": CREDIT}), "built": True}
+    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"tuxpaint-stamps": CREDIT})
+    return {**manifest, "built": True}

@@ -17,6 +17,7 @@ from PIL import Image
 from clip_la.data.corpora.artists import STARTER_ARTISTS, Artist
 from clip_la.data.corpora.build import Record, existing, write_manifest
 from clip_la.data.corpora.concepts import Concept, Deal
+from clip_la.data.corpora.inputs import drawings_state, renderer_version, starter_inputs
 from clip_la.data.corpora.packages import require
 from clip_la.data.corpora.png import encode_png
 from clip_la.data.corpora.render import Svg, render
@@ -235,9 +236,10 @@ class SceneSource:
     _stage: Stage | None = field(default=None, repr=False)
 
     def names(self) -> Iterable[str]:
-        """The settings, and every drawing of the cast."""
-        yield f"{self.pairs} {self.seed} {self.size_px}"
-        yield from (f"{actor.artist} {actor.code_point} {actor.name}" for actor in self.cast)
+        """The settings, what draws, and every drawing of the cast with its names and content."""
+        yield f"{self.pairs} {self.seed} {self.size_px} {renderer_version()}"
+        drawings = drawings_state([actor.svg for actor in self.cast])
+        yield from (f"{actor[:-1]} {content}" for actor, content in zip(self.cast, drawings, strict=True))
 
     def sizes(self) -> list[int]:
         """Pieces of PER_SHARD scenes."""
@@ -289,7 +291,7 @@ def build_scenes(
     if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
         raise UserError(f"--size {size_px} is out of range: {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels")
     settings: dict[str, Any] = {"corpus": "scenes", "pairs": pairs, "seed": seed, "size_px": size_px}
-    if (manifest := existing(out, settings, (TRAIN,))) is not None:
+    if (manifest := existing(out, settings, (TRAIN,), starter_inputs())) is not None:
         return {**manifest, "built": False}
     packages = require()
     concepts, dealt, _ = starter_concepts(workers=workers, quiet=quiet)
@@ -300,6 +302,7 @@ def build_scenes(
         out,
         settings,
         {TRAIN: {"pairs": packed["packed"], "shards": shards}},
+        made_from=starter_inputs(),
         packages=packages,
         artists={artist.name: artist.credit() for artist in STARTER_ARTISTS},
         drawings=len(source.cast),

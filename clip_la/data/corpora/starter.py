@@ -14,6 +14,7 @@ from clip_la.data.corpora.artists import STARTER_ARTISTS, Artist
 from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
 from clip_la.data.corpora.concepts import Concept, Deal, deal, drawn_by_all, merge
 from clip_la.data.corpora.entries import Entry, drawing_entry, mixed
+from clip_la.data.corpora.inputs import MadeFrom, joined, starter_inputs, wide_inputs
 from clip_la.data.corpora.npm import NPM_PACKAGES, npm_modules
 from clip_la.data.corpora.packages import require
 from clip_la.data.corpora.render import Svg, pixel_hash, render_all
@@ -95,7 +96,7 @@ def build_starter(
     if not MERGE_SIZE_PX <= size_px <= MAX_SIZE_PX:
         raise UserError(f"--size {size_px} is out of range: {MERGE_SIZE_PX} to {MAX_SIZE_PX} pixels")
     settings: dict[str, Any] = {"corpus": "wide starter" if wide else "starter", "size_px": size_px}
-    if (manifest := existing(out, settings, split_names())) is not None:
+    if (manifest := existing(out, settings, split_names(), _inputs(wide, npm, art))) is not None:
         return {**manifest, "built": False}
     packages = require()
     credits = {artist.name: artist.credit() for artist in STARTER_ARTISTS}
@@ -116,12 +117,17 @@ def build_starter(
         out,
         settings,
         splits,
+        made_from=_inputs(wide, npm, art),
         packages=packages,
         artists=credits,
         concepts={"all": len(concepts), "held_out": len(dealt.concepts), "held_out_renditions": len(dealt.renditions)},
         merged={concept.name.name: list(concept.merged) for concept in concepts if concept.merged},
     )
     return {**manifest, "built": True}
+
+
+def _inputs(wide: bool, npm: Path | None, art: Path | None) -> MadeFrom | None:
+    return joined(starter_inputs(), wide_inputs(npm, art)) if wide else starter_inputs()
 
 
 def _classes(entries: Iterable[Entry]) -> Classes:

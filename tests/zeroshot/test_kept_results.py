@@ -1,0 +1,356 @@
+"""What is kept is found again only for the same data, classes, prompts and settings, and under the name asked for.
+
+Each test changes one thing alone and keeps names, sizes and, where it can, times: a fresh evaluation into another file
+is the reference.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clip_la.data.shards import ShardWriter
+from clip_la.errors import UserError
+from clip_la.models.clip import CLIP
+from clip_la.zeroshot import evaluate, results, suite
+from clip_la.zeroshot.cache import ClassifierCache
+from clip_la.zeroshot.entries import Entry, prepare
+from clip_la.zeroshot.evaluate import Evaluation
+from clip_la.zeroshot.jobs import How
+from clip_la.zeroshot.subject import Subject, of_model
+
+COLOURS = ("red", "green", "blue", "yellow", "white", "black")
+HOW = How(batch_size=4, progress=False)
+
+
+def bmp(number: int, kind: str = "BMP") -> bytes:
+    """A picture whose size in bytes does not depend on its colours."""
+    image = Image.new("RGB", (40, 40), COLOURS[number % 6])
+    image.paste(COLOURS[(number + 2) % 6], (5 * (number % 6), 0, 40, 20))
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def shards(folder: Path, part: str, text: Callable[[int], str], first: int = 0, classes: bool = True) -> None:
+    """One shard of six pictures from `first` on, each with a part of text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(folder / "00000.tar") as writer:
+        for number in range(6):
+            picture = Image.open(io.BytesIO(bmp((number + first) % 6)))
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG", compress_level=0)
+            writer.write({"__key__": f"k{number}", ".png": buffer.getvalue(), part: text(number)})
+    if classes:
+        (folder / "classnames.txt").write_text("\n".join(COLOURS))
+
+
+def folders(root: Path, shift: int = 0) -> None:
+    for number, name in enumerate(COLOURS):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "a.bmp").write_bytes(bmp((number + shift) % 6))
+
+
+def parquet(root: Path, shift: int = 0, names: tuple[str, ...] = COLOURS) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.table({"image": [bmp(i) for i in range(6)], "label": [(i + shift) % 6 for i in range(6)]})
+    plain = {"compression": "none", "use_dictionary": False}
+    pq.write_table(table.replace_schema_metadata(metadata), root / "a.parquet", **plain)
+
+
+def keep_time(path: Path, change: Callable[[], object]) -> None:
+    before = path.stat()
+    change()
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def mended_labels(data: Path) -> None:
+    keep_time(data / "00000.tar", lambda: shards(data, ".cls", lambda i: str((i + 1) % 6)))
+
+
+def other_tar_renamed_over_it(data: Path) -> None:
+    shards(data.with_name("other"), ".cls", lambda i: str(5 - i))
+    before = (data / "00000.tar").stat()
+    os.utime(data.with_name("other") / "00000.tar", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (data.with_name("other") / "00000.tar").rename(data / "00000.tar")
+
+
+def other_pictures_in_the_shard(data: Path) -> None:
+    keep_time(data / "00000.tar", lambda: shards(data, ".cls", str, first=1))
+
+
+def symlink_to_another_tar(data: Path) -> None:
+    shards(data.with_name("other"), ".cls", lambda i: str(5 - i))
+    (data / "00000.tar").rename(data.with_name("first.tar"))
+    (data / "00000.tar").symlink_to(data.with_name("other") / "00000.tar")
+
+
+def edited_classnames(data: Path) -> None:
+    names = data / "classnames.txt"
+    keep_time(names, lambda: names.write_text("\n".join(reversed(COLOURS))))
+
+
+def edited_templates(data: Path) -> None:
+    (data / "zeroshot_classification_templates.txt").write_text("an icon of {c}\n")
+
+
+def replaced_picture(data: Path) -> None:
+    keep_time(data / "red" / "a.bmp", lambda: (data / "red" / "a.bmp").write_bytes(bmp(3)))
+
+
+def swapped_folders(data: Path) -> None:
+    (data / "red").rename(data / "x")
+    (data / "green").rename(data / "red")
+    (data / "x").rename(data / "green")
+
+
+def parquet_labels(data: Path) -> None:
+    keep_time(data / "a.parquet", lambda: parquet(data, shift=1))
+
+
+def parquet_class_names(data: Path) -> None:
+    keep_time(data / "a.parquet", lambda: parquet(data, names=("green", "red", *COLOURS[2:])))
+
+
+def numbered_shards(data: Path) -> None:
+    shards(data, ".cls", str)
+
+
+CLASSIFIED = {
+    mended_labels: numbered_shards,
+    other_tar_renamed_over_it: numbered_shards,
+    other_pictures_in_the_shard: numbered_shards,
+    symlink_to_another_tar: numbered_shards,
+    edited_classnames: numbered_shards,
+    edited_templates: numbered_shards,
+    replaced_picture: folders,
+    swapped_folders: folders,
+    parquet_labels: parquet,
+    parquet_class_names: parquet,
+}
+
+
+@pytest.fixture
+def run(tiny_model: CLIP, tmp_path: Path) -> Callable[..., Evaluation]:
+    """Evaluates on an entry as the command does; what it says goes to `said`."""
+    said: list[str] = []
+    how = replace(HOW, cache=ClassifierCache(tmp_path / "cache"))
+
+    def evaluate_entry(entry: Entry, out: str = "out.jsonl", subject: Subject | None = None, **more) -> Evaluation:
+        said.clear()
+        subject = subject or of_model(tiny_model)
+        jobs = [prepare(entry)]
+        (found,) = suite.evaluate_jobs(subject, jobs, more.get("how", how), tmp_path / out, False, said.append)
+        return found
+
+    evaluate_entry.said = said  # type: ignore[attr-defined]
+    return evaluate_entry
+
+
+def figures(line: dict) -> tuple:
+    return line["metrics"], line["names_hash"], line.get("templates_hash")
+
+
+def lines_in(path: Path) -> list[dict]:
+    return list(results.read(path))
+
+
+@pytest.mark.parametrize("change", CLASSIFIED, ids=lambda change: change.__name__)
+def test_changed_data_are_evaluated_as_they_are(run, tmp_path: Path, change: Callable[[Path], None]):
+    data = tmp_path / "set"
+    CLASSIFIED[change](data)
+    entry = Entry(str(data))
+    first = run(entry)
+    assert run(entry).line == first.line
+    assert run.said == [f"tiny on set: already in {tmp_path / 'out.jsonl'}"]
+    change(data)
+    second, fresh = run(entry), run(entry, "fresh/out.jsonl")
+    assert second.line["evaluation"] != first.line["evaluation"]
+    assert figures(second.line) == figures(fresh.line)
+    assert (second.predictions.top == fresh.predictions.top).all()
+    assert len(lines_in(tmp_path / "out.jsonl")) == 2
+
+
+def test_json_labels(run, tmp_path: Path):
+    data = tmp_path / "set"
+
+    def write(shift: int) -> None:
+        shards(data, ".json", lambda i: json.dumps({"class": "abcdef"[(i + shift) % 6]}), classes=False)
+
+    write(1)
+    (data / "classnames.txt").write_text("\n".join("abcdef"))
+    first = run(Entry(str(data)))
+    keep_time(data / "00000.tar", lambda: write(0))
+    assert run(Entry(str(data))).predictions.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert first.predictions.labels.tolist() == [1, 2, 3, 4, 5, 0]
+
+
+def test_mended_captions(run, tmp_path: Path):
+    data, entry = tmp_path / "set", Entry(str(tmp_path / "set"), task=results.RETRIEVAL)
+    shards(data, ".txt", lambda i: f"picture {(i + 2) % 6} of six", classes=False)
+    first = run(entry)
+    keep_time(data / "00000.tar", lambda: shards(data, ".txt", lambda i: f"picture {i} of six", classes=False))
+    second, fresh = run(entry), run(entry, "fresh/out.jsonl")
+    assert second.line["metrics"] == fresh.line["metrics"] != first.line["metrics"]
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+@pytest.mark.parametrize("task", [results.KNN, results.LINEAR_PROBE])
+def test_probes_see_either_set_change(run, tmp_path: Path, which: str, task: str):
+    folders(tmp_path / "train")
+    folders(tmp_path / "test", shift=1)
+    entry = Entry(str(tmp_path / "test"), task=task, train=str(tmp_path / "train"))
+    first = run(entry)
+    assert run(entry).line == first.line
+    replaced_picture(tmp_path / which)
+    second = run(entry)
+    assert second.line["evaluation"] != first.line["evaluation"]
+    assert second.line["metrics"] == run(entry, "fresh/out.jsonl").line["metrics"]
+
+
+def test_options_of_a_task_count(run, tmp_path: Path):
+    folders(tmp_path / "train")
+    folders(tmp_path / "test", shift=1)
+    base = Entry(str(tmp_path / "test"), task=results.KNN, train=str(tmp_path / "train"))
+    entries = [base, replace(base, shots=1), replace(base, task=results.LINEAR_PROBE), Entry(base.data)]
+    entries += [Entry(base.data, templates="name"), Entry(base.data, classes=str(tmp_path / "few.txt"))]
+    (tmp_path / "few.txt").write_text("\n".join([*COLOURS, "grey"]))
+    ids = [run(entry).line["evaluation"] for entry in entries]
+    ways = (replace(HOW, batch_size=5), replace(HOW, precision="bf16"))
+    ids += [run(base, how=how).line["evaluation"] for how in ways]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_format_of_the_code_counts(run, tmp_path: Path, monkeypatch):
+    folders(tmp_path / "train")
+    entries = [Entry(str(tmp_path / "train"))]
+    entries += [replace(entries[0], task=results.KNN, train=entries[0].data)]
+    before = [run(entry).line["evaluation"] for entry in entries]
+    monkeypatch.setattr(results, "FORMAT", -1)
+    assert not set(before) & {run(entry).line["evaluation"] for entry in entries}
+
+
+def test_a_line_never_comes_back_under_another_name_or_path(run, tmp_path: Path, tiny_model: CLIP, monkeypatch):
+    numbered_shards(tmp_path / "first" / "set")
+    shutil.copytree(tmp_path / "first" / "set", tmp_path / "second" / "set")
+    first = run(Entry(str(tmp_path / "first" / "set")))
+    monkeypatch.setattr(evaluate, "classify", None)  # nothing is computed again
+    asked = [
+        (Entry(str(tmp_path / "first" / "set"), name="other"), None),
+        (Entry(str(tmp_path / "second" / "set")), None),
+        *(
+            (Entry(first.line["data"]), of_model(tiny_model, checkpoint="copy.ckpt", run_id="r", samples_seen=samples))
+            for samples in (7, 8)
+        ),
+    ]
+    (tmp_path / "mine.txt").write_text("a photo of a {c}.")
+    asked.append((Entry(str(tmp_path / "first" / "set"), templates=str(tmp_path / "mine.txt")), None))
+    for number, (entry, subject) in enumerate(asked, start=2):
+        found = run(entry, subject=subject).line
+        assert (found["dataset"], found["data"]) == (entry.name or "set", entry.data)
+        assert found["templates"] == ("mine" if entry.templates else "plain")
+        assert found["samples_seen"] == (None if subject is None else subject.origin["samples_seen"])
+        assert (found["metrics"], found["evaluation"]) == (first.line["metrics"], first.line["evaluation"])
+        assert lines_in(tmp_path / "out.jsonl")[-1] == found
+        assert len(lines_in(tmp_path / "out.jsonl")) == number
+        assert "the same" in run.said[-1]
+        # Asked for once more it is there, however the path is spelt.
+        spelt = str(Path(entry.data).parent / "." / ".." / Path(entry.data).parent.name / "set")
+        assert run(replace(entry, data=spelt), subject=subject).line == {**found, "data": spelt}
+        assert len(lines_in(tmp_path / "out.jsonl")) == number
+
+
+def test_a_line_written_while_training_is_that_of_the_file(run, tmp_path: Path, tiny_model: CLIP):
+    numbered_shards(tmp_path / "set")
+    written = run(Entry(str(tmp_path / "set")), subject=of_model(tiny_model, run_id="r", samples_seen=7))
+    later = of_model(tiny_model, checkpoint="run/checkpoints/x.ckpt", run_id="r", samples_seen=7)
+    found = run(Entry(str(tmp_path / "set")), subject=later).line
+    assert found == {**written.line, "checkpoint": "run/checkpoints/x.ckpt"}
+    # And back, where a run is resumed after its checkpoint was evaluated.
+    run(Entry(str(tmp_path / "set")), "other.jsonl", subject=later)
+    before = of_model(tiny_model, run_id="r", samples_seen=7)
+    assert (
+        run(Entry(str(tmp_path / "set")), "other.jsonl", subject=before).line == lines_in(tmp_path / "other.jsonl")[0]
+    )
+    assert [len(lines_in(tmp_path / name)) for name in ("out.jsonl", "other.jsonl")] == [1, 1]
+
+
+def test_data_are_looked_at_when_they_are_evaluated(tiny_model: CLIP, tmp_path: Path):
+    # As in a training that runs for days: the jobs were prepared at its start.
+    folders(tmp_path / "set")
+    jobs = [prepare(Entry(str(tmp_path / "set")))]
+    out = tmp_path / "out.jsonl"
+    lines = []
+    for change in (lambda data: None, replaced_picture, lambda data: None):
+        change(tmp_path / "set")
+        (found,) = suite.evaluate_jobs(of_model(tiny_model), jobs, HOW, out, False, lambda text: None)
+        lines.append(found.line)
+    assert lines[0]["data_hash"] != lines[1]["data_hash"]
+    assert lines[2] == lines[1]
+    assert lines_in(out) == lines[:2]
+
+
+def test_data_that_change_meanwhile_are_evaluated_again(run, tmp_path: Path, monkeypatch):
+    data, entry = tmp_path / "set", Entry(str(tmp_path / "set"))
+    numbered_shards(data)
+    classify = evaluate.classify
+
+    def changing(times: int, first: int):
+        def call(*args, **more):
+            found = classify(*args, **more)
+            if (done := len(calls)) < times:
+                shards(data, ".cls", lambda i: str((i + first + done) % 6))
+                calls.append(done)
+            return found
+
+        calls: list[int] = []
+        return call
+
+    monkeypatch.setattr(evaluate, "classify", changing(1, first=1))
+    found = run(entry)
+    assert run.said[0] == "set changed while it was evaluated; evaluating it as it is now"
+    assert found.predictions.labels.tolist() == [1, 2, 3, 4, 5, 0]
+    assert lines_in(tmp_path / "out.jsonl") == [found.line]
+    monkeypatch.setattr(evaluate, "classify", changing(99, first=2))
+    with pytest.raises(UserError, match="set changes while it is evaluated"):
+        run(entry, "never.jsonl")
+    assert not (tmp_path / "never.jsonl").exists()
+
+
+def test_a_pipe_is_always_evaluated(run, tmp_path: Path):
+    numbered_shards(tmp_path)
+    entry = Entry(f"pipe:cat {tmp_path}/00000.tar", classes=str(tmp_path / "classnames.txt"), name="piped")
+    first, second = run(entry), run(entry)
+    assert run.said[0] == "piped: nothing tells whether its data are still the same, so it is evaluated anew"
+    assert first.line["evaluation"] != second.line["evaluation"]
+    assert first.line["metrics"] == second.line["metrics"]
+    assert len(lines_in(tmp_path / "out.jsonl")) == 2
+
+
+def test_the_same_content_has_the_same_hash_anywhere(run, tmp_path: Path):
+    for make in (numbered_shards, folders, parquet):
+        make(tmp_path / "a" / make.__name__)
+        shutil.copytree(tmp_path / "a" / make.__name__, tmp_path / "b" / make.__name__)
+        both = [prepare(Entry(str(tmp_path / place / make.__name__))).test_set.fingerprint for place in "ab"]
+        assert both[0] == both[1]
+        assert "-" not in both[0]
+
+
+def test_models_are_not_paired_over_different_pictures(run, tmp_path: Path):
+    folders(tmp_path / "a")
+    folders(tmp_path / "b", shift=1)
+    (tmp_path / "names.txt").write_text("\n".join(COLOURS))
+    both = [run(Entry(str(tmp_path / place), name="same", classes=str(tmp_path / "names.txt"))) for place in "ab"]
+    with pytest.raises(UserError, match="nothing to compare"):
+        suite.compare_all(both, lambda text: None)

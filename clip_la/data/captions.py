@@ -12,6 +12,8 @@ from clip_la.data.problems import BadSample
 from clip_la.errors import UserError
 
 JSON_PART = ".json"
+# In the order in which retrieval looks for them; "caption" is what img2dataset writes.
+ALL_CAPTION_FIELDS = ("txt", "json.captions", "json.caption")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ class Captions:
         return min(int(np.searchsorted(edges, draw * edges[-1], side="right")), len(edges) - 1)
 
 
+def every_caption(sample: dict[str, Any]) -> tuple[str, ...]:
+    """All captions of a sample, read as in training: the lines of .txt, else "captions", else "caption" of .json.
+
+    Raises:
+        BadSample: there are none, or the first part that should have some is no text or no JSON.
+    """
+    reason = problems.NO_CAPTION
+    for field in ALL_CAPTION_FIELDS:
+        texts = _texts(sample, field)
+        if texts is None:
+            continue
+        reason = problems.EMPTY_CAPTION
+        lines = [line.strip() for line in texts[0].split("\n")] if field == "txt" else texts
+        if found := tuple(line for line in lines if line):
+            return found
+    raise BadSample(reason)
+
+
 def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
     part, _, key = field.partition(".")
     raw = sample.get(f".{part}")
@@ -71,13 +91,14 @@ def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
         return None
     if not key:
         return [_decoded(raw)]
-    value = _json(raw).get(key)
+    value = json_object(raw).get(key)
     if value is None:
         return None
     return [_clean(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
-def _json(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The object of a sample's JSON part; raises BadSample where it does not parse or is none."""
     try:
         value = json.loads(raw)
     # RecursionError: brackets nested thousands deep

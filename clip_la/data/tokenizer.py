@@ -39,16 +39,17 @@ def _open_clip_tokenizer() -> ModuleType:
 @cache
 def _clip(context_length: int) -> Tokenizer:
     tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=context_length)
-    thorough: Callable[[str], str] = tokenizer.clean_fn
-
-    def clean(text: str) -> str:
-        # Mending of mis-decoded text and of HTML changes nothing in plain ASCII, and takes most of a caption's time.
-        if text.isascii() and text.isprintable() and "&" not in text:
-            return " ".join(text.split()).lower()
-        return thorough(text)
-
-    tokenizer.clean_fn = clean
+    tokenizer.clean_fn = cleaned
     return lambda captions: tokenizer(list(captions))
+
+
+def cleaned(text: str) -> str:
+    """What the "clip" tokenizer makes of a text before it splits it: equal results are the same text to a model."""
+    # Mending of mis-decoded text and of HTML changes nothing in plain ASCII, and takes most of a caption's time.
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(text.split()).lower()
+    mended: str = _open_clip_tokenizer().get_clean_fn("lower")(text)
+    return mended
 
 
 TOKENIZERS = {"clip": _clip}

@@ -91,7 +91,6 @@ def result_line(
 ) -> dict[str, Any]:
     """The result as one JSON-able object; every figure with its origin."""
     classes = test_set.classes
-    collisions = classes.collisions()
     return {
         **subject.origin,
         "task": results.CLASSIFICATION,
@@ -104,8 +103,9 @@ def result_line(
         "templates": templates.name,
         "templates_hash": templates.hash,
         "classes_with_pictures": len(np.unique(found.labels)),
-        "classes_sharing_a_name": len({key for keys in collisions.values() for key in keys}),
+        "classes_sharing_a_name": len(classes.sharing_a_name()),
         "skipped": found.reasons(),
+        **test_set.said,
         "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }

@@ -191,6 +191,7 @@ def _result_line(
         **learning,
         "metrics": _metrics(found, labels.numpy(), num_classes),
         "skipped": test.skipped,
+        **test_set.said,
         "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }

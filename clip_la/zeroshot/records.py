@@ -66,3 +66,8 @@ class TestSet:
     num_records: int | None = None
     templates: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        """The notes as a result line has them: {"notes": [...]}, or nothing."""
+        return {"notes": list(self.notes)} if self.notes else {}

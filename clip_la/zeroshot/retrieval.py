@@ -200,6 +200,7 @@ def evaluate_retrieval(
         "num_captions": len(pairs.texts),
         "metrics": retrieval_metrics(pairs, subject.device, precision),
         "skipped": pairs.skipped,
+        **test_set.said,
         "evaluation": retrieval_id(subject, test_set, precision, batch_size),
         **results.circumstances(subject.device, precision),
     }

@@ -156,6 +156,13 @@ def describe(test_set: TestSet, report: Report) -> None:
             f"{test_set.classes.label}: {len(shared)} names stand for several of {num_classes} classes ({examples}"
             f"{'; ...' if len(shared) > 2 else ''}); a picture counts as right only for its own class"
         )
+    alike = test_set.classes.read_alike()
+    if alike:
+        examples = "; ".join(", ".join(map(repr, names)) for names in list(alike.values())[:2])
+        report(
+            f"{test_set.classes.label}: names of several classes that are one for the tokenizer, {len(alike)} times "
+            f"({examples}{'; ...' if len(alike) > 2 else ''}); no model can tell these apart"
+        )
 
 
 def compare_all(done: Sequence[Evaluation], report: Report) -> list[dict[str, Any]]:

@@ -1,16 +1,19 @@
 """From what a user names to a test set: class folders, webdataset shards, Parquet files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
-from clip_la.zeroshot import folders, parquet_sets, shard_sets
+from clip_la.zeroshot import folders, layout, parquet_sets, shard_sets
 from clip_la.zeroshot.classes import ClassSet
+from clip_la.zeroshot.labels import SKIP, UNKNOWN_CLASSES
+from clip_la.zeroshot.parquet_sets import PARQUET
 from clip_la.zeroshot.records import TestSet
+from clip_la.zeroshot.shard_sets import SHARD
 
 # Folder names that say which part of a data set this is, not which data set.
 SPLITS = ("val", "validation", "test", "images", "data", "train")
 LABELS = ("own", "real")
-PARQUET, SHARD = ".parquet", ".tar"
 # Braces, globs, addresses, pipes: what only the shard reader understands.
 SHARD_MARKS = set("{*?[:")
 EXPECTED = "expected class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files"
@@ -25,7 +28,12 @@ def default_name(data: str) -> str:
 
 
 def open_test_set(
-    data: str, *, classes: ClassSet | None = None, name: str | None = None, labels: str = "own"
+    data: str,
+    *,
+    classes: ClassSet | None = None,
+    name: str | None = None,
+    labels: str = "own",
+    unknown_classes: str = SKIP,
 ) -> TestSet:
     """A test set for classification.
 
@@ -33,32 +41,57 @@ def open_test_set(
         data: a folder of class folders, a folder of shards or Parquet files, a shard, a brace range or a glob.
         classes: the classes to choose from; by default those that the data name.
         labels: "own", or "real" for the ReaL labels of ImageNet-1K's validation set.
+        unknown_classes: what becomes of pictures whose class `classes` lacks: "skip" counts them as skipped, "error"
+            raises.
 
     Raises:
         UserError: no such data, an unknown layout, labels outside the classes.
     """
     if labels not in LABELS:
         raise unknown("labels", labels, LABELS)
-    name = name or default_name(data)
-    test_set = _open(data, classes, name)
+    if unknown_classes not in UNKNOWN_CLASSES:
+        raise unknown("choice for unknown classes", unknown_classes, UNKNOWN_CLASSES)
+    test_set = _open(data, classes, name, unknown_classes)
     if labels == "real":
         return folders.with_real_labels(test_set)
     return test_set
 
 
-def _open(data: str, classes: ClassSet | None, name: str) -> TestSet:
+def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str) -> TestSet:
     root = Path(data)
-    if root.suffix == PARQUET or (any(any(folder.glob(f"*{PARQUET}")) for folder in (root, root / "data"))):
-        return parquet_sets.open_parquet(root, classes, name)
     if not root.exists() and not SHARD_MARKS & set(data) and root.suffix != SHARD:
         raise UserError(f"no data at {data}; {EXPECTED}")
-    if not root.is_dir():
-        return shard_sets.open_shards(data, classes, name)
-    if any(any(folder.glob(f"*{SHARD}")) for folder in (root, *(root / split for split in shard_sets.SPLIT_FOLDERS))):
-        return shard_sets.open_shards(data, classes, name)
+    if _is_parquet(root):
+        return parquet_sets.open_parquet(root, classes, name or default_name(data), unknown_classes)
+    if not root.is_dir() or any(map(shard_sets.holds_shards, _places(root, shard_sets.SPLIT_FOLDERS))):
+        return shard_sets.open_shards(data, classes, name or default_name(data), unknown_classes)
     mappings = folders.objectnet_mappings(root)
     if mappings is not None:
-        return folders.open_objectnet(mappings.parent / "images", mappings, name)
-    if not folders.class_folders(root):
+        return folders.open_objectnet(mappings.parent / "images", mappings, name or default_name(data))
+    root, notes = layout.class_root(root, folders.PICTURES)
+    if not layout.folders_in(root):
         raise UserError(f"{data} holds no test set; {EXPECTED}")
-    return folders.open_folders(root, classes, name)
+    return folders.open_folders(root, classes, name or default_name(str(root)), unknown_classes, notes)
+
+
+def _places(root: Path, folders_within: Sequence[str]) -> list[Path]:
+    return [root, *(root / folder for folder in folders_within)]
+
+
+def _is_parquet(root: Path) -> bool:
+    """Whether the data are Parquet files. img2dataset puts one beside each tar, which says what became of its pairs.
+
+    Raises:
+        UserError: Parquet files that belong to no shard, beside shards.
+    """
+    if not root.is_dir():
+        return root.suffix.lower() == PARQUET
+    found = [path for place in _places(root, ("data",)) for path in place.glob(f"*{PARQUET}")]
+    if not any(map(shard_sets.holds_shards, _places(root, shard_sets.SPLIT_FOLDERS))):
+        return bool(found)
+    alone = next((path for path in found if not path.with_suffix(SHARD).exists()), None)
+    if alone is not None:
+        raise UserError(
+            f"{root} holds shards and Parquet files; name which: --data '{root}/*{SHARD}' or --data {alone}"
+        )
+    return False

@@ -1,0 +1,196 @@
+"""Class lists in the forms that people have: text and JSON files to ids, names and definitions in their order.
+
+The order is what class numbers count. Where a file gives numbers (`{"3": "cat"}`, `{"cat": 3}`), these decide and must
+be 0 to N - 1, each once; where it gives none, the order of the file does.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clip_la.errors import UserError
+from clip_la.zeroshot import names as known
+from clip_la.zeroshot.text_files import read_json, read_lines
+
+# What lists are wrapped in: our own files, the hub's ClassLabel and configurations, torchvision's folders.
+WRAPPERS = ("classes", "names", "class_names", "classnames", "categories", "class_label")
+WRAPPERS += ("id2label", "label2id", "idx_to_class", "class_to_idx", "features", "label")
+MAX_DIGITS = 9
+NUMBER_FIRST = re.compile(r"(\d{1,9})[\s:;,.=]+(\S.*)", re.ASCII)
+NUMBER_LAST = re.compile(r"(\S.*?)[\s:;,=]+(\d{1,9})", re.ASCII)
+WORDNET_FIRST = re.compile(r"(n\d{8})[\s:;,]+(\S.*)", re.ASCII)
+
+
+class Entry(NamedTuple):
+    """One class: its id (a WordNet id, or its name), the names of its prompts, a sentence that defines it or ""."""
+
+    id: str
+    names: tuple[str, ...]
+    definition: str = ""
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The classes of a text file of one name a line, or of a JSON file.
+
+    Raises:
+        UserError: not UTF-8, no list of classes, a class without a name, numbers that are not 0 to N - 1.
+    """
+    if path.suffix.lower() == ".json":
+        return from_json(read_json(path), path)
+    lines = read_lines(path)
+    blank = next((number for number, line in enumerate(lines, start=1) if not line), None)
+    if blank is not None:
+        raise UserError(
+            f"{path}, line {blank}: blank within the list; class numbers count lines, so give the class a name or take "
+            "the line out"
+        )
+    return distinct(_from_lines(lines, path))
+
+
+def _from_lines(lines: Sequence[str], path: Path) -> list[Entry]:
+    synsets = [WORDNET_FIRST.fullmatch(line) for line in lines]
+    if lines and all(synsets):
+        return from_list([[match[1], match[2]] for match in synsets if match], path)
+    if len(lines) < 2:
+        return from_list(lines, path)
+    for pattern, number, name in ((NUMBER_FIRST, 1, 2), (NUMBER_LAST, 2, 1)):
+        matches = [match for line in lines if (match := pattern.fullmatch(line))]
+        numbers = sorted(int(match[number]) for match in matches)
+        if len(matches) == len(lines) and numbers == list(range(len(lines))):
+            matches.sort(key=lambda match: int(match[number]))
+            return from_list([match[name] for match in matches], path)
+        if len(matches) == len(lines) and numbers == list(range(1, len(lines) + 1)) and number == 1:
+            raise UserError(f"{path}: its lines are numbered from 1, class numbers from 0; leave the numbers out")
+    return from_list(lines, path)
+
+
+def from_json(content: Any, path: Path) -> list[Entry]:
+    """The classes of what a JSON file holds; `path` only names it in errors.
+
+    Known are a list of names, of lists of names (`["n01440764", "tench"]`), of objects with name or names and id; and
+    objects number -> any of these, name or WordNet id -> number, id -> name or names.
+    """
+    while isinstance(content, dict):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), list | dict)), None)
+        if inner is None or {"name", "id"} & content.keys():
+            break
+        content = inner
+    if isinstance(content, dict):
+        return _from_object(content, path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} holds no list of classes")
+    return from_list(content, path)
+
+
+def _from_object(content: Mapping[str, Any], path: Path) -> list[Entry]:
+    numbers = [whole_number(key) for key in content]
+    values = [whole_number(value) for value in content.values()]
+    # {"0": "7"} names class 0 "7"; {"7": 0} says the same of the class "7".
+    are_names = any(isinstance(value, str) for value in content.values())
+    if all(number is not None for number in numbers) and (are_names or None in values):
+        keys = in_order(dict(zip(content, numbers, strict=True)), path)
+        return distinct(from_list([content[key] for key in keys], path))
+    if content and None not in values:
+        return from_list(in_order(dict(zip(content, values, strict=True)), path), path)
+    if any(number is not None for number in [*numbers, *values]):
+        raise UserError(f"{path} has class numbers for some of its classes only; write a list of names")
+    return from_list([_with_id(key, own, path) for key, own in content.items()], path)
+
+
+def _with_id(key: str, value: Any, path: Path) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {"id": key, **value}
+    if not isinstance(value, str | list):
+        raise _no_class(value, path)
+    return {"id": key, "names": [value] if isinstance(value, str) else value}
+
+
+def in_order(places: Mapping[str, int | None], path: Path) -> list[str]:
+    """The keys by their numbers; raises UserError unless these are 0 to N - 1, each once."""
+    keys = sorted(places, key=lambda key: places[key] or 0)
+    numbers = [places[key] for key in keys]
+    if numbers == list(range(1, len(keys) + 1)):
+        raise UserError(f"{path}: its class numbers run from 1 to {len(keys)}; they must begin at 0")
+    wrong = next((place for place, number in enumerate(numbers) if place != number), None)
+    if wrong is not None:
+        twice = wrong > 0 and numbers[wrong] == numbers[wrong - 1]
+        what = f"{numbers[wrong]} comes twice" if twice else f"{wrong} is missing"
+        raise UserError(f"{path}: class numbers must be 0 to {len(keys) - 1}, each once; {what}")
+    return keys
+
+
+def whole_number(value: object) -> int | None:
+    """The whole number that a JSON value or a text is ("3", 3, 3.0), else None; true and false are none."""
+    if isinstance(value, str):
+        text = value.strip()
+        digits = text.removeprefix("-")
+        return int(text) if digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if math.isfinite(value) and value == int(value) else None
+
+
+def from_list(content: Sequence[Any], path: Path) -> list[Entry]:
+    """The classes of a list in its order; objects with whole numbers for ids are put in the order of these."""
+    ids = [whole_number(value.get("id")) if isinstance(value, dict) else None for value in content]
+    if content and all(number is not None for number in ids):
+        numbered = {str(place): number for place, number in enumerate(ids)}
+        content = [{**content[int(key)], "id": None} for key in in_order(numbered, path)]
+    entries = [_entry(value, path) for value in content]
+    if entries and all(entry.names == (entry.id,) and known.is_wordnet_id(entry.id) for entry in entries):
+        return [_of_synset(entry.id, path) for entry in entries]
+    return entries
+
+
+def _of_synset(key: str, path: Path) -> Entry:
+    """A class that is listed by its WordNet id alone: under OpenAI's name for it, else WordNet's first lemma."""
+    if key not in known.lemmas():
+        raise UserError(f"{path}: no name is known for {key}; list names")
+    return Entry(key, (known.curated().get(key, known.lemmas()[key][0]),), known.definitions()[key])
+
+
+def _entry(value: Any, path: Path) -> Entry:
+    if isinstance(value, str):
+        value = {"names": [value]}
+    elif isinstance(value, list):
+        has_id = len(value) > 1 and isinstance(value[0], str) and known.is_wordnet_id(value[0])
+        value = {"id": value[0], "names": value[1:]} if has_id else {"names": value}
+        if len(value["names"]) > 1 and whole_number(value["names"][0]) is not None:
+            raise _no_class(value["names"], path)
+    if not isinstance(value, dict) or not ("name" in value or "names" in value):
+        raise _no_class(value, path)
+    names = value["names"] if "names" in value else value["name"]
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _no_class(value, path)
+    key = value.get("id") if value.get("id") not in (None, "") else value.get("wnid")
+    key = names[0] if key in (None, "") and names else key
+    if isinstance(key, bool | list | dict | None):
+        raise _no_class(value, path) if names else UserError(f"{path}: a class has an empty name")
+    entry = Entry(str(key), tuple(names), str(value.get("definition") or ""))
+    if not names or not all(name.strip() for name in names):
+        raise UserError(f"{path}: class '{entry.id.strip()}' has an empty name")
+    if any("\ud800" <= sign <= "\udfff" for text in (entry.id, *names, entry.definition) for sign in text):
+        raise UserError(f"{path}: {entry.id!a} holds half a sign (a lone surrogate); write the name in UTF-8")
+    return entry
+
+
+def _no_class(value: Any, path: Path) -> UserError:
+    shown = json.dumps(value)[:60]
+    return UserError(f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {shown}")
+
+
+def distinct(entries: Sequence[Entry]) -> list[Entry]:
+    """The same classes; a name of several becomes the id of none of them: numbers tell them apart, the name does not.
+
+    ImageNet's own names have some twice ("missile"), in CLIP_benchmark's classnames.txt too.
+    """
+    ids = [entry.id for entry in entries]
+    counts = {key: ids.count(key) for key in ids} if len(set(ids)) < len(ids) else {}
+    return [
+        entry._replace(id=f"{entry.id} (class {number})") if counts.get(entry.id, 1) > 1 else entry
+        for number, entry in enumerate(entries)
+    ]

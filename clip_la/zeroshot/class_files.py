@@ -16,8 +16,10 @@ from clip_la.zeroshot import names as known
 from clip_la.zeroshot.text_files import read_json, read_lines
 
 # What lists are wrapped in: our own files, the hub's ClassLabel and configurations, torchvision's folders.
-WRAPPERS = ("classes", "names", "class_names", "classnames", "categories", "class_label")
-WRAPPERS += ("id2label", "label2id", "idx_to_class", "class_to_idx", "features", "label")
+WRAPPERS = frozenset(("classes", "names", "class_names", "classnames", "categories", "class_label"))
+WRAPPERS |= {"id2label", "label2id", "idx_to_class", "class_to_idx"}
+# Of a data set's features the one that is a ClassLabel.
+OBJECT_WRAPPERS = frozenset(("features", "label"))
 MAX_DIGITS = 9
 NUMBER_FIRST = re.compile(r"(\d{1,9})[\s:;,.=]+(\S.*)", re.ASCII)
 NUMBER_LAST = re.compile(r"(\S.*?)[\s:;,=]+(\d{1,9})", re.ASCII)
@@ -73,16 +75,17 @@ def from_json(content: Any, path: Path) -> list[Entry]:
     Known are a list of names, of lists of names (`["n01440764", "tench"]`), of objects with name or names and id; and
     objects number -> any of these, name or WordNet id -> number, id -> name or names.
     """
-    while isinstance(content, dict):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), list | dict)), None)
-        if inner is None or {"name", "id"} & content.keys():
-            break
-        content = inner
+    while isinstance(content, dict) and (inner := [own for key, own in content.items() if _wraps(key, own)]):
+        content = inner[0]
     if isinstance(content, dict):
         return _from_object(content, path)
     if not isinstance(content, list):
         raise UserError(f"{path} holds no list of classes")
     return from_list(content, path)
+
+
+def _wraps(key: str, value: Any) -> bool:
+    return (key in WRAPPERS and isinstance(value, list | dict)) or (key in OBJECT_WRAPPERS and isinstance(value, dict))
 
 
 def _from_object(content: Mapping[str, Any], path: Path) -> list[Entry]:
@@ -134,13 +137,16 @@ def whole_number(value: object) -> int | None:
 
 
 def from_list(content: Sequence[Any], path: Path) -> list[Entry]:
-    """The classes of a list in its order; objects with whole numbers for ids are put in the order of these."""
-    ids = [whole_number(value.get("id")) if isinstance(value, dict) else None for value in content]
-    if content and all(number is not None for number in ids):
-        numbered = {str(place): number for place, number in enumerate(ids)}
+    """The classes of a list in its order; objects with numbers for ids are put in the order of these."""
+    ids = [value.get("id") if isinstance(value, dict) else None for value in content]
+    numbers = [whole_number(key) for key in ids]
+    # Texts of digits may be somebody's codes; as numbers they count only where they are 0 to N - 1.
+    are_numbers = not any(isinstance(key, str) for key in ids)
+    if content and None not in numbers and (are_numbers or sorted(map(int, numbers)) == list(range(len(content)))):
+        numbered = {str(place): number for place, number in enumerate(numbers)}
         content = [{**content[int(key)], "id": None} for key in in_order(numbered, path)]
     entries = [_entry(value, path) for value in content]
-    if entries and all(entry.names == (entry.id,) and known.is_wordnet_id(entry.id) for entry in entries):
+    if entries and all(isinstance(value, str) and known.is_wordnet_id(value) for value in content):
         return [_of_synset(entry.id, path) for entry in entries]
     return entries
 
@@ -153,29 +159,31 @@ def _of_synset(key: str, path: Path) -> Entry:
 
 
 def _entry(value: Any, path: Path) -> Entry:
-    if isinstance(value, str):
-        value = {"names": [value]}
-    elif isinstance(value, list):
-        has_id = len(value) > 1 and isinstance(value[0], str) and known.is_wordnet_id(value[0])
-        value = {"id": value[0], "names": value[1:]} if has_id else {"names": value}
-        if len(value["names"]) > 1 and whole_number(value["names"][0]) is not None:
-            raise _no_class(value["names"], path)
-    if not isinstance(value, dict) or not ("name" in value or "names" in value):
-        raise _no_class(value, path)
-    names = value["names"] if "names" in value else value["name"]
+    """One class: a name, a list of names or of a WordNet id and names, or an object with name or names."""
+    fields = _as_object(value)
+    names = fields.get("names", fields.get("name"))
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _no_class(value, path)
-    key = value.get("id") if value.get("id") not in (None, "") else value.get("wnid")
-    key = names[0] if key in (None, "") and names else key
-    if isinstance(key, bool | list | dict | None):
-        raise _no_class(value, path) if names else UserError(f"{path}: a class has an empty name")
-    entry = Entry(str(key), tuple(names), str(value.get("definition") or ""))
+    key = next((own for own in (fields.get("id"), fields.get("wnid"), *names[:1]) if own not in (None, "")), "")
+    # Pairs of number and name are not two names.
+    is_pair = isinstance(value, list) and len(names) > 1 and whole_number(names[0]) is not None
+    if is_pair or isinstance(key, bool | list | dict):
+        raise _no_class(value, path)
+    entry = Entry(str(key), tuple(names), str(fields.get("definition") or ""))
     if not names or not all(name.strip() for name in names):
         raise UserError(f"{path}: class '{entry.id.strip()}' has an empty name")
     if any("\ud800" <= sign <= "\udfff" for text in (entry.id, *names, entry.definition) for sign in text):
         raise UserError(f"{path}: {entry.id!a} holds half a sign (a lone surrogate); write the name in UTF-8")
     return entry
+
+
+def _as_object(value: Any) -> dict[str, Any]:
+    if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) and known.is_wordnet_id(value[0]):
+        return {"id": value[0], "names": value[1:]}
+    if isinstance(value, str | list):
+        return {"names": value}
+    return value if isinstance(value, dict) else {}
 
 
 def _no_class(value: Any, path: Path) -> UserError:

@@ -44,8 +44,11 @@ def pictures_in(root: Path, folder: str) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in layout.files_below(root / folder, PICTURES))
 
 
-def _classes_of(root: Path, folders: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
-    """The class set that folder names imply, a set of the catalog or just these names, and what is to be said of it."""
+def _classes_of(root: Path, folders: Sequence[str], filled: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
+    """The class set that folder names imply, a set of the catalog or just these names, and what is to be said of it.
+
+    `filled` are those of the folders that hold pictures.
+    """
     others = [folder for folder in folders if not known.is_wordnet_id(folder)]
     if 0 < len(others) < len(folders):
         raise UserError(
@@ -54,9 +57,10 @@ def _classes_of(root: Path, folders: Sequence[str]) -> tuple[ClassSet, tuple[str
         )
     if not others:
         return _catalogued(root, folders)
-    if len(folders) == 1:
+    if len(filled) == 1:
         raise UserError(
-            f"{root} has one folder, {folders[0]}: among one class every picture is right; name the classes: --classes"
+            f"only one folder of {root} holds pictures, {filled[0]}: among one class every picture is right; name the "
+            "folder of the class folders, or the classes: --classes"
         )
     note: tuple[str, ...] = ()
     if all(map(_is_number, folders)):
@@ -134,11 +138,11 @@ def open_folders(
     if not folders:
         raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
     classes = classes or own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
+    pictures = {folder: pictures_in(root, folder) for folder in folders}
     if classes is None:
-        classes, said = _classes_of(root, folders)
+        classes, said = _classes_of(root, folders, [folder for folder in folders if pictures[folder]])
         notes += said
     positions = _positions(root, folders, classes, unknown)
-    pictures = {folder: pictures_in(root, folder) for folder in folders}
     labels = {folder: (place,) if (place := positions[folder]) >= 0 else NOT_IN_SET for folder in folders}
     files = [(file, labels[folder]) for folder in folders for file in pictures[folder]]
     return replace(of_files(root, files, classes, name), notes=notes + _remarks(root, pictures, positions, classes))

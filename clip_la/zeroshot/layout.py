@@ -68,6 +68,8 @@ def class_root(root: Path, suffixes: Sequence[str]) -> tuple[Path, tuple[str, ..
     """
     folders = folders_in(root)
     named = [folder for folder in folders if folder.lower() in PARTS]
+    if len(folders) > 1 and not named:
+        return root, ()
     nested = [f for f in folders if not holds_files(root / f, suffixes) and folders_in(root / f)]
     parts = [folder for folder in named if folder in nested]
     others = [folder for folder in folders if folder not in named]

@@ -47,12 +47,13 @@ class PromptSet:
 
     def prompts(self, names: Sequence[str], definition: str) -> list[str]:
         """All prompts of one class: each template with each name, name by name."""
-        return [
-            # Both at once: a name may hold what looks like a slot.
-            SLOTS.sub(lambda slot, name=name: name if slot[0] == NAME_SLOT else definition, template)
-            for name in names
-            for template in self.templates
-        ]
+        return [_filled(template, name, definition) for name in names for template in self.templates]
+
+
+def _filled(template: str, name: str, definition: str) -> str:
+    """Both slots at once, since a name may hold what looks like one."""
+    values = {NAME_SLOT: name, DEFINITION_SLOT: definition}
+    return SLOTS.sub(lambda slot: values[slot[0]], template)
 
 
 def check(prompts: PromptSet, classes: ClassSet) -> None:

@@ -58,10 +58,10 @@ class ShardSource:
         if found:
             self._check_agreement(found, numbers, where)
             return found
-        if CLASS_PART not in sample:
-            numbers = [value for value in values if not _is_named(value)]
         if numbers and (self.labels.numbers is not None or not named):
             return self.labels.of_value(numbers[0], where)
+        if values and not named and not numbers:
+            return self.labels.of_value(values[0], where)
         if named:
             raise self.labels.lacking(named[0], where)
         raise BadSample(NO_LABEL)

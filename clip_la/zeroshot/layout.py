@@ -39,7 +39,7 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 
     A link to nothing is given too, so that it can be counted as unreadable; pipes and devices are not.
     """
-    yield from _below(folder, tuple(suffixes), frozenset())
+    yield from _below(folder, tuple(suffixes), frozenset([os.path.realpath(folder.parent)]))
 
 
 def _below(folder: Path, suffixes: tuple[str, ...], above: frozenset[str]) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.prompts import with_slot
-from clip_la.zeroshot.text_files import read_lines
+from clip_la.zeroshot.text_files import read_lines, shown
 
 CLASS_FILES = ("classes.json", "classnames.txt")
 TEMPLATE_FILE = "zeroshot_classification_templates.txt"
@@ -42,7 +42,8 @@ def _check_equal(first: ClassSet, second: ClassSet, path: Path, other: Path) -> 
     for number, (own, its) in enumerate(zip(first.names, second.names, strict=True)):
         if not {*map(class_sets.reading, own)} & {*map(class_sets.reading, its)}:
             raise UserError(
-                f"class {number} is '{own[0]}' in {path}, '{its[0]}' in {other.name} beside it; remove one of the two"
+                f"class {number} is '{shown(own[0])}' in {path}, '{shown(its[0])}' in {other.name} beside it; remove one of "
+                "the two"
             )
 
 

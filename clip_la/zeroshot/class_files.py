@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from clip_la.errors import UserError
 from clip_la.zeroshot import names as known
-from clip_la.zeroshot.text_files import read_json, read_lines
+from clip_la.zeroshot.text_files import read_json, read_lines, shown
 
 # What lists are wrapped in: our own files, the hub's ClassLabel and configurations, torchvision's folders.
 WRAPPERS = frozenset(("classes", "names", "class_names", "classnames", "categories", "class_label"))
@@ -172,7 +172,7 @@ def _entry(value: Any, path: Path) -> Entry:
         raise _no_class(value, path)
     entry = Entry(str(key), tuple(names), str(fields.get("definition") or ""))
     if not names or not all(name.strip() for name in names):
-        raise UserError(f"{path}: class '{entry.id.strip()}' has an empty name")
+        raise UserError(f"{path}: class '{shown(entry.id)}' has an empty name")
     if any("\ud800" <= sign <= "\udfff" for text in (entry.id, *names, entry.definition) for sign in text):
         raise UserError(f"{path}: {entry.id!a} holds half a sign (a lone surrogate); write the name in UTF-8")
     return entry
@@ -187,16 +187,17 @@ def _as_object(value: Any) -> dict[str, Any]:
 
 
 def _no_class(value: Any, path: Path) -> UserError:
-    shown = json.dumps(value)[:60]
-    return UserError(f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {shown}")
+    return UserError(
+        f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {shown(json.dumps(value))}"
+    )
 
 
 def distinct(entries: Sequence[Entry]) -> list[Entry]:
-    """The same classes; a name of several becomes the id of none of them: numbers tell them apart, the name does not.
+    """The same classes; where several have one name and no other id, it is the id of none: only numbers tell them apart.
 
     ImageNet's own names have some twice ("missile"), in CLIP_benchmark's classnames.txt too.
     """
-    ids = [entry.id for entry in entries]
+    ids = [entry.id for entry in entries if entry.id == entry.names[0]]
     counts = {key: ids.count(key) for key in ids} if len(set(ids)) < len(ids) else {}
     return [
         entry._replace(id=f"{entry.id} (class {number})") if counts.get(entry.id, 1) > 1 else entry

@@ -14,6 +14,7 @@ from clip_la.zeroshot.beside import own_classes
 from clip_la.zeroshot.classes import ClassSet, content_hash
 from clip_la.zeroshot.labels import ERROR, SKIP
 from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET, Record, Skipped, TestSet
+from clip_la.zeroshot.text_files import shown
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
@@ -102,7 +103,7 @@ def _numbers_folders(classes: ClassSet) -> bool:
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shown, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def _positions(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) -> dict[str, int]:

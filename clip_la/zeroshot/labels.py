@@ -10,6 +10,7 @@ from clip_la.errors import UserError
 from clip_la.zeroshot.class_files import whole_number
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET
+from clip_la.zeroshot.text_files import shown
 
 SKIP, ERROR = "skip", "error"
 Where = tuple[str, str]
@@ -17,7 +18,7 @@ Where = tuple[str, str]
 UNKNOWN_CLASSES = (SKIP, ERROR)
 # The hub's mark of a label that is withheld.
 WITHHELD = -1
-NUMBER_TEXT = re.compile(r"-?\d+(\.0*)?", re.ASCII)
+NUMBER_TEXT = re.compile(r"-?\d{1,9}(\.\d{0,9})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Labels:
     def lacking(self, value: Any, where: Where) -> Exception:
         """What is raised for a class that the set lacks."""
         if self.unknown == ERROR:
-            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             return UserError(
-                f"{where[0]}: class '{shown}' of {where[1]} is not in {self.classes.label}; "
+                f"{where[0]}: class '{shown(text)}' of {where[1]} is not in {self.classes.label}; "
                 f"--unknown-classes {SKIP} leaves such out"
             )
         return BadSample(NOT_IN_SET)
@@ -98,22 +99,24 @@ class Labels:
             raise BadSample(NO_LABEL)
         if isinstance(value, str):
             return self._text(value.strip(), where, strict)
+        return self._number(value, where)
+
+    def _number(self, value: Any, where: Where) -> int:
         number = whole_number(value)
         if number is None:
-            raise UserError(f"{where[0]}: label {str(value)[:40]} of {where[1]} is neither a class number nor a name")
+            raise UserError(f"{where[0]}: label {shown(value)} of {where[1]} is neither a class number nor a name")
         return self.of_number(number, where)
 
     def _text(self, text: str, where: Where, strict: bool) -> int:
-        position = self.classes.positions([text])[0]
-        if not is_number(text):
-            if position < 0:
-                raise self.lacking(text, where) if strict else BadSample(NOT_IN_SET)
-            return position
+        position, number = self.classes.positions([text])[0], number_in(text)
+        if position < 0 and number is None:
+            raise self.lacking(text, where) if strict else BadSample(NOT_IN_SET)
         if position < 0:
-            return self.of_number(int(text.partition(".")[0]), where)
-        if self.numbers is not None and position != self.of_number(int(text.partition(".")[0]), where):
+            return self._number(number, where)
+        numbers = self.numbers or ()
+        if isinstance(number, int) and 0 <= number < len(numbers) and numbers[number] != position:
             raise UserError(
-                f"{where[0]}: label '{text}' of {where[1]} is the name of class {position}, and another class's number"
+                f"{where[0]}: label '{shown(text)}' of {where[1]} is the name of class {position} and the number of another"
             )
         return position
 
@@ -125,9 +128,12 @@ class Labels:
             )
 
 
-def is_number(text: str) -> bool:
-    """Whether a text is a whole number as labels have it: "3", "3.0", "-1"; not of more digits than a class can be."""
-    return len(text) <= 12 and NUMBER_TEXT.fullmatch(text) is not None
+def number_in(text: str) -> int | float | None:
+    """The number that a text is: whole for "3", "3.0" and "-1"; None for any other text."""
+    if NUMBER_TEXT.fullmatch(text.strip()) is None:
+        return None
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def numbers_in(own: ClassSet | None, chosen: ClassSet) -> tuple[int, ...] | None:

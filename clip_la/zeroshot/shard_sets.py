@@ -12,8 +12,9 @@ from clip_la.errors import UserError
 from clip_la.zeroshot import layout
 from clip_la.zeroshot.beside import own_classes, own_templates
 from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.labels import SKIP, Labels, Where, is_number, numbers_in
+from clip_la.zeroshot.labels import SKIP, Labels, Where, number_in, numbers_in
 from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Record, Skipped, TestSet
+from clip_la.zeroshot.text_files import shown
 
 PICTURE_PARTS = (".jpg", ".jpeg", ".png", ".webp")
 CLASS_PART = ".cls"
@@ -82,24 +83,26 @@ class ShardSource:
         """Raises UserError where .cls, by the set's own list, says another class than the json does."""
         if not (self.has_list and self.labels.numbers and numbers and isinstance(numbers[0], int)):
             return
-        classes = self.labels.classes
-        if 0 <= numbers[0] < len(classes) and self.labels.numbers[numbers[0]] not in found:
+        names, number = self.labels.classes.names, numbers[0]
+        if 0 <= number < len(names) and self.labels.numbers[number] not in found:
+            by_json, by_number = shown(names[found[0]][0]), shown(names[number][0])
             raise UserError(
-                f"{where[0]}: the json of {where[1]} says '{classes.names[found[0]][0]}', its .cls says {numbers[0]} "
-                f"('{classes.names[numbers[0]][0]}'); take one of them out"
+                f"{where[0]}: the json of {where[1]} says '{by_json}', its .cls says {number} ('{by_number}'); take one "
+                "of them out"
             )
 
 
 def _class_part(data: bytes) -> Any:
     """What KEY.cls holds: a number where it looks like one, since that is what webdataset has there, else text."""
     text = data.decode("utf-8-sig", errors="replace").strip()
-    return int(text.partition(".")[0]) if is_number(text) else text
+    number = number_in(text)
+    return text if number is None else number
 
 
 def _is_named(value: Any) -> bool:
     """Whether a label is given by names or ids, not by numbers."""
     listed = _listed(value)
-    return bool(listed) and all(isinstance(each, str) and not is_number(each.strip()) for each in listed)
+    return bool(listed) and all(isinstance(each, str) and number_in(each) is None for each in listed)
 
 
 def _listed(value: Any) -> list[Any]:

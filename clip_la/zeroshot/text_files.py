@@ -7,6 +7,7 @@ from typing import Any
 
 from clip_la.errors import UserError
 
+SHOWN_SIGNS = 60
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -50,7 +51,7 @@ def read_json(path: str | Path) -> Any:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for number, key in enumerate(keys) if key in keys[:number])
-            raise UserError(f"{path} has the key '{twice}' twice; keep one")
+            raise UserError(f"{path} has the key '{shown(twice)}' twice; keep one")
         return found
 
     try:
@@ -59,4 +60,9 @@ def read_json(path: str | Path) -> Any:
         raise
     # ValueError: also numbers of thousands of digits. RecursionError: brackets nested thousands deep.
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {shown(error)}") from None
+
+
+def shown(value: object) -> str:
+    """A value from a file as it stands in an error: on one line, and not endless."""
+    return " ".join(str(value).split())[:SHOWN_SIGNS]

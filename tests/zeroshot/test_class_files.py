@@ -123,6 +123,8 @@ def test_bare_wordnet_ids_are_not_prompts(tmp_path: Path, content: str):
         ("c.json", [["0", "red"], ["1", "green"]], "a class is a name"),
         ("c.json", [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}], "from 1 to 2"),
         ("c.json", ["n99999999", "n01440764"], "no name is known for n99999999"),
+        ("c.txt", "n01440764\nn01440764", "'n01440764' twice"),
+        ("c.json", ["a\nb", "a\nb"], "'a b' twice"),
         ("c.json", "[" * 100_000, "not JSON"),
         ("c.json", "[" + "1" * 5000 + "]", "not JSON"),
         ("c.json", "", "not JSON"),

@@ -115,6 +115,9 @@ def test_digits_that_name_one_class_and_count_another(tmp_path: Path):
     (tmp_path / "classes.json").write_text(json.dumps(["1", "2", "0"]))
     with pytest.raises(UserError, match=r"label '1' of sample k0 is the name of class 0"):
         read(open_test_set(str(tmp_path)))
+    (tmp_path / "classes.json").write_text(json.dumps(["7", "8", "1"]))
+    write(tmp_path / "0.tar", {".png": picture(0), ".json": {"class": "8"}})
+    assert read(open_test_set(str(tmp_path))) == [("k0", (1,))]
     # .cls is a number in webdataset.
     write(tmp_path / "0.tar", {".png": picture(0), ".cls": "1"})
     assert read(open_test_set(str(tmp_path))) == [("k0", (1,))]

@@ -7,7 +7,7 @@ from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.prompts import with_slot
-from clip_la.zeroshot.text_files import read_lines, shown
+from clip_la.zeroshot.text_files import lines_of, read_text, shown
 
 CLASS_FILES = ("classes.json", "classnames.txt")
 TEMPLATE_FILE = "zeroshot_classification_templates.txt"
@@ -41,13 +41,13 @@ def _check_equal(first: ClassSet, second: ClassSet, path: Path, other: Path) -> 
         raise UserError(f"{path} has {len(first)} classes, {other.name} beside it {len(second)}; remove one of the two")
     for number, (own, its) in enumerate(zip(first.names, second.names, strict=True)):
         if not {*map(class_sets.reading, own)} & {*map(class_sets.reading, its)}:
+            first_name, second_name = shown(own[0]), shown(its[0])
             raise UserError(
-                f"class {number} is '{shown(own[0])}' in {path}, '{shown(its[0])}' in {other.name} beside it; remove one of "
-                "the two"
+                f"class {number} is '{first_name}' in {path}, '{second_name}' in {other.name} beside; keep one of both"
             )
 
 
 def own_templates(folder: Path | None) -> tuple[str, ...] | None:
     """The prompts that lie beside the pictures, in CLIP_benchmark's form, if there are any."""
     path = next(_beside(folder, TEMPLATE_FILE), None)
-    return None if path is None else tuple(with_slot(line) for line in read_lines(path) if line)
+    return None if path is None else tuple(with_slot(line) for line in lines_of(read_text(path)) if line)

@@ -4,6 +4,7 @@ The order is what class numbers count. Where a file gives numbers (`{"3": "cat"}
 be 0 to N - 1, each once; where it gives none, the order of the file does.
 """
 
+import ast
 import json
 import math
 import re
@@ -13,13 +14,14 @@ from typing import Any, NamedTuple
 
 from clip_la.errors import UserError
 from clip_la.zeroshot import names as known
-from clip_la.zeroshot.text_files import read_json, read_lines, shown
+from clip_la.zeroshot.text_files import lines_of, parse_json, read_json, read_text, shown
 
 # What lists are wrapped in: our own files, the hub's ClassLabel and configurations, torchvision's folders.
 WRAPPERS = frozenset(("classes", "names", "class_names", "classnames", "categories", "class_label"))
 WRAPPERS |= {"id2label", "label2id", "idx_to_class", "class_to_idx"}
 # Of a data set's features the one that is a ClassLabel.
 OBJECT_WRAPPERS = frozenset(("features", "label"))
+OTHER_FORMATS = (".yaml", ".yml", ".csv", ".tsv", ".jsonl", ".xml", ".pbtxt", ".toml", ".py", ".html")
 MAX_DIGITS = 9
 NUMBER_FIRST = re.compile(r"(\d{1,9})[\s:;,.=]+(\S.*)", re.ASCII)
 NUMBER_LAST = re.compile(r"(\S.*?)[\s:;,=]+(\d{1,9})", re.ASCII)
@@ -42,7 +44,12 @@ def read_entries(path: Path) -> list[Entry]:
     """
     if path.suffix.lower() == ".json":
         return from_json(read_json(path), path)
-    lines = read_lines(path)
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UserError(f"{path}: a class list is JSON (.json) or one name a line (.txt), not {path.suffix}")
+    text = read_text(path)
+    if text.strip()[:1] + text.strip()[-1:] in ("[]", "{}"):
+        return from_json(_python_or_json(text, path), path)
+    lines = lines_of(text)
     blank = next((number for number, line in enumerate(lines, start=1) if not line), None)
     if blank is not None:
         raise UserError(
@@ -52,20 +59,30 @@ def read_entries(path: Path) -> list[Entry]:
     return distinct(_from_lines(lines, path))
 
 
+def _python_or_json(text: str, path: Path) -> Any:
+    """A list or a dictionary as Python prints it, such as {0: 'tench', ...}; or JSON under another name."""
+    try:
+        content = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return parse_json(text, path)
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else content
+
+
 def _from_lines(lines: Sequence[str], path: Path) -> list[Entry]:
     synsets = [WORDNET_FIRST.fullmatch(line) for line in lines]
     if lines and all(synsets):
         return from_list([[match[1], match[2]] for match in synsets if match], path)
-    if len(lines) < 2:
-        return from_list(lines, path)
     for pattern, number, name in ((NUMBER_FIRST, 1, 2), (NUMBER_LAST, 2, 1)):
-        matches = [match for line in lines if (match := pattern.fullmatch(line))]
-        numbers = sorted(int(match[number]) for match in matches)
-        if len(matches) == len(lines) and numbers == list(range(len(lines))):
-            matches.sort(key=lambda match: int(match[number]))
-            return from_list([match[name] for match in matches], path)
-        if len(matches) == len(lines) and numbers == list(range(1, len(lines) + 1)) and number == 1:
+        matches = [pattern.fullmatch(line) for line in lines]
+        found = sorted((match for match in matches if match), key=lambda match: int(match[number]))
+        numbers = [int(match[number]) for match in found]
+        counted = len(lines) > 1 and numbers in (list(range(len(found))), list(range(1, len(found) + 1)))
+        if counted and len(found) == len(lines) and numbers[0] == 0:
+            return from_list([match[name] for match in found], path)
+        if counted and len(found) == len(lines) and pattern is NUMBER_FIRST:
             raise UserError(f"{path}: its lines are numbered from 1, class numbers from 0; leave the numbers out")
+        if counted and len(found) == len(lines) - 1 > 1 and not matches[0]:
+            raise UserError(f"{path}, line 1: not numbered as all lines below it are; a heading? take it out")
     return from_list(lines, path)
 
 
@@ -142,7 +159,11 @@ def from_list(content: Sequence[Any], path: Path) -> list[Entry]:
     numbers = [whole_number(key) for key in ids]
     # Texts of digits may be somebody's codes; as numbers they count only where they are 0 to N - 1.
     are_numbers = not any(isinstance(key, str) for key in ids)
-    if content and None not in numbers and (are_numbers or sorted(map(int, numbers)) == list(range(len(content)))):
+    if (
+        content
+        and None not in numbers
+        and (are_numbers or sorted(number or 0 for number in numbers) == list(range(len(content))))
+    ):
         numbered = {str(place): number for place, number in enumerate(numbers)}
         content = [{**content[int(key)], "id": None} for key in in_order(numbered, path)]
     entries = [_entry(value, path) for value in content]
@@ -193,7 +214,7 @@ def _no_class(value: Any, path: Path) -> UserError:
 
 
 def distinct(entries: Sequence[Entry]) -> list[Entry]:
-    """The same classes; where several have one name and no other id, it is the id of none: only numbers tell them apart.
+    """The same classes; a name of several without another id is the id of none: only numbers tell them apart.
 
     ImageNet's own names have some twice ("missile"), in CLIP_benchmark's classnames.txt too.
     """

@@ -80,8 +80,7 @@ class Labels:
         if self.numbers is None:
             raise UserError(
                 f"{where[0]}: {where[1]} has only a class number, which counts in the set's own list, not in "
-                f"{self.classes.label}; "
-                "leave out --classes, or give samples a json with 'wnid' or 'class'"
+                f"{self.classes.label}; leave out --classes, or give samples a json with 'wnid' or 'class'"
             )
         if not 0 <= number < len(self.numbers):
             raise UserError(
@@ -116,7 +115,7 @@ class Labels:
         numbers = self.numbers or ()
         if isinstance(number, int) and 0 <= number < len(numbers) and numbers[number] != position:
             raise UserError(
-                f"{where[0]}: label '{shown(text)}' of {where[1]} is the name of class {position} and the number of another"
+                f"{where[0]}: label '{shown(text)}' of {where[1]} is the name of class {position}, another's number"
             )
         return position
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError
+from clip_la.zeroshot.names import is_wordnet_id
 
 # What unpackers, file managers, storage boxes and file systems leave in folders; hidden names are left out besides.
 LEFT_BEHIND = {"__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "$recycle.bin"}
@@ -83,12 +84,9 @@ def class_root(root: Path, suffixes: Sequence[str]) -> tuple[Path, tuple[str, ..
             f"the folders of {root} ({', '.join(named)}) are named as parts of a data set, not as classes, and hold no "
             f"class folders; expected {root}/{named[0]}/CLASS/PICTURE.jpg"
         )
-    if (
-        len(nested) == len(folders) == 1
-        and len(folders_in(root / nested[0])) > 1
-        and not re.match(r"n\d{8}$", nested[0])
-    ):
-        raise UserError(f"the only folder of {root} holds the class folders; name it: --data {root / nested[0]}")
+    wrapped = [folder for folder in nested if not is_wordnet_id(folder) and len(folders_in(root / folder)) > 1]
+    if len(folders) == len(wrapped) == 1:
+        raise UserError(f"the only folder of {root} holds the class folders; name it: --data {root / wrapped[0]}")
     return root, ()
 
 

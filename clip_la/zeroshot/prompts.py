@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clip_la.errors import UserError, unknown
 from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.text_files import read_json, read_lines
+from clip_la.zeroshot.text_files import lines_of, read_json, read_text
 
 NAME_SLOT = "{c}"
 DEFINITION_SLOT = "{d}"
@@ -92,7 +92,7 @@ def from_file(path: str | Path) -> PromptSet:
         if not isinstance(templates, list) or not all(isinstance(t, str) for t in templates):
             raise UserError(f"{path} holds no list of templates")
     else:
-        templates = [line for line in read_lines(path) if line]
+        templates = [line for line in lines_of(read_text(path)) if line]
     return PromptSet(path.stem, tuple(map(with_slot, templates)))
 
 

@@ -87,8 +87,8 @@ class ShardSource:
         if 0 <= number < len(names) and self.labels.numbers[number] not in found:
             by_json, by_number = shown(names[found[0]][0]), shown(names[number][0])
             raise UserError(
-                f"{where[0]}: the json of {where[1]} says '{by_json}', its .cls says {number} ('{by_number}'); take one "
-                "of them out"
+                f"{where[0]}: the json of {where[1]} says '{by_json}', its .cls says {number} ('{by_number}'); take "
+                "one of them out"
             )
 
 

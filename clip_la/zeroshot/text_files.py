@@ -31,9 +31,9 @@ def read_text(path: str | Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(path: str | Path) -> list[str]:
-    r"""The lines of a text file, trimmed; blank ones at the end are left out. Only \n, \r\n and \r end a line."""
-    lines = [line.strip() for line in read_text(path).split("\n")]
+def lines_of(text: str) -> list[str]:
+    r"""The lines of a text, trimmed; blank ones at the end are left out. Only \n ends a line."""
+    lines = [line.strip() for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     return lines
@@ -43,8 +43,13 @@ def read_json(path: str | Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        UserError: no UTF-8, no JSON, or a key that comes twice (of which `json` keeps the last without a word).
+        UserError: no UTF-8, no JSON, or a key that comes twice.
     """
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: str | Path) -> Any:
+    """What JSON text holds; raises as `read_json` does, also for a second key, which `json` takes without a word."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -55,7 +60,7 @@ def read_json(path: str | Path) -> Any:
         return found
 
     try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique)
     except UserError:
         raise
     # ValueError: also numbers of thousands of digits. RecursionError: brackets nested thousands deep.

@@ -69,7 +69,9 @@ def prepare(entry: Entry) -> Job:
     if entry.train is None:
         return Classification(test_set, choose_prompts(entry.templates, test_set))
     # The test set's classes hold for both, so that equal numbers mean equal classes.
-    train_set = open_test_set(entry.train, classes=test_set.classes, unknown_classes=entry.unknown_classes)
+    train_set = open_test_set(
+        entry.train, classes=test_set.classes, unknown_classes=entry.unknown_classes, training=True
+    )
     return Probe(test_set, train_set, entry.task, entry.shots)
 
 

@@ -118,7 +118,8 @@ def _positions(root: Path, folders: Sequence[str], classes: ClassSet, unknown: s
             )
         return {folder: int(folder) for folder in folders}
     if strange and (unknown == ERROR or len(strange) == len(folders)):
-        raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}")
+        skip = "" if len(strange) == len(folders) else f"; --unknown-classes {SKIP} leaves such out"
+        raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}{skip}")
     return positions
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError
@@ -61,8 +61,13 @@ def holds_files(folder: Path, suffixes: Sequence[str]) -> bool:
     return any(entry.is_file() and entry.name.lower().endswith(tuple(suffixes)) for entry in _entries(folder))
 
 
-def class_root(root: Path, suffixes: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
-    """Where the class folders of a data set lie: `root`, or its only part that is not for training; and a note.
+def _wanted(parts: Iterable[str], training: bool) -> list[str]:
+    """Those of the words for parts that are for training, or those that are not."""
+    return [part for part in parts if (PARTS[part.lower()] == TRAIN) == training]
+
+
+def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> tuple[Path, tuple[str, ...]]:
+    """Where the class folders of a data set lie: `root`, or its only part that is (not) for training; and a note.
 
     Raises:
         UserError: several parts, or folders named as parts that hold no class folders.
@@ -75,10 +80,10 @@ def class_root(root: Path, suffixes: Sequence[str]) -> tuple[Path, tuple[str, ..
     parts = [folder for folder in named if folder in nested]
     others = [folder for folder in folders if folder not in named]
     if parts and all(folder in nested or not _holds_any(root / folder, suffixes) for folder in others):
-        chosen = [folder for folder in parts if PARTS[folder.lower()] != TRAIN]
+        chosen = _wanted(parts, training)
         if len(chosen) != 1:
             raise _several(root, parts, str(root / (chosen or parts)[0]))
-        return root / chosen[0], (f"{root} holds {' and '.join(named)}; evaluated is {root / chosen[0]}",)
+        return root / chosen[0], (f"{root} holds {' and '.join(named)}; taken is {root / chosen[0]}",)
     if folders and len(named) == len(folders):
         raise UserError(
             f"the folders of {root} ({', '.join(named)}) are named as parts of a data set, not as classes, and hold no "
@@ -100,8 +105,8 @@ def _several(root: Path, parts: Sequence[str], example: str) -> UserError:
     )
 
 
-def one_part(files: Sequence[str], root: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Of files of several parts (`test-00000-of-00001.parquet`) those of the only one that is not for training.
+def one_part(files: Sequence[str], root: Path, training: bool = False) -> tuple[list[str], tuple[str, ...]]:
+    """Of files of several parts (`test-00000-of-00001.parquet`) those of the only one that is (not) for training.
 
     Raises:
         UserError: several such parts.
@@ -110,15 +115,15 @@ def one_part(files: Sequence[str], root: Path) -> tuple[list[str], tuple[str, ..
     parts = dict.fromkeys(PARTS[word.lower()] for word in words.values() if word)
     if len(parts) < 2:
         return list(files), ()
-    chosen = [part for part in parts if part != TRAIN]
-    if len(chosen) > 1:
-        file, word = next((file, word) for file, word in words.items() if word and PARTS[word.lower()] == chosen[0])
+    chosen = _wanted(parts, training)
+    if len(chosen) != 1:
+        file, word = next(
+            (file, word) for file, word in words.items() if word and PARTS[word.lower()] in (chosen or parts)
+        )
         example = Path(file).parent / f"*{word}*{Path(file).suffix}"
         raise _several(root, list(parts), str(example) if word in Path(file).name else str(Path(file).parent))
     kept = [file for file, word in words.items() if word and PARTS[word.lower()] == chosen[0]]
-    return kept, (
-        f"{root} holds files of {' and '.join(parts)}; evaluated is {chosen[0]}: {len(kept)} of {len(files)}",
-    )
+    return kept, (f"{root} holds files of {' and '.join(parts)}; taken is {chosen[0]}: {len(kept)} of {len(files)}",)
 
 
 def _part_word(path: str) -> str | None:

@@ -66,13 +66,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def open_parquet(root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP) -> TestSet:
+def open_parquet(
+    root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False
+) -> TestSet:
     """The test set of a Parquet file, of all in a folder, of a glob or a brace range.
 
     Raises:
         UserError: pyarrow is not installed, the columns or the class names are missing, the classes do not fit.
     """
-    paths, notes = _files(root)
+    paths, notes = _files(root, training)
     files = _opened(paths)
     schema = files[0].schema_arrow
     picture, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
@@ -87,10 +89,10 @@ def open_parquet(root: Path, classes: ClassSet | None, name: str, unknown: str =
     return TestSet(name, chosen, sources, content_hash([sizes, numbers]), num_records, notes=notes)
 
 
-def _files(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+def _files(root: Path, training: bool) -> tuple[list[Path], tuple[str, ...]]:
     if not root.is_dir():
         return [Path(url) for url in expand_urls(str(root))], ()
-    files, notes = layout.one_part(sorted(map(str, layout.files_below(root, (PARQUET,)))), root)
+    files, notes = layout.one_part(sorted(map(str, layout.files_below(root, (PARQUET,)))), root, training)
     return [Path(file) for file in files], notes
 
 

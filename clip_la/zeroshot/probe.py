@@ -1,6 +1,7 @@
 """What frozen image features are worth without any text: k nearest neighbours, a linear probe, few shots a class."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def _result_line(
         **learning,
         "metrics": _metrics(found, labels.numpy(), num_classes),
         "skipped": test.skipped,
-        **test_set.said,
+        **replace(test_set, notes=test_set.notes + train_set.notes).said,
         "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }

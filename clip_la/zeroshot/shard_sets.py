@@ -20,6 +20,7 @@ PICTURE_PARTS = (".jpg", ".jpeg", ".png", ".webp")
 CLASS_PART = ".cls"
 # Where CLIP_benchmark's data sets keep their shards.
 SPLIT_FOLDERS = ("test", "val")
+TRAINING_FOLDER = "train"
 JSON_PART = ".json"
 # In the json of a sample: WordNet ids first, since they mean the same everywhere; a list accepts each of its classes.
 # "starter" is what `clip-la data photos` calls the starter corpus's name of the same thing.
@@ -147,35 +148,36 @@ def open_caption_shards(data: str, name: str) -> TestSet:
     return TestSet(name, NO_CLASSES, tuple(CaptionSource(url) for url in urls), content_hash(sizes), notes=notes)
 
 
-def find_shards(data: str) -> tuple[list[str], Path | None, tuple[str, ...]]:
+def find_shards(data: str, training: bool = False) -> tuple[list[str], Path | None, tuple[str, ...]]:
     """The shards of a folder, a tar, a brace range or a glob; the folder whose class and template files are theirs;
     and what is to be said of the choice where the folder holds several parts of a data set."""
     folder = Path(data)
     if folder.is_dir():
-        with_shards = [place for place in (folder, *(folder / split for split in SPLIT_FOLDERS)) if holds_shards(place)]
+        with_shards = places_with_shards(folder, training)
         inside = with_shards[0] if with_shards else folder
         notes: tuple[str, ...] = ()
-        if inside != folder and len(with_shards) > 1:
-            notes = (f"{folder} holds shards in {' and '.join(p.name for p in with_shards)}; evaluated is {inside}",)
-        urls, said = layout.one_part(expand_urls(str(inside)), inside)
+        if inside != folder and (len(with_shards) > 1 or training != (inside.name == TRAINING_FOLDER)):
+            notes = (f"{folder} holds shards in {' and '.join(p.name for p in with_shards)}; taken is {inside}",)
+        urls, said = layout.one_part(expand_urls(str(inside)), inside, training)
         return urls, folder, notes + said
     urls = expand_urls(data)
     first = Path(urls[0]).parent
     return urls, first if first.is_dir() else None, ()
 
 
-def holds_shards(folder: Path) -> bool:
-    """Whether shards lie in the folder itself."""
-    return any(folder.glob(f"*{SHARD}"))
+def places_with_shards(folder: Path, training: bool = False) -> list[Path]:
+    """The folder and its parts, of which each holds shards; the one for training first, or not at all."""
+    parts = (TRAINING_FOLDER,) * training + SPLIT_FOLDERS
+    return [place for place in (folder, *(folder / part for part in parts)) if any(place.glob(f"*{SHARD}"))]
 
 
-def open_shards(data: str, classes: ClassSet | None, name: str, unknown: str = SKIP) -> TestSet:
+def open_shards(data: str, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False) -> TestSet:
     """The test set of shards; classes from `classes`, else from classes.json or classnames.txt beside the shards.
 
     Raises:
         UserError: no shards, or no classes.
     """
-    urls, folder, notes = find_shards(data)
+    urls, folder, notes = find_shards(data, training)
     own = own_classes(folder)
     chosen = classes or own
     if chosen is None:

@@ -65,7 +65,7 @@ def run_suite(
         UserError: wrong input; what was evaluated before it is kept.
     """
     jobs = [prepare(entry) for entry in entries]
-    for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
+    for test_set in {id(used): used for job in jobs for used in (job.test_set, *job.featured())}.values():
         describe(test_set, report)
     how = How(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []

@@ -1,6 +1,5 @@
 """From what a user names to a test set: class folders, webdataset shards, Parquet files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
@@ -34,6 +33,7 @@ def open_test_set(
     name: str | None = None,
     labels: str = "own",
     unknown_classes: str = SKIP,
+    training: bool = False,
 ) -> TestSet:
     """A test set for classification.
 
@@ -43,6 +43,7 @@ def open_test_set(
         labels: "own", or "real" for the ReaL labels of ImageNet-1K's validation set.
         unknown_classes: what becomes of pictures whose class `classes` lacks: "skip" counts them as skipped, "error"
             raises.
+        training: of data that hold several parts take the one for training, for those who learn from it.
 
     Raises:
         UserError: no such data, an unknown layout, labels outside the classes.
@@ -51,34 +52,31 @@ def open_test_set(
         raise unknown("labels", labels, LABELS)
     if unknown_classes not in UNKNOWN_CLASSES:
         raise unknown("choice for unknown classes", unknown_classes, UNKNOWN_CLASSES)
-    test_set = _open(data, classes, name, unknown_classes)
+    test_set = _open(data, classes, name, unknown_classes, training)
     if labels == "real":
         return folders.with_real_labels(test_set)
     return test_set
 
 
-def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str) -> TestSet:
+def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool) -> TestSet:
     root = Path(data)
     if not root.exists() and not SHARD_MARKS & set(data) and root.suffix != SHARD:
         raise UserError(f"no data at {data}; {EXPECTED}")
-    if _is_parquet(root):
-        return parquet_sets.open_parquet(root, classes, name or default_name(data), unknown_classes)
-    if not root.is_dir() or any(map(shard_sets.holds_shards, _places(root, shard_sets.SPLIT_FOLDERS))):
-        return shard_sets.open_shards(data, classes, name or default_name(data), unknown_classes)
+    shards = shard_sets.places_with_shards(root, training)
+    if _is_parquet(root, bool(shards)):
+        return parquet_sets.open_parquet(root, classes, name or default_name(data), unknown_classes, training)
+    if not root.is_dir() or shards:
+        return shard_sets.open_shards(data, classes, name or default_name(data), unknown_classes, training)
     mappings = folders.objectnet_mappings(root)
     if mappings is not None:
         return folders.open_objectnet(mappings.parent / "images", mappings, name or default_name(data))
-    root, notes = layout.class_root(root, folders.PICTURES)
+    root, notes = layout.class_root(root, folders.PICTURES, training)
     if not layout.folders_in(root):
         raise UserError(f"{data} holds no test set; {EXPECTED}")
     return folders.open_folders(root, classes, name or default_name(str(root)), unknown_classes, notes)
 
 
-def _places(root: Path, folders_within: Sequence[str]) -> list[Path]:
-    return [root, *(root / folder for folder in folders_within)]
-
-
-def _is_parquet(root: Path) -> bool:
+def _is_parquet(root: Path, has_shards: bool) -> bool:
     """Whether the data are Parquet files. img2dataset puts one beside each tar, which says what became of its pairs.
 
     Raises:
@@ -86,8 +84,8 @@ def _is_parquet(root: Path) -> bool:
     """
     if not root.is_dir():
         return root.suffix.lower() == PARQUET
-    found = [path for place in _places(root, ("data",)) for path in place.glob(f"*{PARQUET}")]
-    if not any(map(shard_sets.holds_shards, _places(root, shard_sets.SPLIT_FOLDERS))):
+    found = [path for place in (root, root / "data") for path in place.glob(f"*{PARQUET}")]
+    if not has_shards:
         return bool(found)
     alone = next((path for path in found if not path.with_suffix(SHARD).exists()), None)
     if alone is not None:

@@ -12,6 +12,8 @@ from clip_la.models.clip import CLIP
 from clip_la.zeroshot import classes, names
 from clip_la.zeroshot.entries import Entry, prepare
 from clip_la.zeroshot.evaluate import evaluate_zeroshot
+from clip_la.zeroshot.jobs import Probe
+from clip_la.zeroshot.records import Record
 from clip_la.zeroshot.shard_sets import open_caption_shards
 from clip_la.zeroshot.test_sets import open_test_set
 
@@ -33,7 +35,7 @@ def test_the_only_part_that_is_not_for_training_is_taken(tmp_path: Path, part: s
     test_set = open_test_set(str(root))
     assert [key for key, _ in read(test_set)] == list(PETS)
     assert test_set.classes.names == (("cat",), ("dog",))
-    assert test_set.notes[0].endswith(f"evaluated is {root / part}")
+    assert test_set.notes[0].endswith(f"taken is {root / part}")
     assert test_set.name == (f"pets-{part}" if part in ("val", "validation", "test") else part)
 
 
@@ -57,6 +59,34 @@ def test_layouts_that_are_no_classes(tmp_path: Path, files: list[str], message: 
     with pytest.raises(UserError, match=message) as caught:
         open_test_set(str(put(tmp_path / "x", *files)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_probe_learns_from_the_part_for_training(tmp_path: Path):
+    for name, where in (("folders", "{}/{}/{}.png"), ("shards", "{}/0.tar"), ("parquet", "data/{}-0.parquet")):
+        root = tmp_path / name
+        for part, seed in (("train", 1), ("test", 2)):
+            if name == "folders":
+                put(root, *(where.format(part, own, f"{part}{seed}") for own in ("cat", "dog")))
+                continue
+            path = root / where.format(part)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if name == "shards":
+                write(path, {".png": picture(seed), ".cls": str(seed)})
+            else:
+                parquet(path, [seed], list(NAMES))
+        if name == "shards":
+            (root / "classnames.txt").write_text("\n".join(NAMES))
+        job = prepare(Entry(str(root), task="knn", train=str(root)))
+        assert isinstance(job, Probe)
+        learnt, tested = (
+            [(own.key, own.labels) for source in used.sources for own in source.records() if isinstance(own, Record)]
+            for used in (job.train_set, job.test_set)
+        )
+        if name == "folders":
+            assert [key for key, _ in learnt] == ["cat/train1.png", "dog/train1.png"]
+            assert [key for key, _ in tested] == ["cat/test2.png", "dog/test2.png"]
+        else:
+            assert ([own for _, own in learnt], [own for _, own in tested]) == ([(1,)], [(2,)])
 
 
 def test_a_class_may_be_called_train(tmp_path: Path):
@@ -217,7 +247,7 @@ def test_parts_of_a_hub_data_set(tmp_path: Path):
         parquet(tmp_path / "data" / f"{part}-00000-of-00001.parquet", [label], list(NAMES))
     test_set = open_test_set(str(tmp_path))
     assert read(test_set) == [("test-00000-of-00001.parquet:0", (4,))]
-    assert "evaluated is test: 1 of 2" in test_set.notes[0]
+    assert "taken is test: 1 of 2" in test_set.notes[0]
     parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [2], list(NAMES))
     with pytest.raises(UserError, match=r"name one, as in --data '.*data/\*test\*\.parquet'"):
         open_test_set(str(tmp_path))
@@ -230,7 +260,7 @@ def test_parts_of_a_folder_of_shards(tmp_path: Path):
     (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
     test_set = open_test_set(str(tmp_path))
     assert read(test_set) == [("k0", (4,))]
-    assert "evaluated is val: 1 of 3" in test_set.notes[0]
+    assert "taken is val: 1 of 3" in test_set.notes[0]
     assert len(open_caption_shards(str(tmp_path), "x").sources) == 1
 
 
@@ -244,4 +274,4 @@ def test_parts_of_shards_in_folders(tmp_path: Path):
     write(tmp_path / "test" / "0.tar", {".png": picture(5), ".cls": "5"})
     test_set = open_test_set(str(tmp_path))
     assert read(test_set) == [("k0", (5,))]
-    assert "holds shards in test and val; evaluated is" in test_set.notes[0]
+    assert "holds shards in test and val; taken is" in test_set.notes[0]

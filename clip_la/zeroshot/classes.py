@@ -186,9 +186,13 @@ def from_file(path: str | Path) -> ClassSet:
     return _of_entries(class_files.read_entries(path), path.parent.resolve().name)
 
 
-def from_entries(content: Sequence[object], *, name: str, path: Path) -> ClassSet:
-    """A class set from the entries of a class file; `path` only names it in errors."""
-    return _of_entries(class_files.from_list(content, path), name)
+def from_entries(content: Sequence[object], *, name: str, path: Path, numbered: bool = False) -> ClassSet:
+    """A class set from the entries of a class file; `path` only names it in errors.
+
+    Where classes are `numbered`, several may have one name and no other id; else that raises UserError.
+    """
+    entries = class_files.from_list(content, path)
+    return _of_entries(class_files.distinct(entries) if numbered else entries, name)
 
 
 def _of_entries(entries: Sequence[class_files.Entry], name: str) -> ClassSet:

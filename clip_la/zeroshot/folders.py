@@ -12,7 +12,7 @@ from clip_la.zeroshot import layout
 from clip_la.zeroshot import names as known
 from clip_la.zeroshot.beside import own_classes
 from clip_la.zeroshot.classes import ClassSet, content_hash
-from clip_la.zeroshot.labels import ERROR, SKIP
+from clip_la.zeroshot.labels import ERROR, SKIP, numbers_in
 from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET, Record, Skipped, TestSet
 from clip_la.zeroshot.text_files import shown
 
@@ -106,17 +106,24 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
-def _positions(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) -> dict[str, int]:
+def _numbered(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:
+    """Folder -> position in the class set, of folders called by numbers; where these are names, names come first."""
+    named = classes.positions(folders)
+    if min(named) >= 0:
+        return dict(zip(folders, named, strict=True))
+    outside = [folder for folder in folders if int(folder) >= len(classes)]
+    if outside or max(named) >= 0:
+        raise UserError(
+            f"{root}: folders outside the {len(classes)} classes of {classes.label} (0 to N - 1): "
+            f"{_some(outside or [folder for folder, place in zip(folders, named, strict=True) if place < 0])}"
+        )
+    return {folder: int(folder) for folder in folders}
+
+
+def _named(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) -> dict[str, int]:
     """Folder -> position in the class set, -1 where it has no such class."""
     positions = dict(zip(folders, classes.positions(folders), strict=True))
     strange = [folder for folder in folders if positions[folder] < 0]
-    if len(strange) == len(folders) and all(map(_is_number, folders)) and _numbers_folders(classes):
-        outside = [folder for folder in folders if int(folder) >= len(classes)]
-        if outside:
-            raise UserError(
-                f"{root}: folders outside the {len(classes)} classes of {classes.label} (0 to N - 1): {_some(outside)}"
-            )
-        return {folder: int(folder) for folder in folders}
     if strange and (unknown == ERROR or len(strange) == len(folders)):
         skip = "" if len(strange) == len(folders) else f"; --unknown-classes {SKIP} leaves such out"
         raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}{skip}")
@@ -139,12 +146,17 @@ def open_folders(
     folders = layout.folders_in(root)
     if not folders:
         raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
-    classes = classes or own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
+    are_numbers = all(map(_is_number, folders))
+    own = None
+    if classes is None or are_numbers:
+        own = own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
     pictures = {folder: pictures_in(root, folder) for folder in folders}
+    classes = classes or own
     if classes is None:
         classes, said = _classes_of(root, folders, [folder for folder in folders if pictures[folder]])
         notes += said
-    positions = _positions(root, folders, classes, unknown)
+    counted = are_numbers and _numbers_folders(classes) and numbers_in(own, classes) is not None
+    positions = _numbered(root, folders, classes) if counted else _named(root, folders, classes, unknown)
     labels = {folder: (place,) if (place := positions[folder]) >= 0 else NOT_IN_SET for folder in folders}
     files = [(file, labels[folder]) for folder in folders for file in pictures[folder]]
     return replace(of_files(root, files, classes, name), notes=notes + _remarks(root, pictures, positions, classes))

@@ -82,9 +82,10 @@ class Labels:
                 f"{where[0]}: {where[1]} has only a class number, which counts in the set's own list, not in "
                 f"{self.classes.label}; leave out --classes, or give samples a json with 'wnid' or 'class'"
             )
-        if not 0 <= number < len(self.numbers):
+        size = len(self.numbers)
+        if not 0 <= number < size:
             raise UserError(
-                f"{where[0]}: label {number} of {where[1]} is outside the {len(self.numbers)} classes (0 to N - 1)"
+                f"{where[0]}: label {shown(number)} of {where[1]} is outside the {size} classes (0 to N - 1)"
             )
         if self.numbers[number] < 0:
             raise self.lacking(number, where)

@@ -116,7 +116,7 @@ def _chosen(
 ) -> tuple[ClassSet, tuple[int, ...] | None]:
     """The classes, and the position of each class number: of the file's own names, else of the list beside it."""
     if own is not None:
-        chosen = classes or class_sets.from_entries(own, name=name, path=path)
+        chosen = classes or class_sets.from_entries(own, name=name, path=path, numbered=True)
         return chosen, _positions(own, chosen, path)
     listed = own_classes(path.parent)
     chosen_or_none = classes or listed
@@ -140,7 +140,8 @@ def _class_names(schema: Any, column: str, path: Path) -> list[str] | None:
         names = features[column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return None if names is None else [entry.names[0] for entry in class_files.from_json(names, path)]
+    entries = [] if names is None else class_files.from_json(names, path)
+    return [entry.id if known.is_wordnet_id(entry.id) else entry.names[0] for entry in entries] or None
 
 
 def _positions(own: list[str], classes: ClassSet, path: Path) -> tuple[int, ...]:

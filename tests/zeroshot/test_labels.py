@@ -11,12 +11,12 @@ import pytest
 from clip_la.data.shards import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import classes
+from clip_la.zeroshot import classes, names
 from clip_la.zeroshot.evaluate import evaluate_zeroshot
 from clip_la.zeroshot.records import TestSet
 from clip_la.zeroshot.test_sets import open_test_set
 
-from .conftest import NAMES, picture
+from .conftest import NAMES, WNIDS, picture
 from .reference import Reference
 from .test_test_sets import parquet, read, skipped, write
 
@@ -199,6 +199,22 @@ def test_parquet_class_names_in_other_forms(tmp_path: Path):
         pyarrow.parquet.write_table(table.replace_schema_metadata(hub_features(broken)), path)
         with pytest.raises(UserError, match=message):
             open_test_set(str(path))
+
+
+def test_parquet_of_imagenet_with_names_of_two_classes(tmp_path: Path):
+    whole = classes.imagenet("imagenet1k")
+    hub = [", ".join(names.lemmas()[key]) for key in whole.ids]
+    path = parquet(tmp_path / "a.parquet", [0, 134, 517, 999], hub)
+    assert [own for _, own in read(open_test_set(str(path)))] == [(0,), (134,), (517,), (999,)]
+
+
+def test_parquet_with_wordnet_ids_for_names(tmp_path: Path):
+    path = parquet(tmp_path / "a.parquet", [3, 0], list(WNIDS))
+    test_set = open_test_set(str(path))
+    assert (test_set.classes.ids, read(test_set)[0][1]) == (WNIDS, (3,))
+    assert test_set.classes.names[1] == ("tench",)
+    whole = classes.imagenet("imagenet1k")
+    assert read(open_test_set(str(path), classes=whole))[0][1] == (whole.index[WNIDS[3]],)
 
 
 def test_parquet_files_of_different_classes(tmp_path: Path):

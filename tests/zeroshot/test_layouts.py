@@ -177,6 +177,18 @@ def test_numbered_folders_outside_the_list(tmp_path: Path):
         open_test_set(str(root), classes=classes.imagenet("imagenet21k"))
 
 
+def test_folder_numbers_count_in_the_list_beside_alone(tmp_path: Path):
+    root = put(tmp_path, "0/a.png", "3/b.png")
+    (root / "classnames.txt").write_text("\n".join(NAMES))
+    turned = classes.from_entries(list(reversed(NAMES)), name="turned", path=Path())
+    with pytest.raises(UserError, match=r"no class of turned/file: 0, 3$"):
+        open_test_set(str(root), classes=turned)
+    same = classes.from_entries(NAMES, name="same", path=Path())
+    assert read(open_test_set(str(root), classes=same)) == [("0/a.png", (0,)), ("3/b.png", (3,))]
+    (root / "classnames.txt").unlink()
+    assert read(open_test_set(str(root), classes=turned)) == [("0/a.png", (0,)), ("3/b.png", (3,))]
+
+
 def test_folders_of_digits_are_digits(tmp_path: Path):
     root = put(tmp_path, *(f"{n}/a.png" for n in range(10)))
     test_set = open_test_set(str(root))

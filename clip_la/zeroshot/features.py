@@ -168,7 +168,8 @@ def _in_order(test_set: TestSet, gathered: Sequence[FeatureRows]) -> Features:
     merged = merge_rows(gathered) if gathered else FeatureRows(np.zeros((0, 0), np.float32), np.zeros((0, 2), np.int64))
     reasons = dict(sorted(Counter(reason for *_, reason in merged.skipped).items()))
     if not merged.known:
-        raise UserError(f"{test_set.name} has no picture that can be evaluated ({reasons or 'it is empty'})")
+        why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+        raise UserError(f"{test_set.name} has no picture that can be evaluated ({why or 'it is empty'})")
     order = sorted(range(len(merged.known)), key=lambda i: merged.known[i][:2])
     _, _, keys, labels, captions = zip(*(merged.known[i] for i in order), strict=True)
     return Features(torch.from_numpy(merged.values[order]), keys, labels, captions, reasons)

@@ -242,7 +242,7 @@ def is_there(path: Path, base: Path) -> bool:
     return own and len(parts) > 1 and path.suffix.lower() in (".png", ".jpg", ".tiff")
 
 
-@QUICK
+@settings(QUICK, max_examples=80)
 @given(TREES, LIST_BESIDE)
 def test_any_tree_of_folders(tree: set[tuple[str, str]], listed: str):
     with folder() as root:

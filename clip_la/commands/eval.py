@@ -46,6 +46,11 @@ def _parser() -> Parser:
         "--templates", metavar="SET", help="openai80, simple7, plain, name, definition, a file, or 'a {c}.'"
     )
     parser.add_argument("--labels", help="own (default), or real: ReaL labels for ImageNet-1K")
+    parser.add_argument(
+        "--unknown-classes",
+        metavar="skip|error",
+        help="pictures whose class the set lacks: skip and count them (default), or stop",
+    )
     parser.add_argument("--name", metavar="NAME", help="the data set's name in results (default: its folder's)")
     parser.add_argument("--checkpoints", default="last", help="of a run: last (default) or all")
     parser.add_argument("--config", metavar="FILE", help="a YAML suite of data sets (see configs/eval)")
@@ -108,7 +113,7 @@ def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[Entry]]":
     from clip_la.zeroshot.load import expand_models
     from clip_la.zeroshot.suite import Entry, read_suite
 
-    keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots")
+    keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots", "unknown_classes")
     given = {key: value for key in keys if (value := getattr(options, key)) is not None}
     if options.config:
         models, entries = read_suite(options.config, **given)

@@ -9,8 +9,13 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from clip_la.data import problems
+from clip_la.data.formats import TEXT_PART
 from clip_la.data.problems import BadSample
 from clip_la.errors import UserError
+
+# In the order in which retrieval looks for them. A list in the json comes first: beside it, the text that `data pack`
+# writes is only one of them. "caption" is what img2dataset writes.
+ALL_CAPTION_FIELDS = ("json.captions", "txt", "json.caption")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,29 @@ class Captions:
         return int(self.drawn_fields(np.array([draw]))[0]) if len(self.fields) > 1 else 0
 
 
+def every_caption(sample: dict[str, Any]) -> tuple[str, ...]:
+    """All captions of a sample, read as in training: "captions" of .json, else the lines of .txt, else "caption".
+
+    Raises:
+        BadSample: there are none, or the first part that should have some is no text or no JSON.
+    """
+    reason = problems.NO_CAPTION
+    for field in ALL_CAPTION_FIELDS:
+        try:
+            texts = _texts(sample, field)
+        except BadSample:
+            if field == ALL_CAPTION_FIELDS[0] and TEXT_PART in sample:
+                continue  # what is wrong with the json costs no caption that stands in .txt
+            raise
+        if texts is None:
+            continue
+        reason = problems.EMPTY_CAPTION
+        lines = [line.strip() for line in texts[0].split("\n")] if field == "txt" else texts
+        if found := tuple(line for line in lines if line):
+            return found
+    raise BadSample(reason)
+
+
 def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
     part, _, key = field.partition(".")
     raw = sample.get(f".{part}")
@@ -72,13 +100,14 @@ def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
         return None
     if not key:
         return [_decoded(raw)]
-    value = _json(raw).get(key)
+    value = json_object(raw).get(key)
     if value is None:
         return None
     return [clean(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
-def _json(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The object of a sample's JSON part; raises BadSample where it does not parse or is none."""
     try:
         value = json.loads(raw)
     # RecursionError: brackets nested thousands deep

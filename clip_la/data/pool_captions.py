@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from clip_la.data.captions import Captions
-from clip_la.data.tokenizer import CaptionEncoder, lengths_of, order_of
+from clip_la.data.tokenizer import CaptionEncoder, caption_lengths, order_of
 
 
 class CaptionTable:
@@ -39,7 +39,7 @@ class CaptionTable:
         self._spans = np.array(spans, np.int64).reshape(len(samples), len(captions.fields), 2)
         # An empty pool has no batches, but a table of the right shape.
         self._tokens, self._ids = CaptionEncoder(tokenizer, context_length)(list(numbers) or [""])
-        self._lengths = lengths_of(self._tokens)
+        self._lengths = caption_lengths(self._tokens)
 
     def batch(self, numbers: Int64[np.ndarray, " batch"], draws: Float64[np.ndarray, "batch 2"]) -> dict[str, Any]:
         """`tokens`, `caption_id` and their order of one caption of each of these samples, picked by its two draws."""

@@ -41,16 +41,17 @@ def _open_clip_tokenizer() -> ModuleType:
 @cache
 def _clip(context_length: int) -> Tokenizer:
     tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=context_length)
-    thorough: Callable[[str], str] = tokenizer.clean_fn
-
-    def clean(text: str) -> str:
-        # Mending of mis-decoded text and of HTML changes nothing in plain ASCII, and takes most of a caption's time.
-        if text.isascii() and text.isprintable() and "&" not in text:
-            return " ".join(text.split()).lower()
-        return thorough(text)
-
-    tokenizer.clean_fn = clean
+    tokenizer.clean_fn = cleaned
     return lambda captions: tokenizer(list(captions))
+
+
+def cleaned(text: str) -> str:
+    """What the "clip" tokenizer makes of a text before it splits it: equal results are the same text to a model."""
+    # Mending of mis-decoded text and of HTML changes nothing in plain ASCII, and takes most of a caption's time.
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return " ".join(text.split()).lower()
+    mended: str = _open_clip_tokenizer().get_clean_fn("lower")(text)
+    return mended
 
 
 TOKENIZERS = {"clip": _clip}
@@ -103,14 +104,9 @@ def trim(tokens: Int[Tensor, "batch context_length"]) -> Int[Tensor, "batch long
     return tokens[:, :longest].contiguous()
 
 
-def lengths_of(tokens: Int64[Tensor, "batch longest"]) -> Int64[Tensor, " batch"]:
-    """Tokens of each caption up to its end-of-text token, which has the highest number of all."""
-    return tokens.argmax(1) + 1
-
-
 def order_of(tokens: Int64[Tensor, "batch longest"]) -> dict[str, Int64[Tensor, " batch"] | list[int]]:
     """`by_length`, the places of the captions, shortest first, and `sorted_lengths`, their lengths in that order."""
-    lengths, by_length = lengths_of(tokens).sort(stable=True)
+    lengths, by_length = caption_lengths(tokens).sort(stable=True)
     return {"by_length": by_length, "sorted_lengths": lengths.tolist()}
 
 

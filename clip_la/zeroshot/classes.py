@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
+from clip_la.zeroshot import class_files
 from clip_la.zeroshot import names as known
+from clip_la.zeroshot.text_files import shown
 
 HASH_DIGITS = 16
 
@@ -38,10 +40,10 @@ class ClassSet:
             raise UserError(f"class set '{self.name}' has no classes")
         if len(set(self.ids)) != len(self.ids):
             twice = next(key for i, key in enumerate(self.ids) if key in self.ids[:i])
-            raise UserError(f"class set '{self.name}' lists '{twice}' twice; classes must differ")
+            raise UserError(f"class set '{self.name}' lists '{shown(twice)}' twice; classes must differ")
         nameless = [key for key, own in zip(self.ids, self.names, strict=True) if not own or not all(own)]
         if nameless:
-            raise UserError(f"class '{nameless[0]}' of class set '{self.name}' has an empty name")
+            raise UserError(f"class '{shown(nameless[0])}' of class set '{self.name}' has an empty name")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,9 +65,18 @@ class ClassSet:
 
     @functools.cached_property
     def index_by_name(self) -> dict[str, int]:
-        """First name -> position, of the names that only one class has."""
+        """Name -> position, of the names that only one class has."""
         taken = self.collisions()
-        return {own[0]: i for i, own in enumerate(self.names) if own[0] not in taken}
+        return {name: i for i, own in enumerate(self.names) for name in own if name not in taken}
+
+    @functools.cached_property
+    def index_by_reading(self) -> dict[str, int]:
+        """`reading` of an id or a name -> position, of the readings that only one class has."""
+        owners: dict[str, set[int]] = {}
+        for i, (key, own) in enumerate(zip(self.ids, self.names, strict=True)):
+            for text in (key, *own):
+                owners.setdefault(reading(text), set()).add(i)
+        return {text: next(iter(found)) for text, found in owners.items() if len(found) == 1}
 
     def collisions(self) -> dict[str, list[str]]:
         """Name -> the ids of all classes it is a name of, for the names of two and more classes."""
@@ -75,9 +86,42 @@ class ClassSet:
                 owners.setdefault(name, []).append(key)
         return {name: keys for name, keys in owners.items() if len(keys) > 1}
 
+    def read_alike(self) -> dict[str, list[str]]:
+        """Text -> the differing names of several classes that the tokenizer turns into it ("red": "Red", "red")."""
+        names = {text: list(dict.fromkeys(name for name, _ in own)) for text, own in self._readings().items()}
+        return {text: own for text, own in names.items() if len(own) > 1}
+
+    def sharing_a_name(self) -> set[str]:
+        """The ids of all classes with a name that is, for the tokenizer, another class's too."""
+        return {key for own in self._readings().values() for _, key in own}
+
+    def _readings(self) -> dict[str, list[tuple[str, str]]]:
+        """Text -> (name, id) of all that the tokenizer turns into it, where these are several classes'."""
+        from clip_la.data.tokenizer import cleaned
+
+        owners: dict[str, list[tuple[str, str]]] = {}
+        for key, own in zip(self.ids, self.names, strict=True):
+            for name in own:
+                owners.setdefault(cleaned(name), []).append((name, key))
+        return {text: own for text, own in owners.items() if len({key for _, key in own}) > 1}
+
     def positions(self, keys: Iterable[str]) -> list[int]:
-        """The positions of ids (or of unambiguous names) in this set; -1 where the set has no such class."""
-        return [self.index.get(key, self.index_by_name.get(key, -1)) for key in keys]
+        """The positions of ids (or of unambiguous names) in this set; -1 where the set has no such class.
+
+        An id or a name as it stands comes first; else case, spacing and "_" for a space do not count.
+        """
+        return [self._position(key) for key in keys]
+
+    def _position(self, key: str) -> int:
+        found = self.index.get(key, self.index_by_name.get(key))
+        return self.index_by_reading.get(reading(key), -1) if found is None else found
+
+
+def reading(text: str) -> str:
+    """What labels are compared by where they are not equal as they stand: case, spacing and "_" do not count."""
+    from clip_la.data.tokenizer import cleaned  # late: it brings torch, which `--help` has no need of
+
+    return cleaned(text.replace("_", " "))
 
 
 # Name -> (timm's list, what it is). The ids of V2, Sketch and ReaL are those of ImageNet-1K itself.
@@ -134,44 +178,24 @@ def imagenet(name: str, naming: str | None = None) -> ClassSet:
     return ClassSet(name, naming, ids, _names(naming, ids, name), tuple(texts[key] for key in ids))
 
 
-def _entry(value: object, path: Path) -> tuple[str, tuple[str, ...], str]:
-    """One class of a file: a name, or {"id": ..., "name": ... or "names": [...], "definition": ...}."""
-    if isinstance(value, str):
-        return value, (value,), ""
-    if not isinstance(value, dict) or not ("name" in value or "names" in value):
-        raise UserError(
-            f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {json.dumps(value)[:60]}"
-        )
-    names = tuple(value["names"]) if "names" in value else (value["name"],)
-    key = value.get("id") or value.get("wnid") or names[0]
-    return str(key), tuple(map(str, names)), str(value.get("definition", ""))
-
-
 def from_file(path: str | Path) -> ClassSet:
-    """Reads classes.json (a list of names, of objects, or id -> name or names) or a text file of one name a line."""
+    """Reads a class list: a text file of one name a line, or JSON in one of the forms of `class_files.from_json`."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no class file '{path}'; expected a JSON list of names or a text file of one name a line")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
-        if isinstance(content, dict) and "classes" in content:
-            content = content["classes"]
-        if isinstance(content, dict):
-            content = [{"id": key, "names": [own] if isinstance(own, str) else own} for key, own in content.items()]
-    else:
-        content = [line.strip() for line in text.splitlines() if line.strip()]
-    if not isinstance(content, list):
-        raise UserError(f"{path} holds no list of classes")
-    return from_entries(content, name=path.parent.resolve().name, path=path)
+    return _of_entries(class_files.read_entries(path), path.parent.resolve().name)
 
 
-def from_entries(content: Sequence[object], *, name: str, path: Path) -> ClassSet:
-    """A class set from the entries of a class file; `path` only names it in errors."""
-    entries = [_entry(value, path) for value in content]
+def from_entries(content: Sequence[object], *, name: str, path: Path, numbered: bool = False) -> ClassSet:
+    """A class set from the entries of a class file; `path` only names it in errors.
+
+    Where classes are `numbered`, several may have one name and no other id; else that raises UserError.
+    """
+    entries = class_files.from_list(content, path)
+    return _of_entries(class_files.distinct(entries) if numbered else entries, name)
+
+
+def _of_entries(entries: Sequence[class_files.Entry], name: str) -> ClassSet:
     ids, names, texts = zip(*entries, strict=True) if entries else ((), (), ())
     return ClassSet(name, "file", tuple(ids), tuple(names), tuple(texts))
 

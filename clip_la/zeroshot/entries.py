@@ -9,7 +9,9 @@ from clip_la.zeroshot import results, shard_sets
 from clip_la.zeroshot.classes import class_set
 from clip_la.zeroshot.evaluate import choose_prompts
 from clip_la.zeroshot.jobs import TASKS, Classification, Job, Probe, Retrieval
+from clip_la.zeroshot.labels import SKIP, UNKNOWN_CLASSES
 from clip_la.zeroshot.test_sets import default_name, open_test_set
+from clip_la.zeroshot.text_files import read_text
 
 KEYS = ("models", "datasets")
 
@@ -26,13 +28,10 @@ class Entry:
     task: str = results.CLASSIFICATION
     train: str | None = None
     shots: int | None = None
+    unknown_classes: str = SKIP
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), int if field.name == "shots" else str
-            if type(value) is not kind and (value is not None or field.default is not None):
-                what = "a whole number" if kind is int else "text; put it in quotes"
-                raise UserError(f"{field.name} is {shown(value)}, not {what}")
+        self._check_types()
         if self.task not in TASKS:
             raise unknown("task", self.task, TASKS)
         is_probe = self.task in (results.LINEAR_PROBE, results.KNN)
@@ -46,6 +45,17 @@ class Entry:
             raise UserError(f"task {self.task} has captions, not classes")
         if self.shots is not None and self.shots < 1:
             raise UserError(f"shots is {self.shots}; a class needs at least one picture to learn from")
+        if self.unknown_classes not in UNKNOWN_CLASSES:
+            raise unknown("choice of unknown_classes", self.unknown_classes, UNKNOWN_CLASSES)
+
+    def _check_types(self) -> None:
+        """YAML has numbers, dates and lists where a person may mean a text: `name: 2024`."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected = int if field.name == "shots" else str
+            if type(value) is not expected and (value is not None or field.default is not None):
+                what = "a whole number" if expected is int else "text; put it in quotes"
+                raise UserError(f"{field.name} is {shown(value)}, not {what}")
 
 
 def prepare(entry: Entry) -> Job:
@@ -53,11 +63,16 @@ def prepare(entry: Entry) -> Job:
     if entry.task == results.RETRIEVAL:
         return Retrieval(shard_sets.open_caption_shards(entry.data, entry.name or default_name(entry.data)))
     classes = class_set(entry.classes) if entry.classes else None
-    test_set = open_test_set(entry.data, classes=classes, name=entry.name, labels=entry.labels)
+    test_set = open_test_set(
+        entry.data, classes=classes, name=entry.name, labels=entry.labels, unknown_classes=entry.unknown_classes
+    )
     if entry.train is None:
         return Classification(test_set, choose_prompts(entry.templates, test_set))
     # The test set's classes hold for both, so that equal numbers mean equal classes.
-    return Probe(test_set, open_test_set(entry.train, classes=test_set.classes), entry.task, entry.shots)
+    train_set = open_test_set(
+        entry.train, classes=test_set.classes, unknown_classes=entry.unknown_classes, training=True
+    )
+    return Probe(test_set, train_set, entry.task, entry.shots)
 
 
 def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[Entry]]:
@@ -72,8 +87,8 @@ def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[Entry]]:
     if not path.is_file():
         raise UserError(f"no suite at {path}; see configs/eval")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f"{path}: expected 'datasets:' with a list of entries (data, classes, templates, name, ...)")

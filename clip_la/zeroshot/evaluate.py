@@ -102,7 +102,6 @@ def result_line(
 ) -> dict[str, Any]:
     """The result as one JSON-able object; every figure with its origin."""
     classes = test_set.classes
-    collisions = classes.collisions()
     return {
         **labels_of(subject, test_set, templates),
         "data_hash": test_set.fingerprint,
@@ -112,9 +111,10 @@ def result_line(
         "names_hash": classes.hash,
         "templates_hash": templates.hash,
         "classes_with_pictures": len(np.unique(found.labels)),
-        "classes_sharing_a_name": len({key for keys in collisions.values() for key in keys}),
+        "classes_sharing_a_name": len(classes.sharing_a_name()),
         "skipped": found.reasons(),
         "skipped_examples": predictions.first_keys(found.skipped),
+        **test_set.said,
         "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }

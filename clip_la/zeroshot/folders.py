@@ -6,104 +6,183 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clip_la.data.formats import IMAGE_SUFFIXES, is_hidden, is_picture
+from clip_la.data.formats import IMAGE_SUFFIXES
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes as class_sets
+from clip_la.zeroshot import layout
 from clip_la.zeroshot import names as known
+from clip_la.zeroshot.beside import own_classes
 from clip_la.zeroshot.classes import ClassSet
-from clip_la.zeroshot.records import NO_LABEL, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.labels import ERROR, SKIP, numbers_in
+from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.text_files import shown
 
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 NAMES_SHOWN = 3
+# The sets that folders of WordNet ids are taken for where they are exactly none.
+WHOLES = ("imagenet1k", "imagenet21k", "imagenet21k_google", "imagenet21k_ms")
+MAX_DIGITS = 9
+LARGEST_DIGIT = 9
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Files below `root`, each with its labels; an entry without labels is skipped and counted."""
+    """Files below `root`, each with its labels or, for one that is skipped and counted, the reason."""
 
     root: Path
-    files: tuple[tuple[str, tuple[int, ...]], ...]
+    files: tuple[tuple[str, tuple[int, ...] | str], ...]
 
     def records(self) -> Iterator[Record | Skipped]:
         for name, labels in self.files:
-            if labels:
-                yield Record(name, labels, (self.root / name).read_bytes)
+            if isinstance(labels, str):
+                yield Skipped(name, labels)
             else:
-                yield Skipped(name, NO_LABEL)
-
-
-def class_folders(root: Path) -> list[str]:
-    """The names of the folders below `root`, sorted; hidden ones left out."""
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+                yield Record(name, labels, (self.root / name).read_bytes)
 
 
 def pictures_in(root: Path, folder: str) -> list[str]:
     """The pictures below one class folder, as paths relative to `root`, sorted."""
-    names = (path.relative_to(root).as_posix() for path in (root / folder).rglob("*"))
-    return sorted(name for name in names if is_picture(name) and not is_hidden(name))
+    return sorted(path.relative_to(root).as_posix() for path in layout.files_below(root / folder, IMAGE_SUFFIXES))
 
 
-def _classes_of(root: Path, folders: Sequence[str]) -> ClassSet:
-    """The class set that folder names imply: the smallest ImageNet with all these WordNet ids, or just these names."""
+def _classes_of(root: Path, folders: Sequence[str], filled: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
+    """The class set that folder names imply, a set of the catalog or just these names, and what is to be said of it.
+
+    `filled` are those of the folders that hold pictures.
+    """
     others = [folder for folder in folders if not known.is_wordnet_id(folder)]
     if 0 < len(others) < len(folders):
         raise UserError(
             f"{root} mixes folders named by WordNet ids with others: {_some(others)}; move these away, or name the "
             "classes: --classes"
         )
-    if others:
-        return class_sets.from_entries(
-            [{"id": folder, "name": folder.replace("_", " ")} for folder in folders],
-            name=root.resolve().name,
-            path=root,
+    if not others:
+        return _catalogued(root, folders)
+    if len(filled) == 1:
+        raise UserError(
+            f"only one folder of {root} holds pictures, {filled[0]}: among one class every picture is right; name the "
+            "folder of the class folders, or the classes: --classes"
         )
-    for name in ("imagenet1k", "imagenet21k", "imagenet21k_google"):
-        candidate = class_sets.imagenet(name)
-        if set(folders) <= set(candidate.ids):
-            return candidate
-    strange = [folder for folder in folders if folder not in class_sets.imagenet("imagenet21k_google").index]
-    raise UserError(f"folders of {root} are named by WordNet ids that no ImageNet has: {_some(strange)}")
+    note: tuple[str, ...] = ()
+    if all(map(_is_number, folders)):
+        if max(map(int, folders)) > LARGEST_DIGIT:
+            raise UserError(f"the folders of {root} are numbers ({_some(folders)}); name the classes: --classes")
+        note = (f"{root}: the folders' digits are taken for the names of the classes; else name these: --classes",)
+    names = [{"id": folder, "name": folder.replace("_", " ")} for folder in folders]
+    return class_sets.from_entries(names, name=root.resolve().name, path=root), note
+
+
+def _catalogued(root: Path, folders: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
+    """The catalog's set of exactly these WordNet ids, else the first large one with all or most of them."""
+    given = set(folders)
+    sets = {name: set(known.wordnet_ids(file)) for name, (file, _) in class_sets.CATALOG.items()}
+    exact = [name for name, ids in sets.items() if ids == given]
+    fitting = [name for name, ids in sets.items() if given <= ids]
+    if exact:
+        chosen = class_sets.imagenet(exact[0])
+        return chosen, (f"{root}: its {len(folders)} folders are exactly the classes of {exact[0]}",)
+    most = max(len(given & sets[name]) for name in WHOLES)
+    if not most:
+        raise UserError(f"folders of {root} are named by WordNet ids that no ImageNet has: {_some(folders)}")
+    chosen = class_sets.imagenet(next(name for name in WHOLES if len(given & sets[name]) == most))
+    others = [name for name in fitting if name != chosen.name]
+    more = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} them too" if others else ""
+    return chosen, (
+        f"{root}: {most} of the {len(chosen):,} classes of {chosen.name} have folders{more}; choose by --classes",
+    )
+
+
+def _is_number(folder: str) -> bool:
+    return folder.isascii() and folder.isdecimal() and len(folder) <= MAX_DIGITS
+
+
+def _numbers_folders(classes: ClassSet) -> bool:
+    """Whether folder numbers count in this set: in a list of somebody's own, or as ImageNetV2 counts its folders."""
+    return classes.naming == "file" or classes.name == "imagenet1k"
 
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(shown, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
-def _positions(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:
-    """Folder -> position in the class set."""
-    numbered = all(folder.isdecimal() for folder in folders)
-    if numbered and classes.name == "imagenet1k" and all(int(folder) < len(classes) for folder in folders):
-        # ImageNetV2 numbers its folders by position in the sorted WordNet ids; they are not zero-padded.
-        return {folder: int(folder) for folder in folders}
-    spoken = {folder: folder.replace("_", " ") for folder in folders}
+def _numbered(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:
+    """Folder -> position in the class set, of folders called by numbers; where these are names, names come first."""
+    named = classes.positions(folders)
+    if min(named) >= 0:
+        return dict(zip(folders, named, strict=True))
+    outside = [folder for folder in folders if int(folder) >= len(classes)]
+    if outside or max(named) >= 0:
+        raise UserError(
+            f"{root}: folders outside the {len(classes)} classes of {classes.label} (0 to N - 1): "
+            f"{_some(outside or [folder for folder, place in zip(folders, named, strict=True) if place < 0])}"
+        )
+    return {folder: int(folder) for folder in folders}
+
+
+def _named(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) -> dict[str, int]:
+    """Folder -> position in the class set, -1 where it has no such class."""
     positions = dict(zip(folders, classes.positions(folders), strict=True))
-    positions |= {f: classes.positions([spoken[f]])[0] for f in folders if positions[f] < 0}
     strange = [folder for folder in folders if positions[folder] < 0]
-    if strange:
-        raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}")
+    if strange and (unknown == ERROR or len(strange) == len(folders)):
+        skip = "" if len(strange) == len(folders) else f"; --unknown-classes {SKIP} leaves such out"
+        raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}{skip}")
     return positions
 
 
-def open_folders(root: Path, classes: ClassSet | None, name: str) -> TestSet:
+def open_folders(
+    root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, notes: tuple[str, ...] = ()
+) -> TestSet:
     """The test set of a folder of class folders; a subset of the classes may be present.
 
+    Args:
+        classes: by default the list beside the folders (classes.json, classnames.txt), else what their names imply.
+        unknown: what becomes of the pictures of a folder that `classes` lacks: skipped and counted, or a UserError.
+        notes: what is known of the data already.
+
     Raises:
-        UserError: no class folders, folders outside the class set, or no pictures.
+        UserError: no class folders, no folder (or, as asked for, not every one) within the class set, or no pictures.
     """
-    folders = class_folders(root)
+    folders = layout.folders_in(root)
     if not folders:
         raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
-    classes = classes or _classes_of(root, folders)
-    positions = _positions(root, folders, classes)
+    are_numbers = all(map(_is_number, folders))
+    own = None
+    if classes is None or are_numbers:
+        own = own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
     pictures = {folder: pictures_in(root, folder) for folder in folders}
-    files = [(file, (positions[folder],)) for folder in folders for file in pictures[folder]]
-    empty = [folder for folder in folders if not pictures[folder]]
-    note = (f"{root}: class folders without pictures: {_some(empty)}",) if empty else ()
-    return replace(of_files(root, files, classes, name), notes=note)
+    classes = classes or own
+    if classes is None:
+        classes, said = _classes_of(root, folders, [folder for folder in folders if pictures[folder]])
+        notes += said
+    counted = are_numbers and _numbers_folders(classes) and numbers_in(own, classes) is not None
+    positions = _numbered(root, folders, classes) if counted else _named(root, folders, classes, unknown)
+    labels = {folder: (place,) if (place := positions[folder]) >= 0 else NOT_IN_SET for folder in folders}
+    files = [(file, labels[folder]) for folder in folders for file in pictures[folder]]
+    return replace(of_files(root, files, classes, name), notes=notes + _remarks(root, pictures, positions, classes))
 
 
-def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...]]], classes: ClassSet, name: str) -> TestSet:
+def _remarks(
+    root: Path, pictures: Mapping[str, Sequence[str]], positions: Mapping[str, int], classes: ClassSet
+) -> tuple[str, ...]:
+    """What a person should know of the folders, a line each."""
+    strange = [folder for folder, place in positions.items() if place < 0]
+    empty = [folder for folder, own in pictures.items() if not own]
+    # Folders within folders may be the classes that a person meant.
+    deep = [
+        folder
+        for folder, own in pictures.items()
+        if len({file.split("/")[1] for file in own if file.count("/") > 1}) > 1
+    ]
+    remarks = {
+        f"{root}: skipped, since they are no class of {classes.label}: {_some(strange)}": strange,
+        f"{root}: class folders without pictures: {_some(empty)}": empty,
+        f"{root}: pictures in folders below count for the top one: {_some(deep)}": deep,
+    }
+    return tuple(text for text, found in remarks.items() if found)
+
+
+def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...] | str]], classes: ClassSet, name: str) -> TestSet:
     """A test set of listed files, paths relative to `root`."""
     if not files:
         raise UserError(f"the class folders of {root} hold no pictures ({', '.join(IMAGE_SUFFIXES)})")
@@ -125,14 +204,17 @@ def with_real_labels(test_set: TestSet) -> TestSet:
     real = known.real_labels()
     (source,) = test_set.sources
     assert isinstance(source, FolderSource)
-    files = []
-    for file, (own, *_) in source.files:
+    files: list[tuple[str, tuple[int, ...] | str]] = []
+    for file, labels in source.files:
+        if isinstance(labels, str):
+            files.append((file, labels))
+            continue
         number = VALIDATION_NUMBER.search(file)
         if number is None or not 0 < int(number[1]) <= len(real):
             raise UserError(f"ReaL labels need ImageNet's own file names (ILSVRC2012_val_00000001.JPEG), not {file}")
         accepted = real[int(number[1]) - 1]
-        own_first = [own] * (own in accepted) + [label for label in accepted if label != own]
-        files.append((file, tuple(own_first)))
+        own_first = (*(own for own in labels if own in accepted), *(label for label in accepted if label not in labels))
+        files.append((file, own_first or NO_LABEL))
     real_set = of_files(source.root, files, test_set.classes, f"{test_set.name}-real")
     return replace(real_set, notes=test_set.notes)
 
@@ -148,7 +230,7 @@ def open_objectnet(root: Path, mappings: Path, name: str) -> TestSet:
     folders = sorted(folder for folder, label in labels.items() if label in shared)
     entries = [{"id": folder, "name": labels[folder].lower()} for folder in folders]
     classes = class_sets.from_entries(entries, name="objectnet", path=mappings)
-    present = [folder for folder in class_folders(root) if folder in classes.index]
+    present = [folder for folder in layout.folders_in(root) if folder in classes.index]
     files = [(file, (classes.index[folder],)) for folder in present for file in pictures_in(root, folder)]
     return of_files(root, files, classes, name)
 

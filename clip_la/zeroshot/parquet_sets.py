@@ -2,33 +2,46 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_la.data.problems import BadSample
+from clip_la.data.shards import expand_urls
 from clip_la.errors import UserError
+from clip_la.zeroshot import class_files, layout
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot import names as known
+from clip_la.zeroshot.beside import own_classes
 from clip_la.zeroshot.classes import ClassSet
-from clip_la.zeroshot.records import NO_LABEL, NO_PICTURE, NOT_IN_SET, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.labels import SKIP, Labels, numbers_in
+from clip_la.zeroshot.records import NO_PICTURE, Content, Record, Skipped, TestSet
 
-PICTURE_COLUMNS = ("image", "img", "picture", "jpg")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "wnid")
+PARQUET = ".parquet"
+PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "wnid", "cls")
 ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """One file. `positions[n]` is the class set's position of the file's class number n (-1: not in the set)."""
+    """One file."""
 
     path: Path
     picture_column: str
     label_column: str
-    classes: ClassSet
-    positions: tuple[int, ...] | None
+    labels: Labels
 
     def records(self) -> Iterator[Record | Skipped]:
+        import pyarrow
+
+        try:
+            yield from self._records()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{self.path}: damaged ({_first_line(error)})") from None
+
+    def _records(self) -> Iterator[Record | Skipped]:
         import pyarrow.parquet
 
         number = 0
@@ -43,64 +56,92 @@ class ParquetSource:
         data = picture.get("bytes") if isinstance(picture, dict) else picture
         if not isinstance(data, bytes):
             return Skipped(key, NO_PICTURE)
-        if label is None or label == -1:  # the hub's mark of a withheld label
-            return Skipped(key, NO_LABEL)
-        position = self._position(key, label)
-        return Record(key, (position,), functools.partial(bytes, data)) if position >= 0 else Skipped(key, NOT_IN_SET)
-
-    def _position(self, key: str, label: Any) -> int:
-        if isinstance(label, str):
-            return self.classes.positions([label])[0]
-        if self.positions is None or not 0 <= label < len(self.positions):
-            size = 0 if self.positions is None else len(self.positions)
-            raise UserError(f"{self.path}: label {label} of {key} is outside the {size} classes that the file names")
-        return self.positions[label]
+        try:
+            return Record(key, self.labels.of_value(label, (str(self.path), key)), functools.partial(bytes, data))
+        except BadSample as bad:
+            return Skipped(key, bad.reason)
 
 
-def open_parquet(root: Path, classes: ClassSet | None, name: str) -> TestSet:
-    """The test set of a Parquet file, or of all in a folder.
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def open_parquet(
+    root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False
+) -> TestSet:
+    """The test set of a Parquet file, of all in a folder, of a glob or a brace range.
 
     Raises:
         UserError: pyarrow is not installed, the columns or the class names are missing, the classes do not fit.
     """
+    paths, notes = _files(root, training)
+    files = _opened(paths)
+    schema = files[0].schema_arrow
+    picture, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
+    own = _class_names(schema, label, paths[0])
+    for path, file in zip(paths, files, strict=True):
+        if {picture, label} - {*file.schema_arrow.names} or _class_names(file.schema_arrow, label, path) != own:
+            raise UserError(f"{path} has other columns or class names than {paths[0]}; evaluate them one by one")
+    chosen, numbers = _chosen(own, classes, paths[0], name)
+    sources = tuple(ParquetSource(path, picture, label, Labels(chosen, numbers, unknown)) for path in paths)
+    content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, numbers])
+    num_records = sum(file.metadata.num_rows for file in files)
+    return TestSet(name, chosen, sources, content, num_records, notes=notes)
+
+
+def _files(root: Path, training: bool) -> tuple[list[Path], tuple[str, ...]]:
+    if not root.is_dir():
+        return [Path(url) for url in expand_urls(str(root))], ()
+    files, notes = layout.one_part(sorted(map(str, layout.files_below(root, (PARQUET,)))), root, training)
+    return [Path(file) for file in files], notes
+
+
+def _opened(paths: Sequence[Path]) -> list[Any]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise UserError("reading Parquet needs pyarrow: pip install 'clip_la[parquet]'") from None
-    paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-    try:
-        files = [pyarrow.parquet.ParquetFile(path) for path in paths]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{root}: a Parquet file is damaged or none ({str(error).splitlines()[0]})") from None
-    schema = files[0].schema_arrow
-    picture, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
-    own = _class_names(schema, label)
-    if classes is None and own is None:
-        raise UserError(f"{paths[0]} does not name its classes; name them: --classes")
-    chosen = classes or class_sets.from_entries(own or [], name=name, path=paths[0])
-    positions = None if own is None else _positions(own, chosen, paths[0])
-    sources = tuple(ParquetSource(path, picture, label, chosen, positions) for path in paths)
-    content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, positions])
-    num_records = sum(file.metadata.num_rows for file in files)
-    return TestSet(name, chosen, sources, content, num_records)
+    files = []
+    for path in paths:
+        try:
+            files.append(pyarrow.parquet.ParquetFile(path))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: a Parquet file is damaged or none ({_first_line(error)})") from None
+    return files
+
+
+def _chosen(
+    own: list[str] | None, classes: ClassSet | None, path: Path, name: str
+) -> tuple[ClassSet, tuple[int, ...] | None]:
+    """The classes, and the position of each class number: of the file's own names, else of the list beside it."""
+    if own is not None:
+        chosen = classes or class_sets.from_entries(own, name=name, path=path, numbered=True)
+        return chosen, _positions(own, chosen, path)
+    listed = own_classes(path.parent)
+    chosen_or_none = classes or listed
+    if chosen_or_none is None:
+        raise UserError(f"{path} does not name its classes; name them: --classes")
+    return chosen_or_none, numbers_in(listed, chosen_or_none)
 
 
 def _column(schema: Any, candidates: tuple[str, ...], path: Path) -> str:
-    found = next((name for name in candidates if name in schema.names), None)
+    lower = {name.lower(): name for name in reversed(schema.names)}
+    found = next((lower[name] for name in candidates if name in lower), None)
     if found is None:
         raise UserError(f"{path} has no column {' or '.join(candidates)}; its columns: {', '.join(schema.names)}")
     return found
 
 
-def _class_names(schema: Any, column: str) -> list[str] | None:
+def _class_names(schema: Any, column: str, path: Path) -> list[str] | None:
     """The names of the class numbers, from what the hub's library writes into the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
-    return [names[str(i)] for i in range(len(names))] if isinstance(names, dict) else list(names)
+    entries = [] if names is None else class_files.from_json(names, path)
+    return [entry.id if known.is_wordnet_id(entry.id) else entry.names[0] for entry in entries] or None
 
 
 def _positions(own: list[str], classes: ClassSet, path: Path) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What frozen image features are worth without any text: k nearest neighbours, a linear probe, few shots a class."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,7 @@ def _result_line(
         "metrics": _metrics(found, labels.numpy(), num_classes),
         "skipped": test.skipped,
         "skipped_examples": test.examples,
+        **replace(test_set, notes=test_set.notes + train_set.notes).said,
         "evaluation": evaluation,
         **results.circumstances(subject.device, precision),
     }

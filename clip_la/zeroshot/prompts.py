@@ -1,16 +1,18 @@
 """Prompt sets: the sentences a class name is put into, under a name and with a hash."""
 
 import functools
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
 from clip_la.zeroshot.classes import ClassSet, content_hash
+from clip_la.zeroshot.text_files import lines_of, read_json, read_text
 
 NAME_SLOT = "{c}"
 DEFINITION_SLOT = "{d}"
+SLOTS = re.compile(r"\{[cd]\}")
 BUILT_IN = {
     "openai80": "OpenAI's 80 templates for ImageNet",
     "simple7": "OpenAI's 7 best of these",
@@ -45,11 +47,13 @@ class PromptSet:
 
     def prompts(self, names: Sequence[str], definition: str) -> list[str]:
         """All prompts of one class: each template with each name, name by name."""
-        return [
-            template.replace(NAME_SLOT, name).replace(DEFINITION_SLOT, definition)
-            for name in names
-            for template in self.templates
-        ]
+        return [_filled(template, name, definition) for name in names for template in self.templates]
+
+
+def _filled(template: str, name: str, definition: str) -> str:
+    """Both slots at once, since a name may hold what looks like one."""
+    values = {NAME_SLOT: name, DEFINITION_SLOT: definition}
+    return SLOTS.sub(lambda slot: values[slot[0]], template)
 
 
 def check(prompts: PromptSet, classes: ClassSet) -> None:
@@ -83,25 +87,26 @@ def from_file(path: str | Path) -> PromptSet:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no template file '{path}'; expected a JSON list or a text file of templates with {NAME_SLOT}")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            templates = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
+    if path.suffix.lower() == ".json":
+        templates = read_json(path)
         if not isinstance(templates, list) or not all(isinstance(t, str) for t in templates):
             raise UserError(f"{path} holds no list of templates")
     else:
-        templates = [line.strip() for line in text.splitlines() if line.strip()]
-    return PromptSet(path.stem, tuple(templates))
+        templates = [line for line in lines_of(read_text(path)) if line]
+    return PromptSet(path.stem, tuple(map(with_slot, templates)))
+
+
+def with_slot(template: str) -> str:
+    """The template with {c} for its slot where it has the {} of open_clip and of the hub instead."""
+    return template.replace("{}", NAME_SLOT) if NAME_SLOT not in template else template
 
 
 def prompt_set(text: str) -> PromptSet:
     """What `--templates` says: a built-in name, a file, or one template with {c} in it."""
     if text in BUILT_IN:
         return built_in(text)
-    if NAME_SLOT in text:
-        return PromptSet(text, (text,))
+    if NAME_SLOT in with_slot(text):
+        return PromptSet(with_slot(text), (with_slot(text),))
     if text.endswith((".json", ".txt")) or Path(text).is_file():
         return from_file(text)
     return built_in(text)

@@ -113,3 +113,8 @@ class TestSet:
     def as_found(self, fingerprint: str) -> "TestSet":
         """The same set, looked at."""
         return replace(self, found=fingerprint)
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        """The notes as a result line has them: {"notes": [...]}, or nothing."""
+        return {"notes": list(self.notes)} if self.notes else {}

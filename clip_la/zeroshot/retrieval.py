@@ -206,6 +206,7 @@ def evaluate_retrieval(
         "metrics": retrieval_metrics(pairs, subject.device, precision),
         "skipped": pairs.skipped,
         "skipped_examples": pairs.examples,
+        **test_set.said,
         "evaluation": retrieval_id(subject, test_set, precision, batch_size),
         **results.circumstances(subject.device, precision),
     }

@@ -1,47 +1,38 @@
 """Test sets in webdataset shards: KEY.jpg with KEY.cls or KEY.json, as CLIP_benchmark and `clip-la data` write them."""
 
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_la.data.captions import Captions
-from clip_la.data.formats import CLASS_PART, JSON_PART, TEXT_PART, picture_part
-from clip_la.data.problems import NO_CAPTION, BadSample, Problem
+from clip_la.data.captions import every_caption, json_object
+from clip_la.data.formats import CLASS_PART, JSON_PART, picture_part
+from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import expand_urls, read_samples
 from clip_la.data.sources import shards_in
 from clip_la.errors import UserError
-from clip_la.zeroshot import classes as class_sets
+from clip_la.zeroshot import layout
+from clip_la.zeroshot.beside import own_classes, own_templates
 from clip_la.zeroshot.classes import ClassSet
-from clip_la.zeroshot.records import (
-    NO_CLASSES,
-    NO_LABEL,
-    NO_PICTURE,
-    NOT_IN_SET,
-    Content,
-    Record,
-    Skipped,
-    TestSet,
-)
+from clip_la.zeroshot.labels import SKIP, Labels, Where, number_in, numbers_in
+from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.text_files import shown
 
 # Where CLIP_benchmark's data sets keep their shards.
 SPLIT_FOLDERS = ("test", "val")
+TRAINING_FOLDER = "train"
 # In the json of a sample: WordNet ids first, since they mean the same everywhere; a list accepts each of its classes.
 # "starter" is what `clip-la data photos` calls the starter corpus's name of the same thing.
-LABEL_FIELDS = ("wnids", "wnid", "starter", "classes", "class")
-CLASS_FILES = ("classes.json", "classnames.txt")
-TEMPLATE_FILE = "zeroshot_classification_templates.txt"
+LABEL_FIELDS = ("wnids", "wnid", "starter", "classes", "class", "label", "labels", "cls")
 
 
 @dataclass(frozen=True)
 class ShardSource:
-    """One shard. `numbers_fit` says that .cls numbers count in `classes`, not in another list of the set's own."""
+    """One shard. `has_list` says that a class list lies beside it."""
 
     url: str
-    classes: ClassSet
-    numbers_fit: bool
+    labels: Labels
+    has_list: bool
 
     def records(self) -> Iterator[Record | Skipped]:
         problems: list[Problem] = []
@@ -51,39 +42,70 @@ class ShardSource:
             if picture is None:
                 yield Skipped(key, NO_PICTURE)
                 continue
-            named = self._named(sample[JSON_PART], key) if JSON_PART in sample else []
-            labels = next((found for own in named if (found := self._known(own))), ())
-            if not labels and CLASS_PART in sample and (self.numbers_fit or not named):
-                labels = (self._numbered(sample[CLASS_PART], key),)
-            if labels:
-                yield Record(key, labels, Held(picture))
-            else:
-                yield Skipped(key, NOT_IN_SET if named else NO_LABEL)
+            try:
+                yield Record(key, self._labels(sample, (self.url, f"sample {key}")), Held(picture))
+            except BadSample as bad:
+                yield Skipped(key, bad.reason)
         for problem in problems:
             yield Skipped(problem.key or self.url, problem.reason)
 
-    def _named(self, data: bytes, key: str) -> list[list[str]]:
-        """The names that the json gives the sample's class, field by field."""
+    def _labels(self, sample: dict[str, Any], where: Where) -> tuple[int, ...]:
+        """The names that the json gives come first, then the number of .cls, then numbers in the json."""
+        values = self._fields(sample)
+        named = [value for value in values if _is_named(value)]
+        numbers = [_class_part(sample[CLASS_PART])] if CLASS_PART in sample else []
+        found = next((own for value in named if (own := self.labels.of_names(_listed(value)))), ())
+        if found:
+            self._check_agreement(found, numbers, where)
+            return found
+        if numbers and (self.labels.numbers is not None or not named):
+            return self.labels.of_value(numbers[0], where)
+        if values and not named and not numbers:
+            return self.labels.of_value(values[0], where)
+        if named:
+            raise self.labels.lacking(named[0], where)
+        raise BadSample(NO_LABEL)
+
+    def _fields(self, sample: dict[str, Any]) -> list[Any]:
+        """What the json says of the sample's class, field by field; where it is damaged, .cls may still say it."""
+        if JSON_PART not in sample:
+            return []
         try:
-            fields = json.loads(data)
-        except ValueError:
-            raise UserError(f"{self.url}: the json of sample {key} is damaged") from None
-        values = [fields.get(name) for name in LABEL_FIELDS] if isinstance(fields, dict) else []
-        return [[value] if isinstance(value, str) else [str(each) for each in value] for value in values if value]
+            fields = json_object(sample[JSON_PART])
+        except BadSample:
+            if CLASS_PART in sample:
+                return []
+            raise
+        return [fields[name] for name in LABEL_FIELDS if fields.get(name) not in (None, "", [])]
 
-    def _known(self, named: list[str]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(position for position in self.classes.positions(named) if position >= 0))
-
-    def _numbered(self, data: bytes, key: str) -> int:
-        text = data.decode(errors="replace").strip()
-        if not self.numbers_fit:
+    def _check_agreement(self, found: tuple[int, ...], numbers: list[Any], where: Where) -> None:
+        """Raises UserError where .cls, by the set's own list, says another class than the json does."""
+        if not (self.has_list and self.labels.numbers and numbers and isinstance(numbers[0], int)):
+            return
+        names, number = self.labels.classes.names, numbers[0]
+        if 0 <= number < len(names) and self.labels.numbers[number] not in found:
+            by_json, by_number = shown(names[found[0]][0]), shown(names[number][0])
             raise UserError(
-                f"{self.url}: sample {key} has only a class number, which counts in the set's own list, "
-                f"not in {self.classes.label}; leave out --classes, or give samples a json with 'wnid' or 'class'"
+                f"{where[0]}: the json of {where[1]} says '{by_json}', its .cls says {number} ('{by_number}'); take "
+                "one of them out"
             )
-        if not text.isdecimal() or int(text) >= len(self.classes):
-            raise UserError(f"{self.url}: label '{text}' of sample {key} is outside the {len(self.classes)} classes")
-        return int(text)
+
+
+def _class_part(data: bytes) -> Any:
+    """What KEY.cls holds: a number where it looks like one, since that is what webdataset has there, else text."""
+    text = data.decode("utf-8-sig", errors="replace").strip()
+    number = number_in(text)
+    return text if number is None else number
+
+
+def _is_named(value: Any) -> bool:
+    """Whether a label is given by names or ids, not by numbers."""
+    listed = _listed(value)
+    return bool(listed) and all(isinstance(each, str) and number_in(each) is None for each in listed)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ class Held:
 
 @dataclass(frozen=True)
 class CaptionSource:
-    """One shard of pictures with captions: "captions" in the json, else the lines of .txt."""
+    """One shard of pictures with captions: what training reads too, but all of them, each line of .txt by itself."""
 
     url: str
 
@@ -107,75 +129,60 @@ class CaptionSource:
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
             picture = sample.get(picture_part(sample) or "")
-            captions = self._captions(sample, key)
-            if picture is None or not captions:
-                yield Skipped(key, NO_CAPTION if picture else NO_PICTURE)
-            else:
-                yield Record(key, (), Held(picture), captions)
+            try:
+                if picture is None:
+                    raise BadSample(NO_PICTURE)
+                yield Record(key, (), Held(picture), every_caption(sample))
+            except BadSample as bad:
+                yield Skipped(key, bad.reason)
         for problem in problems:
             yield Skipped(problem.key or self.url, problem.reason)
 
-    def _captions(self, sample: dict[str, Any], key: str) -> tuple[str, ...]:
-        # A list in the json comes first: beside it, the text that `data pack` writes is only one of them.
-        with suppress(BadSample):
-            return tuple(Captions(("json.captions",)).read(sample)[0])
-        if TEXT_PART in sample:
-            lines = sample[TEXT_PART].decode(errors="replace").splitlines()
-            return tuple(line.strip() for line in lines if line.strip())
-        try:
-            fields = json.loads(sample.get(JSON_PART, b"{}"))
-        except ValueError:
-            raise UserError(f"{self.url}: the json of sample {key} is damaged") from None
-        return tuple(map(str, fields.get("captions", ()))) if isinstance(fields, dict) else ()
-
 
 def open_caption_shards(data: str, name: str) -> TestSet:
-    """A retrieval set of shards: each line of .txt is a caption, as CLIP_benchmark has it."""
-    urls, _ = find_shards(data)
-    return TestSet(name, NO_CLASSES, tuple(CaptionSource(url) for url in urls), Content(urls, None), data=data)
+    """A retrieval set of shards: all captions of a sample count, each line of .txt as one, as CLIP_benchmark has it."""
+    urls, _, notes = find_shards(data)
+    sources = tuple(CaptionSource(url) for url in urls)
+    return TestSet(name, NO_CLASSES, sources, Content(urls, None), data=data, notes=notes)
 
 
-def find_shards(data: str) -> tuple[list[str], Path | None]:
-    """(shards, the folder whose class and template files are theirs) of a folder, a tar, a brace range or a glob."""
+def find_shards(data: str, training: bool = False) -> tuple[list[str], Path | None, tuple[str, ...]]:
+    """The shards of a folder, a tar, a brace range or a glob; the folder whose class and template files are theirs;
+    and what is to be said of the choice where the folder holds several parts of a data set."""
     folder = Path(data)
     if folder.is_dir():
-        places = (folder, *(folder / split for split in SPLIT_FOLDERS))
-        inside = next((place for place in places if shards_in(place)), folder)
-        return expand_urls(str(inside)), folder
+        with_shards = places_with_shards(folder, training)
+        inside = with_shards[0] if with_shards else folder
+        notes: tuple[str, ...] = ()
+        if inside != folder and (len(with_shards) > 1 or training != (inside.name == TRAINING_FOLDER)):
+            notes = (f"{folder} holds shards in {' and '.join(p.name for p in with_shards)}; taken is {inside}",)
+        urls, said = layout.one_part(expand_urls(str(inside)), inside, training)
+        return urls, folder, notes + said
     urls = expand_urls(data)
     first = Path(urls[0]).parent
-    return urls, first if first.is_dir() else None
+    return urls, first if first.is_dir() else None, ()
 
 
-def own_classes(folder: Path | None) -> ClassSet | None:
-    """The class list that lies beside the shards (or, in a split's folder, one above), if there is one."""
-    folders = [] if folder is None else [folder, folder.resolve().parent]
-    path = next((f / name for f in folders for name in CLASS_FILES if (f / name).is_file()), None)
-    return None if path is None else class_sets.from_file(path)
+def places_with_shards(folder: Path, training: bool = False) -> list[Path]:
+    """The folder and its parts, of which each holds shards; the one for training first, or not at all."""
+    parts = (TRAINING_FOLDER,) * training + SPLIT_FOLDERS
+    return [place for place in (folder, *(folder / part for part in parts)) if shards_in(place)]
 
 
-def own_templates(folder: Path | None) -> tuple[str, ...] | None:
-    """The prompts that lie beside the shards, in CLIP_benchmark's form, if there are any."""
-    folders = [] if folder is None else [folder, folder.resolve().parent]
-    path = next((f / TEMPLATE_FILE for f in folders if (f / TEMPLATE_FILE).is_file()), None)
-    if path is None:
-        return None
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-
-
-def open_shards(data: str, classes: ClassSet | None, name: str) -> TestSet:
+def open_shards(data: str, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False) -> TestSet:
     """The test set of shards; classes from `classes`, else from classes.json or classnames.txt beside the shards.
 
     Raises:
         UserError: no shards, or no classes.
     """
-    urls, folder = find_shards(data)
+    urls, folder, notes = find_shards(data, training)
     own = own_classes(folder)
     chosen = classes or own
     if chosen is None:
         raise UserError(f"{data} has no classes.json or classnames.txt beside its shards; name the classes: --classes")
     # Numbers count in the set's own list; with another list only names and WordNet ids mean anything.
-    fits = own is None or own.ids == chosen.ids or (len(own) == len(chosen) and own.names == chosen.names)
-    sources = tuple(ShardSource(url, chosen, fits) for url in urls)
+    labels = Labels(chosen, numbers_in(own, chosen), unknown)
+    fits = labels.numbers is not None
+    sources = tuple(ShardSource(url, labels, own is not None) for url in urls)
     content = Content(urls, [fits, own.hash if own else None])
-    return TestSet(name, chosen, sources, content, None, own_templates(folder))
+    return TestSet(name, chosen, sources, content, None, own_templates(folder), notes)

@@ -68,7 +68,7 @@ def run_suite(
         UserError: wrong input; what was evaluated before it is kept.
     """
     jobs = [prepare(entry) for entry in entries]
-    for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
+    for test_set in {id(used): used for job in jobs for used in (job.test_set, *job.featured())}.values():
         describe(test_set, report)
     how = How(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
@@ -198,6 +198,13 @@ def describe(test_set: TestSet, report: Report) -> None:
         report(
             f"{test_set.classes.label}: {len(shared)} names stand for several of {num_classes} classes ({examples}"
             f"{'; ...' if len(shared) > 2 else ''}); a picture counts as right only for its own class"
+        )
+    alike = test_set.classes.read_alike()
+    if alike:
+        examples = "; ".join(", ".join(map(repr, names)) for names in list(alike.values())[:2])
+        report(
+            f"{test_set.classes.label}: names of several classes that are one for the tokenizer, {len(alike)} times "
+            f"({examples}{'; ...' if len(alike) > 2 else ''}); no model can tell these apart"
         )
 
 

@@ -3,16 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-from clip_la.data.sources import is_shard_name, shards_in
+from clip_la.data.formats import IMAGE_SUFFIXES
+from clip_la.data.sources import SHARD_SUFFIXES, is_shard_name
 from clip_la.errors import UserError, unknown
-from clip_la.zeroshot import folders, parquet_sets, shard_sets
+from clip_la.zeroshot import folders, layout, parquet_sets, shard_sets
 from clip_la.zeroshot.classes import ClassSet
+from clip_la.zeroshot.labels import SKIP, UNKNOWN_CLASSES
+from clip_la.zeroshot.parquet_sets import PARQUET
 from clip_la.zeroshot.records import TestSet
 
 # Folder names that say which part of a data set this is, not which data set.
 SPLITS = ("val", "validation", "test", "images", "data", "train")
 LABELS = ("own", "real")
-PARQUET = ".parquet"
 # Braces, globs, addresses, pipes: what only the shard reader understands.
 SHARD_MARKS = set("{*?[:")
 EXPECTED = "expected class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files"
@@ -27,7 +29,13 @@ def default_name(data: str) -> str:
 
 
 def open_test_set(
-    data: str, *, classes: ClassSet | None = None, name: str | None = None, labels: str = "own"
+    data: str,
+    *,
+    classes: ClassSet | None = None,
+    name: str | None = None,
+    labels: str = "own",
+    unknown_classes: str = SKIP,
+    training: bool = False,
 ) -> TestSet:
     """A test set for classification.
 
@@ -35,32 +43,53 @@ def open_test_set(
         data: a folder of class folders, a folder of shards or Parquet files, a shard, a brace range or a glob.
         classes: the classes to choose from; by default those that the data name.
         labels: "own", or "real" for the ReaL labels of ImageNet-1K's validation set.
+        unknown_classes: what becomes of pictures whose class `classes` lacks: "skip" counts them as skipped, "error"
+            raises.
+        training: of data that hold several parts take the one for training, for those who learn from it.
 
     Raises:
         UserError: no such data, an unknown layout, labels outside the classes.
     """
     if labels not in LABELS:
         raise unknown("labels", labels, LABELS)
-    name = name or default_name(data)
-    test_set = replace(_open(data, classes, name), data=data)
+    if unknown_classes not in UNKNOWN_CLASSES:
+        raise unknown("choice for unknown classes", unknown_classes, UNKNOWN_CLASSES)
+    test_set = replace(_open(data, classes, name, unknown_classes, training), data=data)
     if labels == "real":
         return folders.with_real_labels(test_set)
     return test_set
 
 
-def _open(data: str, classes: ClassSet | None, name: str) -> TestSet:
+def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool) -> TestSet:
     root = Path(data)
-    if root.suffix == PARQUET or (any(any(folder.glob(f"*{PARQUET}")) for folder in (root, root / "data"))):
-        return parquet_sets.open_parquet(root, classes, name)
     if not root.exists() and not SHARD_MARKS & set(data) and not is_shard_name(root.name):
         raise UserError(f"no data at {data}; {EXPECTED}")
-    if not root.is_dir():
-        return shard_sets.open_shards(data, classes, name)
-    if any(shards_in(folder) for folder in (root, *(root / split for split in shard_sets.SPLIT_FOLDERS))):
-        return shard_sets.open_shards(data, classes, name)
+    shards = shard_sets.places_with_shards(root, training)
+    if _is_parquet(root, bool(shards)):
+        return parquet_sets.open_parquet(root, classes, name or default_name(data), unknown_classes, training)
+    if not root.is_dir() or shards:
+        return shard_sets.open_shards(data, classes, name or default_name(data), unknown_classes, training)
     mappings = folders.objectnet_mappings(root)
     if mappings is not None:
-        return folders.open_objectnet(mappings.parent / "images", mappings, name)
-    if not folders.class_folders(root):
+        return folders.open_objectnet(mappings.parent / "images", mappings, name or default_name(data))
+    root, notes = layout.class_root(root, IMAGE_SUFFIXES, training)
+    if not layout.folders_in(root):
         raise UserError(f"{data} holds no test set; {EXPECTED}")
-    return folders.open_folders(root, classes, name)
+    return folders.open_folders(root, classes, name or default_name(str(root)), unknown_classes, notes)
+
+
+def _is_parquet(root: Path, has_shards: bool) -> bool:
+    """Whether the data are Parquet files. img2dataset puts one beside each tar, which says what became of its pairs.
+
+    Raises:
+        UserError: Parquet files that belong to no shard, beside shards.
+    """
+    if not root.is_dir():
+        return root.suffix.lower() == PARQUET
+    found = [path for place in (root, root / "data") for path in place.glob(f"*{PARQUET}")]
+    if not has_shards:
+        return bool(found)
+    alone = next((path for path in found if not any(path.with_suffix(end).exists() for end in SHARD_SUFFIXES)), None)
+    if alone is not None:
+        raise UserError(f"{root} holds shards and Parquet files; name which: --data '{root}/*.tar' or --data {alone}")
+    return False

@@ -52,15 +52,15 @@ def test_folders_outside_imagenet1k_mean_imagenet21k(tmp_path: Path):
 def test_unknown_folders_are_named(tmp_path: Path):
     root = put(tmp_path / "x", "n01440764/a.png", "n02084071/b.png", "cats/c.png", "odd/d.png", "things/e.png")
     with pytest.raises(UserError, match=r"no class of imagenet1k/curated: cats, n02084071, odd and 1 more"):
-        open_test_set(str(root), classes=classes.imagenet("imagenet1k"))
+        open_test_set(str(root), classes=classes.imagenet("imagenet1k"), unknown_classes="error")
     (tmp_path / "y" / "n99999999").mkdir(parents=True)
     with pytest.raises(UserError, match="no ImageNet has: n99999999"):
         open_test_set(str(tmp_path / "y"))
 
 
 def test_folders_of_two_kinds_are_no_layout(tmp_path: Path):
-    put(tmp_path, "n01440764/a.png", "n02084071/b.png", "__MACOSX/c.png")
-    with pytest.raises(UserError, match=r"mixes folders named by WordNet ids with others: __MACOSX; move these away"):
+    put(tmp_path, "n01440764/a.png", "n02084071/b.png", "cats/c.png")
+    with pytest.raises(UserError, match=r"mixes folders named by WordNet ids with others: cats; move these away"):
         open_test_set(str(tmp_path))
 
 
@@ -69,7 +69,7 @@ def test_class_folders_without_pictures_are_named(tmp_path: Path):
     (root / "n04507155").mkdir()
     test_set = open_test_set(str(root))
     assert [key for key, _ in read(test_set)] == ["n01440764/a.png", "n02123045/b.png"]
-    assert test_set.notes == (f"{root}: class folders without pictures: n03017168, n04507155",)
+    assert test_set.notes[1:] == (f"{root}: class folders without pictures: n03017168, n04507155",)
 
 
 def test_folders_named_by_class(tmp_path: Path):
@@ -119,7 +119,7 @@ def test_real_labels_need_the_validation_sets_names(tmp_path: Path):
     with pytest.raises(UserError, match="ILSVRC2012_val_00000001"):
         open_test_set(str(put(tmp_path, "n01440764/a.png")), labels="real")
     with pytest.raises(UserError, match="for imagenet1k"):
-        open_test_set(str(put(tmp_path / "b", "x/a.png")), labels="real")
+        open_test_set(str(put(tmp_path / "b", "x/a.png", "y/b.png")), labels="real")
     with pytest.raises(UserError, match="did you mean real"):
         open_test_set(str(tmp_path), labels="rael")
 
@@ -168,7 +168,7 @@ def test_class_numbers_mean_nothing_in_another_list(tmp_path: Path):
         read(open_test_set(str(tmp_path), classes=classes.imagenet("imagenet1k")))
 
 
-@pytest.mark.parametrize("label", ["6", "-1", "cat", ""])
+@pytest.mark.parametrize("label", ["6", "-2", "7.0"])
 def test_labels_outside_the_classes(tmp_path: Path, label: str):
     write(tmp_path / "0.tar", {".png": picture(0), ".cls": label})
     (tmp_path / "classes.json").write_text(json.dumps(list(NAMES)))

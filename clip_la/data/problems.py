@@ -25,6 +25,7 @@ SHARD_NOT_TAR = "shard is not a tar"
 SHARD_DAMAGED = "shard damaged"
 SHARD_TRUNCATED = "shard truncated"
 SHARD_WITHOUT_END = "shard without end mark"
+SHARD_BOMB = "shard unpacks to too much"
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of one shard in order: `{"__key__": str, "__shard__": url, ".png": bytes, ".txt": bytes, ...}`.
 
-    Damage ends the shard after the last whole sample and goes to `on_problem`, as does each passed-over member. A part
-    name that comes twice under one key begins a new sample.
+    A damaged part costs its sample, a damaged header what lies before the next whole one; each goes to `on_problem`, as
+    does each passed-over member. A part name that comes twice under one key begins a new sample.
 
     Raises:
         UserError: the shard does not exist.
@@ -42,22 +42,26 @@ def read_samples(
 
 def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sample]:
     sample: Sample = {}
+    lost_key = ""  # of a sample that is not whole: one of its parts is damaged
     try:
         for member in read_members(stream):
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:
-                on_problem(Problem(reason, url, member.name))
-                continue
-            if key != sample.get(KEY) or part in sample:
-                if sample:
-                    yield sample
-                sample = {KEY: key, SHARD: url}
-            sample[part] = member.data
+                on_problem(Problem(reason, url, member.name or None))
+                if reason == problems.SHARD_DAMAGED and key:
+                    lost_key = key
+                    sample = {} if sample.get(KEY) == key else sample
+            elif key != lost_key:
+                lost_key = ""
+                if key != sample.get(KEY) or part in sample:
+                    if sample:
+                        yield sample
+                    sample = {KEY: key, SHARD: url}
+                sample[part] = member.data
     except TarDamage as damage:
         on_problem(Problem(damage.reason, url, damage.name))
         if damage.name and split_name(damage.name)[0] == sample.get(KEY):
-            # One of its parts is lost: not a whole sample.
             sample = {}
     if sample:
         yield sample

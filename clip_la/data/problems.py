@@ -26,6 +26,8 @@ SHARD_DAMAGED = "shard damaged"
 SHARD_TRUNCATED = "shard truncated"
 SHARD_WITHOUT_END = "shard without end mark"
 SHARD_BOMB = "shard unpacks to too much"
+TOOK_TOO_LONG = "took too long"
+WORKER_DIED = "worker died"
 
 logger = logging.getLogger(__name__)
 

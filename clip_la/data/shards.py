@@ -17,6 +17,8 @@ from clip_la.data import problems
 from clip_la.data.problems import OnProblem, Problem, log_problem
 from clip_la.data.sources import expand_urls, open_shard
 from clip_la.data.tar import TarDamage, read_members
+from clip_la.data.watch import noted
+from clip_la.errors import UserError
 
 __all__ = ["ShardWriter", "expand_urls", "read_samples"]
 
@@ -34,17 +36,20 @@ def read_samples(
     does each passed-over member. A part name that comes twice under one key begins a new sample.
 
     Raises:
-        UserError: the shard does not exist.
+        UserError: the shard does not exist or cannot be read.
     """
     with opener(url) as stream:
-        yield from _group(stream, url, on_problem)
+        try:
+            yield from _group(stream, url, on_problem)
+        except OSError as error:
+            raise UserError(f"shard '{url}' cannot be read: {error.strerror or error}") from error
 
 
 def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sample]:
     sample: Sample = {}
     lost_key = ""  # of a sample that is not whole: one of its parts is damaged
     try:
-        for member in read_members(stream):
+        for member in noted(read_members(stream), url):
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:

@@ -3,24 +3,25 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from clip_la.data.captions import Captions
+from clip_la.data.crew import Lost, PassedOver, run_jobs
 from clip_la.data.decode import decode_image
 from clip_la.data.json_files import write_json
 from clip_la.data.pack_sources import IMAGE_SUFFIXES
 from clip_la.data.problems import NO_IMAGE, BadSample, Problem
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.sources import is_remote, shard_name
+from clip_la.data.watch import TimeLimit
 from clip_la.errors import UserError
 
 SIZES = "sizes.json"
@@ -53,8 +54,13 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
-def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
+def verify_shard(
+    url: str, captions: Captions | None = None, passed_over: Mapping[int, str] = MappingProxyType({})
+) -> ShardReport:
     """Reads one shard through: every member, every caption, every pixel. Damage is counted, never raised.
+
+    Args:
+        passed_over: samples, by their place in the shard, that are not looked at, and the reason to count them under.
 
     Raises:
         UserError: the shard does not exist.
@@ -65,11 +71,14 @@ def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
     def on_problem(problem: Problem) -> None:
         report.skipped[problem.reason] += 1
 
-    for sample in read_samples(url, on_problem=on_problem):
+    for place, sample in enumerate(read_samples(url, on_problem=on_problem)):
         report.samples += 1
         report.key_hashes.append(_hash(sample[KEY].encode("utf-8", "surrogateescape")))
         try:
-            _check(sample, captions, report)
+            if place in passed_over:
+                raise BadSample(passed_over[place])
+            with TimeLimit(url, sample[KEY], place):
+                _check(sample, captions, report)
         except BadSample as bad:
             report.skipped[bad.reason] += 1
     return report
@@ -99,9 +108,8 @@ def verify(urls: list[str], *, workers: int = 1, quiet: bool = False) -> dict[st
         beyond the first of their kind.
     """
     reports = []
-    num = min(workers, len(urls))
     with tqdm(desc="verifying", total=len(urls), unit="shard", disable=quiet or None) as bar:
-        for report in _reports(urls, num):
+        for report in _reports(urls, workers):
             reports.append(report)
             bar.update()
             bar.set_postfix_str(f"{sum(r.samples for r in reports)} samples", refresh=False)
@@ -109,11 +117,12 @@ def verify(urls: list[str], *, workers: int = 1, quiet: bool = False) -> dict[st
 
 
 def _reports(urls: list[str], workers: int) -> Iterable[ShardReport]:
-    if workers == 1:
-        yield from map(verify_shard, urls)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(verify_shard, urls)
+    for url, result in zip(urls, run_jobs(_job, urls, workers), strict=True):
+        yield ShardReport(url, skipped=Counter([result.reason])) if isinstance(result, Lost) else result
+
+
+def _job(url: str, passed_over: PassedOver) -> ShardReport:
+    return verify_shard(url, None, passed_over)
 
 
 def summarize(reports: list[ShardReport]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from clip_la.data.problems import BadSample, OnProblem, Problem
 from clip_la.data.resample import resample
 from clip_la.data.rows import Limits, Row, jitter_batch, read_picture
 from clip_la.data.shards import KEY, SHARD, read_samples
+from clip_la.data.watch import TimeLimit
 from clip_la.errors import UserError
 
 # Decoded pixels that a pool may take; beyond, streaming is the right way.
@@ -50,11 +51,13 @@ class Pool:
         first = len(self._samples)
         for sample in samples:
             try:
-                captions = self._captions.read(sample)
-                self._pictures.append(_premultiplied(_square(read_picture(sample, self._limits), self._side)))
+                with TimeLimit(sample[SHARD], sample[KEY]):
+                    captions = self._captions.read(sample)
+                    picture = _premultiplied(_square(read_picture(sample, self._limits), self._side))
             except BadSample as bad:
                 on_problem(Problem(bad.reason, sample[SHARD], sample[KEY]))
                 continue
+            self._pictures.append(picture)
             self._samples.append((sample[KEY], sample[SHARD], captions))
             if len(self._samples) * self._pictures[-1].size > MAX_POOL_BYTES:
                 raise UserError(

@@ -103,9 +103,14 @@ class Board:
 _own: memoryview | None = None
 
 
+def _is_main() -> bool:
+    """What other threads are at, such as reading ahead, is not told: they would write over each other."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def note(shard: str, key: str = "", number: int = -1) -> None:
     """Says what this process begins; its time runs from here."""
-    if _own is not None:
+    if _own is not None and _is_main():
         text = f"{shard}\0{key}".encode("utf-8", "replace")[: SLOT_BYTES - _HEAD.size]
         _own[_HEAD.size : _HEAD.size + len(text)] = text
         _HEAD.pack_into(_own, 0, os.getpid(), time.monotonic(), number, len(text))
@@ -113,7 +118,7 @@ def note(shard: str, key: str = "", number: int = -1) -> None:
 
 def rest() -> None:
     """Says that this process is at nothing that has a limit."""
-    if _own is not None:
+    if _own is not None and _is_main():
         struct.pack_into("=d", _own, 8, 0.0)
 
 
@@ -150,7 +155,7 @@ class TimeLimit:
 
     def __enter__(self) -> None:
         note(*self._what)
-        self._interrupts = threading.current_thread() is threading.main_thread()
+        self._interrupts = _is_main()
         if self._interrupts:
             self._previous = signal.signal(signal.SIGALRM, _raise_overdue)
             signal.setitimer(signal.ITIMER_REAL, sample_seconds())

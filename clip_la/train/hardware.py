@@ -13,6 +13,7 @@ from lightning_fabric.utilities.rank_zero import _get_rank
 from pytorch_lightning.strategies import DDPStrategy
 
 from clip_la.errors import UserError
+from clip_la.launched import rank_timeout
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Accelerator = Literal["auto", "gpu", "cpu"]
@@ -41,9 +42,14 @@ def trainer_hardware(accelerator: Accelerator, devices: int | None, precision: P
         "accelerator": "gpu" if on_gpu else "cpu",
         "devices": num_devices,
         "num_nodes": num_nodes,
-        "strategy": DDPStrategy(gradient_as_bucket_view=True) if num_devices * num_nodes > 1 else "auto",
+        "strategy": _strategy() if num_devices * num_nodes > 1 else "auto",
         "precision": "bf16-mixed" if is_mixed else "32-true",
     }
+
+
+def _strategy() -> DDPStrategy:
+    """A process that waits for another one longer than this ends with an error."""
+    return DDPStrategy(gradient_as_bucket_view=True, timeout=rank_timeout())
 
 
 def is_first_process() -> bool:

@@ -76,6 +76,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted."""
+    launched.listen()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:

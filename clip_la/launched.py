@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -28,9 +29,10 @@ _ENDING_S = ((None, 1.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
 # How long a process waits for the one that has spoken to end it.
 _WAITING_S = 15.0
 # What a collective call raises when a process of the job is gone or silent: of gloo, NCCL, and their sockets.
-_LOST = re.compile(
-    r"gloo|nccl|connection (was )?(closed|reset|refused)|closed by peer|timed out waiting|broken pipe|store", re.I
-)
+_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|closed by peer|timed out waiting|broken pipe", re.I)
+_PLACES = re.compile(r"\[[^\]]*\]:?\S*")
+GONE = "is gone: killed, or out of memory"
+SIGNAL_EXIT_CODE = 128
 RANK_SECONDS_VARIABLE = "CLIP_LA_RANK_SECONDS"
 DEFAULT_RANK_S = 900.0
 
@@ -48,7 +50,9 @@ def speaks() -> bool:
     """Whether this process is to tell the user of an error: the first of its job to ask; each one without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return True
-    if os.getppid() != _PARENT:  # another one has spoken, and ended the launcher
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends in any case, and is not to be cut short
+    if _is_orphan():  # another one has spoken, and ended the launcher
         return False
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return os.environ.get("RANK") == "0"
@@ -59,7 +63,7 @@ def speaks() -> bool:
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_STORE_S), wait_for_workers=False)
         return bool(store.add(f"clip_la/error/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1)
     except RuntimeError:
-        return os.getppid() == _PARENT
+        return False  # the store is torchrun's, which ends, or has ended
 
 
 def end_job() -> None:
@@ -83,7 +87,7 @@ def end_job() -> None:
 
 def wait_for_end() -> None:
     """For a process that is not to speak: by exiting first it would make torchrun speak."""
-    _wait(lambda: os.getppid() != _PARENT, _WAITING_S)
+    _wait(_is_orphan, _WAITING_S)
 
 
 def lost_rank(error: Exception) -> str | None:
@@ -91,21 +95,49 @@ def lost_rank(error: Exception) -> str | None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or not _LOST.search(str(error)):
         return None
-    alive = _beside()
-    local = range(int(os.environ.get("LOCAL_WORLD_SIZE", "0"))) if alive else ()
-    first = int(os.environ.get("RANK", "0")) - int(os.environ.get("LOCAL_RANK", "0"))
-    gone = [first + number for number in local if first + number not in alive]
-    stopped = [rank for rank, pid in alive.items() if _state(pid) in "Tt"]
-    who = _named(gone or stopped) or "another rank"
-    how = "is gone: killed, or out of memory" if gone else "does not answer"
+    if gone := _gone():
+        return _told_of(_named(gone), GONE)
+    stopped = [rank for rank, pid in _beside().items() if _state(pid) in "Tt"]
+    seen = _PLACES.sub("", str(error).partition(". ")[0].partition("\n")[0]).strip()
+    how = f"does not answer (seen by rank {os.environ.get('RANK', '0')}: {seen})"
+    return _told_of(_named(stopped) or "another rank", how)
+
+
+def listen() -> None:
+    """Under torchrun: lets this process tell which one is gone when torchrun ends it for that, by SIGTERM."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    gone = _gone()
+    if gone and speaks():
+        print(f"clip-la: error: {_told_of(_named(gone), GONE)}", file=sys.stderr, flush=True)
+    os._exit(SIGNAL_EXIT_CODE + number)
+
+
+def _told_of(who: str, how: str) -> str:
     return (
-        f"{who} of {world} {how} (seen by rank {os.environ.get('RANK', '0')}: {str(error).splitlines()[0]}); "
-        "what was saved is whole: the same command, for a training with --resume, goes on from there"
+        f"{who} of {os.environ['WORLD_SIZE']} {how}; what was saved is whole: the same command, for a training with "
+        "--resume, goes on from there"
     )
+
+
+def _gone() -> list[int]:
+    """The ranks of this machine that have ended; none where that is not to be known."""
+    alive = _beside()
+    first = int(os.environ.get("RANK", "0")) - int(os.environ.get("LOCAL_RANK", "0"))
+    own = range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
+    return [rank for rank in own if rank not in alive] if alive else []
 
 
 def _named(ranks: list[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks)) if ranks else ""
+
+
+def _is_orphan() -> bool:
+    """Also of a parent that ended before this module was read: the first process stands in for it."""
+    return os.getppid() != _PARENT or (_PARENT == 1 and not _is_launcher(1))
 
 
 def _is_launcher(pid: int) -> bool:

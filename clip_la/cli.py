@@ -94,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if lost := launched.lost_rank(error):
             return _fail(lost, ends_job=False)
-        if str(error).startswith(DEAD_LOADER):
-            return _fail(f"{error}: killed, or out of memory; fewer workers take less")
+        # A pool of processes, or PyTorch's loader, tells of a dead worker so.
+        if type(error).__name__ == "BrokenProcessPool" or str(error).startswith(DEAD_LOADER):
+            return _fail(f"a worker process was killed, or out of memory, of which fewer workers take less: {error}")
         raise
 
 

@@ -7,9 +7,11 @@ the parent is torchrun itself; elsewhere the line comes once and torchrun's word
 """
 
 import contextlib
+import errno
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,7 +25,8 @@ _LAUNCHERS = re.compile(
     rb"(^|[/\0])torchrun\0|\0torch\.distributed\.(run|launch)\0|/torch/distributed/(run|launch)\.py\0"
 )
 _SIGNAL = signal.SIGUSR1
-_STORE_S, _POLL_S = 5.0, 0.02
+_POLL_S = 0.02
+_claim: socket.socket | None = None  # held until this process ends
 # How long the others get: to see the end by themselves, after SIGTERM, after SIGKILL.
 _ENDING_S = ((None, 1.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
 # How long a process waits for the one that has spoken to end it.
@@ -54,16 +57,15 @@ def speaks() -> bool:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends in any case, and is not to be cut short
     if _is_orphan():  # another one has spoken, and ended the launcher
         return False
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return os.environ.get("RANK") == "0"
-    from torch.distributed import TCPStore
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # Whoever binds the name first has it until it ends; torchrun's own store would answer its end with warnings.
+    job = (str(_PARENT), *(os.environ.get(f"TORCHELASTIC_{part}", "") for part in ("RUN_ID", "RESTART_COUNT")))
+    global _claim
     try:
-        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_STORE_S), wait_for_workers=False)
-        return bool(store.add(f"clip_la/error/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}", 1) == 1)
-    except RuntimeError:
-        return False  # the store is torchrun's, which ends, or has ended
+        _claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _claim.bind("\0clip-la-error-" + "-".join(job))
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE and os.environ.get("RANK") == "0"
+    return True
 
 
 def end_job() -> None:

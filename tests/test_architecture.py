@@ -26,7 +26,7 @@ RULES: dict[str, set[str]] = {
     "clip_la_kernels": {"torch", "triton", "clip_la_kernels"},
     "clip_la.errors": set(),
     "clip_la.atomic": set(),
-    "clip_la.launched": {"torch"},
+    "clip_la.launched": set(),
     "clip_la.losses": {"torch", "clip_la_kernels"},
     "clip_la.models": {"torch", "timm", "safetensors", "clip_la.models"},
     "clip_la.models.attention": {"torch", "timm", "clip_la.models", "clip_la_kernels"},

@@ -72,8 +72,10 @@ class Reading:
     def blocks(self, workers: int) -> Iterator[tuple[list[Outcome], float]]:
         """All blocks of one pass, in order, read by `workers` processes."""
         for result in run_jobs(self._job, range(len(self.urls)), workers):
-            lost = isinstance(result, Lost)
-            yield ([(result.at.shard, result.at.key or None, result.reason)], 0.0) if lost else result
+            if isinstance(result, Lost):
+                yield [(result.at.shard, result.at.key or None, result.reason)], 0.0
+            else:
+                yield result
 
     def _job(self, number: int, passed_over: PassedOver) -> tuple[list[Outcome], float]:
         if parent_process() is not None:

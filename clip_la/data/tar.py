@@ -174,7 +174,10 @@ class _Archive:
         if header.kind == tar_headers.GNU_SPARSE:
             yield self._old_sparse(name, size, block, extension)
         elif extension.is_damaged:
-            self._source.skip(size, name)
+            if size <= MAX_MEMBER_BYTES:
+                self._source.skip(size, name)
+            else:  # not to be believed either
+                self._source.find_header(block)
             yield Member(name, b"", problems.SHARD_DAMAGED)
         elif size > MAX_MEMBER_BYTES:
             self._source.skip(size, name)

@@ -42,10 +42,10 @@ class Header(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a sparse file that is stored: `count` bytes that belong at `start`."""
+    """A part of a sparse file that is stored: `size` bytes that belong at `start`."""
 
     start: int
-    count: int
+    size: int
 
 
 def parse_header(block: bytes) -> Header:

@@ -115,7 +115,7 @@ class _Unzipped:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._packed = _Counted(stream)
-        self._stream = gzip.GzipFile(fileobj=self._packed)  # type: ignore[call-overload]
+        self._stream = gzip.GzipFile(fileobj=self._packed)
         self._unpacked = 0
 
     def read(self, size: int) -> bytes:

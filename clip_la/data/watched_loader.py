@@ -9,7 +9,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from clip_la.data import problems
 from clip_la.data.crew import end_of
@@ -36,11 +36,16 @@ class WatchedLoader(DataLoader):
     """
 
     def __init__(
-        self, *args: Any, num_workers: int, worker_init_fn: Callable[[int], None] | None = None, **options: Any
+        self,
+        dataset: IterableDataset,
+        *,
+        num_workers: int,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> None:
         self._board = Board(num_workers)
         super().__init__(
-            *args,
+            dataset,
             num_workers=num_workers,
             worker_init_fn=partial(_begin, self._board, worker_init_fn) if num_workers else None,
             timeout=POLL_S if num_workers else 0,

@@ -28,6 +28,7 @@ MAX_COMPARED = 4 << 20
 REFERENCE_LIMIT_S = 1.0
 Members = list[tuple[str, bytes]]
 GNU_TIME = b"13737461234"
+_TIME = re.compile("^[0-7]{11}/")
 NAMES = (b"k%03d.txt", b"folder/k%03d.png", b"./d.1/k%03d.JPG", b"n\xc3\xa9%03d.txt", b"n\xe9%03d.txt")
 ENDS = (bytes(2 * BLOCK), bytes(BLOCK), bytes(20 * BLOCK), b"", bytes(2 * BLOCK) + b"rubbish" * 99)
 NUMBERS = (
@@ -260,11 +261,10 @@ def theirs(data: bytes) -> tuple[Members, bool]:
             for info in tar:
                 if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
                     name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                    if info.size <= MAX_COMPARED:
+                    if 0 <= info.size <= MAX_COMPARED:
                         stream = tar.extractfile(info)
                         assert stream is not None
-                        # tarfile takes the time in a GNU header for a folder.
-                        found.append((re.sub("^[0-7]{11}/", "", name), stream.read()))
+                        found.append((name, stream.read()))
             rest = data[tar.offset : tar.offset + BLOCK]
             return found, not rest.strip(b"\0")
     # tarfile answers damage with whatever its code meets.
@@ -283,7 +283,8 @@ def compare(data: bytes, whole: bool) -> str:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     # A block of zeros under a checksum is a member without a name, or with a letter for one, to tarfile.
-    mine, other = ([each for each in found if each[0][1:]] for found in (mine, other))
+    # The time in a GNU header is a folder to it, and to both where the header's magic word is damaged.
+    mine, other = ([(_TIME.sub("", n), d) for n, d in found if n[1:]] for found in (mine, other))
     if whole or (complete and not reasons):
         assert mine == other, f"{_told(mine)} is not {_told(other)}"
         assert not whole or set(reasons) <= {problems.SHARD_WITHOUT_END}, reasons

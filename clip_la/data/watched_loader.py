@@ -16,6 +16,8 @@ from clip_la.data.crew import end_of
 from clip_la.data.watch import At, Board, sample_seconds
 
 POLL_S = 1.0
+# A process gives up its connections before it has ended.
+DYING_S = 10.0
 # As PyTorch words them.
 _TIMED_OUT = re.compile(r"DataLoader timed out")
 _DIED = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)")
@@ -105,7 +107,7 @@ class WatchedLoader(DataLoader):
 def _dead(iterator: Any) -> list[int]:
     """The workers that have ended, soon after something of theirs was found missing."""
     processes = getattr(iterator, "_workers", ())
-    wait([process.sentinel for process in processes], POLL_S)
+    wait([process.sentinel for process in processes], DYING_S)
     return [process.pid for process in processes if process.exitcode]
 
 

@@ -107,7 +107,10 @@ class WatchedLoader(DataLoader):
 def _dead(iterator: Any) -> list[int]:
     """The workers that have ended, soon after something of theirs was found missing."""
     processes = getattr(iterator, "_workers", ())
-    wait([process.sentinel for process in processes], DYING_S)
+    ending = wait([process.sentinel for process in processes], DYING_S)
+    for process in processes:
+        if process.sentinel in ending:
+            process.join(DYING_S)
     return [process.pid for process in processes if process.exitcode]
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from clip_la import __version__
+from clip_la import __version__, launched
 from clip_la.errors import EXIT_CODE, UserError, unknown
 
 VERBS = {
@@ -23,6 +23,8 @@ VERBS = {
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",
 }
+# How PyTorch begins to tell that a process which made batches has ended.
+DEAD_LOADER = "DataLoader worker (pid"
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,6 +76,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted."""
+    launched.listen()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -88,11 +91,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A folder that cannot be written, a full disk: the machine's state, not a fault of the program.
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except RuntimeError as error:
+        if lost := launched.lost_rank(error):
+            return _fail(lost, ends_job=False)
+        # A pool of processes, or PyTorch's loader, tells of a dead worker so.
+        if type(error).__name__ == "BrokenProcessPool" or str(error).startswith(DEAD_LOADER):
+            return _fail(f"a worker process was killed, or out of memory, of which fewer workers take less: {error}")
+        raise
 
 
-def _fail(message: str) -> int:
-    """One line on stderr, however many the message has, and the exit code of wrong input."""
-    print(f"clip-la: error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(message: str, ends_job: bool = True) -> int:
+    """One line on stderr, however many lines the message and processes the job has; the exit code of wrong input."""
+    if launched.speaks():
+        print(f"clip-la: error: {' '.join(message.split())}", file=sys.stderr)
+        if ends_job:
+            launched.end_job()
+    elif ends_job:
+        launched.wait_for_end()
     return EXIT_CODE
 
 

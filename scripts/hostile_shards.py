@@ -195,11 +195,11 @@ def _shards() -> Iterator[tuple[str, bytes, list[str], list[str]]]:
     yield "cut at a member", _tar(_two("cm"))[:second], ["cm0"], [problems.SHARD_WITHOUT_END]
     flipped = bytearray(_tar(_two("fl")))
     flipped[second + 130] ^= 1
-    yield "flipped bit in a header", bytes(flipped), ["fl0"], [problems.SHARD_DAMAGED]
-    yield "length too small", _lying(_two("ls"), second, 100), ["ls0"], [problems.SHARD_DAMAGED, problems.NO_CAPTION]
+    yield "flipped bit in a header", bytes(flipped), ["fl0"], [problems.SHARD_DAMAGED, problems.NO_IMAGE]
+    yield "length too small", _lying(_two("ls"), second, 100), ["ls0"], [problems.SHARD_DAMAGED, problems.IMAGE_DAMAGED]
     yield "length too large", _lying(_two("ll"), second, 1 << 20), ["ll0"], [problems.SHARD_TRUNCATED]
     yield "length of terabytes", _lying(_two("lt"), second, 8**11 - 1), ["lt0"], [problems.SHARD_TRUNCATED]
-    yield "length not a number", _lying(_two("ln"), second, None), ["ln0"], [problems.SHARD_DAMAGED]
+    yield "length not a number", _lying(_two("ln"), second, None), ["ln0"], [problems.SHARD_DAMAGED, problems.NO_IMAGE]
     yield "gzip cut", gzip.compress(_tar(_two("gc")), mtime=0)[:1500], [], [problems.SHARD_TRUNCATED]
     latin = _tar([(name.replace("X", "\udcff"), data) for name, data in _two("X")], errors="surrogateescape")
     yield "keys not UTF-8", latin, ["\\xff0", "\\xff1"], []

@@ -42,6 +42,11 @@ def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
         parser.add_argument(
             "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)"
         )
+        parser.add_argument(
+            "--sample-seconds",
+            type=_sample_seconds,
+            help="a sample that takes longer to read and decode is skipped and counted (default 60)",
+        )
     parser.add_argument("--json", action="store_true", help=json_help)
     return parser
 
@@ -51,6 +56,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
     return value
+
+
+def _sample_seconds(text: str) -> None:
+    """For this process and its workers: nobody has to hand it on."""
+    from clip_la.data.watch import set_sample_seconds
+
+    set_sample_seconds(text)
 
 
 def _say(args: argparse.Namespace, result: Any, text: str) -> None:
@@ -206,6 +218,7 @@ def _verify_text(report: dict[str, Any], written: list[str]) -> str:
 def _read(argv: list[str]) -> int:
     """one pass over shards as a training run would read them, sample by sample"""
     from clip_la.data.captions import Captions
+    from clip_la.data.problems import WORKER_DIED
     from clip_la.data.read import Reading, read
     from clip_la.data.sources import expand_urls
 
@@ -225,7 +238,7 @@ def _read(argv: list[str]) -> int:
         + (f"wrote {args.keys}" if args.keys else "wrote nothing; --keys OUT.jsonl lists every sample")
     )
     _say(args, counts, text)
-    return 0 if counts["ok"] else FOUND_PROBLEMS
+    return 0 if counts["ok"] and WORKER_DIED not in counts["skipped"] else FOUND_PROBLEMS
 
 
 def _show(argv: list[str]) -> None:

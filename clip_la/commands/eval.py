@@ -71,6 +71,11 @@ def _parser() -> Parser:
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="pictures at a time (default 128)")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core, at most 16)")
     parser.add_argument(
+        "--sample-seconds",
+        metavar="S",
+        help="a picture that takes longer to decode is skipped and counted (default 60)",
+    )
+    parser.add_argument(
         "--cache", metavar="DIR", help="where text classifiers are kept, or none (default: ~/.cache/clip_la)"
     )
     parser.add_argument(
@@ -90,11 +95,14 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la eval`."""
     options = _parser().parse_args(argv)
+    from clip_la.data.watch import set_sample_seconds
     from clip_la.zeroshot import ranks
     from clip_la.zeroshot.suite import compare_all, run_suite
 
     models, entries = _asked_for(options)
     _check_counts(options)
+    if options.sample_seconds is not None:
+        set_sample_seconds(options.sample_seconds)
     report = _reporter(sys.stderr if options.json else sys.stdout)
     local_rank = ranks.join_from_environment()
     try:

@@ -19,6 +19,7 @@ from clip_la.data.pool import DEFAULT_POOL_GB
 from clip_la.data.position import Layout, choose_state
 from clip_la.data.sources import ShardOpener, expand_urls, place_of
 from clip_la.data.stream import Batch, RankState, ShardStream, Source
+from clip_la.data.watch import set_sample_seconds
 from clip_la.errors import UserError
 
 
@@ -60,6 +61,8 @@ class ShardDataModule(pl.LightningDataModule):
             goes on at the byte where it broke.
         local_cache: folder in which remote shards are kept once read.
         local_cache_gb: size in GiB beyond which the least recently used shards leave that folder.
+        sample_seconds: samples that take longer to read and decode are skipped; a loader process that cannot be
+            interrupted then ends the run. Null: 60.
         audit: folder for a record of every sample trained on or skipped, one file a rank.
         changed_layout: what to do when a checkpoint's position was taken with other shards, ranks, workers or order
             options: 'stop', or 'reshuffle' to go on in a new random order, which begins a new pass.
@@ -96,6 +99,7 @@ class ShardDataModule(pl.LightningDataModule):
         retries: int = ShardOpener.retries,
         local_cache: str | None = None,
         local_cache_gb: float = ShardOpener.cache_gb,
+        sample_seconds: float | None = None,
         audit: str | None = None,
         changed_layout: Literal["stop", "reshuffle"] = "stop",
     ) -> None:
@@ -126,6 +130,8 @@ class ShardDataModule(pl.LightningDataModule):
         self._state: RankState | None = None
         self._order_seed = seed
         _check(batch_size, block_shards, workers, decode=decode, in_memory=self._in_memory, cache_gb=cache_gb)
+        if sample_seconds is not None:
+            set_sample_seconds(sample_seconds)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches from the present position on, for this rank."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from types import MappingProxyType
 from typing import IO, Any
@@ -12,6 +13,7 @@ from clip_la.data.problems import NOTICES, BadSample, Problem
 from clip_la.data.rows import Row
 from clip_la.data.shards import KEY, SHARD, read_samples
 from clip_la.data.sources import shard_name
+from clip_la.data.watch import TimeLimit
 from clip_la.errors import UserError
 
 # Tries after which a source says so when none, or too few, of its samples can be used.
@@ -63,7 +65,8 @@ class Feed:
                 continue
             self._tried += 1
             try:
-                return self._make_row(item, draws)
+                with TimeLimit(item[SHARD], item[KEY]) if isinstance(item, dict) else nullcontext():
+                    return self._make_row(item, draws)
             except BadSample as bad:
                 self._lost.append(Problem(bad.reason, item[SHARD], item[KEY]))
                 self._bad[bad.reason] += 1

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from clip_la.data.background import Background
+from clip_la.data.problems import TOOK_TOO_LONG
 from clip_la.data.stream import Batch, ShardStream, StreamFailure
+from clip_la.data.watched_loader import WatchedLoader, WorkerDied
 from clip_la.errors import UserError
 
 if TYPE_CHECKING:  # loader processes have no use for it
@@ -22,7 +23,7 @@ SMALL = ("tokens", "caption_id", "by_length")
 COLLECTING, DECODING = "collecting thread", "decoding thread"
 
 
-class ShardLoader(DataLoader):
+class ShardLoader(WatchedLoader):
     """Batches of a stream, from its workers by turns. A stream from memory has no use for worker processes.
 
     Args:
@@ -34,7 +35,7 @@ class ShardLoader(DataLoader):
         timed: told the name of each part of the work, as a context around it.
 
     Raises (while iterating):
-        UserError: what the stream could not go on with, as the one line it is.
+        UserError: what the stream could not go on with, as the one line it is; or a worker that died, or hung.
     """
 
     def __init__(
@@ -77,10 +78,14 @@ class ShardLoader(DataLoader):
             finished.close()
 
     def _collected(self, batches: Iterator[Any]) -> Iterator[Batch]:
-        for batch in self._waited_for(batches, "wait for workers"):
-            if isinstance(batch, StreamFailure):
-                raise UserError(batch.message)
-            yield _unpacked(batch)
+        try:
+            for batch in self._waited_for(batches, "wait for workers"):
+                if isinstance(batch, StreamFailure):
+                    raise UserError(batch.message)
+                yield _unpacked(batch)
+        except WorkerDied as died:
+            mend = "take the sample out" if died.reason == TOOK_TOO_LONG else "fewer workers take less memory"
+            raise UserError(f"{died}; {mend}; a run goes on from its newest checkpoint with --resume") from died
 
     def _waited_for(self, items: Any, name: str = "wait for a batch") -> Iterator[Any]:
         iterator = iter(items)

@@ -10,11 +10,9 @@ is what the stream reads.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +22,14 @@ from tqdm import tqdm
 from clip_la.atomic import remove_unfinished
 from clip_la.data import problems
 from clip_la.data.captions import clean
+from clip_la.data.crew import Lost, PassedOver, run_jobs
 from clip_la.data.decode import decode_image, reasons
 from clip_la.data.formats import FORMATS, SUFFIXES
 from clip_la.data.json_files import write_json
 from clip_la.data.pack_sources import Raw, Source
 from clip_la.data.problems import BadSample
 from clip_la.data.shards import KEY, ShardWriter
+from clip_la.data.watch import TimeLimit, noted
 from clip_la.errors import UserError
 from clip_la.fingerprint import combined
 
@@ -105,13 +105,22 @@ def pack(
     jobs = cut(source.sizes(), per_shard)
     _claim(out, plan)
     stats = {job.number: known for job in jobs if (known := _known(out, job)) is not None}
+    lost: list[Lost] = []
     todo = [job for job in jobs if job.number not in stats]
     total = sum(span.stop - span.start for job in jobs for span in job.spans)
     done = sum(known["count"] for known in stats.values())
     with tqdm(desc="packing", total=total, initial=done, unit="pair", disable=quiet or None) as bar:
-        for number, result in _run(source, out, todo, check_pixels, workers):
-            stats[number] = result
-            bar.update(result["count"])
+        for result in run_jobs(_Writer(source, out, check_pixels), todo, workers):
+            if isinstance(result, Lost):
+                lost.append(result)
+                continue
+            stats[result[0]] = result[1]
+            bar.update(result[1]["count"])
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(jobs)} shards could not be written, the first at {lost[0].at}: {lost[0].reason}; "
+            "the others are whole, the same command tries these again"
+        )
     if todo and _plan(source, per_shard, check_pixels) != plan:
         raise UserError(f"the input changed while it was packed to {out}; remove that folder and pack again")
     return _finish(out, jobs, stats, source.note)
@@ -169,31 +178,21 @@ def _known(out: Path, job: Job) -> dict[str, Any] | None:
     return found if shard.exists() or not found["successes"] else None
 
 
-_source: Source
+@dataclass(frozen=True)
+class _Writer:
+    """Writes output shards, in any process."""
+
+    source: Source
+    out: Path
+    check_pixels: bool
+
+    def __call__(self, job: Job, passed_over: PassedOver) -> tuple[int, dict[str, Any]]:
+        return _write(job, self.out, self.check_pixels, self.source, passed_over)
 
 
-def _start_worker(source: Source) -> None:
-    global _source
-    _source = source
-
-
-def _run(
-    source: Source, out: Path, jobs: list[Job], check_pixels: bool, workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    num = min(workers, max(len(jobs), 1))
-    if num == 1:
-        _start_worker(source)
-        yield from (_write(job, out, check_pixels) for job in jobs)
-        return
-    with ProcessPoolExecutor(num, get_context("spawn"), _start_worker, (source,)) as pool:
-        futures = [pool.submit(_write, job, out, check_pixels) for job in jobs]
-        try:
-            yield from (future.result() for future in futures)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _write(job: Job, out: Path, check_pixels: bool) -> tuple[int, dict[str, Any]]:
+def _write(
+    job: Job, out: Path, check_pixels: bool, source: Source, passed_over: PassedOver
+) -> tuple[int, dict[str, Any]]:
     """Writes one shard and its counts; a shard without any sample is not written."""
     shard, stats_path = _paths(out, job.number)
     skipped: Counter[str] = Counter()
@@ -202,9 +201,12 @@ def _write(job: Job, out: Path, check_pixels: bool) -> tuple[int, dict[str, Any]
     count = 0
     with ExitStack() as stack:
         for span in job.spans:
-            for raw in _source.read(*span):
+            for raw in noted(source.read(*span), str(shard)):
                 try:
-                    parts = _parts(raw, check_pixels)
+                    if count in passed_over:
+                        raise BadSample(passed_over[count])
+                    with TimeLimit(str(shard), raw.origin, count):
+                        parts = _parts(raw, check_pixels)
                     writer = writer or stack.enter_context(ShardWriter(shard))
                     writer.write({KEY: f"{shard.stem}{count:0{INDEX_DIGITS}d}", **parts})
                 except BadSample as bad:

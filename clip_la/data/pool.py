@@ -6,10 +6,12 @@ a batch takes a few milliseconds, of which hardly any is the processor's where t
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from functools import lru_cache
 from itertools import chain, islice
+from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from clip_la.data.problems import BadSample, OnProblem, Problem
 from clip_la.data.resample import resample
 from clip_la.data.rows import Limits, read_picture
 from clip_la.data.shards import KEY, SHARD, read_samples
+from clip_la.data.watch import passed_over_as_too_long, sample_seconds
 from clip_la.errors import UserError
 
 OPAQUE = 255.0
@@ -118,11 +121,11 @@ class Pool:
         return range(first, len(self._samples))
 
     def _decoded(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
-        """In the order of the samples. Decoding lets other threads run."""
+        """In the order of the samples, each with its parts or a BadSample. Decoding lets other threads run."""
         remaining = iter(samples)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with _Threads(self._decode) as threads:
             while some := list(islice(remaining, DECODED_AT_ONCE)):
-                yield from zip(some, threads.map(self._decode, some), strict=True)
+                yield from zip(some, threads.results(some), strict=True)
 
     def _decode(self, sample: dict[str, Any]) -> tuple[list[list[str]], np.ndarray] | BadSample:
         try:
@@ -185,6 +188,42 @@ class Pool:
             "keys": self._keys[numbers].tolist(),
             "shards": self._shards[numbers].tolist(),
         }
+
+
+class _Threads:
+    """Threads that decode, one a processor. A decoder that does not come back costs its sample, not the run."""
+
+    def __init__(self, decode: Callable[[dict[str, Any]], Any]) -> None:
+        self._decode = decode
+        self._tasks: SimpleQueue[tuple[dict[str, Any], Future[Any]] | None] = SimpleQueue()
+        # Not those of a ThreadPoolExecutor, which the end of the process would wait for.
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(os.cpu_count() or 1)]
+
+    def __enter__(self) -> "_Threads":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _ in self._threads:
+            self._tasks.put(None)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            sample, result = task
+            try:
+                result.set_result(self._decode(sample))
+            except BaseException as error:  # raised where the result is waited for
+                result.set_exception(error)
+
+    def results(self, samples: Sequence[dict[str, Any]]) -> Iterator[Any]:
+        """What `decode` returns for each; a BadSample for one that is waited for longer than a sample may take."""
+        waiting: list[Future[Any]] = [Future() for _ in samples]
+        for task in zip(samples, waiting, strict=True):
+            self._tasks.put(task)
+        for sample, result in zip(samples, waiting, strict=True):
+            done, _ = wait([result], sample_seconds())
+            yield result.result() if done else passed_over_as_too_long(sample[SHARD], sample[KEY])
 
 
 def _has_room(device: torch.device, size: int) -> bool:

@@ -32,6 +32,9 @@ SHARD_NOT_TAR = "shard is not a tar"
 SHARD_DAMAGED = "shard damaged"
 SHARD_TRUNCATED = "shard truncated"
 SHARD_WITHOUT_END = "shard without end mark"
+SHARD_BOMB = "shard unpacks to too much"
+TOOK_TOO_LONG = "took too long"
+WORKER_DIED = "worker died"
 # What is told without any sample being lost.
 NOTICES = frozenset({PART_REPEATED})
 

@@ -7,10 +7,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ from tqdm import tqdm
 
 from clip_la.atomic import atomic_write
 from clip_la.data.captions import Captions
+from clip_la.data.crew import Lost, PassedOver, run_jobs
 from clip_la.data.problems import BadSample
 from clip_la.data.shards import KEY, SHARD
 from clip_la.data.sources import place_of, shard_name
+from clip_la.data.watch import TimeLimit
 
 OK, SKIPPED = "ok", "skipped"
 Outcome = tuple[str, str | None, str | None]
@@ -37,8 +38,11 @@ class Reading:
     captions: Captions = field(default_factory=Captions)
     min_side_px: int = 1
 
-    def block(self, number: int) -> tuple[list[Outcome], float]:
-        """The outcomes of block `number` of the stream, which is one shard, in its order; and seconds taken."""
+    def block(self, number: int, passed_over: PassedOver) -> tuple[list[Outcome], float]:
+        """The outcomes of block `number` of the stream, which is one shard, in its order; and seconds taken.
+
+        Samples to be passed over have that as their reason.
+        """
         import numpy as np
 
         from clip_la.data.augment import NUM_DRAWS, Augmentation
@@ -54,9 +58,12 @@ class Reading:
         outcomes: list[Outcome] = [(problem.shard, problem.key, problem.reason) for problem in lost]
         rows = StreamedRows(self.captions, Augmentation(self.image_size), Limits(min_side_px=self.min_side_px))
         draws = draws_for_samples(streams, np.arange(len(items)), NUM_DRAWS).tolist()
-        for item, numbers in zip(items, draws, strict=True):
+        for place, (item, numbers) in enumerate(zip(items, draws, strict=True)):
             try:
-                rows.row(item, numbers)
+                if place in passed_over:
+                    raise BadSample(passed_over[place])
+                with TimeLimit(item[SHARD], item[KEY], place):
+                    rows.row(item, numbers)
                 outcomes.append((item[SHARD], item[KEY], None))
             except BadSample as bad:
                 outcomes.append((item[SHARD], item[KEY], bad.reason))
@@ -64,18 +71,18 @@ class Reading:
 
     def blocks(self, workers: int) -> Iterator[tuple[list[Outcome], float]]:
         """All blocks of one pass, in order, read by `workers` processes."""
-        numbers = range(len(self.urls))
-        if workers == 1:
-            yield from map(self.block, numbers)
-            return
-        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-            yield from pool.map(self.block, numbers)
+        for result in run_jobs(self._job, range(len(self.urls)), workers):
+            if isinstance(result, Lost):
+                yield [(result.at.shard, result.at.key or None, result.reason)], 0.0
+            else:
+                yield result
 
+    def _job(self, number: int, passed_over: PassedOver) -> tuple[list[Outcome], float]:
+        if parent_process() is not None:
+            import torch
 
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+            torch.set_num_threads(1)
+        return self.block(number, passed_over)
 
 
 def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet: bool = False) -> dict[str, Any]:
@@ -96,12 +103,11 @@ def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet:
     counts: dict[str, Counter[str]] = {url: Counter() for url in reading.urls}
     examples: dict[str, str] = {}
     busy_s = 0.0
-    num = min(workers, len(reading.urls))
     with (
         atomic_write(keys, "w") if keys else nullcontext() as stream,
         tqdm(desc="reading", unit="pair", disable=quiet or None) as bar,
     ):
-        for outcomes, seconds in reading.blocks(num):
+        for outcomes, seconds in reading.blocks(workers):
             busy_s += seconds
             for shard, key, reason in outcomes:
                 counts[shard][reason or OK] += 1

@@ -1,7 +1,11 @@
 """Remote shards and pipes as one unbroken stream of bytes: what breaks is opened again and goes on where it broke."""
 
+import contextlib
 import io
 import logging
+import os
+import select
+import signal
 import subprocess
 import time
 import urllib.error
@@ -9,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import IO, Any
 
+from clip_la.data.watch import rest, sample_seconds
 from clip_la.errors import UserError
 
 PIPE = "pipe:"
@@ -22,6 +27,8 @@ GONE = (404, 410)
 WORTH_ANOTHER_TRY = (408, 425, 429)
 FIRST_SERVER_ERROR = 500
 LONGEST_WAIT_S = 60.0
+# What a command gets to end by itself.
+CLOSING_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +73,7 @@ class Resuming(io.RawIOBase):
 
     def _try(self, act: Callable[[], Any]) -> Any:
         """Does `act`, again and again with longer and longer waits. Tries are counted anew after each success."""
+        rest()  # the network has limits of its own
         for attempt in range(self._retries + 1):
             try:
                 return act()
@@ -156,17 +164,21 @@ def _skip_to(stream: IO[bytes] | io.RawIOBase, offset: int) -> None:
 
 
 class _Pipe(io.RawIOBase):
-    """What a shell command prints; a failing command is an error, not an early end of the shard."""
+    """What a shell command prints; a failing command, or one that prints nothing for long, is an error, not an early
+    end of the shard."""
 
     def __init__(self, command: str) -> None:
         # Unbuffered: a buffer would swallow what came before the failure.
-        self._process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0)
+        self._process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0, start_new_session=True)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         assert self._process.stdout is not None
+        seconds = sample_seconds()
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            raise OSError(f"the command printed nothing for {seconds:g} s")
         count = self._process.stdout.readinto(buffer)  # type: ignore[attr-defined]
         if count == 0 and self._process.wait() != 0:
             raise OSError(f"the command ended with exit code {self._process.returncode}")
@@ -176,7 +188,11 @@ class _Pipe(io.RawIOBase):
         if not self.closed:
             assert self._process.stdout is not None
             self._process.stdout.close()
-            if self._process.poll() is None:
-                self._process.terminate()
-            self._process.wait()
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if self._process.poll() is None:
+                    # The shell and what it has started.
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self._process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(CLOSING_S)
         super().close()

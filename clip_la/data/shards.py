@@ -18,6 +18,8 @@ from clip_la.data.formats import is_apple_double, merged_keys, split_name
 from clip_la.data.problems import OnProblem, Problem, log_problem
 from clip_la.data.sources import expand_urls, open_shard
 from clip_la.data.tar import TarDamage, read_members
+from clip_la.data.watch import noted
+from clip_la.errors import UserError
 
 __all__ = ["ShardWriter", "expand_urls", "read_samples", "split_name"]
 
@@ -31,37 +33,45 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of one shard in order: `{"__key__": str, "__shard__": url, ".png": bytes, ".txt": bytes, ...}`.
 
-    Damage ends the shard after the last whole sample and goes to `on_problem`, as does each passed-over member. A part
-    name that comes twice under one key begins a new sample, as open_clip has it, and is told; so is each sample that
-    was merged into another because its key has a dot. What macOS puts beside files is nobody's.
+    A damaged part costs its sample, a damaged header what lies before the next whole one; each goes to `on_problem`, as
+    does each passed-over member. A part name that comes twice under one key begins a new sample, as open_clip has it,
+    and is told; so is each sample that was merged into another because its key has a dot. What macOS puts beside files
+    is nobody's.
 
     Raises:
-        UserError: the shard does not exist.
+        UserError: the shard does not exist or cannot be read.
     """
     with opener(url) as stream:
-        yield from _group(stream, url, on_problem)
+        try:
+            yield from _group(stream, url, on_problem)
+        except OSError as error:
+            raise UserError(f"shard '{url}' cannot be read: {error.strerror or error}") from error
 
 
 def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sample]:
     sample: Sample = {}
+    lost_key = ""  # of a sample that is not whole: one of its parts is damaged
     try:
-        for member in read_members(stream):
+        for member in noted(read_members(stream), url):
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:
                 if not is_apple_double(member.name):
-                    on_problem(Problem(reason, url, member.name))
-                continue
-            if key != sample.get(KEY) or part in sample:
-                if part in sample and key == sample[KEY]:
-                    on_problem(Problem(problems.PART_REPEATED, url, member.name))
-                yield from _unmerged(sample, on_problem)
-                sample = {KEY: key, SHARD: url}
-            sample[part] = member.data
+                    on_problem(Problem(reason, url, member.name or None))
+                if reason == problems.SHARD_DAMAGED and key:
+                    lost_key = key
+                    sample = {} if sample.get(KEY) == key else sample
+            elif key != lost_key:
+                lost_key = ""
+                if key != sample.get(KEY) or part in sample:
+                    if part in sample and key == sample[KEY]:
+                        on_problem(Problem(problems.PART_REPEATED, url, member.name))
+                    yield from _unmerged(sample, on_problem)
+                    sample = {KEY: key, SHARD: url}
+                sample[part] = member.data
     except TarDamage as damage:
         on_problem(Problem(damage.reason, url, damage.name))
         if damage.name and split_name(damage.name)[0] == sample.get(KEY):
-            # One of its parts is lost: not a whole sample.
             sample = {}
     yield from _unmerged(sample, on_problem)
 

@@ -14,7 +14,9 @@ from typing import IO
 import braceexpand
 
 from clip_la.atomic import atomic_write, remove_unfinished
+from clip_la.data.problems import BadSample
 from clip_la.data.remote import PIPE, READ_AHEAD_BYTES, Resuming, is_remote
+from clip_la.data.watch import TimeLimit
 from clip_la.errors import UserError
 
 # How names of shards end; whether one is compressed is seen from its bytes.
@@ -163,7 +165,10 @@ def _evict(folder: Path, limit_bytes: int, keep: Path) -> None:
 
 def _open_local(path: str) -> IO[bytes]:
     try:
-        return open(path, "rb", buffering=READ_AHEAD_BYTES)
+        with TimeLimit(path, ""):
+            return open(path, "rb", buffering=READ_AHEAD_BYTES)
+    except BadSample as error:
+        raise UserError(f"shard '{path}' does not open: is it a named pipe that nobody writes to?") from error
     except FileNotFoundError as error:
         raise UserError(f"shard '{path}' does not exist") from error
     except OSError as error:

@@ -3,24 +3,25 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from clip_la.data.captions import Captions
+from clip_la.data.crew import Lost, PassedOver, run_jobs
 from clip_la.data.json_files import write_json
 from clip_la.data.limits import Limits, image_bytes, read_picture
 from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import KEY, read_samples
 from clip_la.data.sources import is_remote, place_of, shard_name
+from clip_la.data.watch import TimeLimit
 from clip_la.errors import UserError
 
 SIZES = "sizes.json"
@@ -55,10 +56,15 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
-def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
+def verify_shard(
+    url: str, captions: Captions | None = None, passed_over: Mapping[int, str] = MappingProxyType({})
+) -> ShardReport:
     """Reads one shard through: every member, every caption, every pixel. Damage is counted, never raised.
 
     Usable is what training uses with its own limits on pictures as they stand by default.
+
+    Args:
+        passed_over: samples, by their place in the shard, that are not looked at, and the reason to count them under.
 
     Raises:
         UserError: the shard does not exist.
@@ -70,11 +76,14 @@ def verify_shard(url: str, captions: Captions | None = None) -> ShardReport:
         report.skipped[problem.reason] += 1
         report.examples.setdefault(problem.reason, problem.key or "")
 
-    for sample in read_samples(url, on_problem=on_problem):
+    for place, sample in enumerate(read_samples(url, on_problem=on_problem)):
         report.samples += 1
         report.key_hashes.append(_hash(sample[KEY].encode("utf-8", "surrogateescape")))
         try:
-            _check(sample, captions, report)
+            if place in passed_over:
+                raise BadSample(passed_over[place])
+            with TimeLimit(url, sample[KEY], place):
+                _check(sample, captions, report)
         except BadSample as bad:
             on_problem(Problem(bad.reason, url, sample[KEY]))
     return report
@@ -103,9 +112,8 @@ def verify(
         "by_shard": {name: {...}}}`; duplicates count samples beyond the first of their kind.
     """
     reports = []
-    num = min(workers, len(urls))
     with tqdm(desc="verifying", total=len(urls), unit="shard", disable=quiet or None) as bar:
-        for report in _reports(urls, captions, num):
+        for report in _reports(urls, captions, workers):
             reports.append(report)
             bar.update()
             bar.set_postfix_str(f"{sum(r.samples for r in reports)} samples", refresh=False)
@@ -113,12 +121,17 @@ def verify(
 
 
 def _reports(urls: list[str], captions: Captions | None, workers: int) -> Iterable[ShardReport]:
-    check = partial(verify_shard, captions=captions)
-    if workers == 1:
-        yield from map(check, urls)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield from pool.map(check, urls)
+    for url, result in zip(urls, run_jobs(partial(_job, captions), urls, workers), strict=True):
+        if isinstance(result, Lost):
+            lost = ShardReport(url, skipped=Counter([result.reason]))
+            lost.examples[result.reason] = result.at.key
+            yield lost
+        else:
+            yield result
+
+
+def _job(captions: Captions | None, url: str, passed_over: PassedOver) -> ShardReport:
+    return verify_shard(url, captions, passed_over)
 
 
 def summarize(reports: list[ShardReport]) -> dict[str, Any]:

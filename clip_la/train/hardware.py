@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from clip_la.errors import UserError
+from clip_la.launched import rank_timeout
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Accelerator = Literal["auto", "gpu", "cpu"]
@@ -52,8 +53,9 @@ def trainer_hardware(
 
 
 def _ddp(reduction: Reduction) -> DDPStrategy:
+    """A process that waits for another one longer than `rank_timeout` ends with an error."""
     hook = bf16_compress_hook if reduction == "bfloat16" else None
-    return DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook)
+    return DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook, timeout=rank_timeout())
 
 
 def is_first_process() -> bool:

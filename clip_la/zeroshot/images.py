@@ -5,6 +5,7 @@ skips; the last unit of a source is padded and unreadable pictures leave a gap, 
 a picture's digits depend neither on its neighbours nor on how many processes there are.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,9 +14,11 @@ import torch
 from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from clip_la.data.problems import BadSample
+from clip_la.data.problems import TOOK_TOO_LONG, BadSample
+from clip_la.data.watch import At, TimeLimit
+from clip_la.data.watched_loader import WatchedLoader, WorkerDied
 from clip_la.errors import UserError
 from clip_la.zeroshot import ranks
 from clip_la.zeroshot.records import Record, Skipped, Source
@@ -25,6 +28,8 @@ Preprocess = Callable[[Image.Image | bytes], Tensor]
 NO_FILE = "unreadable file"
 # A batch of 128 pictures of 224 pixels is 19 MB in uint8, held by each worker: one ahead is enough to keep a GPU fed.
 PREFETCH_BATCHES = 1
+# Workers that die in one pass before it is given up.
+MAX_DEATHS = 20
 
 
 @dataclass
@@ -76,6 +81,7 @@ class UnitStream(IterableDataset):
         self, sources: Sequence[Source], preprocess: Preprocess, batch_size: int, done: frozenset[Unit] = frozenset()
     ) -> None:
         self.sources, self.preprocess, self.batch_size, self.done = sources, preprocess, batch_size, done
+        self.passed_over: dict[tuple[str, int], str] = {}
         self.rank, self.world_size = ranks.rank(), ranks.world_size()
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -101,12 +107,16 @@ class UnitStream(IterableDataset):
 
     def _decoded(self, unit: Unit, chunk: Sequence[tuple[int, Record | Skipped]]) -> ImageBatch:
         batch = ImageBatch(unit)
+        name = name_of(self.sources[unit[0]], unit[0])
         pixels: list[Tensor] = []
         for row, (position, record) in enumerate(chunk):
             try:
                 if isinstance(record, Skipped):
                     raise BadSample(record.reason)
-                pixels.append(self.preprocess(_read(record)))
+                if (name, position) in self.passed_over:
+                    raise BadSample(self.passed_over[name, position])
+                with TimeLimit(name, record.key, position):
+                    pixels.append(self.preprocess(_read(record)))
             except BadSample as bad:
                 batch.skipped.append((position, record.key, bad.reason))
                 continue
@@ -120,6 +130,11 @@ class UnitStream(IterableDataset):
             for row, picture in zip(batch.rows, pixels, strict=True):
                 batch.images[row] = picture
         return batch
+
+
+def name_of(source: Source, number: int) -> str:
+    """What a source is called in messages: its address, if it has one."""
+    return str(getattr(source, "url", None) or getattr(source, "path", None) or f"source {number}")
 
 
 def _read(record: Record) -> bytes:
@@ -140,11 +155,37 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """This rank's units that are not `done`, in no particular order.
 
+    A worker that dies, or that is too long at one picture, is said on stderr, and the workers begin again with what is
+    left: without the picture that took too long, or that two have died at. These count as skipped.
+
     Raises:
-        UserError: what a source raised, also in a worker process.
+        UserError: what a source raised, also in a worker process; or workers that die again and again.
     """
     stream = UnitStream(sources, preprocess, batch_size, done)
-    loader = DataLoader(
+    deaths: list[At] = []
+    finished: set[Unit] = set()
+    while True:
+        try:
+            for batch in _loader(stream, num_workers, pin_memory):
+                if batch.error is not None:
+                    raise UserError(batch.error)
+                finished.add(batch.unit)
+                yield batch
+            return
+        except WorkerDied as died:
+            place, times = (died.at.shard, died.at.number), sum(at[2:4] == died.at[2:4] for at in deaths)
+            deaths.append(died.at)
+            # Where nothing can be passed over, a third time would be no better.
+            if times > 1 or len(deaths) > MAX_DEATHS or (died.reason == TOOK_TOO_LONG and died.at.number < 0):
+                raise UserError(f"{died}; what was finished is kept, the same command goes on from there") from died
+            if died.at.number >= 0 and (times or died.reason == TOOK_TOO_LONG):
+                stream.passed_over[place] = died.reason
+            print(f"{died}; going on", file=sys.stderr)
+            stream.done = done | finished
+
+
+def _loader(stream: UnitStream, num_workers: int, pin_memory: bool) -> WatchedLoader:
+    return WatchedLoader(
         stream,
         batch_size=None,
         num_workers=num_workers,
@@ -153,7 +194,3 @@ def image_batches(
         # Of its own: a loader draws a number, and an evaluation must not move the random state of a training.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if batch.error is not None:
-            raise UserError(batch.error)
-        yield batch

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from clip_la import launched
 from clip_la.errors import UserError
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def join_from_environment() -> int:
     Results are a few bytes a picture and the classifier is tens of megabytes, so the CPU's backend serves CPU and GPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _joined():
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=launched.rank_timeout())
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -244,5 +244,5 @@ def test_a_set_that_says_what_it_skipped(tiny_model: CLIP, tmp_path: Path):
     line = evaluate_zeroshot(tiny_model, str(folder), progress=False).line
     assert line["skipped"] == {"class not in the class set": 1, "no label": 1}
     test_set: TestSet = open_test_set(str(labelled(tmp_path / "x", {".cls": "cat"})))
-    with pytest.raises(UserError, match=r"no picture that can be evaluated \(class not in the class set: 1\)"):
+    with pytest.raises(UserError, match=r"can be evaluated \(class not in the class set: 1 \(first: k0\)\)"):
         evaluate_zeroshot(tiny_model, test_set, progress=False)

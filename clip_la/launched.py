@@ -1,0 +1,195 @@
+"""How a process ends that torchrun started beside others: one line for all of them, and which of them is gone.
+
+torchrun answers any exit code but 0 with a traceback of its own and a table, some thirty lines, and its own code 1;
+nothing a process can return changes that. So the one process that tells a user of an error ends its launcher too, by a
+signal that torchrun does not handle, and then the processes beside it. That is done on one machine only, and only where
+the parent is torchrun itself; elsewhere the line comes once and torchrun's words follow.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+
+_PARENT = os.getppid()
+_PROC = Path("/proc")
+_LAUNCHERS = re.compile(
+    rb"(^|[/\0])torchrun\0|\0torch\.distributed\.(run|launch)\0|/torch/distributed/(run|launch)\.py\0"
+)
+_SIGNAL = signal.SIGUSR1
+_POLL_S = 0.02
+_claim: socket.socket | None = None  # held until this process ends
+# How long the others get: to see the end by themselves, after SIGTERM, after SIGKILL.
+_ENDING_S = ((None, 1.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
+# How long a process waits for the one that has spoken to end it.
+_WAITING_S = 15.0
+# What a collective call raises when a process of the job is gone or silent: of gloo, NCCL, and their sockets.
+_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|closed by peer|timed out waiting|broken pipe", re.I)
+_PLACES = re.compile(r"\[[^\]]*\]:?\S*")
+GONE = "is gone: killed, or out of memory"
+SIGNAL_EXIT_CODE = 128
+RANK_SECONDS_VARIABLE = "CLIP_LA_RANK_SECONDS"
+DEFAULT_RANK_S = 900.0
+
+
+def rank_timeout() -> timedelta:
+    """How long a process waits for another one of its job: CLIP_LA_RANK_SECONDS, else 15 minutes."""
+    try:
+        seconds = float(os.environ.get(RANK_SECONDS_VARIABLE, ""))
+    except ValueError:
+        seconds = 0.0
+    return timedelta(seconds=seconds if 0 < seconds < float("inf") else DEFAULT_RANK_S)
+
+
+def speaks() -> bool:
+    """Whether this process is to tell the user of an error: the first of its job to ask; each one without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends in any case, and is not to be cut short
+    if _is_orphan():  # another one has spoken, and ended the launcher
+        return False
+    # Whoever binds the name first has it until it ends; torchrun's own store would answer its end with warnings.
+    job = (str(_PARENT), *(os.environ.get(f"TORCHELASTIC_{part}", "") for part in ("RUN_ID", "RESTART_COUNT")))
+    global _claim
+    try:
+        _claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _claim.bind("\0clip-la-error-" + "-".join(job))
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE and os.environ.get("RANK") == "0"
+    return True
+
+
+def end_job() -> None:
+    """After the user has been told: ends torchrun and the processes beside this one, where that can be done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.environ.get("GROUP_WORLD_SIZE") != "1" or not _is_launcher(_PARENT):
+        return
+    others = [pid for pid in _beside().values() if pid != os.getpid()]
+    os.kill(_PARENT, _SIGNAL)
+    if not _wait(lambda: os.getppid() != _PARENT, _ENDING_S[1][1]):
+        return  # the first process of a container takes no such signal
+    for number, seconds in _ENDING_S:
+        for pid in filter(_is_running, others):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        if _wait(lambda: not any(map(_is_running, others)), seconds):
+            return
+
+
+def wait_for_end() -> None:
+    """For a process that is not to speak: by exiting first it would make torchrun speak."""
+    _wait(_is_orphan, _WAITING_S)
+
+
+def lost_rank(error: Exception) -> str | None:
+    """What to tell the user of a collective call that failed as another process is gone or silent; None elsewhere."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or not _LOST.search(str(error)):
+        return None
+    if gone := _gone():
+        return _told_of(_named(gone), GONE)
+    stopped = [rank for rank, pid in _beside().items() if _state(pid) in "Tt"]
+    seen = _PLACES.sub("", str(error).partition(". ")[0].partition("\n")[0]).strip()
+    how = f"does not answer (seen by rank {os.environ.get('RANK', '0')}: {seen})"
+    return _told_of(_named(stopped) or "another rank", how)
+
+
+def listen() -> None:
+    """Under torchrun: lets this process tell which one is gone when torchrun ends it for that, by SIGTERM."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: object) -> None:
+    gone = _gone()
+    if gone and speaks():
+        print(f"clip-la: error: {_told_of(_named(gone), GONE)}", file=sys.stderr, flush=True)
+    os._exit(SIGNAL_EXIT_CODE + number)
+
+
+def _told_of(who: str, how: str) -> str:
+    return (
+        f"{who} of {os.environ['WORLD_SIZE']} {how}; what was saved is whole: the same command, for a training with "
+        "--resume, goes on from there"
+    )
+
+
+def _gone() -> list[int]:
+    """The ranks of this machine that have ended; none where that is not to be known."""
+    alive = _beside()
+    first = int(os.environ.get("RANK", "0")) - int(os.environ.get("LOCAL_RANK", "0"))
+    own = range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
+    return [rank for rank in own if rank not in alive] if alive else []
+
+
+def _named(ranks: list[int]) -> str:
+    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks)) if ranks else ""
+
+
+def _is_orphan() -> bool:
+    """Also of a parent that ended before this module was read: the first process stands in for it."""
+    return os.getppid() != _PARENT or (_PARENT == 1 and not _is_launcher(1))
+
+
+def _is_launcher(pid: int) -> bool:
+    return bool(_LAUNCHERS.search(_read(pid, "cmdline") + b"\0"))
+
+
+def _beside() -> dict[int, int]:
+    """Rank -> process id of the running processes that the same torchrun has started here, this one included."""
+    own = os.environ.get("TORCHELASTIC_RUN_ID", "").encode()
+    found = {}
+    for pid in _pids():
+        if _state(pid) in "ZX" or _parent(pid) != _PARENT:
+            continue
+        environment = dict(entry.partition(b"=")[::2] for entry in _read(pid, "environ").split(b"\0"))
+        if environment.get(b"TORCHELASTIC_RUN_ID") == own and environment.get(b"RANK", b"").isdigit():
+            found[int(environment[b"RANK"])] = pid
+    return found
+
+
+def _pids() -> Iterable[int]:
+    return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()] if _PROC.is_dir() else []
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return (_PROC / str(pid) / name).read_bytes()
+    except OSError:
+        return b""
+
+
+def _state(pid: int) -> str:
+    """One letter: R, S, D, T (stopped), Z (ended); X for no process."""
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return fields[0].decode() if fields else "X"
+
+
+def _parent(pid: int) -> int:
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def _is_running(pid: int) -> bool:
+    return _state(pid) not in "ZX"
+
+
+def _wait(is_done: Callable[[], bool], seconds: float) -> bool:
+    """Whether it is done in time."""
+    deadline = time.monotonic() + seconds
+    while not is_done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

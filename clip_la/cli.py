@@ -19,7 +19,7 @@ VERBS = {
     "train": "train image and text towers on shards",
     "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
     "scaling": "scaling laws from results: fit, plot",
-    "bench": "measured tables for this machine: kernels, data, zeroshot",
+    "bench": "measured tables for this machine: kernels, data, train, zeroshot",
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",
 }

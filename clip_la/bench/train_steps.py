@@ -114,7 +114,7 @@ class PeerStep(nn.Module):
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank(), world_size=world_size()
         )
         # The compiler's own setting, which ours changes.
-        torch._dynamo.config.optimize_ddp = True  # type: ignore[assignment]
+        torch._dynamo.config.optimize_ddp = True
         self.model.compile()
 
     def forward(self, batch: dict[str, Any]) -> Tensor:

@@ -35,7 +35,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.data.tokenizer": {"torch", "open_clip", "clip_la.data"},
     "clip_la.data.device": {*STREAMS, "clip_la.data", "clip_la_kernels"},
     "clip_la.data.datamodule": {*STREAMS, "pytorch_lightning", "clip_la.data"},
-    "clip_la.data.corpora": {*ARTISTS, "clip_la.data"},
+    "clip_la.data.corpora": {*ARTISTS, "clip_la.data", "clip_la.zeroshot.names"},
     "clip_la.zeroshot": {
         *STREAMS,
         "timm",

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from clip_la.errors import UserError
-from clip_la.scaling.analysis import analyse, make_pairs
+from clip_la.scaling.analysis import analyse
+from clip_la.scaling.comparison import make_pairs
 from clip_la.scaling.report import to_data, to_text
 from clip_la.scaling.results import read_results, result_points
 from clip_la.scaling.table import Table, results_table, with_suffix
@@ -54,7 +55,10 @@ def test_branches_are_resampled_with_their_run(write_lines, two_laws) -> None:
     analysis = analyse(result_points([write_lines(lines)]), num_resamples=20)
     assert [fit.num_runs for fit in analysis.fits] == [6, 6]
     assert analysis.comparisons[0].num_runs == 6
-    assert "narrower than the truth" in analysis.notes[-1]
+    assert analysis.fits[0].alpha_interval is not None
+    resampled = analyse(result_points([write_lines(lines)]), num_resamples=20, method="bca")
+    assert resampled.fits[0].alpha_interval is None
+    assert resampled.notes[0] == "no interval for softmax: 6 runs are too few to resample (at least 12)"
 
 
 def test_a_kind_with_too_few_points_is_noted_and_the_rest_fitted(write_lines, two_laws, result_line) -> None:

@@ -7,7 +7,7 @@ from itertools import count
 
 import numpy as np
 from jaxtyping import Int
-from scipy import stats
+from scipy.special import stdtr
 
 from clip_la.scaling.bootstrap import (
     Interval,
@@ -163,7 +163,7 @@ class _ByT:
         if bounds is None:
             return None, None
         degrees = float(regression.degrees_of_freedom(weights))
-        return bounds, float(2 * stats.t.sf(abs(value) / max(error, 1e-300), degrees))
+        return bounds, float(2 * stdtr(degrees, -abs(value) / max(error, 1e-300)))
 
     def multiplier(self, x: float) -> Interval | None:
         """The interval of the log10 multiplier at the baseline's log10 compute `x`."""

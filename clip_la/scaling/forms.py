@@ -38,6 +38,7 @@ class Form:
     linear: tuple[str, ...]
     nonlinear: tuple[str, ...]
     grid: tuple[tuple[float, ...], ...]
+    bounds: tuple[tuple[float, float], ...]
     columns: Callable[[Theta, Inputs], Float[np.ndarray, "points linear"]]
     unscale: Callable[[list[float], Float[np.ndarray, " inputs"]], list[float]]
 
@@ -45,6 +46,15 @@ class Form:
     def names(self) -> tuple[str, ...]:
         """All parameters, linear ones first."""
         return (*self.linear, *self.nonlinear)
+
+    def allows(self, theta: Theta) -> bool:
+        """Whether the nonlinear parameters lie within their bounds."""
+        return all(low <= value <= high for value, (low, high) in zip(theta, self.bounds, strict=True))
+
+    def at_bound(self, theta: Theta) -> list[str]:
+        """The nonlinear parameters that the search drove to the end of their range: the points do not tell them."""
+        ends = zip(self.nonlinear, theta, self.bounds, strict=True)
+        return [name for name, value, (low, high) in ends if min(value - low, high - value) < 1e-3 * (high - low)]
 
 
 def _spread(low: float, high: float, num: int) -> tuple[float, ...]:
@@ -76,6 +86,7 @@ SATURATING = Form(
     ("a", "d"),
     ("c", "b"),
     (_spread(-1.5, -0.02, 25), (0.0, *np.geomspace(0.01, 3, 7).tolist())),
+    ((-3.0, -1e-3), (-1e3, 1e3)),
     _saturating_columns,
     _saturating_unscale,
 )
@@ -85,6 +96,7 @@ PARAMETRIC = Form(
     ("E0", "A", "B"),
     ("alpha", "beta"),
     (_spread(0.02, 1.5, 24), _spread(0.02, 1.5, 24)),
+    ((1e-3, 3.0), (1e-3, 3.0)),
     _parametric_columns,
     _parametric_unscale,
 )
@@ -187,6 +199,8 @@ def fit_form(
     root = np.ones(len(error)) if weights is None else np.sqrt(weights)
 
     def objective(theta: Theta) -> float:
+        if not form.allows(theta):
+            return np.inf
         with np.errstate(over="ignore", invalid="ignore"):
             columns = form.columns(theta, x) * (root / error)[:, None]
         return project(columns, root)[1] if np.isfinite(columns).all() else np.inf
@@ -226,6 +240,8 @@ def _huber(
         return np.nan_to_num(residual, nan=1e6, posinf=1e6, neginf=-1e6)
 
     def objective(values: Float[np.ndarray, " all"]) -> float:
+        if not form.allows(values[num:]):
+            return np.inf
         size = np.abs(residuals(values))
         return float(np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)).sum())
 
@@ -233,5 +249,6 @@ def _huber(
     near = optimize.least_squares(
         residuals, begun, loss="huber", f_scale=delta, x_scale="jac", xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=500
     ).x
-    best, value = polish(objective, near)
+    # Least squares knows no bounds: where it left them, the search goes on from where it began.
+    best, value = polish(objective, near if form.allows(near[num:]) else begun)
     return value, best[num:], np.exp(best[:num])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy.special import stdtrit
 
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 
@@ -88,7 +88,7 @@ Bounds = Float[np.ndarray, "*studies 2"]
 
 def t_quantile(degrees: Float[np.ndarray, "*studies"]) -> Float[np.ndarray, "*studies"]:
     """Student's t that bounds 95 % on both sides."""
-    return np.asarray(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
+    return np.asarray(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
 
 
 def contrast_interval(

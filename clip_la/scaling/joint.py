@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import fdtrc
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.fit import MIN_POINTS, num_scales
@@ -54,7 +54,7 @@ class JointFit:
         """Itself with the p-value of the likelihood-ratio test against separate laws."""
         more, free = separate.num_parameters - self.num_parameters, self.num_points - separate.num_parameters
         ratio = (self.squares - separate.squares) / more / max(separate.squares / free, 1e-300) if free > 0 else np.nan
-        p_value = float(stats.f.sf(max(ratio, 0.0), more, free))
+        p_value = float(fdtrc(more, free, max(ratio, 0.0)))
         return JointFit(
             self.text, self.shared, self.parameters, self.squares, self.num_points, self.num_parameters, p_value
         )
@@ -149,6 +149,8 @@ class _Problem:
         return _stacked(own, self.form.linear, self.shared)
 
     def objective(self, packed: Theta) -> float:
+        if not all(self.form.allows(theta) for theta in self.thetas(packed)):
+            return np.inf
         with np.errstate(over="ignore", invalid="ignore"):
             columns, _ = self.stacked(packed)
         return project(columns, np.ones(len(columns)))[1] if np.isfinite(columns).all() else np.inf
@@ -171,7 +173,8 @@ def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], sh
     alone: list[FormFit] = [fit_form(form, x, error) for x, error in zip(problem.inputs, errors, strict=True)]
     # Each kind was scaled by its own mean: b, the one nonlinear parameter with a unit, is put on the common scale.
     thetas = [_rescaled(form, fit) for fit in alone]
-    leads = (*range(len(errors)), None)
+    # Where no exponent is shared, all of these are one place.
+    leads = (None, *range(len(errors))) if set(shared) & set(form.nonlinear) else (None,)
     packed, squares = min(
         (polish(problem.objective, problem.pack(thetas, lead)) for lead in leads), key=lambda each: each[1]
     )

@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clip_la.errors import UserError, unknown
 
 # What the names of metrics say that are shares of right answers: more is better, 1 is perfect.
+MAX_NAMED = 8
 NOTHING_RIGHT = "nothing right: an error of 1 lies on no falling law"
 SHARES = ("top1", "top5", "acc", "recall", "precision")
 
@@ -133,6 +134,47 @@ def is_loss(metric: str) -> bool:
     return "loss" in metric
 
 
+def has_direction(metric: str) -> bool:
+    """Whether it is known which way the metric is better: a loss, or a share of right answers."""
+    return is_loss(metric) or any(word in metric for word in SHARES)
+
+
+def pick_one(rows: Sequence[Row], field_name: str, what: str, wanted: str | None) -> str:
+    """The wanted value of a field, or the only one there is.
+
+    Raises:
+        UserError: no such value (with the nearest), or several and none wanted.
+    """
+    held = list(dict.fromkeys(str(row.fields[field_name]) for row in rows))
+    if wanted is None:
+        if len(held) > 1:
+            more = f" and {len(held) - MAX_NAMED} more" if len(held) > MAX_NAMED else ""
+            raise UserError(f"{len(held)} {what}s ({', '.join(held[:MAX_NAMED])}{more}): choose with --{what}")
+        return held[0]
+    if wanted not in held:
+        raise unknown(what, wanted, held)
+    return wanted
+
+
+def collect(
+    kinds: Iterable[tuple[str, str]], select: Callable[[str, str], Selection]
+) -> tuple[list[Selection], list[str]]:
+    """The selections of all kinds (target, metric), and for those that have none the reason.
+
+    Raises:
+        UserError: not one has a point.
+    """
+    selections, refused = [], []
+    for target, metric in kinds:
+        try:
+            selections.append(select(target, metric))
+        except UserError as error:
+            refused.append(f"{metric} on {target}: {error}")
+    if not selections:
+        raise UserError(refused[0] if refused else "no metric that is a loss or a share of right answers")
+    return selections, refused
+
+
 def error_of(metric_value: float, metric: str, where: str) -> float:
     """A loss as it is, any other metric as 1 - its value.
 
@@ -144,7 +186,7 @@ def error_of(metric_value: float, metric: str, where: str) -> float:
         if not math.isfinite(metric_value) or metric_value <= 0:
             raise UserError(f"{where}: {metric} is {metric_value}, not a loss above 0")
         return metric_value
-    if not any(word in metric for word in SHARES):
+    if not has_direction(metric):
         raise UserError(
             f"{where}: whether more or less of '{metric}' is better is not known; fitted are losses and shares of "
             f"right answers ({', '.join(SHARES)})"

@@ -20,7 +20,9 @@ from clip_la.scaling.points import (
     along,
     apply_filters,
     as_number,
+    collect,
     error_of,
+    has_direction,
     is_loss,
     require_points,
 )
@@ -42,6 +44,7 @@ FIELDS = (
     "dataset",
     "metrics",
 )
+BY = ("attention", "image_attention", "text_attention", "model", "train_data")
 # What a line may say besides.
 OPTIONAL_NUMBERS = ("parameters", "image_size", "tokens", "gpu_seconds", "learning_rate", "train_pairs")
 # Two lines compare only where the test set and the classifier were the same.
@@ -253,8 +256,25 @@ def result_points(
         UserError: absent, empty or damaged files (with the line), unknown target, metric or field (with the nearest
             names), lines that do not compare, an accuracy of 1, no line that enters.
     """
-    metric = metric or DEFAULT_METRIC
     rows = apply_filters(read_results(paths), filters or {})
+    return along(select_points(rows, targets=targets, metric=metric), axis)
+
+
+def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) -> tuple[list[Selection], list[str]]:
+    """The points of every data set and every metric of known direction, and why others have none.
+
+    Raises:
+        UserError: absent or damaged files, no data set with a point.
+    """
+    rows = apply_filters(read_results(paths), filters or {})
+    kinds = dict.fromkeys((str(row.fields["dataset"]), name) for row in rows for name in row.fields["metrics"])
+    known = [(target, metric) for target, metric in kinds if has_direction(metric)]
+    return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric))
+
+
+def select_points(rows: Sequence[Row], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
+    """As `result_points`, of lines that have been read."""
+    metric = metric or DEFAULT_METRIC
     targets = _pick_targets(rows, targets)
     left_out: list[LeftOut] = []
     by_target: list[dict[tuple[Any, ...], Row]] = []
@@ -275,4 +295,4 @@ def result_points(
     left_out += [LeftOut(p.where, p.source, NOTHING_RIGHT) for p in found if p.error == 1 and not is_loss(metric)]
     falling = [point for point in found if point.error < 1 or is_loss(metric)]
     points = require_points(falling, left_out, name)
-    return along(Selection(points, tuple(left_out), name, metric, "FLOPs"), axis)
+    return Selection(points, tuple(left_out), name, metric, "FLOPs", by_choices=BY)

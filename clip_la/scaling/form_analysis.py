@@ -177,13 +177,7 @@ def form_data(analysis: FormAnalysis) -> dict[str, Any]:
                 "n": each.num_points,
                 "n_runs": each.num_runs,
                 "mean_absolute_error": each.mean_absolute_error,
-                "largest_held_out": each.held_out
-                and {
-                    "compute": each.held_out.compute,
-                    "n": each.held_out.num_points,
-                    "predicted_error": each.held_out.predicted_error,
-                    "measured_error": each.held_out.measured_error,
-                },
+                "largest_held_out": each.held_out and each.held_out.data(),
             }
             for each in analysis.series
         ],
@@ -207,7 +201,7 @@ def form_text(analysis: FormAnalysis) -> str:
     for each in analysis.series:
         held = each.held_out
         cells = [number(each.fit.parameters[name], each.intervals[name], ".4g") for name in analysis.form.names]
-        told = "too few points" if held is None else f"{held.predicted_error:.4g}, {held.measured_error:.4g}"
+        told = "too few points" if held is None else held.told()
         tail = (str(each.num_points), str(each.num_runs), f"{each.mean_absolute_error:.2g}", told)
         rows.append((each.name, *cells, *tail))
     lines = [

@@ -55,14 +55,7 @@ def fit_data(fit: SeriesFit) -> dict[str, Any]:
         "n_fitted": len(fit.fitted),
         "n_runs": fit.num_runs,
         "mean_absolute_error": fit.mean_absolute_error,
-        "largest_held_out": None
-        if held_out is None
-        else {
-            "compute": held_out.compute,
-            "n": held_out.num_points,
-            "predicted_error": held_out.predicted_error,
-            "measured_error": held_out.measured_error,
-        },
+        "largest_held_out": None if held_out is None else held_out.data(),
         "fitted": [_point_data(point) for point in fit.fitted],
     }
 
@@ -83,6 +76,7 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
         "error_ratio_interval": _bounds(found.error_ratio_interval),
         "alpha_difference": found.alpha_difference,
         "alpha_difference_interval": _bounds(found.alpha_difference_interval),
+        "sentence": sentence(found),
         "difference_p_value": found.difference_p_value,
         "compute_multipliers": [_multiplier_data(each) for each in found.multipliers],
         "compute_multiplier_at_one_exponent": None
@@ -128,7 +122,7 @@ def number(value: float, bounds: Interval | None, digits: str) -> str:
 
 
 def _fits_table(fits: Sequence[SeriesFit]) -> Table:
-    header = ("", "alpha", "beta", "points", "fitted", "runs", "mean abs. error", "largest: predicted, measured error")
+    header = ("", "alpha", "beta", "points", "fitted", "runs", "mean abs. error", "largest: predicted, measured")
     rows = []
     for fit in fits:
         held_out = fit.held_out
@@ -141,16 +135,29 @@ def _fits_table(fits: Sequence[SeriesFit]) -> Table:
                 str(len(fit.fitted)),
                 str(fit.num_runs),
                 f"{100 * fit.mean_absolute_error:.2f} %",
-                "too few points"
-                if held_out is None
-                else f"{100 * held_out.predicted_error:.2f} %, {100 * held_out.measured_error:.2f} %",
+                "too few points" if held_out is None else held_out.told(),
             )
         )
     return Table(header, tuple(rows))
 
 
+def sentence(found: Comparison, digits: str = ".2f") -> str | None:
+    """The comparison in a sentence, None where there is neither a multiplier nor a difference."""
+    if found.alpha_difference is None or not found.multipliers:
+        return None
+    middle = found.multipliers[0]
+    compute = number(middle.value, middle.interval, digits)
+    exponent = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")
+    return (
+        f"At equal error {found.name} needs {compute} times {found.baseline}'s compute, and its exponent differs by "
+        f"{exponent}."
+    )
+
+
 def _comparison_lines(found: Comparison) -> list[str]:
+    said = sentence(found)
     lines = [
+        *([said] if said else []),
         f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
         f"  error ratio           {number(found.error_ratio, found.error_ratio_interval, '.4f')}",
     ]

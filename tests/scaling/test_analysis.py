@@ -32,6 +32,24 @@ def test_two_known_laws_and_their_difference(write_lines, two_laws) -> None:
     assert len(found.multipliers) == 2
 
 
+def test_the_answer_is_a_sentence_and_the_prediction_has_its_error(write_lines, two_laws) -> None:
+    for line in two_laws:
+        if line["attention"] == "linear":
+            # 1.2 times softmax's compute at every error, one exponent.
+            error = 3.0 * (line["flops_per_sample"] * line["samples_seen"] / 1.2) ** -0.08
+            line["metrics"] = {"top1": {"value": 1 - error}}
+    data = to_data(analyse(result_points([write_lines(two_laws)])))
+    (found,) = data["comparisons"]
+    assert found["sentence"].startswith("At equal error linear needs 1.20 [1.20, 1.20] times softmax's compute, and")
+    assert found["compute_multiplier_at_one_exponent"]["value"] == pytest.approx(1.2)
+    assert [fit["shared"] for fit in found["joint_fits"]] == [[], ["alpha"], ["alpha", "log10_beta"]]
+    held_out = data["fits"][0]["largest_held_out"]
+    assert held_out["relative_error"] == pytest.approx(
+        held_out["predicted_error"] / held_out["measured_error"] - 1, abs=1e-12
+    )
+    assert abs(held_out["relative_error"]) < 1e-9
+
+
 def test_pairs_agree_in_all_but_the_kind(write_lines, result_line) -> None:
     lines = [
         result_line(0.30, run_id="s0", attention="softmax"),

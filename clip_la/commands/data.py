@@ -151,7 +151,8 @@ def _tiny_imagenet(argv: list[str]) -> None:
     manifest = build_tiny_imagenet(
         args.folder, args.out, format=args.format, quality=args.quality or DEFAULT_QUALITY, workers=args.workers
     )
-    text = _reasons(manifest["left_out"]) + _corpus_text(manifest, args.out)
+    left_out = "".join(f"  left out {count}: {reason}\n" for reason, count in manifest["left_out"].items())
+    text = left_out + _corpus_text(manifest, args.out)
     _say(args, {"out": str(args.out), **manifest}, text)
 
 

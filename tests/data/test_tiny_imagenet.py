@@ -264,7 +264,7 @@ def test_the_command(folder, tmp_path, capsys):
     arguments = ["data", "tiny-imagenet", str(folder.parent), str(tmp_path / "out"), "--format", "webp"]
     assert not main([*arguments, "--workers", "1"])
     text = capsys.readouterr().out
-    assert "skipped 1: hidden file" in text
+    assert "left out 1: hidden file" in text
     assert "unseen-large                  12 pairs, 2 classes, 1 shards" in text
 
 

@@ -17,6 +17,9 @@ from scipy.special import stdtrit
 
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 
+# Of two runs with branches "95 %" of a slope hold the truth in 55 to 80 of 100 studies: what both runs have in common
+# by chance looks like certainty.
+MIN_RUNS = 3
 # A run without which the law is not determined has a leverage of 1: nothing is left to judge its error by.
 MAX_LEVERAGE = 1 - 1e-8
 
@@ -44,8 +47,10 @@ class Regression:
     def _scores(self) -> Float[np.ndarray, "runs columns points"] | None:
         """For each run and coefficient, the weights of the responses in its part of the coefficient's error.
 
-        None where a run's leverage is 1.
+        None where a run's leverage is 1, and for a line through the points of two runs.
         """
+        if self.design.shape[1] > 1 and len(np.unique(self.runs)) < MIN_RUNS:
+            return None
         hat = self.design @ self.solver
         residual = np.eye(len(hat)) - hat
         scores = []

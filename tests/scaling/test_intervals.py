@@ -70,6 +70,11 @@ def test_a_slope_that_may_be_zero_has_no_multiplier() -> None:
     assert np.isnan(root_interval(regression, y, [-1, -10.5, 1, 10.5], [0, 0, 0, 1])[1]).all()
 
 
+def test_two_runs_with_branches_leave_no_interval() -> None:
+    for row in study({"": World(branches=3)}, [2], ["t"], num_studies=3):
+        assert (row.with_interval, row.coverage) == (0, None)
+
+
 def test_a_run_that_alone_tells_the_slope_leaves_no_interval() -> None:
     x = np.array([9.0, 9.0, 9.0, 12.0])
     regression = Regression(power_design(x), np.arange(4))

@@ -57,7 +57,7 @@ def _parser(verb: str) -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     if verb == "fit":
         parser.add_argument("--law", default=POWER, help="power (default), saturating, or parametric: L(N, D)")
-        parser.add_argument("--loss", help="of the last two: squares (default) or huber")
+        parser.add_argument("--loss", help="squares (default of saturating), relative or huber (of parametric)")
         parser.add_argument("--json", action="store_true", help="print everything as JSON")
     else:
         parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="PATH.png and PATH.svg are written")
@@ -104,6 +104,8 @@ def _select(options: argparse.Namespace) -> "Selection":
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
+    if options.bins is not None and options.frontier != "bins":
+        raise UserError("--bins belongs to --frontier bins")
     if (options.resamples is not None and options.resamples < 1) or options.seed < 0:
         raise UserError("--resamples takes a number from 1, --seed one from 0")
 
@@ -111,8 +113,6 @@ def _check_numbers(options: argparse.Namespace) -> None:
 def _analyse(options: argparse.Namespace) -> "Analysis":
     from clip_la.scaling.analysis import analyse
 
-    if options.bins is not None and options.frontier != "bins":
-        raise UserError("--bins belongs to --frontier bins")
     _check_numbers(options)
     return analyse(
         _select(options),
@@ -140,14 +140,16 @@ def _fit(options: argparse.Namespace) -> None:
 def _fit_form(options: argparse.Namespace) -> None:
     from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form, form_data, form_text
 
-    if options.frontier != "all" or options.interval is not None or options.bins is not None:
-        raise UserError(f"--frontier, --bins and --interval belong to --law {POWER}; others are fitted to all points")
+    if options.interval is not None:
+        raise UserError(f"--interval belongs to --law {POWER}; those of others are percentiles")
     _check_numbers(options)
     analysis = analyse_form(
         _select(options),
         options.law,
         by=options.by,
-        loss=options.loss or "squares",
+        frontier=options.frontier,
+        num_bins=DEFAULT_BINS if options.bins is None else options.bins,
+        loss=options.loss,
         num_resamples=options.resamples or FORM_RESAMPLES,
         seed=options.seed,
     )

@@ -19,10 +19,10 @@ from clip_la.errors import UserError, unknown
 Inputs = Float[np.ndarray, "points inputs"]
 Theta = Float[np.ndarray, " nonlinear"]
 # Places of the grid from which the search goes on.
-NUM_STARTS = 6
+NUM_STARTS = 4
 # Hoffmann et al. 2022, section 3.3.
 HUBER_DELTA = 1e-3
-LOSSES = ("squares", "huber")
+LOSSES = ("squares", "relative", "huber")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,10 @@ def polish(objective: Callable[[Theta], float], start: Theta) -> tuple[Theta, fl
     best, value = np.asarray(start, float), objective(start)
     for _ in range(8):
         found = optimize.minimize(
-            objective, best, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-15, "maxiter": 400 * len(best)}
+            objective,
+            best,
+            method="Nelder-Mead",
+            options={"xatol": 1e-8, "fatol": 1e-12 * abs(value), "maxiter": 400 * len(best)},
         )
         gained = value - found.fun
         best, value = found.x, float(found.fun)
@@ -183,7 +186,8 @@ def fit_form(
     Args:
         inputs: a column for each of `form.inputs`, positive.
         error: fractions or losses above 0.
-        loss: "squares" of the relative error (E - law) / E, or "huber" of log E - log law (Hoffmann et al. 2022).
+        loss: "squares" of E - law, as curve_fit has it; "relative", those of (E - law) / E; or "huber" of the difference
+            of logarithms (Hoffmann et al. 2022).
         weights: how often each point counts; once if None.
         delta: where Huber's loss turns from squares to absolute values.
         begin: exponents to begin from instead of the grid (in the form's own, scaled terms).
@@ -197,18 +201,20 @@ def fit_form(
     scales = scales_of(inputs)
     x = inputs / scales
     root = np.ones(len(error)) if weights is None else np.sqrt(weights)
+    unit = root if loss == "squares" else root / error
+    response = unit * error
 
     def objective(theta: Theta) -> float:
         if not form.allows(theta):
             return np.inf
         with np.errstate(over="ignore", invalid="ignore"):
-            columns = form.columns(theta, x) * (root / error)[:, None]
-        return project(columns, root)[1] if np.isfinite(columns).all() else np.inf
+            columns = form.columns(theta, x) * unit[:, None]
+        return project(columns, response)[1] if np.isfinite(columns).all() else np.inf
 
     begun = starts(objective, form.grid) if begin is None else [begin]
     ends = [polish(objective, place) for place in begun]
     found: list[tuple[float, Theta, Any]] = [
-        (value, theta, project(form.columns(theta, x) * (root / error)[:, None], root)[0]) for theta, value in ends
+        (value, theta, project(form.columns(theta, x) * unit[:, None], response)[0]) for theta, value in ends
     ]
     if loss == "huber":
         found = [_huber(form, x, np.log(error), root, delta, theta, linear) for _, theta, linear in found]

@@ -26,7 +26,7 @@ Errors = Float[np.ndarray, " points"]
 class JointFit:
     """Laws of several kinds with the parameters `shared` in common; the others are each kind's own.
 
-    `squares` is the sum of squared residuals (relative errors, or log10 E for the power law); `p_value` that of the
+    `squares` is the sum of squared residuals (of E, or of log10 E for the power law); `p_value` that of the
     likelihood-ratio test against separate laws, None for these themselves.
     """
 
@@ -141,11 +141,8 @@ class _Problem:
         return np.array([*head, *tail])
 
     def stacked(self, packed: Theta) -> tuple[Float[np.ndarray, "points linear"], list[dict[str, int]]]:
-        """The columns over the errors: residuals of 1 are relative errors."""
-        own = [
-            self.form.columns(theta, x) / error[:, None]
-            for theta, x, error in zip(self.thetas(packed), self.inputs, self.errors, strict=True)
-        ]
+        """The columns of all kinds, one kind below the other."""
+        own = [self.form.columns(theta, x) for theta, x in zip(self.thetas(packed), self.inputs, strict=True)]
         return _stacked(own, self.form.linear, self.shared)
 
     def objective(self, packed: Theta) -> float:
@@ -153,11 +150,11 @@ class _Problem:
             return np.inf
         with np.errstate(over="ignore", invalid="ignore"):
             columns, _ = self.stacked(packed)
-        return project(columns, np.ones(len(columns)))[1] if np.isfinite(columns).all() else np.inf
+        return project(columns, np.concatenate(self.errors))[1] if np.isfinite(columns).all() else np.inf
 
 
 def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], shared: Sequence[str] = ()) -> JointFit:
-    """A form for several kinds, the parameters `shared` in common; squares of relative errors.
+    """A form for several kinds, the parameters `shared` in common; by least squares.
 
     Raises:
         UserError: fewer than two kinds, a name that is no parameter, or a kind that `fit_form` refuses.
@@ -179,7 +176,7 @@ def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], sh
         (polish(problem.objective, problem.pack(thetas, lead)) for lead in leads), key=lambda each: each[1]
     )
     columns, places = problem.stacked(packed)
-    linear, _ = project(columns, np.ones(len(columns)))
+    linear, _ = project(columns, np.concatenate(errors))
     parameters = tuple(
         _named(form, [*(float(linear[at[name]]) for name in form.linear), *theta.tolist()], scales)
         for at, theta in zip(places, problem.thetas(packed), strict=True)

@@ -22,7 +22,7 @@ def chinchilla_like(num: int = 240, noise: float = 0.0, seed: int = 0) -> tuple[
     return np.stack([parameters, tokens], axis=1), loss * np.exp(rng.normal(0, noise, num))
 
 
-@pytest.mark.parametrize("loss", ["squares", "huber"])
+@pytest.mark.parametrize("loss", ["squares", "relative", "huber"])
 def test_the_refitted_chinchilla_law_comes_back_to_its_digits(loss: str) -> None:
     fit = fit_form(PARAMETRIC, *chinchilla_like(), loss=loss)
     assert dict(fit.parameters) == pytest.approx(REFITTED, rel=1e-5)
@@ -71,6 +71,24 @@ def test_a_saturating_law_comes_back(law: tuple) -> None:
     assert fit.parameters["b"] == pytest.approx(b, rel=0.02, abs=1e7)
     compute, error = saturating(*law)
     np.testing.assert_allclose(fit.predict(compute), error, rtol=1e-5)
+
+
+def test_plain_squares_are_those_of_curve_fit() -> None:
+    """As arXiv 2506.04598 fits it: scipy's curve_fit of a (C + b)^c + d, all bounded."""
+    compute, error = saturating(57.86, 18.39, -0.2266, 0.1112, 0.02, seed=3)
+    compute = compute / 1e3
+    error = 5.0 * (compute[:, 0] + 1e6) ** -0.15 + 0.1 + (error - error.mean()) * 0.01
+
+    def law(x: np.ndarray, a: float, b: float, c: float, d: float) -> np.ndarray:
+        return a * (x + b) ** c + d
+
+    fit = fit_form(SATURATING, compute, error)
+    start = [fit.parameters[name] for name in "abcd"]
+    bounds = ([0, 0, -np.inf, 0], [np.inf, np.inf, 0, np.inf])
+    found, _ = optimize.curve_fit(law, compute[:, 0], error, start, bounds=bounds, x_scale=np.maximum(np.abs(start), 1))
+    theirs = ((law(compute[:, 0], *found) - error) ** 2).sum()
+    assert fit.objective == pytest.approx(float(((fit.predict(compute) - error) ** 2).sum()))
+    assert fit.objective <= theirs * (1 + 1e-6)
 
 
 def test_projection_is_scipys_bounded_least_squares() -> None:

@@ -139,12 +139,8 @@ def polish(objective: Callable[[Theta], float], start: Theta) -> tuple[Theta, fl
     """A local minimum by Nelder and Mead, begun again from its own end until that changes nothing."""
     best, value = np.asarray(start, float), objective(start)
     for _ in range(8):
-        found = optimize.minimize(
-            objective,
-            best,
-            method="Nelder-Mead",
-            options={"xatol": 1e-8, "fatol": 1e-12 * abs(value), "maxiter": 400 * len(best)},
-        )
+        close = {"xatol": 1e-8, "fatol": 1e-15 + 1e-12 * abs(value), "maxiter": 400 * len(best)}
+        found = optimize.minimize(objective, best, method="Nelder-Mead", options=close)
         gained = value - found.fun
         best, value = found.x, float(found.fun)
         if gained <= 1e-10 * abs(value):
@@ -186,8 +182,8 @@ def fit_form(
     Args:
         inputs: a column for each of `form.inputs`, positive.
         error: fractions or losses above 0.
-        loss: "squares" of E - law, as curve_fit has it; "relative", those of (E - law) / E; or "huber" of the difference
-            of logarithms (Hoffmann et al. 2022).
+        loss: "squares" of E - law, as curve_fit has it; "relative", those of (E - law) / E; or "huber" of log E - log
+            law (Hoffmann et al. 2022).
         weights: how often each point counts; once if None.
         delta: where Huber's loss turns from squares to absolute values.
         begin: exponents to begin from instead of the grid (in the form's own, scaled terms).

@@ -146,6 +146,28 @@ def _debian_corpus(action: str, build: Callable[..., dict[str, Any]], argv: list
     _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
 
 
+def _tiny_imagenet(argv: list[str]) -> None:
+    """Tiny-ImageNet from its unpacked folder: photographs with captions, 40 of 200 classes held out"""
+    from clip_la.data.corpora.tiny_imagenet import DEFAULT_QUALITY, FORMATS, ORIGINAL, WEBP, build_tiny_imagenet
+
+    parser = _parser("tiny-imagenet", json_help="print the manifest")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the unpacked data set: train/WNID/..., val/...")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    parser.add_argument(
+        "--format", default=ORIGINAL, help=f"{' or '.join(FORMATS)} (default %(default)s: the pictures' own bytes)"
+    )
+    parser.add_argument("--quality", type=_positive, help=f"of {WEBP}, 1 to 100 (default {DEFAULT_QUALITY})")
+    args = parser.parse_args(argv)
+    if args.quality and args.format != WEBP:
+        raise UserError(f"--quality belongs to --format {WEBP}")
+    manifest = build_tiny_imagenet(
+        args.folder, args.out, format=args.format, quality=args.quality or DEFAULT_QUALITY, workers=args.workers
+    )
+    left_out = "".join(f"  left out {count}: {reason}\n" for reason, count in manifest["left_out"].items())
+    text = left_out + _corpus_text(manifest, args.out)
+    _say(args, {"out": str(args.out), **manifest}, text)
+
+
 def _pack(argv: list[str]) -> None:
     """pack a folder with captions, a table, Parquet or other shards into shards"""
     from clip_la.data.pack import DEFAULT_PER_SHARD, pack
@@ -263,6 +285,7 @@ ACTIONS: dict[str, Callable[[list[str]], int | None]] = {
     "scenes": _scenes,
     "photos": _photos,
     "fashion-mnist": _fashion,
+    "tiny-imagenet": _tiny_imagenet,
     "pack": _pack,
     "verify": _verify,
     "read": _read,

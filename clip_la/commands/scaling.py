@@ -1,4 +1,4 @@
-"""`clip-la scaling fit|plot|sweep`: scaling laws from result files, and the runs that make these."""
+"""`clip-la scaling VERB`: scaling laws from result files, and the runs that make these."""
 
 import argparse
 import json
@@ -11,20 +11,36 @@ from clip_la.errors import EXIT_CODE, UserError, unknown
 
 if TYPE_CHECKING:
     from clip_la.scaling.analysis import Analysis
+    from clip_la.scaling.points import Selection
 
 DEFAULT_BINS = 5
+DEFAULT_RESAMPLES = 2000
 DESCRIPTIONS = {
-    "fit": "Fits power laws E = beta C^alpha of error in compute, with bootstrap intervals, a law for each attention.",
+    "fit": "Fits scaling laws of error in compute, with intervals, one for each attention, and compares these.",
     "plot": "Draws error against compute with the fits and their bands, as PNG and SVG.",
+    "points": "Writes one tidy table (CSV) of all points: every run, data set and metric.",
+    "coverage": "Simulates studies with known laws and counts how often the intervals hold the truth.",
     "sweep": "Trains every run of a grid (YAML), one at a time on each GPU; what is finished is skipped.",
 }
+FORMATS = ("laion", "points", "results")
+POWER = "power"
+SWEEP = "sweep"
+
+
+def _add_source(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result lines, or folders of runs")
+    parser.add_argument(
+        "--format", default="results", help="results (ours), points (a tidy table) or laion (zeroshot_results.csv)"
+    )
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="FIELD=VALUE", help="only results with this value; repeatable"
+    )
 
 
 def _parser(verb: str) -> Parser:
     parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result lines, or folders of runs")
-    parser.add_argument("--format", default="results", help="results (ours) or laion (zeroshot_results.csv of LAION)")
-    parser.add_argument("--metric", help="what 1 - metric is fitted (default: top1; laion: what its paper plots)")
+    _add_source(parser)
+    parser.add_argument("--metric", help="a loss, or what 1 - metric is fitted (default: top1; laion: its paper's)")
     parser.add_argument(
         "--target",
         action="append",
@@ -32,49 +48,81 @@ def _parser(verb: str) -> Parser:
         metavar="NAME",
         help="data set; several times: the mean error over them",
     )
+    parser.add_argument("--axis", default="compute", help="what error is fitted in: compute, samples or gpu-seconds")
     parser.add_argument("--frontier", default="all", help="points that enter: all, pareto, or bins (best of each)")
     parser.add_argument("--bins", type=int, metavar="N", help=f"with --frontier bins (default {DEFAULT_BINS})")
     parser.add_argument(
-        "--by", metavar="FIELD", help="a fit for each: attention, model or train_data; laion: source too"
+        "--by", metavar="FIELD", help="a fit for each: attention, model, train_data, ...; laion: source too"
     )
-    parser.add_argument(
-        "--where", action="append", default=[], metavar="FIELD=VALUE", help="only results with this value; repeatable"
-    )
-    parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="bootstrap resamples (default 2000)")
+    parser.add_argument("--interval", help="t (default), percentile (default with another --frontier) or bca")
+    parser.add_argument("--resamples", type=int, metavar="N", help=f"of the bootstrap (default {DEFAULT_RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     if verb == "fit":
+        parser.add_argument("--law", default=POWER, help="power (default), saturating, or parametric: L(N, D)")
+        parser.add_argument("--loss", help="squares (default of saturating), relative or huber (of parametric)")
         parser.add_argument("--json", action="store_true", help="print everything as JSON")
     else:
         parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="PATH.png and PATH.svg are written")
     return parser
 
 
-def _analyse(options: argparse.Namespace) -> "Analysis":
-    from clip_la.scaling.analysis import analyse
+def _points_parser(verb: str) -> Parser:
+    parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
+    _add_source(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
+    return parser
+
+
+def _coverage_parser(verb: str) -> Parser:
+    parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
+    parser.add_argument("--studies", type=int, default=500, metavar="N", help="of each kind (default %(default)s)")
+    parser.add_argument(
+        "--resamples", type=int, default=DEFAULT_RESAMPLES, metavar="N", help="of the bootstrap (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of studies and bootstrap (default %(default)s)")
+    return parser
+
+
+def _select(options: argparse.Namespace) -> "Selection":
+    """The points that the options ask for."""
     from clip_la.scaling.laion import laion_points
     from clip_la.scaling.points import parse_filters
+    from clip_la.scaling.points_table import table_points
     from clip_la.scaling.results import result_points
 
+    if options.format not in FORMATS:
+        raise unknown("format", options.format, FORMATS)
+    filters = parse_filters(options.where)
+    if options.format != "laion":
+        read = result_points if options.format == "results" else table_points
+        return read(options.files, targets=options.target, metric=options.metric, filters=filters, axis=options.axis)
+    if len(options.target) > 1:
+        raise UserError("--format laion fits one --target at a time")
+    if options.axis != "compute":
+        raise UserError("--format laion knows no --axis but compute")
+    target = options.target[0] if options.target else None
+    return laion_points(options.files, target=target, metric=options.metric, filters=filters)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
     if options.bins is not None and options.frontier != "bins":
         raise UserError("--bins belongs to --frontier bins")
-    if options.resamples < 1 or options.seed < 0:
+    if (options.resamples is not None and options.resamples < 1) or options.seed < 0:
         raise UserError("--resamples takes a number from 1, --seed one from 0")
-    filters = parse_filters(options.where)
-    if options.format == "laion":
-        if len(options.target) > 1:
-            raise UserError("--format laion fits one --target at a time")
-        target = options.target[0] if options.target else None
-        selection = laion_points(options.files, target=target, metric=options.metric, filters=filters)
-    elif options.format == "results":
-        selection = result_points(options.files, targets=options.target, metric=options.metric, filters=filters)
-    else:
-        raise unknown("format", options.format, ("laion", "results"))
+
+
+def _analyse(options: argparse.Namespace) -> "Analysis":
+    from clip_la.scaling.analysis import analyse
+
+    _check_numbers(options)
     return analyse(
-        selection,
+        _select(options),
         by=options.by,
         frontier=options.frontier,
         num_bins=DEFAULT_BINS if options.bins is None else options.bins,
-        num_resamples=options.resamples,
+        method=options.interval,
+        num_resamples=options.resamples or DEFAULT_RESAMPLES,
         seed=options.seed,
     )
 
@@ -82,8 +130,32 @@ def _analyse(options: argparse.Namespace) -> "Analysis":
 def _fit(options: argparse.Namespace) -> None:
     from clip_la.scaling.report import to_data, to_text
 
+    if options.law != POWER:
+        _fit_form(options)
+        return
+    if options.loss is not None:
+        raise UserError("--loss belongs to --law saturating and parametric")
     analysis = _analyse(options)
     print(json.dumps(to_data(analysis), indent=2, allow_nan=False) if options.json else to_text(analysis))
+
+
+def _fit_form(options: argparse.Namespace) -> None:
+    from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form, form_data, form_text
+
+    if options.interval is not None:
+        raise UserError(f"--interval belongs to --law {POWER}; those of others are percentiles")
+    _check_numbers(options)
+    analysis = analyse_form(
+        _select(options),
+        options.law,
+        by=options.by,
+        frontier=options.frontier,
+        num_bins=DEFAULT_BINS if options.bins is None else options.bins,
+        loss=options.loss,
+        num_resamples=options.resamples or FORM_RESAMPLES,
+        seed=options.seed,
+    )
+    print(json.dumps(form_data(analysis), indent=2, allow_nan=False) if options.json else form_text(analysis))
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -97,24 +169,52 @@ def _plot(options: argparse.Namespace) -> None:
     print(f"wrote {png} and {svg}")
 
 
-VERBS = ("fit", "plot", "sweep")
+def _points(options: argparse.Namespace) -> None:
+    from clip_la.scaling.laion import laion_all
+    from clip_la.scaling.points import parse_filters
+    from clip_la.scaling.points_table import write_points
+    from clip_la.scaling.results import all_points
+
+    if options.format not in ("laion", "results"):
+        raise unknown("format", options.format, ("laion", "results"))
+    filters = parse_filters(options.where)
+    selections, refused = (laion_all if options.format == "laion" else all_points)(options.files, filters)
+    count = write_points(selections, options.out)
+    for reason in refused:
+        print(f"left out: {reason}")
+    left_out = {(item.where, item.reason) for each in selections for item in each.left_out}
+    lines = f", {len(left_out)} lines left out (clip-la scaling fit says why)" if left_out else ""
+    print(f"wrote {options.out}: {count} points of {len(selections)} data sets and metrics{lines}")
+
+
+def _coverage(options: argparse.Namespace) -> None:
+    from clip_la.scaling.coverage import study, write_table
+
+    if options.studies < 1 or options.resamples < 1 or options.seed < 0:
+        raise UserError("--studies and --resamples take a number from 1, --seed one from 0")
+    rows = study(num_studies=options.studies, num_resamples=options.resamples, seed=options.seed)
+    print(f"wrote {options.out}: {write_table(rows, options.out)} rows")
+
+
+VERBS = {"fit": _fit, "plot": _plot, "points": _points, "coverage": _coverage}
+PARSERS = {"points": _points_parser, "coverage": _coverage_parser}
 
 
 def main(argv: list[str]) -> int | None:
-    """Runs `clip-la scaling fit|plot|sweep ...`. Raises UserError."""
+    """Runs `clip-la scaling VERB ...`. Raises UserError."""
     if not argv or argv[0] in ("-h", "--help"):
-        lines = "\n".join(f"  clip-la scaling {verb:<6}{text}" for verb, text in DESCRIPTIONS.items())
+        lines = "\n".join(f"  clip-la scaling {verb:<10}{text}" for verb, text in DESCRIPTIONS.items())
         print(
-            f"usage: clip-la scaling {{{','.join(VERBS)}}} FILE ... [options]\n\n{lines}",
+            f"usage: clip-la scaling {{{','.join(DESCRIPTIONS)}}} FILE ... [options]\n\n{lines}",
             file=None if argv else sys.stderr,
         )
         return 0 if argv else EXIT_CODE
     verb, *rest = argv
-    if verb not in VERBS:
-        raise unknown("scaling command", verb, VERBS)
-    if verb == "sweep":
+    if verb not in DESCRIPTIONS:
+        raise unknown("scaling command", verb, DESCRIPTIONS)
+    if verb == SWEEP:
         from clip_la.commands.scaling_sweep import main as sweep
 
         return sweep(rest)
-    (_fit if verb == "fit" else _plot)(_parser(verb).parse_args(rest))
+    VERBS[verb](PARSERS.get(verb, _parser)(verb).parse_args(rest))
     return 0

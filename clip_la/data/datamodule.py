@@ -109,14 +109,12 @@ class ShardDataModule(pl.LightningDataModule):
         self._examples: dict[str, str] = {}
         self._sources = make_sources(shards, weights)
         self._workers = workers
-        self._seed = seed
+        self._seed = self._order_seed = seed
         self._captions = Captions(tuple(caption_fields), tuple(caption_weights))
         self._augmentation = Augmentation(image_size, min_crop_area, flip, background, jitter)
         self._limits = Limits(min_side_px, max_aspect, max_pixels)
-        self._tokenizer = tokenizer
-        self._context_length = context_length
-        self._in_memory = cache == "memory"
-        self._cache_gb = cache_gb
+        self._tokenizer, self._context_length = tokenizer, context_length
+        self._in_memory, self._cache_gb = cache == "memory", cache_gb
         self._leave_jpegs = LEFT_TO_THE_DEVICE[decode]
         self._block_shards = block_shards
         self._replacement = replacement
@@ -128,10 +126,8 @@ class ShardDataModule(pl.LightningDataModule):
         self._opener = ShardOpener(retries, cache_dir=local_cache, cache_gb=local_cache_gb)
         self._audit = audit
         self._state: RankState | None = None
-        self._order_seed = seed
         _check(batch_size, block_shards, workers, decode=decode, in_memory=self._in_memory, cache_gb=cache_gb)
-        if sample_seconds is not None:
-            set_sample_seconds(sample_seconds)
+        set_sample_seconds(sample_seconds)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches from the present position on, for this rank."""

@@ -219,9 +219,10 @@ class _Threads:
     def results(self, samples: Sequence[dict[str, Any]]) -> Iterator[Any]:
         """What `decode` returns for each; a BadSample for one that is waited for longer than a sample may take."""
         waiting: list[Future[Any]] = [Future() for _ in samples]
-        for task in zip(samples, waiting, strict=True):
+        tasks = list(zip(samples, waiting, strict=True))
+        for task in tasks:
             self._tasks.put(task)
-        for sample, result in zip(samples, waiting, strict=True):
+        for sample, result in tasks:
             done, _ = wait([result], sample_seconds())
             yield result.result() if done else passed_over_as_too_long(sample[SHARD], sample[KEY])
 

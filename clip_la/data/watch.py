@@ -46,9 +46,10 @@ def sample_seconds() -> float:
     return seconds
 
 
-def set_sample_seconds(seconds: float | str) -> None:
-    """Sets the limit for this process and those it starts. Raises UserError where it is no positive number."""
-    os.environ[VARIABLE] = str(seconds)
+def set_sample_seconds(seconds: float | str | None) -> None:
+    """Sets the limit for this process and those it starts; None leaves it. Raises UserError where it is not positive."""
+    if seconds is not None:
+        os.environ[VARIABLE] = str(seconds)
     sample_seconds()
 
 

@@ -154,6 +154,25 @@ class HeldOut:
     predicted_error: float
     measured_error: float
 
+    @property
+    def relative_error(self) -> float:
+        """How far the prediction is off, over what was measured; above 0 where it was too pessimistic."""
+        return self.predicted_error / self.measured_error - 1
+
+    def told(self) -> str:
+        """Prediction, measurement and how far off, for a person."""
+        return f"{self.predicted_error:.4g}, {self.measured_error:.4g} ({100 * self.relative_error:+.1f} %)"
+
+    def data(self) -> dict[str, float]:
+        """The same as plain data."""
+        return {
+            "compute": self.compute,
+            "n": self.num_points,
+            "predicted_error": self.predicted_error,
+            "measured_error": self.measured_error,
+            "relative_error": self.relative_error,
+        }
+
 
 def predict_largest(
     compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"], frontier: Frontier = choose_all

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
-from clip_la.scaling.points import LeftOut, Point, Row, Selection, apply_filters, as_number, error_of, require_points
+from clip_la.scaling.points import (
+    LeftOut,
+    Point,
+    Row,
+    Selection,
+    apply_filters,
+    as_number,
+    collect,
+    error_of,
+    require_points,
+)
 
 # What the paper plots for each kind of target: the first of these that the target's rows hold.
 DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")
@@ -81,6 +91,20 @@ def _point(row: Row, metric: str) -> Point:
     )
 
 
+def laion_all(paths: Sequence[Path], filters: dict[str, str] | None = None) -> tuple[list[Selection], list[str]]:
+    """The points of every target, of each metric that its rows hold, and why others have none.
+
+    Raises:
+        UserError: a foreign or damaged file, no target with a point.
+    """
+    rows = apply_filters([row for path in paths for row in read_laion(path)], filters or {})
+    by_target: dict[str, list[Row]] = {}
+    for row in rows:
+        by_target.setdefault(row.fields["downstream_dataset"], []).append(row)
+    kinds = [(t, name) for t, own in by_target.items() for name in METRICS if any(row.fields.get(name) for row in own)]
+    return collect(kinds, lambda target, metric: _selection(by_target[target], target, metric))
+
+
 def laion_points(
     paths: Sequence[Path], *, target: str | None, metric: str | None = None, filters: dict[str, str] | None = None
 ) -> Selection:
@@ -96,7 +120,10 @@ def laion_points(
     if target not in targets:
         raise unknown("target", target, targets)
     rows = [row for row in rows if row.fields["downstream_dataset"] == target]
-    metric = _pick_metric(rows, metric)
+    return _selection(rows, target, _pick_metric(rows, metric))
+
+
+def _selection(rows: Sequence[Row], target: str, metric: str) -> Selection:
     held = [row for row in rows if row.fields.get(metric)]
     left_out = [LeftOut(row.where, row.fields["name"], f"no {metric}") for row in rows if not row.fields.get(metric)]
     points = require_points((_point(row, metric) for row in held), left_out, target)

@@ -10,8 +10,7 @@ import numpy as np
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis, SeriesFit
-from clip_la.scaling.bootstrap import CONFIDENCE
-from clip_la.scaling.points import Point
+from clip_la.scaling.points import Point, Selection, is_loss
 from clip_la.scaling.report import compute_label
 
 if TYPE_CHECKING:
@@ -123,11 +122,8 @@ def widened(points: Sequence[Point]) -> tuple[float, float]:
 def _draw_law(axes: "Axes", fit: SeriesFit, colour: str, dashes: Any) -> None:
     """The fit line over the range of its own points and, where there is an interval, its band."""
     grid = np.geomspace(*widened(fit.points), LINE_POINTS)
-    if fit.alpha_interval is not None:
-        laws = fit.resampled[~np.isnan(fit.resampled).any(axis=1)]
-        errors = 10 ** (laws[:, :1] + laws[:, 1:] * np.log10(grid))
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(errors, [tail, 1 - tail], axis=0)
+    if fit.band is not None:
+        low, high = 10 ** fit.band(np.log10(grid))
         axes.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
     axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)
 
@@ -153,14 +149,15 @@ def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
         axes.yaxis.set_major_locator(ticker.FixedLocator([each for each in steps if low <= each <= high]))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axes.set_ylabel(rf"zero-shot error $E$ = 1 $-$ {READABLE_METRICS.get(metric, metric)}")
+    name = READABLE_METRICS.get(metric, metric.replace("_", " "))
+    axes.set_ylabel(f"{name} $E$" if is_loss(metric) else rf"zero-shot error $E$ = 1 $-$ {name}")
 
 
-def _compute_axis(axes: "Axes", points: Sequence[Point], unit: str) -> None:
+def _compute_axis(axes: "Axes", points: Sequence[Point], selection: Selection) -> None:
     axes.set_xscale("log")
     axes.set_xlim(*widened(points))
-    label = compute_label(unit).replace(" x ", r" $\times$ ")
-    axes.set_xlabel(rf"compute $C$ = {label} ({unit})")
+    label = compute_label(selection).replace(" x ", r" $\times$ ")
+    axes.set_xlabel(rf"compute $C$ = {label} ({selection.compute_unit})")
 
 
 def _size_legend(axes: "Axes", areas: dict[str, float]) -> None:
@@ -190,7 +187,7 @@ def draw(analysis: Analysis) -> "Figure":
         _draw_points(axes, fit, areas, colour, marker)
         look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": LINE_WIDTH_PT}
         handles.append(Line2D([], [], label=_legend_label(fit), markersize=5, **look))
-    _compute_axis(axes, points, analysis.selection.compute_unit)
+    _compute_axis(axes, points, analysis.selection)
     _error_axis(axes, points, analysis.selection.metric)
     axes.grid(which="major", color="#e4e4e4", linewidth=0.5, zorder=0)
     axes.set_axisbelow(True)

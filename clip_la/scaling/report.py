@@ -1,19 +1,29 @@
 """An analysis as text for a person and as plain data for a script."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from clip_la.scaling.analysis import Analysis, Comparison, SeriesFit
+from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
-from clip_la.scaling.points import LeftOut, Point
+from clip_la.scaling.comparison import Comparison, Multiplier, T
+from clip_la.scaling.joint import best
+from clip_la.scaling.points import AXES, LeftOut, Point, Selection, is_loss
 from clip_la.scaling.table import Table
 
 MAX_EXAMPLES = 3
 
 
-def compute_label(unit: str) -> str:
+def compute_label(selection: Selection) -> str:
     """What C is, with its unit; said wherever a compute stands."""
-    return f"forward {unit} a pair x samples seen"
+    if selection.axis == "compute":
+        return f"forward {selection.compute_unit} a pair x samples seen"
+    return AXES[selection.axis][1]
+
+
+def error_label(selection: Selection) -> str:
+    """What the error is: a loss itself, or 1 - metric."""
+    return selection.metric if is_loss(selection.metric) else f"1 - {selection.metric}"
 
 
 def _bounds(bounds: Interval | None) -> list[float] | None:
@@ -45,16 +55,13 @@ def fit_data(fit: SeriesFit) -> dict[str, Any]:
         "n_fitted": len(fit.fitted),
         "n_runs": fit.num_runs,
         "mean_absolute_error": fit.mean_absolute_error,
-        "largest_held_out": None
-        if held_out is None
-        else {
-            "compute": held_out.compute,
-            "n": held_out.num_points,
-            "predicted_error": held_out.predicted_error,
-            "measured_error": held_out.measured_error,
-        },
+        "largest_held_out": None if held_out is None else held_out.data(),
         "fitted": [_point_data(point) for point in fit.fitted],
     }
+
+
+def _multiplier_data(each: Multiplier) -> dict[str, Any]:
+    return {"compute": each.compute, "error": each.error, "value": each.value, "interval": _bounds(each.interval)}
 
 
 def comparison_data(found: Comparison) -> dict[str, Any]:
@@ -69,8 +76,20 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
         "error_ratio_interval": _bounds(found.error_ratio_interval),
         "alpha_difference": found.alpha_difference,
         "alpha_difference_interval": _bounds(found.alpha_difference_interval),
-        "compute_multipliers": [
-            {"error": each.error, "value": each.value, "interval": _bounds(each.interval)} for each in found.multipliers
+        "sentence": sentence(found),
+        "difference_p_value": found.difference_p_value,
+        "compute_multipliers": [_multiplier_data(each) for each in found.multipliers],
+        "compute_multiplier_at_one_exponent": None
+        if found.shared_multiplier is None
+        else _multiplier_data(found.shared_multiplier),
+        "joint_fits": [
+            {
+                "shared": list(fit.shared),
+                "parameters": [dict(own) for own in fit.parameters],
+                "aicc": fit.aicc if math.isfinite(fit.aicc) else None,
+                "p_value": fit.p_value,
+            }
+            for fit in found.shared
         ],
     }
 
@@ -82,10 +101,11 @@ def to_data(analysis: Analysis) -> dict[str, Any]:
         "law": "error = beta * compute ** alpha",
         "target": selection.target,
         "metric": selection.metric,
-        "compute": compute_label(selection.compute_unit),
+        "compute": compute_label(selection),
         "by": analysis.by,
         "frontier": analysis.frontier,
         "confidence": CONFIDENCE,
+        "method": analysis.method,
         "resamples": analysis.num_resamples,
         "seed": analysis.seed,
         "fits": [fit_data(fit) for fit in analysis.fits],
@@ -102,7 +122,7 @@ def number(value: float, bounds: Interval | None, digits: str) -> str:
 
 
 def _fits_table(fits: Sequence[SeriesFit]) -> Table:
-    header = ("", "alpha", "beta", "points", "fitted", "runs", "mean abs. error", "largest: predicted, measured error")
+    header = ("", "alpha", "beta", "points", "fitted", "runs", "mean abs. error", "largest: predicted, measured")
     rows = []
     for fit in fits:
         held_out = fit.held_out
@@ -115,16 +135,29 @@ def _fits_table(fits: Sequence[SeriesFit]) -> Table:
                 str(len(fit.fitted)),
                 str(fit.num_runs),
                 f"{100 * fit.mean_absolute_error:.2f} %",
-                "too few points"
-                if held_out is None
-                else f"{100 * held_out.predicted_error:.2f} %, {100 * held_out.measured_error:.2f} %",
+                "too few points" if held_out is None else held_out.told(),
             )
         )
     return Table(header, tuple(rows))
 
 
+def sentence(found: Comparison, digits: str = ".2f") -> str | None:
+    """The comparison in a sentence, None where there is neither a multiplier nor a difference."""
+    if found.alpha_difference is None or not found.multipliers:
+        return None
+    middle = found.multipliers[0]
+    compute = number(middle.value, middle.interval, digits)
+    exponent = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")
+    return (
+        f"At equal error {found.name} needs {compute} times {found.baseline}'s compute, and its exponent differs by "
+        f"{exponent}."
+    )
+
+
 def _comparison_lines(found: Comparison) -> list[str]:
+    said = sentence(found)
     lines = [
+        *([said] if said else []),
         f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
         f"  error ratio           {number(found.error_ratio, found.error_ratio_interval, '.4f')}",
     ]
@@ -133,13 +166,36 @@ def _comparison_lines(found: Comparison) -> list[str]:
     if found.alpha_difference is None:
         return [*lines, "  too few pairs for a difference of exponents"]
     difference = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")
-    lines.append(f"  difference of alpha   {difference}")
+    chance = "" if found.difference_p_value is None else f", p = {found.difference_p_value:.3g}"
+    lines.append(f"  difference of alpha   {difference}{chance}")
     for each in found.multipliers:
         multiplier = number(each.value, each.interval, ".3f")
-        lines.append(f"  compute multiplier    {multiplier} at an error of {100 * each.error:.1f} %")
+        lines.append(f"  compute multiplier    {multiplier} at the baseline's error of {each.error:.3g}")
+    if found.shared_multiplier is not None:
+        multiplier = number(found.shared_multiplier.value, found.shared_multiplier.interval, ".3f")
+        lines.append(f"  at one exponent       {multiplier} at any error")
+    lines += _joint_lines(found)
     if not found.multipliers:
         lines.append("  no compute multiplier: no error that both reach on a falling law")
     return lines
+
+
+JOINT_NAMES = {(): "separate laws", ("alpha",): "one exponent", ("alpha", "log10_beta"): "one law"}
+
+
+def _joint_lines(found: Comparison) -> list[str]:
+    """AICc of the joint fits over the best one's, and what the likelihood ratio says against separate laws."""
+    if not found.shared:
+        return []
+    least = best(found.shared).aicc
+    parts = []
+    for fit in found.shared:
+        above = fit.aicc - least
+        chance = "" if fit.p_value is None else f", p = {fit.p_value:.2g}"
+        parts.append(
+            f"{JOINT_NAMES[fit.shared]} {f'+{above:.1f}' if math.isfinite(above) else 'too few points'}{chance}"
+        )
+    return [f"  AICc over the best    {'; '.join(parts)}"]
 
 
 def _left_out_lines(left_out: Sequence[LeftOut], reasons: Sequence[tuple[str, int]]) -> list[str]:
@@ -153,13 +209,19 @@ def _left_out_lines(left_out: Sequence[LeftOut], reasons: Sequence[tuple[str, in
     return lines
 
 
+def _how(analysis: Analysis) -> str:
+    if analysis.method == T:
+        return "[95 % intervals by Student's t, errors clustered by run]"
+    return f"[95 % intervals from {analysis.num_resamples} resamples of runs, {analysis.method}]"
+
+
 def to_text(analysis: Analysis) -> str:
     """The analysis for a person: fits, comparisons, which points entered, which did not and why."""
     selection = analysis.selection
     lines = [
-        f"error = beta C^alpha on {selection.target}, error = 1 - {selection.metric},",
-        f"C = {compute_label(selection.compute_unit)}; points: {analysis.frontier};",
-        f"[95 % intervals from {analysis.num_resamples} resamples of runs]",
+        f"error = beta C^alpha on {selection.target}, error = {error_label(selection)},",
+        f"C = {compute_label(selection)}; points: {analysis.frontier};",
+        _how(analysis),
         "",
         _fits_table(analysis.fits).text(),
         "",

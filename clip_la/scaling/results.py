@@ -11,7 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.errors import UserError, unknown
-from clip_la.scaling.points import LeftOut, Point, Row, Selection, apply_filters, as_number, error_of, require_points
+from clip_la.scaling.points import (
+    NOTHING_RIGHT,
+    LeftOut,
+    Point,
+    Row,
+    Selection,
+    along,
+    apply_filters,
+    as_number,
+    collect,
+    error_of,
+    has_direction,
+    is_loss,
+    require_points,
+)
+from clip_la.scaling.run_folder import completed
 
 DEFAULT_METRIC = "top1"
 FINISHING_SCHEDULES = ("cosine", "cooldown")
@@ -29,6 +44,9 @@ FIELDS = (
     "dataset",
     "metrics",
 )
+BY = ("attention", "image_attention", "text_attention", "model", "train_data")
+# What a line may say besides.
+OPTIONAL_NUMBERS = ("parameters", "image_size", "tokens", "gpu_seconds", "learning_rate", "train_pairs")
 # Two lines compare only where the test set and the classifier were the same.
 EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash", "data_hash")
 # Lines that differ in these answer different questions: a later one does not take the place of an earlier.
@@ -78,7 +96,7 @@ def read_results(paths: Iterable[Path]) -> list[Row]:
         here = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
         if not here:
             raise UserError(f"{path}: no results in it")
-        rows += here
+        rows += [Row(row.where, completed(row.fields, path.parent)) for row in here]
     return rows
 
 
@@ -127,6 +145,8 @@ def _metric_range(row: Row, metric: str) -> tuple[float, float | None, float | N
         raise UserError(f"{row.where}: metric '{metric}' has no numeric 'value'")
     low, high = entry.get("low"), entry.get("high")
     error = error_of(entry["value"], metric, row.where)
+    if is_loss(metric):
+        return error, low, high
     return error, None if high is None else 1 - high, None if low is None else 1 - low
 
 
@@ -140,14 +160,20 @@ def _spread(error: float, parts: Sequence[float | None], errors: Sequence[float]
 
 def _point(rows: Sequence[Row], metric: str) -> Point:
     """The point of one checkpoint: the mean error over its lines, one a target."""
-    first = rows[0]
-    fields = first.fields
     errors, lows, highs = zip(*(_metric_range(row, metric) for row in rows), strict=True)
     error = sum(errors) / len(errors)
-    flops = as_number(fields["flops_per_sample"], "flops_per_sample", first.where)
-    samples = as_number(fields["samples_seen"], "samples_seen", first.where)
+    spread = (_spread(error, lows, errors, -1), _spread(error, highs, errors, +1))
+    return point_of(rows[0], error, spread)
+
+
+def point_of(row: Row, error: float, spread: tuple[float | None, float | None] = (None, None)) -> Point:
+    """A point from the fields of a line; `spread` are the bounds of its error."""
+    fields = row.fields
+    flops = as_number(fields["flops_per_sample"], "flops_per_sample", row.where)
+    samples = as_number(fields["samples_seen"], "samples_seen", row.where)
+    more = {name: _optional(row, name) for name in OPTIONAL_NUMBERS}
     return Point(
-        where=first.where,
+        where=row.where,
         # Branches of one constant-rate run share their weights up to the branch: one run, resampled whole.
         run=str(fields.get("parent_run_id") or fields["run_id"]),
         attention=str(fields["attention"]),
@@ -161,9 +187,24 @@ def _point(rows: Sequence[Row], metric: str) -> Point:
         samples_seen=round(samples),
         compute=flops * samples,
         error=error,
-        error_low=_spread(error, lows, errors, -1),
-        error_high=_spread(error, highs, errors, +1),
+        error_low=spread[0],
+        error_high=spread[1],
+        image_attention=fields.get("image_attention"),
+        text_attention=fields.get("text_attention"),
+        gpu_seconds=more["gpu_seconds"],
+        learning_rate=more["learning_rate"],
+        num_evaluated=_whole(_optional(row, "num_samples")),
+        **{name: _whole(more[name]) for name in ("parameters", "image_size", "tokens", "train_pairs")},
     )
+
+
+def _optional(row: Row, name: str) -> float | None:
+    value = row.fields.get(name)
+    return None if value is None else as_number(value, name, row.where)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def _pick_targets(rows: Sequence[Row], targets: Sequence[str]) -> list[str]:
@@ -209,21 +250,40 @@ def result_points(
     targets: Sequence[str] = (),
     metric: str | None = None,
     filters: Mapping[str, str] | None = None,
+    axis: str = "compute",
 ) -> Selection:
-    """The points of result files: error 1 - metric on a data set, or the mean error over several.
+    """The points of result files: error 1 - metric (a loss as it is) on a data set, or the mean error over several.
 
     Args:
         paths: files of result lines, or folders with `results.jsonl` in them.
         targets: data sets; may be empty where the files hold one only.
         metric: a key of `metrics`, "top1" if None.
         filters: field -> value as text; other lines are as if they were not there.
+        axis: what errors are fitted against, one of `AXES`.
 
     Raises:
         UserError: absent, empty or damaged files (with the line), unknown target, metric or field (with the nearest
             names), lines that do not compare, an accuracy of 1, no line that enters.
     """
-    metric = metric or DEFAULT_METRIC
     rows = apply_filters(read_results(paths), filters or {})
+    return along(select_points(rows, targets=targets, metric=metric), axis)
+
+
+def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) -> tuple[list[Selection], list[str]]:
+    """The points of every data set and every metric of known direction, and why others have none.
+
+    Raises:
+        UserError: absent or damaged files, no data set with a point.
+    """
+    rows = apply_filters(read_results(paths), filters or {})
+    kinds = dict.fromkeys((str(row.fields["dataset"]), name) for row in rows for name in row.fields["metrics"])
+    known = [(target, metric) for target, metric in kinds if has_direction(metric)]
+    return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric))
+
+
+def select_points(rows: Sequence[Row], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
+    """As `result_points`, of lines that have been read."""
+    metric = metric or DEFAULT_METRIC
     targets = _pick_targets(rows, targets)
     left_out: list[LeftOut] = []
     by_target: list[dict[tuple[Any, ...], Row]] = []
@@ -241,5 +301,8 @@ def result_points(
     # In the order of the first target's lines: a set has none.
     grouped = [[entered[key] for entered in by_target] for key in by_target[0] if key in complete]
     name = " + ".join(targets)
-    points = require_points((_point(group, metric) for group in grouped), left_out, name)
-    return Selection(points, tuple(left_out), name, metric, "FLOPs")
+    found = [_point(group, metric) for group in grouped]
+    left_out += [LeftOut(p.where, p.source, NOTHING_RIGHT) for p in found if p.error == 1 and not is_loss(metric)]
+    falling = [point for point in found if point.error < 1 or is_loss(metric)]
+    points = require_points(falling, left_out, name)
+    return Selection(points, tuple(left_out), name, metric, "FLOPs", by_choices=BY)

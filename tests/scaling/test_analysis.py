@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from clip_la.errors import UserError
-from clip_la.scaling.analysis import analyse, make_pairs
+from clip_la.scaling.analysis import analyse
+from clip_la.scaling.comparison import make_pairs
 from clip_la.scaling.report import to_data, to_text
 from clip_la.scaling.results import read_results, result_points
 from clip_la.scaling.table import Table, results_table, with_suffix
@@ -29,6 +30,24 @@ def test_two_known_laws_and_their_difference(write_lines, two_laws) -> None:
         needed = [(multiplier.error / beta) ** (1 / alpha) for beta, alpha in ((3, -0.08), (4, -0.09))]
         assert multiplier.value == pytest.approx(needed[1] / needed[0], rel=1e-6)
     assert len(found.multipliers) == 2
+
+
+def test_the_answer_is_a_sentence_and_the_prediction_has_its_error(write_lines, two_laws) -> None:
+    for line in two_laws:
+        if line["attention"] == "linear":
+            # 1.2 times softmax's compute at every error, one exponent.
+            error = 3.0 * (line["flops_per_sample"] * line["samples_seen"] / 1.2) ** -0.08
+            line["metrics"] = {"top1": {"value": 1 - error}}
+    data = to_data(analyse(result_points([write_lines(two_laws)])))
+    (found,) = data["comparisons"]
+    assert found["sentence"].startswith("At equal error linear needs 1.20 [1.20, 1.20] times softmax's compute, and")
+    assert found["compute_multiplier_at_one_exponent"]["value"] == pytest.approx(1.2)
+    assert [fit["shared"] for fit in found["joint_fits"]] == [[], ["alpha"], ["alpha", "log10_beta"]]
+    held_out = data["fits"][0]["largest_held_out"]
+    assert held_out["relative_error"] == pytest.approx(
+        held_out["predicted_error"] / held_out["measured_error"] - 1, abs=1e-12
+    )
+    assert abs(held_out["relative_error"]) < 1e-9
 
 
 def test_pairs_agree_in_all_but_the_kind(write_lines, result_line) -> None:
@@ -54,7 +73,10 @@ def test_branches_are_resampled_with_their_run(write_lines, two_laws) -> None:
     analysis = analyse(result_points([write_lines(lines)]), num_resamples=20)
     assert [fit.num_runs for fit in analysis.fits] == [6, 6]
     assert analysis.comparisons[0].num_runs == 6
-    assert "narrower than the truth" in analysis.notes[-1]
+    assert analysis.fits[0].alpha_interval is not None
+    resampled = analyse(result_points([write_lines(lines)]), num_resamples=20, method="bca")
+    assert resampled.fits[0].alpha_interval is None
+    assert resampled.notes[0] == "no interval for softmax: 6 runs are too few to resample (at least 12)"
 
 
 def test_a_kind_with_too_few_points_is_noted_and_the_rest_fitted(write_lines, two_laws, result_line) -> None:
@@ -79,7 +101,7 @@ def test_unpaired_kinds_are_noted(write_lines, two_laws) -> None:
 
 def test_by_another_field(write_lines, two_laws) -> None:
     path = write_lines([line for line in two_laws if line["attention"] == "softmax"])
-    with pytest.raises(UserError, match="unknown field to fit by 'seeds'; known: attention, model, train_data"):
+    with pytest.raises(UserError, match=r"unknown field to fit by .seeds.; known: attention, .*, model"):
         analyse(result_points([path]), by="seeds")
     assert [fit.name for fit in analyse(result_points([path]), by="model", num_resamples=5).fits] == [
         "vit_micro",

@@ -42,6 +42,18 @@ def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> Non
         ),
         (["fit", "FILE", "--frontier", "parreto"], "unknown frontier 'parreto'; did you mean pareto"),
         (["fit", "FILE", "--format", "laion5b"], "unknown format 'laion5b'; did you mean laion"),
+        (["fit", "FILE", "--interval", "t2"], "unknown interval 't2'"),
+        (["fit", "FILE", "--interval", "t", "--frontier", "pareto"], "--interval t needs --frontier all"),
+        (["fit", "FILE", "--law", "saturated"], "unknown law 'saturated'; did you mean saturating"),
+        (["fit", "FILE", "--law", "parametric"], "'parameters' is not recorded, L(N, D)"),
+        (["fit", "FILE", "--law", "saturating", "--interval", "t"], "belongs to --law power"),
+        (["fit", "FILE", "--law", "saturating", "--loss", "hubber"], "unknown loss 'hubber'; did you mean huber"),
+        (["fit", "FILE", "--law", "parametric", "--frontier", "bins"], "--frontier bins has no part in L(N, D)"),
+        (["fit", "FILE", "--loss", "huber"], "--loss belongs to --law saturating"),
+        (["fit", "FILE", "--axis", "samplse"], "unknown axis 'samplse'; did you mean samples"),
+        (["fit", "FILE", "--format", "points"], "no column run"),
+        (["points", "FILE", "--format", "points", "--out", "x.csv"], "unknown format 'points'"),
+        (["coverage", "--out", "x.csv", "--studies", "0"], "--studies and --resamples take a number from 1"),
         (["fit", "FILE", "--bins", "4"], "--bins belongs to --frontier bins"),
         (["fit", "FILE", "--frontier", "bins", "--bins", "2"], "at least 3 bins, not 2"),
         (["fit", "FILE", "--frontier", "bins", "--bins", "x"], "invalid int value: 'x'"),
@@ -74,4 +86,29 @@ def test_wrong_input_is_one_line_and_exit_2(
         assert captured.err.count("\n") == 1
         assert says in captured.err
     else:
-        assert "usage: clip-la scaling {fit,plot,sweep}" in captured.err
+        assert "usage: clip-la scaling {fit,plot,points,coverage,sweep}" in captured.err
+
+
+def test_a_saturating_law_of_two_kinds(write_lines, result_line, capsys) -> None:
+    lines = []
+    for attention, scale in (("softmax", 60.0), ("linear", 66.0)):
+        for i in range(14):
+            samples = round(10 ** (3 + 0.3 * i))
+            error = scale * (1.5e7 * samples) ** -0.25 + 0.2
+            run = {"run_id": f"{attention}{i}", "samples_seen": samples, "budget_samples": samples}
+            lines.append(result_line(1 - error, attention=attention, **run))
+    path = str(write_lines([line for line in lines if line["metrics"]["top1"]["value"] > 0]))
+    arguments = ["scaling", "fit", path, "--law", "saturating", "--resamples", "2"]
+    assert main([*arguments, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    softmax, linear = data["fits"]
+    assert softmax["parameters"]["c"] == pytest.approx(-0.25, rel=1e-3)
+    assert linear["parameters"]["d"] == pytest.approx(0.2, abs=1e-3)
+    assert softmax["largest_held_out"]["predicted_error"] == pytest.approx(
+        softmax["largest_held_out"]["measured_error"], rel=1e-4
+    )
+    assert [fit["shared"] for fit in data["joint_fits"]] == [[], ["c"], ["d"], ["c", "d"]]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "E = a (C + b)^c + d on renditions" in text
+    assert "in common to all kinds" in text

@@ -20,6 +20,7 @@ from clip_la.errors import UserError
 FORMAT = 1
 SAMPLES_PER_SHARD = 500
 MANIFEST = "manifest.json"
+PICTURE_PARTS = (".png", ".jpg", ".webp")
 Record = dict[str, Any]
 
 
@@ -68,7 +69,7 @@ def _write_shard(folder: Path, number: int, samples: list[Record], index: Mappin
     hashes = []
     with ShardWriter(path) as writer:
         for position, sample in enumerate(samples):
-            hashes.append(pixel_hash(sample[".png"]))
+            hashes.append(pixel_hash(next(sample[part] for part in PICTURE_PARTS if part in sample)))
             key = f"{number:05d}{position:04d}"
             meta = {**sample[".json"], "key": key, "pixels_sha256": hashes[-1]}
             parts = {**sample, "__key__": key, ".json": meta}

@@ -87,7 +87,7 @@ def with_article(text: str) -> str:
     bare = text in words.ALONE or head in words.UNCOUNTED or plural or first in ("two", "men", "women", "people")
     if bare and first not in _PEOPLE | {"face"}:
         return text
-    vowel = text[0].lower() in "aeiou" and not text.startswith(words.SOUNDS_LIKE_CONSONANT)
+    vowel = text[0].lower() in "aeiou" and not text.lower().startswith(words.SOUNDS_LIKE_CONSONANT)
     return f"{'an' if vowel or text.startswith(words.SOUNDS_LIKE_VOWEL) else 'a'} {text}"
 
 

@@ -1,0 +1,197 @@
+"""Simulated studies with known laws: how often the intervals hold the truth, by method and number of runs.
+
+A study is two kinds trained in pairs (same size, seed, data order) on E = beta C^alpha with errors in log10 E: one that
+both runs of a pair share, one of each run, and one of each of its points where a run has several (branches).
+"""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from clip_la.atomic import atomic_write
+from clip_la.scaling.bootstrap import Pairs, Statistic, log10_multiplier_at, paired_bootstrap
+from clip_la.scaling.comparison import METHODS, MIN_MULTIPLIER_DEGREES, T
+from clip_la.scaling.fit import choose_all
+from clip_la.scaling.intervals import contrast_interval, paired_regression, root_interval
+
+QUANTITIES = ("exponent", "difference", "multiplier")
+# Kind 2 needs fewer FLOPs a pair, the more so the larger the run; log10.
+CHEAPER = -0.03
+SCALES, DECADES = 4, 2.5
+BRANCHES_LOG10 = (0.0, -0.3, -0.6)
+MIDDLE_LOG10_ERROR = -0.2
+
+
+@dataclass(frozen=True)
+class World:
+    """The truth of a study: exponents, compute multiplier at the middle, standard deviations in log10 E."""
+
+    alpha: tuple[float, float] = (-0.10, -0.105)
+    multiplier: float = 1.15
+    shared_noise: float = 0.006
+    # 0.7 % of the error, as runs of one recipe differ by their seeds.
+    own_noise: float = 0.003
+    point_noise: float = 0.002
+    branches: int = 1
+    # How much more noise the smallest scale has than the largest, as a factor.
+    uneven: float = 1.0
+
+
+@dataclass(frozen=True)
+class Design:
+    """Where the runs of a study lie: log10 compute, the pair of runs of each row, and the middle of the first kind."""
+
+    log10_compute: Float[np.ndarray, "pairs 2"]
+    units: Int[np.ndarray, " pairs"]
+    middle: float
+
+
+def make_design(num_runs: int, world: World) -> Design:
+    """`num_runs` pairs of runs at four scales (or as many as there are runs) over two and a half decades."""
+    scales = np.linspace(0, DECADES, min(num_runs, SCALES))
+    start = np.repeat(np.resize(scales, num_runs), world.branches)
+    x = start + np.tile(BRANCHES_LOG10[: world.branches], num_runs)
+    both = np.stack([x, x + CHEAPER * (1 + start / DECADES)], axis=1)
+    return Design(both, np.repeat(np.arange(num_runs), world.branches), float(x.mean()))
+
+
+def simulate(
+    design: Design, world: World, num_studies: int, rng: np.random.Generator
+) -> Float[np.ndarray, "studies pairs 2"]:
+    """log10 errors of studies of this design."""
+    x, middle = design.log10_compute, design.middle
+    num_runs = int(design.units.max()) + 1
+    first = MIDDLE_LOG10_ERROR + world.alpha[0] * (x[:, 0] - middle)
+    # At the middle both reach the same error with `multiplier` times the compute.
+    second = MIDDLE_LOG10_ERROR + world.alpha[1] * (x[:, 1] - middle - np.log10(world.multiplier))
+    larger = world.uneven ** (1 - (x[:, 0] - x[:, 0].min()) / np.ptp(x[:, 0]))
+    shared = rng.normal(0, world.shared_noise, (num_studies, num_runs, 1))
+    own = rng.normal(0, world.own_noise, (num_studies, num_runs, 2))
+    noise = (shared + own)[:, design.units] + rng.normal(0, world.point_noise, (num_studies, len(x), 2))
+    return np.stack([first, second], axis=-1) + larger[:, None] * noise
+
+
+Coverage = dict[str, Float[np.ndarray, "studies 2"]]
+
+
+def t_bounds(design: Design, log10_error: Float[np.ndarray, "studies pairs 2"]) -> Coverage:
+    """Student's t intervals of all studies: exponent of the second kind, difference, log10 multiplier at the middle."""
+    regression = paired_regression(design.log10_compute, design.units)
+    response = np.concatenate([log10_error[..., 0], log10_error[..., 1]], axis=-1)
+    constant, slope = (-1, -design.middle, 1, design.middle), (0, 0, 0, 1)
+    root, multiplier = root_interval(regression, response, constant, slope)
+    degrees = regression.degrees_of_freedom(np.array(constant) + root[:, None] * np.array(slope))
+    return {
+        "exponent": contrast_interval(regression, response, (0, 0, 0, 1)),
+        "difference": contrast_interval(regression, response, (0, -1, 0, 1)),
+        "multiplier": np.where((degrees >= MIN_MULTIPLIER_DEGREES)[:, None], multiplier, np.nan),
+    }
+
+
+def resampled_bounds(
+    design: Design, log10_error: Float[np.ndarray, "studies pairs 2"], method: str, num_resamples: int
+) -> Coverage:
+    """The same by resampling pairs of runs, study by study."""
+    statistics: dict[str, Statistic] = {
+        "exponent": lambda laws: laws[:, 1, 1],
+        "difference": lambda laws: laws[:, 1, 1] - laws[:, 0, 1],
+        "multiplier": lambda laws: log10_multiplier_at(laws, design.middle),
+    }
+    bounds: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
+    for seed, errors in enumerate(log10_error):
+        pairs = Pairs(10**design.log10_compute, 10**errors, design.units)
+        found = paired_bootstrap(pairs, frontier=choose_all, num_resamples=num_resamples, seed=seed)
+        for name in QUANTITIES:
+            bounds[name].append(found.bounds(statistics[name], method) or (np.nan, np.nan))
+    return {name: np.array(own) for name, own in bounds.items()}
+
+
+def truths(world: World) -> dict[str, float]:
+    """What the intervals should hold."""
+    return {
+        "exponent": world.alpha[1],
+        "difference": world.alpha[1] - world.alpha[0],
+        "multiplier": float(np.log10(world.multiplier)),
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: how many studies got an interval, and which share of these held the truth.
+
+    `median_width` is that of the interval, log10 for the multiplier; `found` the share of all studies whose interval
+    leaves out that the kinds are alike (0, or a multiplier of 1).
+    """
+
+    world: str
+    method: str
+    runs: int
+    quantity: str
+    studies: int
+    with_interval: int
+    coverage: float | None
+    median_width: float | None
+    found: float | None
+
+
+def rows_of(world_name: str, world: World, method: str, num_runs: int, bounds: Coverage) -> Iterator[Row]:
+    """The lines of one world, method and number of runs."""
+    for name, true in truths(world).items():
+        low, high = bounds[name].T
+        known = np.isfinite(low)
+        own = (world_name, method, num_runs, name, len(low), int(known.sum()))
+        away = None if name == "exponent" else float(((low > 0) | (high < 0)).mean())
+        if not known.any():
+            yield Row(*own, None, None, away)
+            continue
+        held = (low[known] <= true) & (true <= high[known])
+        yield Row(*own, float(held.mean()), float(np.median((high - low)[known])), away)
+
+
+WORLDS = {
+    "one point a run": World(),
+    "three branches a run": World(branches=3),
+    "noise three times larger at the small end": World(uneven=3.0),
+    "much shared noise": World(shared_noise=0.02),
+}
+RUNS = (3, 4, 8, 12, 20)
+
+
+def study(
+    worlds: Mapping[str, World] = WORLDS,
+    runs: Sequence[int] = RUNS,
+    methods: Sequence[str] = METHODS,
+    *,
+    num_studies: int = 500,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Iterator[Row]:
+    """All lines of the table, each number of runs on studies of its own, the same ones for every method."""
+    for (name, world), num_runs in product(worlds.items(), runs):
+        design = make_design(num_runs, world)
+        errors = simulate(design, world, num_studies, np.random.default_rng([seed, num_runs]))
+        for method in methods:
+            if method == T:
+                bounds = t_bounds(design, errors)
+            else:
+                bounds = resampled_bounds(design, errors, method, num_resamples)
+            yield from rows_of(name, world, method, num_runs, bounds)
+
+
+def write_table(rows: Iterable[Row], path: Path) -> int:
+    """Writes the lines as CSV; returns how many there are."""
+    count = 0
+    names = [each.name for each in fields(Row)]
+    with atomic_write(path, "w") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        for row in rows:
+            values = (getattr(row, name) for name in names)
+            writer.writerow(["" if v is None else f"{v:.4g}" if isinstance(v, float) else v for v in values])
+            count += 1
+    return count

@@ -1,0 +1,201 @@
+"""The tidy table: what is written reads back as the same points; wrong tables are refused in one line."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from clip_la.cli import main
+from clip_la.errors import UserError
+from clip_la.scaling.analysis import analyse
+from clip_la.scaling.cautions import carrying
+from clip_la.scaling.points import along
+from clip_la.scaling.points_table import COLUMNS, REQUIRED, table_points, write_points
+from clip_la.scaling.results import all_points, result_points
+
+ROW = {
+    "run": "r0",
+    "model": "vit_s16",
+    "attention": "softmax",
+    "seed": "0",
+    "samples_seen": "1000000",
+    "flops_per_sample": "1e9",
+    "dataset": "scenes",
+    "metric": "top1",
+    "value": "0.4",
+}
+
+
+@pytest.fixture
+def write_table(tmp_path: Path):
+    """Writes rows (changes to ROW) as a table of points and returns its path."""
+
+    def write(rows: list[dict], columns: list[str] | None = None) -> Path:
+        path = tmp_path / "points.csv"
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns or [*ROW, "gpu_seconds"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows([{**ROW, **row} for row in rows])
+        return path
+
+    return write
+
+
+def test_what_is_written_reads_back_as_the_same_points(write_lines, two_laws, tmp_path) -> None:
+    extra = {"parameters": 22_000_000, "image_size": 128, "tokens": 65, "image_attention": "linear", "gpu_seconds": 4.5}
+    lines = [{**line, **extra, "learning_rate": 1e-3, "train_pairs": 500_000} for line in two_laws]
+    for line in lines:
+        value = line["metrics"]["top1"]["value"]
+        line["metrics"]["image_retrieval_recall@1"] = {"value": value / 2}
+        line["metrics"]["image_retrieval_median_rank"] = {"value": 7}
+        line["metrics"]["contrastive_loss"] = {"value": 5 - value, "low": 4.9 - value, "high": 5.1 - value}
+    path = write_lines(lines)
+    selections, refused = all_points([path])
+    assert refused == []
+    assert [each.metric for each in selections] == ["top1", "image_retrieval_recall@1", "contrastive_loss"]
+    out = tmp_path / "points.csv"
+    assert write_points(selections, out) == 3 * len(lines)
+    for metric in ("top1", "contrastive_loss"):
+        before = result_points([path], metric=metric)
+        after = table_points([out], metric=metric)
+        # A line's place is the table's own; all else is the same, to the last digit.
+        for old, new in zip(before.points, after.points, strict=True):
+            mine, theirs = ({**vars(each), "where": ""} for each in (old, new))
+            assert mine.pop("error") == pytest.approx(theirs.pop("error"), rel=1e-15)
+            assert mine == theirs
+        assert analyse(after).fits[0].law.alpha == pytest.approx(analyse(before).fits[0].law.alpha, rel=1e-12)
+    with out.open() as stream:
+        first = next(csv.DictReader(stream))
+    assert set(first) == set(COLUMNS) >= set(REQUIRED)
+    assert float(first["training_flops"]) == 3 * float(first["forward_flops"]) == 3 * 1.5e7 * 30011
+
+
+def test_a_loss_is_an_error_as_it_stands(write_lines, result_line) -> None:
+    lines = [result_line(0.5, run_id=str(i), metrics={"contrastive_loss": {"value": 2.0 + i}}) for i in range(2)]
+    assert [p.error for p in result_points([write_lines(lines)], metric="contrastive_loss").points] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "metric", "says"),
+    [
+        ({"text_retrieval_median_rank": {"value": 3.0}}, "text_retrieval_median_rank", "more or less .* is not known"),
+        ({"contrastive_loss": {"value": 0.0}}, "contrastive_loss", "is 0.0, not a loss above 0"),
+        ({"contrastive_loss": {"value": float("nan")}}, "contrastive_loss", "is nan, not a loss above 0"),
+        ({"top1": {"value": float("nan")}}, "top1", "is nan, not a fraction"),
+        ({"top1": {"value": -0.1}}, "top1", "is -0.1, not a fraction"),
+    ],
+)
+def test_another_direction_and_no_numbers_are_refused(write_lines, result_line, metrics, metric, says) -> None:
+    path = write_lines([result_line(0.5, metrics=metrics)])
+    with pytest.raises(UserError, match=rf"results.jsonl:1: .*{says}"):
+        result_points([path], metric=metric)
+
+
+def test_an_error_of_one_is_left_out_and_said(write_lines, result_line) -> None:
+    path = write_lines([result_line(0.0, run_id="a"), result_line(0.3, run_id="b")])
+    selection = result_points([path])
+    assert [point.source for point in selection.points] == ["b"]
+    assert selection.reasons() == [("nothing right: an error of 1 lies on no falling law", 1)]
+    with pytest.raises(UserError, match=r"no point .* enters the fit .*nothing right"):
+        result_points([write_lines([result_line(0.0)], "other.jsonl")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "says"),
+    [
+        ([{}, {"run": "r1", "metric": "top5"}], {}, "2 metrics (top1, top5): choose with --metric"),
+        ([{}, {"run": "r1", "dataset": "photos"}], {}, "2 targets (scenes, photos): choose with --target"),
+        ([{}], {"metric": "top11"}, "unknown metric 'top11'; did you mean top1"),
+        ([{}], {"targets": ["scene"]}, "unknown target 'scene'; did you mean scenes"),
+        ([{}], {"targets": ["a", "b"]}, "one --target at a time"),
+        ([{}, {}], {}, "points.csv:3: the same run, samples, data set and metric as in"),
+        ([{}, {"run": "r1", "value": "nan"}], {}, "points.csv:3: top1 is nan, not a fraction"),
+        ([{"value": "1"}], {}, "points.csv:2: top1 is 1, and an error of 0 has no logarithm"),
+        ([{"value": "0"}], {}, "no point for target 'scenes' enters the fit (1 x nothing right"),
+        ([{"value": "much"}], {}, "points.csv:2: 'value' is 'much', not a number"),
+        ([{"value": ""}], {}, "points.csv:2: 'value' is empty"),
+        ([{"metric": "median_rank", "value": "3"}], {}, "points.csv:2: whether more or less of 'median_rank'"),
+        ([{"samples_seen": "inf"}], {}, "points.csv:2: 'samples_seen' is 'inf', not a positive number"),
+        ([{"seed": "x"}], {}, "points.csv:2: 'seed' is 'x', not a whole number"),
+        ([{"gpu_seconds": "-1"}], {}, "points.csv:2: 'gpu_seconds' is '-1', not a positive number"),
+        ([{}], {"axis": "gpu-seconds"}, "enters the fit (1 x no GPU-seconds recorded)"),
+        ([{}], {"axis": "second"}, "unknown axis 'second'"),
+        ([], {}, "no points, only a header"),
+    ],
+)
+def test_wrong_tables_are_refused_in_one_line(write_table, rows, options, says) -> None:
+    with pytest.raises(UserError) as caught:
+        table_points([write_table(rows)], **options)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_columns_and_uneven_rows_are_named(write_table, tmp_path) -> None:
+    columns = [name for name in ROW if name not in ("metric", "value")]
+    with pytest.raises(UserError, match=r"points.csv: no column metric, value; a table of points has run, model"):
+        table_points([write_table([{}], columns)])
+    path = write_table([{}])
+    path.write_text(path.read_text() + "r2,vit\n")
+    with pytest.raises(UserError, match=r"points.csv:3: not as many cells as the header has columns \(10\)"):
+        table_points([path])
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a CSV file"):
+        table_points([path])
+    with pytest.raises(UserError, match="no such file"):
+        table_points([tmp_path / "absent.csv"])
+
+
+def test_one_kind_alone_is_fitted_and_said(write_table) -> None:
+    rows = [{"run": f"r{i}", "samples_seen": str(10 ** (5 + i)), "value": str(0.3 + 0.1 * i)} for i in range(4)]
+    analysis = analyse(table_points([write_table(rows)]))
+    assert analysis.notes == ("one attention alone, softmax: nothing to compare it with",)
+
+
+def test_axes_count_samples_and_seconds(write_table) -> None:
+    rows = [{"run": f"r{i}", "samples_seen": str(10 ** (5 + i)), "gpu_seconds": str(5.0 * (i + 1))} for i in range(3)]
+    path = write_table(rows)
+    assert [p.compute for p in table_points([path], axis="samples").points] == [1e5, 1e6, 1e7]
+    seconds = table_points([path], axis="gpu-seconds")
+    assert [p.compute for p in seconds.points] == [5.0, 10.0, 15.0]
+    assert (seconds.axis, seconds.compute_unit) == ("gpu-seconds", "GPU-seconds")
+    assert along(table_points([path]), "compute").points[0].compute == 1e14
+
+
+def test_the_run_folder_adds_rate_resolution_and_seconds(write_lines, result_line, tmp_path) -> None:
+    path = write_lines([result_line(0.3), result_line(0.4, run_id="b", learning_rate=5e-4)], "runs/a/results.jsonl")
+    (path.parent / "config.yaml").write_text("model: {lr: 0.002, image_size: 128}\ndevices: 2\n")
+    (path.parent / "metrics.csv").write_text("samples_seen,loss,train_s\n20000,3,50.0\n40000,2,100.5\n50000\n")
+    first, second = result_points([tmp_path / "runs"]).points
+    assert (first.learning_rate, first.image_size, first.gpu_seconds) == (0.002, 128, 201.0)
+    # What the line says itself stands.
+    assert second.learning_rate == 5e-4
+
+
+def test_cautions(write_table) -> None:
+    columns = [*ROW, "train_pairs", "learning_rate"]
+    rows = [
+        {"run": f"r{i}", "samples_seen": str(10**6 * (i + 1)), "train_pairs": "200000", "learning_rate": "0.001"}
+        for i in range(4)
+    ]
+    notes = carrying("softmax", table_points([write_table(rows, columns)]).points)
+    assert [note.split(":")[0] for note in notes] == [
+        "the points of softmax span 0.60 decades of compute",
+        "4 of 4 points of softmax saw their pairs more than 4 times (up to 20)",
+        "one learning rate for each model of softmax",
+    ]
+    tuned = [{**row, "samples_seen": str(10 ** (4 + i)), "learning_rate": f"0.00{i + 1}"} for i, row in enumerate(rows)]
+    assert carrying("softmax", table_points([write_table(tuned[:2], columns)]).points) == []
+
+
+def test_the_commands_write_tables(write_lines, two_laws, tmp_path, capsys) -> None:
+    out = tmp_path / "points.csv"
+    assert main(["scaling", "points", str(write_lines(two_laws)), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}: 24 points of 1 data sets and metrics\n"
+    assert main(["scaling", "fit", str(out), "--format", "points"]) == 0
+    assert "compute multiplier" in capsys.readouterr().out
+    arguments = ["scaling", "coverage", "--out", str(tmp_path / "c.csv"), "--studies", "3", "--resamples", "20"]
+    assert main(arguments) == 0
+    with (tmp_path / "c.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 4 * 5 * 3 * 3
+    assert {row["studies"] for row in rows} == {"3"}

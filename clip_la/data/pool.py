@@ -200,8 +200,8 @@ class _Threads:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(os.cpu_count() or 1)]
 
     def __enter__(self) -> "_Threads":
-        for thread in self._threads:
-            thread.start()
+        for each in self._threads:
+            each.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -220,8 +220,8 @@ class _Threads:
         """What `decode` returns for each; a BadSample for one that is waited for longer than a sample may take."""
         waiting: list[Future[Any]] = [Future() for _ in samples]
         tasks = list(zip(samples, waiting, strict=True))
-        for task in tasks:
-            self._tasks.put(task)
+        for each in tasks:
+            self._tasks.put(each)
         for sample, result in tasks:
             done, _ = wait([result], sample_seconds())
             yield result.result() if done else passed_over_as_too_long(sample[SHARD], sample[KEY])

@@ -47,7 +47,7 @@ def sample_seconds() -> float:
 
 
 def set_sample_seconds(seconds: float | str | None) -> None:
-    """Sets the limit for this process and those it starts; None leaves it. Raises UserError where it is not positive."""
+    """Sets the limit for this process and those it starts; None leaves it. Raises UserError unless it is positive."""
     if seconds is not None:
         os.environ[VARIABLE] = str(seconds)
     sample_seconds()

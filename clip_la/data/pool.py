@@ -204,7 +204,7 @@ class _Threads:
             each.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exit_info: object) -> None:
         for _ in self._threads:
             self._tasks.put(None)
 
@@ -220,8 +220,8 @@ class _Threads:
         """What `decode` returns for each; a BadSample for one that is waited for longer than a sample may take."""
         waiting: list[Future[Any]] = [Future() for _ in samples]
         tasks = list(zip(samples, waiting, strict=True))
-        for each in tasks:
-            self._tasks.put(each)
+        for task in tasks:
+            self._tasks.put(task)
         for sample, result in tasks:
             done, _ = wait([result], sample_seconds())
             yield result.result() if done else passed_over_as_too_long(sample[SHARD], sample[KEY])

@@ -1,6 +1,8 @@
 """Every attention kind against its quadratic reference: values, every gradient, causal and not, at odd lengths."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -144,3 +146,10 @@ def test_what_is_not_supported_is_refused() -> None:
         attention_layer(choice)(8, num_heads=3)
     with pytest.raises(ValueError, match="attn_mask"):
         attention_layer(choice)(8, num_heads=2)(torch.randn(1, 3, 8), attn_mask=torch.ones(3, 3))
+
+
+def test_fused_attention_of_cudnn_is_not_used() -> None:
+    """It is the default on some GPUs, and its backward pass is wrong for some layouts."""
+    code = "import torch; from clip_la.models import create_model; create_model('vit_pico'); "
+    code += "assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()"
+    subprocess.run([sys.executable, "-c", code], check=True)

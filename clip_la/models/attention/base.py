@@ -15,6 +15,11 @@ from clip_la.models.attention.options import AROUND_PLAIN, OptionValue
 from clip_la.models.attention.pattern import AttentionChoice
 from clip_la.models.attention.surroundings import DepthwiseConvolution, HeadNorm, OutputGate, Uniform, rotated
 
+# cuDNN's fused attention, which PyTorch 2.11 prefers on Hopper, gives wrong gradients for some layouts and lengths
+# without a word (pytorch/pytorch 169849, 196678): runs diverge now and then, or die of an illegal memory access.
+# FlashAttention and the memory-efficient kernel remain. `sdpa_kernel(SDPBackend.CUDNN_ATTENTION)` still asks for it.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 # Gains, logarithms of factors and the like, which weight decay should spare whatever their shape.
 UNDECAYED = ("attn.head_norm.weight", "attn.temperature", "attn.mixture", "attn.share", "attn.map.scale")
 

@@ -26,8 +26,8 @@ _ITEM = re.compile(r"(?P<kind>\w+)(?:\((?P<options>[^()]*)\))?(?:\*(?P<count>\d{
 _OUTSIDE = r"(?![^()]*\))"
 _PLUS, _COMMA, _COLON, _EQUALS = (re.compile(re.escape(sign) + _OUTSIDE) for sign in "+,:=")
 _GRAMMAR = (
-    "write KIND, KIND(option=value,...), runs of layers as in linear*11+softmax, a cycle as in linear:softmax=5:1, or"
-    " layers by number, the first 0, as in linear,softmax@7,11"
+    "write KIND, KIND(option=value), runs as in linear*11+softmax, a cycle as in linear:softmax=5:1, or layers by"
+    " number, from 0, as in linear,softmax@7,11"
 )
 
 
@@ -82,13 +82,15 @@ def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
 def _one_choice(text: str, pattern: str) -> AttentionChoice:
     choice, count = _parse_item(text, pattern)
     if count is not None:
-        raise UserError(f"'{text}' in the attention '{pattern}' has a count, which only sums of runs take; {_GRAMMAR}")
+        raise UserError(
+            f"{shown(text)} in the attention {shown(pattern)} has a count, which only sums of runs take; {_GRAMMAR}"
+        )
     return choice
 
 
 def _whole(text: str, pattern: str) -> int:
     if not text.strip().isdecimal() or len(text) > 6:
-        raise UserError(f"'{text}' in the attention '{pattern}' is no whole number; {_GRAMMAR}")
+        raise UserError(f"{shown(text)} in the attention {shown(pattern)} is no whole number; {_GRAMMAR}")
     return int(text)
 
 
@@ -98,9 +100,11 @@ def _cycle(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
     choices = [_one_choice(text, pattern) for text in _COLON.split(kinds)]
     counts = [_whole(text, pattern) for text in lengths.split(":")]
     if len(choices) != len(counts) or len(choices) < 2 or min(counts) < 1:
-        raise UserError(f"the cycle '{pattern}' wants kinds and as many numbers above zero, as in linear:softmax=5:1")
+        raise UserError(
+            f"the cycle {shown(pattern)} wants kinds and as many numbers above zero, as in linear:softmax=5:1"
+        )
     if sum(counts) > num_layers:
-        raise UserError(f"the cycle '{pattern}' is {sum(counts)} layers long, this tower has {num_layers}")
+        raise UserError(f"the cycle {shown(pattern)} is {sum(counts)} layers long, this tower has {num_layers}")
     once = [choice for choice, count in zip(choices, counts, strict=True) for _ in range(count)]
     return tuple(once[depth % len(once)] for depth in range(num_layers))
 
@@ -115,12 +119,12 @@ def _by_depth(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
         kind, at, depth_text = text.rpartition("@")
         current = _one_choice(kind, pattern) if at else current
         if current is None:
-            raise UserError(f"'{text}' in the attention '{pattern}' is at no layer; {_GRAMMAR}")
+            raise UserError(f"{shown(text)} in the attention {shown(pattern)} is at no layer; {_GRAMMAR}")
         depth = _whole(depth_text, pattern)
         if depth >= num_layers:
-            raise UserError(f"the attention '{pattern}' names layer {depth}, this tower has 0 to {num_layers - 1}")
+            raise UserError(f"the attention {shown(pattern)} names layer {depth}, this tower has 0 to {num_layers - 1}")
         if depth in taken:
-            raise UserError(f"the attention '{pattern}' names layer {depth} twice")
+            raise UserError(f"the attention {shown(pattern)} names layer {depth} twice")
         taken.add(depth)
         layers[depth] = current
     return tuple(layers)

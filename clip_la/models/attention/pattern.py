@@ -74,9 +74,13 @@ def _parse_options(kind: str, text: str) -> dict[str, OptionValue]:
 def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
     match = _ITEM.fullmatch("".join(text.split()))
     if match is None:
-        raise UserError(f"cannot read {shown(text)} in the attention {shown(pattern)}; {_GRAMMAR}")
+        raise UserError(f"cannot read {shown(text)}{_within(text, pattern)}; {_GRAMMAR}")
     choice = AttentionChoice(match["kind"], _parse_options(match["kind"], match["options"] or ""))
     return choice, int(match["count"]) if match["count"] else None
+
+
+def _within(text: str, pattern: str) -> str:
+    return "" if text == pattern else f" in the attention {shown(pattern)}"
 
 
 def _one_choice(text: str, pattern: str) -> AttentionChoice:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning_fabric.utilities.rank_zero import _get_rank
 from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from clip_la.errors import UserError
 from clip_la.launched import rank_timeout
+from clip_la.train.lightning_private import process_rank
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Accelerator = Literal["auto", "gpu", "cpu"]
@@ -60,7 +60,7 @@ def _ddp(reduction: Reduction) -> DDPStrategy:
 
 def is_first_process() -> bool:
     """Whether this is the process that writes and speaks; known before the processes have met."""
-    return (_get_rank() or 0) == 0
+    return process_rank() == 0
 
 
 def _launched_processes() -> tuple[int, int]:

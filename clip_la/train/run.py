@@ -30,6 +30,7 @@ from clip_la.train.hardware import (
     quiet_lightning,
     trainer_hardware,
 )
+from clip_la.train.lightning_private import ask_for_no_signals
 from clip_la.train.logger import CsvMetrics
 from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, Start, find_start, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
@@ -189,9 +190,8 @@ def _trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    # Lightning asks all processes before each step for a SIGTERM and waits for the GPU to answer; Meter asks them
-    # once a window.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+    # The metrics callback asks them once a window.
+    ask_for_no_signals(trainer)
     return trainer
 
 
@@ -221,10 +221,6 @@ def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, star
     if data.skipped:
         whose = "" if trainer.world_size == 1 else " by the first process"
         _note(f"samples passed over{whose}: {data.skipped_text()}")
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _seed_everything(seed: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip_la.data.formats import IMAGE_SUFFIXES
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot import layout
 from clip_la.zeroshot import names as known
@@ -15,7 +15,6 @@ from clip_la.zeroshot.beside import own_classes
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.labels import ERROR, SKIP, numbers_in
 from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET, Content, Record, Skipped, TestSet
-from clip_la.zeroshot.text_files import shown
 
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 NAMES_SHOWN = 3
@@ -103,7 +102,7 @@ def _numbers_folders(classes: ClassSet) -> bool:
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMES_SHOWN
-    return ", ".join(map(shown, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(one_line, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def _numbered(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:

@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of a command file, so that `clip-la
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -77,6 +78,10 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Exit codes: 0 done, 2 wrong input (one line on stderr), 130 interrupted."""
     launched.listen()
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file that is not UTF-8, or a terminal that lacks a sign, is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:

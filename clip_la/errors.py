@@ -11,15 +11,20 @@ class UserError(ValueError):
     """Wrong input. The message is one line that names the file, key or option and says what would be right."""
 
 
-def shown(value: object) -> str:
-    """A value as an error quotes it: in one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+def one_line(value: object) -> str:
+    """A text from elsewhere as it stands in an error: in one line, cut where it is long."""
+    text = " ".join(str(value).split())
     return text if len(text) <= SHOWN_SIGNS else text[:SHOWN_SIGNS] + "..."
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: as Python writes it, in one line, cut where it is long."""
+    return one_line(repr(value))
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name outside a registry, with the nearest names or, if none is near, all of them."""
-    known = sorted(choices)
+    known = sorted(set(choices))
     near = difflib.get_close_matches(name[:SHOWN_SIGNS], known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return UserError(f"unknown {kind} {shown(name)}; {hint}")

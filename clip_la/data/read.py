@@ -3,7 +3,6 @@
 What a trainer would have used or skipped, sample by sample: an audit, and a measure of the loader's speed.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from clip_la.data.problems import BadSample
 from clip_la.data.shards import KEY, SHARD
 from clip_la.data.sources import place_of, shard_name
 from clip_la.data.watch import TimeLimit
+from clip_la.json_text import json_text
 
 OK, SKIPPED = "ok", "skipped"
 Outcome = tuple[str, str | None, str | None]
@@ -122,7 +122,7 @@ def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet:
 def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
     for shard, key, reason in outcomes:
         line = {"shard": shard, "key": key, "outcome": SKIPPED if reason else OK, "reason": reason}
-        yield json.dumps(line, ensure_ascii=False) + "\n"
+        yield json_text(line) + "\n"
 
 
 def _summary(counts: dict[str, Counter[str]], examples: dict[str, str], busy_s: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ CHOICES = {
 }
 INTERPOLATIONS = ("bicubic", "bilinear", "random")
 RESIZE_MODES = ("shortest", "longest", "squash")
+_LIGHTEST = 255
 
 
 def check_model_config(config: Any, towers: Mapping[str, type], source: str) -> dict[str, Any]:
@@ -56,6 +57,10 @@ def check_pixels(settings: Mapping[str, Any], source: str) -> None:
     for key, known in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
         if settings.get(key) not in known:
             raise unknown(f"{key} in {source}", str(settings.get(key)), known)
+    if settings.get("mode", "RGB") != "RGB":
+        raise UserError(f"{source}: mode is {shown(settings['mode'])}; models here see pictures in RGB")
+    if type(fill := settings.get("fill_color", 0)) is not int or not 0 <= fill <= _LIGHTEST:
+        raise UserError(f"{source}: fill_color is {shown(fill)}, not a whole number from 0 to {_LIGHTEST}")
     size = settings.get("size")
     for side in size if isinstance(size, list | tuple) and len(size) == 2 else (size,):
         _check_count(side, "size", source)

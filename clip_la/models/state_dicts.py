@@ -20,7 +20,10 @@ NO_WEIGHTS = {"attn_mask", "input_resolution", "context_length", "vocab_size"}
 
 
 def find_weights(checkpoint: Mapping[Any, Any], source: str) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, bare or under `NESTS`; raises UserError, naming `source`, where none are."""
+    """The named tensors of a checkpoint, bare or under `NESTS`; raises UserError, naming `source`, where none are.
+
+    Also for tensors that are not plain ones.
+    """
     for _ in range(NESTED_AT_MOST):
         inner = next((checkpoint[key] for key in NESTS if isinstance(checkpoint.get(key), Mapping)), None)
         if inner is None:
@@ -33,6 +36,9 @@ def find_weights(checkpoint: Mapping[Any, Any], source: str) -> dict[str, Tensor
     if wrong is not None or not named:
         what = "it is empty" if wrong is None else f"'{wrong}' is of type {type(named[wrong]).__name__}"
         raise UserError(f"{source} holds no state dict of tensors: {what}")
+    for name, tensor in named.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(f"{source}: {name} is sparse, quantized or without data; save plain tensors")
     return named
 
 

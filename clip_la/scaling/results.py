@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.errors import UserError, unknown
+from clip_la.json_text import lines_in
 from clip_la.scaling.points import (
     NOTHING_RIGHT,
     LeftOut,
@@ -90,7 +91,7 @@ def read_results(paths: Iterable[Path]) -> list[Row]:
     rows: list[Row] = []
     for path in find_files(paths):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = lines_in(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             raise UserError(f"{path}: not a text file of JSON lines") from None
         here = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]

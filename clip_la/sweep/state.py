@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.atomic import atomic_write
+from clip_la.json_text import lines_in
 from clip_la.sweep.plan import PlannedRun, folder_of
 
 TABLE_NAME = "sweep.csv"
@@ -33,7 +34,7 @@ def result_lines(folder: Path) -> list[dict[str, Any]]:
     """The result lines of a run; what is no whole line of JSON is left out."""
     path = folder / RESULTS_NAME
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in lines_in(path.read_text(encoding="utf-8")) if path.is_file() else ():
         try:
             line = json.loads(text)
         except ValueError:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.prompts import with_slot
-from clip_la.zeroshot.text_files import lines_of, read_text, shown
+from clip_la.zeroshot.text_files import lines_of, read_text
 
 CLASS_FILES = ("classes.json", "classnames.txt")
 TEMPLATE_FILE = "zeroshot_classification_templates.txt"
@@ -41,7 +41,7 @@ def _check_equal(first: ClassSet, second: ClassSet, path: Path, other: Path) -> 
         raise UserError(f"{path} has {len(first)} classes, {other.name} beside it {len(second)}; remove one of the two")
     for number, (own, its) in enumerate(zip(first.names, second.names, strict=True)):
         if not {*map(class_sets.reading, own)} & {*map(class_sets.reading, its)}:
-            first_name, second_name = shown(own[0]), shown(its[0])
+            first_name, second_name = one_line(own[0]), one_line(its[0])
             raise UserError(
                 f"class {number} is '{first_name}' in {path}, '{second_name}' in {other.name} beside; keep one of both"
             )

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot import names as known
-from clip_la.zeroshot.text_files import lines_of, parse_json, read_json, read_text, shown
+from clip_la.zeroshot.text_files import lines_of, parse_json, read_json, read_text
 
 # What lists are wrapped in: our own files, the hub's ClassLabel and configurations, torchvision's folders.
 WRAPPERS = frozenset(("classes", "names", "class_names", "classnames", "categories", "class_label"))
@@ -25,6 +25,7 @@ OTHER_FORMATS = (".yaml", ".yml", ".csv", ".tsv", ".jsonl", ".xml", ".pbtxt", ".
 MAX_DIGITS = 9
 NUMBER_FIRST = re.compile(r"(\d{1,9})[\s:;,.=]+(\S.*)", re.ASCII)
 NUMBER_LAST = re.compile(r"(\S.*?)[\s:;,=]+(\d{1,9})", re.ASCII)
+REMARK = re.compile(r"(#|//)\s")
 WORDNET_FIRST = re.compile(r"(n\d{8})[\s:;,]+(\S.*)", re.ASCII)
 
 
@@ -56,6 +57,9 @@ def read_entries(path: Path) -> list[Entry]:
             f"{path}, line {blank}: blank within the list; class numbers count lines, so give the class a name or take "
             "the line out"
         )
+    remarks = [number for number, line in enumerate(lines, start=1) if REMARK.match(line)]
+    if 0 < len(remarks) < len(lines):
+        raise UserError(f"{path}, line {remarks[0]}: a remark within the list; class numbers count lines, take it out")
     return distinct(_from_lines(lines, path))
 
 
@@ -193,7 +197,7 @@ def _entry(value: Any, path: Path) -> Entry:
         raise _no_class(value, path)
     entry = Entry(str(key), tuple(names), str(fields.get("definition") or ""))
     if not names or not all(name.strip() for name in names):
-        raise UserError(f"{path}: class '{shown(entry.id)}' has an empty name")
+        raise UserError(f"{path}: class '{one_line(entry.id)}' has an empty name")
     if any("\ud800" <= sign <= "\udfff" for text in (entry.id, *names, entry.definition) for sign in text):
         raise UserError(f"{path}: {entry.id!a} holds half a sign (a lone surrogate); write the name in UTF-8")
     return entry
@@ -209,7 +213,7 @@ def _as_object(value: Any) -> dict[str, Any]:
 
 def _no_class(value: Any, path: Path) -> UserError:
     return UserError(
-        f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {shown(json.dumps(value))}"
+        f"{path}: a class is a name, or an object with 'name' or 'names' (and 'id'), not {one_line(json.dumps(value))}"
     )
 
 

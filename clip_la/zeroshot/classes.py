@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, one_line, unknown
 from clip_la.zeroshot import class_files
 from clip_la.zeroshot import names as known
-from clip_la.zeroshot.text_files import shown
 
 HASH_DIGITS = 16
 
@@ -40,10 +39,10 @@ class ClassSet:
             raise UserError(f"class set '{self.name}' has no classes")
         if len(set(self.ids)) != len(self.ids):
             twice = next(key for i, key in enumerate(self.ids) if key in self.ids[:i])
-            raise UserError(f"class set '{self.name}' lists '{shown(twice)}' twice; classes must differ")
+            raise UserError(f"class set '{self.name}' lists '{one_line(twice)}' twice; classes must differ")
         nameless = [key for key, own in zip(self.ids, self.names, strict=True) if not own or not all(own)]
         if nameless:
-            raise UserError(f"class '{shown(nameless[0])}' of class set '{self.name}' has an empty name")
+            raise UserError(f"class '{one_line(nameless[0])}' of class set '{self.name}' has an empty name")
 
     def __len__(self) -> int:
         return len(self.ids)

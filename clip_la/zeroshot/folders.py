@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clip_la.data.formats import IMAGE_SUFFIXES
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot import classes as class_sets
 from clip_la.zeroshot import layout
 from clip_la.zeroshot import names as known
@@ -15,9 +15,10 @@ from clip_la.zeroshot.beside import own_classes
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.labels import ERROR, SKIP, numbers_in
 from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET, Content, Record, Skipped, TestSet
-from clip_la.zeroshot.text_files import shown
 
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
+# As CUB-200 ("001.Black_footed_Albatross") and Stanford Dogs ("n02085620-Chihuahua") call their folders.
+KEY_AND_NAME = re.compile(r"(\d{1,9}|n\d{8})[-_. ]+([^\W\d_].*)", re.DOTALL)
 NAMES_SHOWN = 3
 # The sets that folders of WordNet ids are taken for where they are exactly none.
 WHOLES = ("imagenet1k", "imagenet21k", "imagenet21k_google", "imagenet21k_ms")
@@ -68,7 +69,9 @@ def _classes_of(root: Path, folders: Sequence[str], filled: Sequence[str]) -> tu
         if max(map(int, folders)) > LARGEST_DIGIT:
             raise UserError(f"the folders of {root} are numbers ({_some(folders)}); name the classes: --classes")
         note = (f"{root}: the folders' digits are taken for the names of the classes; else name these: --classes",)
-    names = [{"id": folder, "name": folder.replace("_", " ")} for folder in folders]
+    spoken, said = _without_numbers(root, folders)
+    note += said
+    names = [{"id": own, "name": name.replace("_", " ")} for own, name in zip(folders, spoken, strict=True)]
     return class_sets.from_entries(names, name=root.resolve().name, path=root), note
 
 
@@ -92,6 +95,19 @@ def _catalogued(root: Path, folders: Sequence[str]) -> tuple[ClassSet, tuple[str
     )
 
 
+def _without_numbers(root: Path, folders: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The names in folders that are all called by a number or WordNet id and a name, `001.Black_footed_Albatross`."""
+    parts = [KEY_AND_NAME.fullmatch(folder) for folder in folders]
+    keys, names = [part[1] for part in parts if part], [part[2] for part in parts if part]
+    if len(names) < len(folders) or len(set(keys)) < len(keys) or len(set(names)) < len(names):
+        return list(folders), ()
+    numbers = sorted(int(key) for key in keys if _is_number(key))
+    counted = len(numbers) > 1 and numbers in (list(range(len(keys))), list(range(1, len(keys) + 1)))
+    if numbers and not counted:
+        return list(folders), (f"{root}: the numbers in the folders' names are taken for parts of the classes' names",)
+    return names, (f"{root}: what the folders' names begin with is left out of prompts: '{keys[0]}' of '{folders[0]}'",)
+
+
 def _is_number(folder: str) -> bool:
     return folder.isascii() and folder.isdecimal() and len(folder) <= MAX_DIGITS
 
@@ -103,7 +119,7 @@ def _numbers_folders(classes: ClassSet) -> bool:
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMES_SHOWN
-    return ", ".join(map(shown, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(one_line, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def _numbered(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:

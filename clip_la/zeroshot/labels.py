@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip_la.data.problems import BadSample
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.class_files import whole_number
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.records import NO_LABEL, NOT_IN_SET
-from clip_la.zeroshot.text_files import shown
 
 SKIP, ERROR = "skip", "error"
 Where = tuple[str, str]
@@ -68,7 +67,7 @@ class Labels:
         if self.unknown == ERROR:
             text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             return UserError(
-                f"{where[0]}: class '{shown(text)}' of {where[1]} is not in {self.classes.label}; "
+                f"{where[0]}: class '{one_line(text)}' of {where[1]} is not in {self.classes.label}; "
                 f"--unknown-classes {SKIP} leaves such out"
             )
         return BadSample(NOT_IN_SET)
@@ -85,7 +84,7 @@ class Labels:
         size = len(self.numbers)
         if not 0 <= number < size:
             raise UserError(
-                f"{where[0]}: label {shown(number)} of {where[1]} is outside the {size} classes (0 to N - 1)"
+                f"{where[0]}: label {one_line(number)} of {where[1]} is outside the {size} classes (0 to N - 1)"
             )
         if self.numbers[number] < 0:
             raise self.lacking(number, where)
@@ -104,7 +103,7 @@ class Labels:
     def _number(self, value: Any, where: Where) -> int:
         number = whole_number(value)
         if number is None:
-            raise UserError(f"{where[0]}: label {shown(value)} of {where[1]} is neither a class number nor a name")
+            raise UserError(f"{where[0]}: label {one_line(value)} of {where[1]} is neither a class number nor a name")
         return self.of_number(number, where)
 
     def _text(self, text: str, where: Where, strict: bool) -> int:
@@ -116,7 +115,7 @@ class Labels:
         numbers = self.numbers or ()
         if isinstance(number, int) and 0 <= number < len(numbers) and numbers[number] != position:
             raise UserError(
-                f"{where[0]}: label '{shown(text)}' of {where[1]} is the name of class {position}, another's number"
+                f"{where[0]}: label '{one_line(text)}' of {where[1]} is the name of class {position}, another's number"
             )
         return position
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 
 from clip_la.errors import UserError
+from clip_la.json_text import json_text, lines_in
 
 CLASSIFICATION = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
@@ -50,7 +51,7 @@ def append(path: str | os.PathLike[str], line: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(line, allow_nan=False) + "\n"
     with path.open("ab+") as stream:
         text = _mend_end(stream) + text
         stream.write(text.encode())
@@ -82,7 +83,10 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = lines_in(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8; one result a line is expected") from None
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue

@@ -10,13 +10,12 @@ from clip_la.data.formats import CLASS_PART, JSON_PART, picture_part
 from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import expand_urls, read_samples
 from clip_la.data.sources import shards_in
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot import layout
 from clip_la.zeroshot.beside import own_classes, own_templates
 from clip_la.zeroshot.classes import ClassSet
 from clip_la.zeroshot.labels import SKIP, Labels, Where, number_in, numbers_in
 from clip_la.zeroshot.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, Record, Skipped, TestSet
-from clip_la.zeroshot.text_files import shown
 
 # Where CLIP_benchmark's data sets keep their shards.
 SPLIT_FOLDERS = ("test", "val")
@@ -84,7 +83,7 @@ class ShardSource:
             return
         names, number = self.labels.classes.names, numbers[0]
         if 0 <= number < len(names) and self.labels.numbers[number] not in found:
-            by_json, by_number = shown(names[found[0]][0]), shown(names[number][0])
+            by_json, by_number = one_line(names[found[0]][0]), one_line(names[number][0])
             raise UserError(
                 f"{where[0]}: the json of {where[1]} says '{by_json}', its .cls says {number} ('{by_number}'); take "
                 "one of them out"

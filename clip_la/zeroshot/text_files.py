@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 
-SHOWN_SIGNS = 60
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -56,7 +55,7 @@ def parse_json(text: str, path: str | Path) -> Any:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for number, key in enumerate(keys) if key in keys[:number])
-            raise UserError(f"{path} has the key '{shown(twice)}' twice; keep one")
+            raise UserError(f"{path} has the key '{one_line(twice)}' twice; keep one")
         return found
 
     try:
@@ -65,9 +64,4 @@ def parse_json(text: str, path: str | Path) -> Any:
         raise
     # ValueError: also numbers of thousands of digits. RecursionError: brackets nested thousands deep.
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {shown(error)}") from None
-
-
-def shown(value: object) -> str:
-    """A value from a file as it stands in an error: on one line, and not endless."""
-    return " ".join(str(value).split())[:SHOWN_SIGNS]
+        raise UserError(f"{path} is not JSON: {one_line(error)}") from None

@@ -245,3 +245,12 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="is damaged or no safetensors file"):
         load_open_clip(f"vit_nano:{tmp_path / 'bad.safetensors'}")
+
+
+def test_weights_that_are_no_plain_tensors_are_refused():
+    model = create_model("vit_pico", seed=0)
+    weights = to_open_clip(model)
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    weights[name] = weights[name].to_sparse()
+    with pytest.raises(UserError, match=f"w.pt: {name} is sparse"):
+        from_open_clip(find_weights(weights, "w.pt"), model.spec, "w.pt")

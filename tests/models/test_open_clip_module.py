@@ -48,8 +48,9 @@ VISION = ["layers", "width", "head_width", "patch_size", "image_size", "mlp_rati
 TEXT = ["context_length", "vocab_size", "width", "heads", "layers"]
 # Truth values where they belong; nothing, where open_clip fills in its default.
 TAKEN = {"quick_gelu": [True], "custom_text": [True], "no_ln_pre": [None]}
-TAKEN |= {key: [None] for key in ("mean", "std", "interpolation", "resize_mode")}
-PIXELS = ["mean", "std", "interpolation", "resize_mode"]
+TAKEN |= {key: [None] for key in ("mean", "std", "interpolation", "resize_mode", "mode")}
+TAKEN["fill_color"] = [None, 0]
+PIXELS = ["mean", "std", "interpolation", "resize_mode", "mode", "fill_color"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from clip_la.errors import UserError
 from clip_la.zeroshot import classes, names
+from clip_la.zeroshot.class_files import read_entries
 from clip_la.zeroshot.suite import describe
 
 from .conftest import WNIDS
@@ -161,3 +162,17 @@ def test_names_that_are_one_for_the_tokenizer_are_reported(tmp_path: Path):
     assert any("'Red', 'red', 'red '" in line for line in said)
     # As labels they still differ; what is equal to none of them and reads as several is none.
     assert found.positions(["Red", "red", "RED", "Green", "GREEN "]) == [0, 1, -1, 3, 3]
+
+
+@pytest.mark.parametrize("lines", ["# colours\nred\ngreen", "red\n// warm ones\ngreen", "red\ngreen\n# end"])
+def test_a_remark_is_not_a_class(tmp_path: Path, lines: str):
+    path = tmp_path / "classnames.txt"
+    path.write_text(lines)
+    with pytest.raises(UserError, match=r"line \d: a remark within the list"):
+        read_entries(path)
+
+
+def test_names_may_begin_with_a_hash(tmp_path: Path):
+    path = tmp_path / "classnames.txt"
+    path.write_text("#1 dad\n#2 mum")
+    assert [entry.names for entry in read_entries(path)] == [("#1 dad",), ("#2 mum",)]

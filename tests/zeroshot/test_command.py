@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -224,3 +226,24 @@ def test_wrong_suites(evaluate, tmp_path: Path, content: str, message: str):
     code, _, err = evaluate("--config", "suite.yaml", "model")
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x85b", os.fsdecode(b"caf\xe9")])
+def test_any_name_of_a_data_set_can_be_written_and_read(evaluate, run_folder, shard_folder, tmp_path: Path, name: str):
+    data = tmp_path / name
+    shutil.copytree(shard_folder, data)
+    code, out, _ = evaluate(run_folder, "--data", data, "--json", "--out", "r.jsonl")
+    assert (code, json.loads(out)["dataset"]) == (0, name)
+    code, _, err = evaluate(run_folder, "--data", data, "--json", "--out", "r.jsonl")
+    assert code == 0
+    assert "already in" in err
+    assert [line["dataset"] for line in results.read("r.jsonl")] == [name]
+    # What earlier versions wrote has these signs as they are.
+    Path("r.jsonl").write_text(json.dumps({"dataset": name}, ensure_ascii=False) + "\n", errors="replace")
+    assert len(list(results.read("r.jsonl"))) == 1
+
+
+def test_results_that_are_not_utf8_are_one_line(evaluate, run_folder, shard_folder):
+    Path("r.jsonl").write_bytes(b'{"dataset": "caf\xe9"}\n')
+    code, _, err = evaluate(run_folder, "--data", shard_folder, "--out", "r.jsonl")
+    assert (code, err) == (2, "clip-la: error: r.jsonl is not UTF-8; one result a line is expected\n")

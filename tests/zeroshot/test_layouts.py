@@ -287,3 +287,21 @@ def test_parts_of_shards_in_folders(tmp_path: Path):
     test_set = open_test_set(str(tmp_path))
     assert read(test_set) == [("k0", (5,))]
     assert "holds shards in test and val; taken is" in test_set.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "prompted"),
+    [
+        (["001.Black_footed_Albatross", "002.Crow"], ["Black footed Albatross", "Crow"]),
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["Chihuahua", "Japanese spaniel"]),
+        (["0 red", "1 green"], ["red", "green"]),
+        # Numbers that do not count the classes may be part of their names.
+        (["707-320", "747-400"], ["707-320", "747-400"]),
+        (["3-wheeler", "7-seater"], ["3-wheeler", "7-seater"]),
+    ],
+)
+def test_numbers_before_folders_names_are_not_prompted(tmp_path: Path, folders: list[str], prompted: list[str]):
+    test_set = open_test_set(str(put(tmp_path, *(f"{folder}/a.png" for folder in folders))))
+    assert [names[0] for names in test_set.classes.names] == prompted
+    assert list(test_set.classes.ids) == folders
+    assert any("left out of prompts" in note for note in test_set.notes) == (prompted[0] not in folders)

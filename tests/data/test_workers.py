@@ -102,6 +102,19 @@ def test_read_goes_on_past_it_in_a_single_shard(tmp_path):
     assert f"sample k02 of {folder / '0.tar'}" in stderr
 
 
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
+    folder = write(tmp_path / "shards", [PNG, PNG])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom clip_la.cli import main\n"
+        f"Path({str(tmp_path / 'once')!r}).mkdir()\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, str(script), "data", "verify", str(folder), "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def assert_named(stderr, form, folder):
     """Each of the three samples has its lines: the one that is died of twice has two."""
     for shard, times in enumerate((1, 1, 2)):

@@ -12,7 +12,7 @@ from typing import Any
 
 class _Process(SpawnProcess):
     @staticmethod
-    def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 (multiprocessing's name)
+    def _Popen(process_obj: BaseProcess) -> Any:
         with _script_hidden():
             return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
 

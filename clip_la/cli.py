@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from clip_la import __version__, launched
-from clip_la.errors import EXIT_CODE, UserError, unknown
+from clip_la.errors import EXIT_CODE, UserError, printable, unknown
 
 VERBS = {
     "demo": "the whole chain on real pairs: corpus, training, zero-shot, scaling plot; minutes on a CPU",
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, ends_job: bool = True) -> int:
     """One line on stderr, however many lines the message and processes the job has; the exit code of wrong input."""
     if launched.speaks():
-        print(f"clip-la: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"clip-la: error: {printable(' '.join(message.split()))}", file=sys.stderr)
         if ends_job:
             launched.end_job()
     elif ends_job:

@@ -52,7 +52,8 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
     sample: Sample = {}
     lost_key = ""  # of a sample that is not whole: one of its parts is damaged
     try:
-        for member in noted(read_members(stream), url):
+        members = read_members(stream, lambda reason: on_problem(Problem(reason, url)))
+        for member in noted(members, url):
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:

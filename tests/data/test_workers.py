@@ -10,11 +10,12 @@ import time
 
 import pytest
 
+from clip_la.cli import main
 from clip_la.data import problems
-from clip_la.data.problems import BadSample
+from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import ShardWriter, read_samples
 from clip_la.data.sources import ShardOpener, open_shard
-from clip_la.data.watch import VARIABLE, TimeLimit, sample_seconds
+from clip_la.data.watch import VARIABLE, At, TimeLimit, sample_seconds
 from clip_la.errors import UserError
 
 from .test_hostile import script
@@ -113,6 +114,25 @@ def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_name_from_a_shard_neither_begins_a_line_nor_steers_the_terminal(tmp_path, capsys):
+    key = "k\nclip-la: error: no disk\x1b[2J"
+    with ShardWriter(tmp_path / "0.tar") as writer:
+        writer.write({"__key__": key, ".png": b"x", ".txt": "odd"})
+        writer.write({"__key__": "good", ".png": PNG, ".txt": "a thing"})
+    for command in (["read", tmp_path], ["verify", tmp_path], ["pack", tmp_path, tmp_path / "out"]):
+        main(["data", *map(str, command), "--workers", "1"])
+        said = capsys.readouterr()
+        assert r"k\nclip-la: error: no disk\x1b[2J" in said.out
+        assert key not in said.out + said.err
+    (tmp_path / "set").mkdir()
+    with ShardWriter(tmp_path / "set/0.tar") as writer:
+        writer.write({"__key__": key, ".png": b"x", ".txt": "odd"})
+    assert main(["data", "pack", str(tmp_path / "set"), str(tmp_path / "none"), "--workers", "1"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    assert str(At(1, 0.0, 0, "0.tar", key)).isprintable()
+    assert str(Problem(problems.NO_IMAGE, "0.tar", key)).isprintable()
 
 
 def assert_named(stderr, form, folder):

@@ -15,10 +15,10 @@ from clip_la.errors import EXIT_CODE, UserError, printable, unknown
 
 VERBS = {
     "demo": "the whole chain on real pairs: corpus, training, zero-shot, scaling plot; minutes on a CPU",
-    "data": "make, check and look at shards: starter, photos, scenes, pack, verify, read, show",
+    "data": "make, check and look at shards: starter, photos, scenes, tiny-imagenet, pack, verify, read, show",
     "train": "train image and text towers on shards",
     "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
-    "scaling": "scaling laws from results: fit, plot",
+    "scaling": "scaling laws from results, and runs for them: fit, plot, points, coverage, sweep",
     "bench": "measured tables for this machine: kernels, data, train, zeroshot",
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",

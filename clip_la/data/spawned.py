@@ -14,7 +14,7 @@ class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
         with _script_hidden():
-            return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            return SpawnProcess._Popen(process_obj)
 
 
 class Spawned(SpawnContext):
@@ -23,7 +23,7 @@ class Spawned(SpawnContext):
     Without one they would do all of it again, such as removing a folder, before multiprocessing refuses to go on.
     """
 
-    Process = _Process  # type: ignore[assignment]
+    Process = _Process
 
 
 @contextlib.contextmanager

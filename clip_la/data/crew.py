@@ -52,7 +52,7 @@ def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iter
         workers: with more than one, `work` comes from a module, not from the script that is run.
 
     Raises:
-        UserError: `work` raised one.
+        UserError, OSError: `work` raised one.
     """
     if workers == 1 or not jobs:
         yield from (work(job, {}) for job in jobs)
@@ -133,6 +133,8 @@ class _Crew(Generic[Job, Result]):
         kind, value = answer
         if kind == "user error":
             raise UserError(value)
+        if kind == "machine":
+            raise value
         if kind == "error":
             raise RuntimeError(f"in a worker process:\n{value}")
         self._has_answered = True
@@ -190,6 +192,8 @@ def _serve(connection: Connection, board: Board, slot: int, work: Work[Any, Any]
             answer = ("result", work(job, passed_over))
         except UserError as error:
             answer = ("user error", str(error))
+        except OSError as error:  # the machine's state, such as a full disk
+            answer = ("machine", OSError(error.errno, error.strerror or str(error), error.filename))
         except Exception:
             answer = ("error", traceback.format_exc())
         try:

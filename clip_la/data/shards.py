@@ -122,8 +122,12 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._tar.close()
+        try:
+            if kind is None:
+                self._tar.close()
+        except BaseException as late:
+            self._file.__exit__(type(late), late, late.__traceback__)
+            raise
         self._file.__exit__(kind, error, trace)
 
 

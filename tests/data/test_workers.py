@@ -1,6 +1,7 @@
 """Decoders that hang and workers that die, in every pass over shards: named, counted, and the rest is done."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from clip_la.cli import main
-from clip_la.data import problems
+from clip_la.data import crew, problems
 from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import ShardWriter, read_samples
 from clip_la.data.sources import ShardOpener, open_shard
@@ -133,6 +134,16 @@ def test_a_name_from_a_shard_neither_begins_a_line_nor_steers_the_terminal(tmp_p
     assert "\x1b" not in capsys.readouterr().err
     assert str(At(1, 0.0, 0, "0.tar", key)).isprintable()
     assert str(Problem(problems.NO_IMAGE, "0.tar", key)).isprintable()
+
+
+def full(job, passed_over):
+    raise OSError(errno.ENOSPC, "No space left on device", f"{job}.tar")
+
+
+def test_a_disk_that_is_full_for_a_worker_is_the_callers_error():
+    with pytest.raises(OSError, match="No space") as caught:
+        list(crew.run_jobs(full, [0, 1], 2))
+    assert caught.value.filename in ("0.tar", "1.tar")
 
 
 def assert_named(stderr, form, folder):

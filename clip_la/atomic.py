@@ -1,5 +1,6 @@
 """Files that are whole or absent: temporary file beside the target, fsync, rename."""
 
+import errno
 import os
 import tempfile
 import time
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import IO
 
 PART = ".part"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
-    """Opens a temporary file beside `path`; renames it onto `path` once the block ends well, removes it otherwise."""
+    """Opens a temporary file beside `path`; renames it onto `path` once the block ends well, removes it otherwise.
+
+    Raises OSError naming `path` where the disk is full.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=PART)
@@ -27,9 +32,18 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if full := _disk_full(error):
+            raise OSError(full.errno, full.strerror, str(target)) from error
         raise
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """The error of a full disk behind what a writer such as torch.save made of it."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in DISK_FULL):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def remove_unfinished(folder: Path, pattern: str = "*", older_than_s: float = 0.0) -> None:

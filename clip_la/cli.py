@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from clip_la import __version__, launched
-from clip_la.errors import EXIT_CODE, UserError, unknown
+from clip_la.errors import EXIT_CODE, UserError, printable, unknown
 
 VERBS = {
     "demo": "the whole chain on real pairs: corpus, training, zero-shot, scaling plot; minutes on a CPU",
-    "data": "make, check and look at shards: starter, photos, scenes, pack, verify, read, show",
+    "data": "make, check and look at shards: starter, photos, scenes, tiny-imagenet, pack, verify, read, show",
     "train": "train image and text towers on shards",
     "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
-    "scaling": "scaling laws from results: fit, plot",
+    "scaling": "scaling laws from results, and runs for them: fit, plot, points, coverage, sweep",
     "bench": "measured tables for this machine: kernels, data, train, zeroshot",
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, ends_job: bool = True) -> int:
     """One line on stderr, however many lines the message and processes the job has; the exit code of wrong input."""
     if launched.speaks():
-        print(f"clip-la: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"clip-la: error: {printable(' '.join(message.split()))}", file=sys.stderr)
         if ends_job:
             launched.end_job()
     elif ends_job:

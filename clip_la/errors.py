@@ -22,6 +22,11 @@ def shown(value: object) -> str:
     return one_line(repr(value))
 
 
+def printable(text: str) -> str:
+    """Text from a file, such as a key or a name, as a terminal may get it: in one line, control signs as escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name outside a registry, with the nearest names or, if none is near, all of them."""
     known = sorted(set(choices))

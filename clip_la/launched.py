@@ -50,21 +50,29 @@ def rank_timeout() -> timedelta:
 
 
 def speaks() -> bool:
-    """Whether this process is to tell the user of an error: the first of its job to ask; each one without torchrun."""
+    """Whether this process is to tell the user of an error: the first of its job to ask."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return True
+        # With --devices the first process starts the others, which have a LOCAL_RANK.
+        return _claimed("devices", str(_PARENT if os.environ.get("LOCAL_RANK", "0") != "0" else os.getpid()))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends in any case, and is not to be cut short
     if _is_orphan():  # another one has spoken, and ended the launcher
         return False
     # Whoever binds the name first has it until it ends; torchrun's own store would answer its end with warnings.
     job = (str(_PARENT), *(os.environ.get(f"TORCHELASTIC_{part}", "") for part in ("RUN_ID", "RESTART_COUNT")))
+    return _claimed(*job)
+
+
+def _claimed(*job: str) -> bool:
     global _claim
+    if _claim is not None:
+        return True
     try:
         _claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _claim.bind("\0clip-la-error-" + "-".join(job))
     except OSError as error:
-        return error.errno != errno.EADDRINUSE and os.environ.get("RANK") == "0"
+        _claim = None
+        return error.errno != errno.EADDRINUSE and os.environ.get("RANK", "0") == "0"
     return True
 
 
@@ -89,6 +97,8 @@ def end_job() -> None:
 
 def wait_for_end() -> None:
     """For a process that is not to speak: by exiting first it would make torchrun speak."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
     _wait(_is_orphan, _WAITING_S)
 
 

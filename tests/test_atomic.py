@@ -1,5 +1,6 @@
 """A file has its name once it is whole; what a killed writer leaves is found and removed, and nothing else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -50,3 +51,22 @@ def test_what_killed_writers_leave_is_removed(tmp_path):
     remove_unfinished(tmp_path, older_than_s=60)
     assert {path.name for path in tmp_path.iterdir()} == others
     remove_unfinished(tmp_path / "absent")
+
+
+def test_a_full_disk_is_named_whatever_the_writer_makes_of_it(tmp_path):
+    """torch.save answers one with a RuntimeError about positions in its file."""
+    import resource
+
+    import torch
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.ckpt") as caught, atomic_write(tmp_path / "a.ckpt") as stream:
+            torch.save({"weights": torch.zeros(100_000)}, stream)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []

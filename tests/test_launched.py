@@ -96,3 +96,17 @@ def test_only_what_comes_of_other_ranks_is_told_of_them(monkeypatch):
 def test_how_long_ranks_wait_for_each_other(monkeypatch, given, seconds):
     monkeypatch.setenv(launched.RANK_SECONDS_VARIABLE, given)
     assert launched.rank_timeout() == timedelta(seconds=seconds)
+
+
+def test_processes_that_the_first_one_starts_tell_of_an_error_once():
+    """As with --devices 2: the first process has no LOCAL_RANK, those it starts have one."""
+    error = "import sys; from clip_la import cli; code = cli._fail('wrong')"
+    first = f"import os, subprocess; {error}; env = {{**os.environ, 'LOCAL_RANK': '1'}}; subprocess.run("
+    first += f"[sys.executable, '-c', {error!r}], env=env); sys.exit(code)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for name in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", first], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, "clip-la: error: wrong\n")

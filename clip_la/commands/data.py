@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.cli import Parser
-from clip_la.errors import EXIT_CODE, UserError, unknown
+from clip_la.errors import EXIT_CODE, UserError, printable, unknown
 from clip_la.json_text import json_text
 
 # Exit code of `verify` and `read` when they worked but found something wrong.
@@ -199,7 +199,7 @@ def _pack(argv: list[str]) -> None:
 
 def _reasons(counts: dict[str, Any]) -> str:
     """A line for each reason, with the place where it was first met."""
-    places = {reason: f" (first: {place})" for reason, place in counts["examples"].items() if place}
+    places = {reason: f" (first: {printable(place)})" for reason, place in counts["examples"].items() if place}
     return "".join(f"  skipped {num}: {reason}{places.get(reason, '')}\n" for reason, num in counts["skipped"].items())
 
 

@@ -102,19 +102,29 @@ def table(
 ) -> list[dict]:
     """One dictionary a preset and attention: parameters and forward GFLOPs of each tower and of both.
 
-    With a `batch`, measured pairs per second too; with `start`, what start.py measures. Raises UserError for an unknown
-    name, or an attention, image size or batch that does not fit.
+    With a `batch`, measured pairs per second too; with `start`, what start.py measures. Without names, presets that the
+    attention or image size does not fit are left out, which stderr tells. Raises UserError for an unknown name, or an
+    attention, image size or batch that does not fit what is named, or any preset.
     """
+    import sys
+
     from clip_la.errors import UserError
     from clip_la.models.flops import flops, num_parameters
     from clip_la.models.registry import list_models, model_spec
 
     if batch is not None and batch < 1:
         raise UserError(f"--speed {batch}: give the number of pairs in a batch, 1 or more")
-    rows = []
+    rows: list[dict] = []
+    unfit: list[UserError] = []
     for name in names or list_models():
         for image, text in _plans(attention):
-            spec = model_spec(name, image_attention=image, text_attention=text, image_size=image_size)
+            try:
+                spec = model_spec(name, image_attention=image, text_attention=text, image_size=image_size)
+            except UserError as error:
+                if names:
+                    raise
+                unfit.append(error)
+                continue
             row = {
                 "model": name,
                 "attention": spec.attention,
@@ -131,6 +141,10 @@ def table(
 
                 row["start"] = start_scales(spec)
             rows.append(row)
+    if not rows:
+        raise unfit[0]
+    for error in unfit:
+        print(f"left out: {error}", file=sys.stderr)
     return rows
 
 

@@ -8,12 +8,12 @@ import sys
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from clip_la.data import problems
+from clip_la.data.spawned import Spawned
 from clip_la.data.watch import At, Board, sample_seconds
 from clip_la.errors import UserError
 
@@ -49,10 +49,10 @@ def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iter
     Args:
         work: called with a job and the samples to pass over; pickles. Notes what it is at, as in `watch`.
         jobs: pickle too.
-        workers: with more than one, scripts need the `if __name__ == "__main__"` guard.
+        workers: with more than one, `work` comes from a module, not from the script that is run.
 
     Raises:
-        UserError: `work` raised one.
+        UserError, OSError: `work` raised one.
     """
     if workers == 1 or not jobs:
         yield from (work(job, {}) for job in jobs)
@@ -97,7 +97,7 @@ class _Crew(Generic[Job, Result]):
                 worker.process.join()
 
     def _started(self, slot: int) -> _Worker:
-        context = get_context("spawn")
+        context = Spawned()
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._board, slot, self._work), daemon=True)
         self._board.clear(slot)
@@ -133,6 +133,8 @@ class _Crew(Generic[Job, Result]):
         kind, value = answer
         if kind == "user error":
             raise UserError(value)
+        if kind == "machine":
+            raise value
         if kind == "error":
             raise RuntimeError(f"in a worker process:\n{value}")
         self._has_answered = True
@@ -190,6 +192,8 @@ def _serve(connection: Connection, board: Board, slot: int, work: Work[Any, Any]
             answer = ("result", work(job, passed_over))
         except UserError as error:
             answer = ("user error", str(error))
+        except OSError as error:  # the machine's state, such as a full disk
+            answer = ("machine", OSError(error.errno, error.strerror or str(error), error.filename))
         except Exception:
             answer = ("error", traceback.format_exc())
         try:

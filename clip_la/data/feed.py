@@ -14,7 +14,7 @@ from clip_la.data.rows import Row
 from clip_la.data.shards import KEY, SHARD, read_samples
 from clip_la.data.sources import shard_name
 from clip_la.data.watch import TimeLimit
-from clip_la.errors import UserError
+from clip_la.errors import UserError, printable
 
 # Tries after which a source says so when none, or too few, of its samples can be used.
 MIN_TRIES_NONE_USABLE = 100
@@ -106,5 +106,5 @@ def nothing_usable(
 
 def counts(bad: Counter[str], examples: Mapping[str, str] = MappingProxyType({})) -> str:
     """`"no caption 12 (first: EXAMPLE), image damaged 3"`: most frequent first."""
-    first = {reason: f" (first: {example})" for reason, example in examples.items()}
+    first = {reason: f" (first: {printable(example)})" for reason, example in examples.items()}
     return ", ".join(f"{reason} {count}{first.get(reason, '')}" for reason, count in bad.most_common())

@@ -98,8 +98,10 @@ class ShardLoader(WatchedLoader):
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """A terminal's Ctrl-C reaches all processes; what to do about it is for the training process to say."""
+    """A terminal's Ctrl-C reaches all processes, torchrun's or Slurm's SIGTERM too; what to do about it is for the
+    training process to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -90,7 +90,7 @@ def pack(
 
     Args:
         per_shard: input samples a shard, at most 10,000.
-        workers: processes; with more than one, scripts need the `if __name__ == "__main__"` guard.
+        workers: processes.
         check_pixels: decode each picture and leave out those that cannot be.
 
     Returns:

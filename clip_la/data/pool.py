@@ -197,16 +197,20 @@ class _Threads:
         self._decode = decode
         self._tasks: SimpleQueue[tuple[dict[str, Any], Future[Any]] | None] = SimpleQueue()
         # Not those of a ThreadPoolExecutor, which the end of the process would wait for.
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(os.cpu_count() or 1)]
+        self._started = 0
 
     def __enter__(self) -> "_Threads":
-        for each in self._threads:
-            each.start()
+        for _ in range(os.cpu_count() or 1):
+            self._start()
         return self
 
     def __exit__(self, *exit_info: object) -> None:
-        for _ in self._threads:
+        for _ in range(self._started):
             self._tasks.put(None)
+
+    def _start(self) -> None:
+        self._started += 1
+        threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -224,7 +228,11 @@ class _Threads:
             self._tasks.put(task)
         for sample, result in tasks:
             done, _ = wait([result], sample_seconds())
-            yield result.result() if done else passed_over_as_too_long(sample[SHARD], sample[KEY])
+            if done:
+                yield result.result()
+            else:
+                self._start()  # in the place of the one that is stuck, or those behind it would wait for ever
+                yield passed_over_as_too_long(sample[SHARD], sample[KEY])
 
 
 def _has_room(device: torch.device, size: int) -> bool:

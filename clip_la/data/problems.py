@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clip_la.errors import printable
+
 # Every reason there is. Counts, tests and tables use these words; nothing else is ever counted.
 NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
@@ -32,11 +34,12 @@ SHARD_NOT_TAR = "shard is not a tar"
 SHARD_DAMAGED = "shard damaged"
 SHARD_TRUNCATED = "shard truncated"
 SHARD_WITHOUT_END = "shard without end mark"
+SHARD_GOES_ON = "shard goes on after its end mark: not read"
 SHARD_BOMB = "shard unpacks to too much"
 TOOK_TOO_LONG = "took too long"
 WORKER_DIED = "worker died"
 # What is told without any sample being lost.
-NOTICES = frozenset({PART_REPEATED})
+NOTICES = frozenset({PART_REPEATED, SHARD_GOES_ON})
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class Problem:
     key: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.reason}" + (f" ({self.key})" if self.key else "")
+        return f"{self.shard}: {self.reason}" + (f" ({printable(self.key)})" if self.key else "")
 
 
 OnProblem = Callable[[Problem], None]

@@ -91,7 +91,7 @@ def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet:
     Args:
         reading: what to read and how.
         keys: where to write one JSON object a sample: `{"shard", "key", "outcome": "ok" | "skipped", "reason"}`.
-        workers: processes; with more than one, scripts need the `if __name__ == "__main__"` guard.
+        workers: processes.
 
     Returns:
         `{"shards", "samples", "ok", "skipped": {reason: count}, "examples": {reason: "SHARD: KEY"}, "skipped_total",

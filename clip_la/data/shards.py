@@ -52,7 +52,8 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
     sample: Sample = {}
     lost_key = ""  # of a sample that is not whole: one of its parts is damaged
     try:
-        for member in noted(read_members(stream), url):
+        members = read_members(stream, lambda reason: on_problem(Problem(reason, url)))
+        for member in noted(members, url):
             key, part = split_name(member.name)
             reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
             if reason:
@@ -121,8 +122,12 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._tar.close()
+        try:
+            if kind is None:
+                self._tar.close()
+        except BaseException as late:
+            self._file.__exit__(type(late), late, late.__traceback__)
+            raise
         self._file.__exit__(kind, error, trace)
 
 

@@ -6,7 +6,7 @@ members a sample make that a tenth of what a fast JPEG pipeline may take. This o
 whole header after a damaged one, and says exactly how a tar ended.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
@@ -49,15 +49,19 @@ class Member:
     reason: str | None = None
 
 
-def read_members(stream: IO[bytes]) -> Iterator[Member]:
+def read_members(stream: IO[bytes], on_notice: Callable[[str], None] = lambda reason: None) -> Iterator[Member]:
     """All regular files of a tar, plain or gzipped, read from front to back; directories are passed over silently.
 
     A member of a kind that nobody knows is a regular file, sparse files come whole, links and devices are passed over.
 
+    Args:
+        on_notice: called with `problems.SHARD_GOES_ON` where more than zeros follows the end mark, as in tars put one
+            after another, or where blocks were lost to zeros; nobody reads that.
+
     Raises:
         TarDamage: at damage that nothing can be read after, after every whole member; also for a missing end mark.
     """
-    return _Archive(TarSource(stream)).members()
+    return _Archive(TarSource(stream), on_notice).members()
 
 
 @dataclass
@@ -104,8 +108,9 @@ class _Extension:
 class _Archive:
     """One tar being read."""
 
-    def __init__(self, source: TarSource) -> None:
+    def __init__(self, source: TarSource, on_notice: Callable[[str], None]) -> None:
         self._source = source
+        self._on_notice = on_notice
         self._holes_left = MAX_MEMBER_BYTES
         self._global_name: bytes | None = None
 
@@ -127,7 +132,8 @@ class _Archive:
                     yield from self._member(header, block, extension)
                     extension = _Extension()
             first = False
-        self._source.finish()
+        if self._source.goes_on():
+            self._on_notice(problems.SHARD_GOES_ON)
 
     def _next_block(self, first: bool) -> bytes | None:
         block = self._source.read(BLOCK_BYTES)

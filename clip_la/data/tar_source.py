@@ -60,10 +60,18 @@ class TarSource:
                 raise TarDamage(problems.SHARD_TRUNCATED, name)
             left -= len(data)
 
-    def finish(self) -> None:
-        """To be called at the tar's end: reads what fills up a gzipped one, behind which its own checksum stands."""
-        if isinstance(self._stream, _Unzipped):
-            self._stream.read(SKIP_CHUNK_BYTES)
+    def goes_on(self) -> bool:
+        """To be called at the tar's end mark: whether anything but zeros follows.
+
+        Reads what fills the tar up, behind which the checksum of a gzipped one stands.
+        """
+        for _ in range(REACH_BYTES // SEARCH_BYTES):
+            data = self.read(SEARCH_BYTES)
+            if data.strip(b"\0"):
+                return True
+            if not data:
+                return False
+        return False
 
     def find_header(self, damaged: bytes) -> bool:
         """Goes on to the next header after a block that is none; False where there is none within reach.

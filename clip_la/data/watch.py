@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from clip_la.data import problems
 from clip_la.data.problems import BadSample
-from clip_la.errors import UserError
+from clip_la.errors import UserError, printable
 
 T = TypeVar("T")
 VARIABLE = "CLIP_LA_SAMPLE_SECONDS"
@@ -63,7 +63,7 @@ class At(NamedTuple):
     key: str
 
     def __str__(self) -> str:
-        return f"sample {self.key} of {self.shard}" if self.key else self.shard
+        return f"sample {printable(self.key)} of {self.shard}" if self.key else self.shard
 
 
 class Board:

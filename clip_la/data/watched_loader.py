@@ -85,6 +85,9 @@ class WatchedLoader(DataLoader):
         iterator = super().__iter__()
         if is_main and before is not None:
             signal.signal(signal.SIGCHLD, before)
+        for process in getattr(iterator, "_workers", ()):
+            # Which ends those too that do not listen to SIGTERM: nobody waits for them then.
+            process._popen.terminate = process._popen.kill
         return iterator
 
     def _kill_overdue(self) -> set[int]:

@@ -53,5 +53,8 @@ def cost_table(runs: Sequence[PlannedRun], out: Path, num_places: int) -> str:
         time = f"{run.budget_samples / rate:8.0f} s" if rate else "   not measured"
         lines.append(f"{run.name}  {run.budget_samples:,} samples  {cost:.2e} FLOPs {time}")
     hours = f"{total_s / 3600:.2f} device hours, {total_s / 3600 / num_places:.2f} hours on {num_places} places"
-    rest = f"; {unknown} runs are of architectures not measured yet" if unknown else ""
-    return "\n".join([*lines, f"{len(runs)} runs, {total_flops:.2e} FLOPs, {hours}{rest}"])
+    if unknown:  # a sum over the others alone is no estimate of all
+        known = len(runs) - unknown
+        rest = f"; the other {known}: {hours}" if known else ""
+        hours = f"{unknown} runs are of architectures not measured yet{rest}"
+    return "\n".join([*lines, f"{len(runs)} runs, {total_flops:.2e} FLOPs, {hours}"])

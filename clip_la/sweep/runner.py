@@ -119,10 +119,17 @@ def run_sweep(
         waiting.put(run)
     report(f"{len(runs)} runs, {len(runs) - len(todo)} finished already, {len(todo)} to train on {len(places)} places")
     failed: list[str] = []
+    faults: list[BaseException] = []
     lock = threading.Lock()
     workers = [Worker(place, out / LOGS_NAME) for place in places[: len(todo)]]
 
     def work(worker: Worker) -> None:
+        try:
+            train_waiting(worker)
+        except BaseException as fault:  # a thread's own end would look like the end of its runs
+            faults.append(fault)
+
+    def train_waiting(worker: Worker) -> None:
         while True:
             try:
                 run = waiting.get_nowait()
@@ -144,6 +151,8 @@ def run_sweep(
     finally:
         for worker in workers:
             worker.close()
+    if faults:
+        raise faults[0]
     write_table(out, runs)
     return failed
 

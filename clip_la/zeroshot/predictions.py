@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError
+from clip_la.errors import UserError, printable
 
 # (source, position in it, key, reason)
 SkippedPicture = tuple[int, int, str, str]
@@ -64,7 +64,8 @@ def said(skipped: Collection[SkippedPicture]) -> str:
     """What was skipped, in a line for a person: `"no label: 3 (first: a/b)"` and so on."""
     first = first_keys(skipped)
     counts = Counter(reason for *_, reason in skipped)
-    return ", ".join(f"{reason}: {count} (first: {first[reason]})" for reason, count in sorted(counts.items()))
+    said_of = [f"{reason}: {count} (first: {printable(first[reason])})" for reason, count in sorted(counts.items())]
+    return ", ".join(said_of)
 
 
 def load(path: str | os.PathLike[str]) -> Predictions:

@@ -1,5 +1,6 @@
 """Batches from the memory pool are what single pictures would give, in the order of the streams."""
 
+import threading
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from clip_la_kernels.dispatch import use_backend
 from PIL import Image
 
+from clip_la.data import pool as pool_module
+from clip_la.data import problems, watch
 from clip_la.data.augment import BACKGROUND, FLIP, NUM_DRAWS, Augmentation, random_crop
 from clip_la.data.captions import Captions
 from clip_la.data.device import DeviceDecoder
@@ -15,6 +18,7 @@ from clip_la.data.order import PoolOrder, Streams, choose_sources
 from clip_la.data.pool import Pool
 from clip_la.data.pool_captions import CaptionTable
 from clip_la.data.pool_stream import PoolWalk, pooled_batches
+from clip_la.data.problems import Problem
 from clip_la.data.rows import Limits
 from clip_la.data.tokenizer import caption_ids, get_tokenizer
 from clip_la.errors import UserError
@@ -94,6 +98,31 @@ def test_a_larger_pool_than_allowed_is_refused():
     assert pool.add([sample] * 2, pytest.fail) == range(2)
     with pytest.raises(UserError, match=r"more than cache_gb .* cache 'none'"):
         pool.add([sample], pytest.fail)
+
+
+def test_decoders_that_hang_cost_their_samples_however_many_there_are(monkeypatch, capfd):
+    """Also more of them than threads."""
+    monkeypatch.setenv(watch.VARIABLE, "0.3")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    released, read = threading.Event(), pool_module.read_picture
+
+    def hang(sample, limits):
+        if sample["__key__"] in "246":
+            released.wait(60)
+        return read(sample, limits)
+
+    monkeypatch.setattr(pool_module, "read_picture", hang)
+    data, found = BytesIO(), []
+    Image.new("RGB", (30, 30)).save(data, "PNG")
+    samples = [{"__key__": str(n), "__shard__": "s", ".png": data.getvalue(), ".txt": b"text"} for n in range(10)]
+    pool = Pool(Captions(), Augmentation(SIZE), Limits())
+    try:
+        assert pool.add(samples, found.append) == range(7)
+    finally:
+        released.set()
+    assert found == [Problem(problems.TOOK_TOO_LONG, "s", key) for key in "246"]
+    told = capfd.readouterr().err.splitlines()
+    assert told == [f"sample {key} of s: took more than 0.3 s; passed over" for key in "246"]
 
 
 def test_captions_are_picked_as_one_by_one():

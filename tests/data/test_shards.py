@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -53,6 +54,19 @@ def test_what_is_written_is_read_by_us_and_by_webdataset(tmp_path):
         assert {part[1:]: data for part, data in mine.items() if part[0] == "."} == {
             k: v for k, v in other.items() if k[0] != "_"
         }
+
+
+def test_what_follows_the_end_mark_is_told(tmp_path):
+    """Tars put one after another, and one that lost blocks to zeros, end at the mark for every reader."""
+    whole = Path(write(tmp_path / "a.tar")).read_bytes()
+    assert read(write(tmp_path / "a.tar"))[1] == []
+    for name, pack in (("b.tar", bytes), ("c.tar", gzip.compress)):
+        (tmp_path / name).write_bytes(pack(whole + whole))
+        samples, reasons = read(tmp_path / name)
+        assert len(samples) == len(SAMPLES)
+        assert reasons == [problems.SHARD_GOES_ON]
+    (tmp_path / "d.tar").write_bytes(bytes(1024) + whole[1024:])
+    assert read(tmp_path / "d.tar")[1] == [problems.SHARD_GOES_ON]
 
 
 def test_written_bytes_depend_on_the_samples_alone(tmp_path):

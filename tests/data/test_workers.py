@@ -10,11 +10,12 @@ import time
 
 import pytest
 
+from clip_la.cli import main
 from clip_la.data import problems
-from clip_la.data.problems import BadSample
+from clip_la.data.problems import BadSample, Problem
 from clip_la.data.shards import ShardWriter, read_samples
 from clip_la.data.sources import ShardOpener, open_shard
-from clip_la.data.watch import VARIABLE, TimeLimit, sample_seconds
+from clip_la.data.watch import VARIABLE, At, TimeLimit, sample_seconds
 from clip_la.errors import UserError
 
 from .test_hostile import script
@@ -102,6 +103,38 @@ def test_read_goes_on_past_it_in_a_single_shard(tmp_path):
     assert f"sample k02 of {folder / '0.tar'}" in stderr
 
 
+def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
+    folder = write(tmp_path / "shards", [PNG, PNG])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom clip_la.cli import main\n"
+        f"Path({str(tmp_path / 'once')!r}).mkdir()\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, str(script), "data", "verify", str(folder), "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_name_from_a_shard_neither_begins_a_line_nor_steers_the_terminal(tmp_path, capsys):
+    key = "k\nclip-la: error: no disk\x1b[2J"
+    with ShardWriter(tmp_path / "0.tar") as writer:
+        writer.write({"__key__": key, ".png": b"x", ".txt": "odd"})
+        writer.write({"__key__": "good", ".png": PNG, ".txt": "a thing"})
+    for command in (["read", tmp_path], ["verify", tmp_path], ["pack", tmp_path, tmp_path / "out"]):
+        main(["data", *map(str, command), "--workers", "1"])
+        said = capsys.readouterr()
+        assert r"k\nclip-la: error: no disk\x1b[2J" in said.out
+        assert key not in said.out + said.err
+    (tmp_path / "set").mkdir()
+    with ShardWriter(tmp_path / "set/0.tar") as writer:
+        writer.write({"__key__": key, ".png": b"x", ".txt": "odd"})
+    assert main(["data", "pack", str(tmp_path / "set"), str(tmp_path / "none"), "--workers", "1"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    assert str(At(1, 0.0, 0, "0.tar", key)).isprintable()
+    assert str(Problem(problems.NO_IMAGE, "0.tar", key)).isprintable()
+
+
 def assert_named(stderr, form, folder):
     """Each of the three samples has its lines: the one that is died of twice has two."""
     for shard, times in enumerate((1, 1, 2)):
@@ -147,6 +180,9 @@ def raises(job, passed_over):
         raise UserError("shard 1 is not there")
     return job
 
+def is_full(job, passed_over):
+    raise OSError(28, "No space left on device", "a.tar")
+
 if __name__ == "__main__":
     print(list(crew.run_jobs(killed_once, [0, 1, 2], 2)))
     first, lost, last = crew.run_jobs(hangs_while_reading, [0, 1, 2], 2)
@@ -155,6 +191,10 @@ if __name__ == "__main__":
         list(crew.run_jobs(raises, [0, 1, 2], 2))
     except UserError as error:
         print(error)
+    try:
+        list(crew.run_jobs(is_full, [0, 1], 2))
+    except OSError as error:
+        print(error.filename, error.strerror)
 """
 
 
@@ -173,6 +213,7 @@ def test_jobs_are_done_whatever_becomes_of_workers(tmp_path):
         "[(0, {}), (1, {}), (2, {})]",
         f"0 2 True {problems.TOOK_TOO_LONG} 1.tar",
         "shard 1 is not there",
+        "a.tar No space left on device",
     ]
     assert done.stderr.splitlines() == [
         "sample k of 1.tar: the worker was killed by SIGKILL (out of memory?); the shard is begun again",

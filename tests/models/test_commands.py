@@ -38,6 +38,22 @@ def test_models_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split()[:5] == ["vit_b16", "linear*11+softmax", "224", "197", "77"]
 
 
+def test_models_leaves_out_presets_that_a_plan_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the plan is longer than they are; one that is named, or a plan for no preset at all, is refused."""
+    plan = "linear_mean:softmax=5:1/softmax"
+    assert main(["models", "--attention", plan, "--json"]) == 0
+    out, err = capsys.readouterr()
+    fit = {m for m in list_models() if model_spec(m).image_layers >= 6}
+    assert {row["model"] for row in json.loads(out)} == fit
+    assert len(fit) < len(list_models())
+    assert sum(line.startswith("left out: image tower of") for line in err.splitlines()) == len(list_models()) - len(
+        fit
+    )
+    assert main(["models", "vit_micro", "--attention", plan]) == 2
+    assert main(["models", "--attention", "linear*100+softmax"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
 def test_models_takes_a_plan_a_tower_and_measures_it(capsys: pytest.CaptureFixture[str]) -> None:
     plan = "linear_mean,softmax@1/softmax(conv=3)"
     assert main(["models", "vit_nano", "--attention", plan, "--speed", "2", "--json"]) == 0

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,9 @@ import yaml
 from clip_la.cli import main
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
+from clip_la.sweep.costs import cost_table
 from clip_la.sweep.plan import expand, keep_manifest, read_plan
-from clip_la.sweep.runner import slots
+from clip_la.sweep.runner import Worker, run_sweep, slots
 from clip_la.sweep.state import last_row
 
 BATCH = 32
@@ -137,6 +142,41 @@ def test_a_run_keeps_its_options_for_good(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run softmax with other options \(model.weight_decay\)"):
         keep_manifest(tmp_path, expand(OPTIONS | {"model.weight_decay": 0.1}, {"arm": ARMS}))
     assert set(json.loads((tmp_path / "sweep.json").read_text())) == {*ARMS, "other"}
+
+
+def test_the_worker_of_a_killed_sweep_ends_in_the_middle_of_its_run() -> None:
+    """A sweep called again would train in the same folder beside it."""
+    worker = (
+        "import time\nfrom clip_la.sweep import worker\nworker.train_one = lambda _: time.sleep(1000)\nworker.main()"
+    )
+    sweep = (
+        "import os, signal, subprocess, sys, time\n"
+        f"worker = subprocess.Popen([sys.executable, '-c', {worker!r}], stdin=subprocess.PIPE, text=True)\n"
+        'print(\'{"name": "a", "arguments": []}\', file=worker.stdin, flush=True)\n'
+        "time.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Comes back once nobody holds the pipe any more.
+    done = subprocess.run(
+        [sys.executable, "-c", sweep], env=environment, stderr=subprocess.PIPE, timeout=30, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_fault_in_the_midst_of_a_sweep_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {"options": {**OPTIONS, "data.shards": "x"}, "grid": {"seed": [0]}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(plan))
+    monkeypatch.setattr(Worker, "train", lambda self, run, out: {"error": None, "seconds": "no number"})
+    with pytest.raises(ValueError, match="format"):
+        run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, slots([], 1), num_evaluations=lambda _: 0, report=print)
+
+
+def test_hours_are_told_of_runs_alone_that_were_measured(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump({"options": {**OPTIONS, "data.shards": "x"}, "grid": {"seed": [0]}})
+    )
+    runs = read_plan(tmp_path / "s.yaml")
+    assert "hours" not in cost_table(runs, tmp_path / "out", 1)
 
 
 def test_places_spread_over_the_gpus_first() -> None:

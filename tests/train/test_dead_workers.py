@@ -1,5 +1,6 @@
 """Training whose decoder sleeps goes on; one whose loader process dies or hangs ends with one line."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -25,6 +26,10 @@ def sleep():
 def hang():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     time.sleep(1000)
+
+
+def term():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def die():
@@ -67,6 +72,13 @@ def test_a_sample_that_sleeps_is_passed_over(options, monkeypatch, capfd):
     err = capfd.readouterr().err
     assert f"samples passed over: {problems.TOOK_TOO_LONG} " in err
     assert "sample k20 of " in err
+
+
+def test_a_sigterm_to_all_processes_is_for_the_training_process_to_answer(options, monkeypatch, capfd):
+    """Loader processes that it ended would end the run before it has saved."""
+    assert train(monkeypatch, options, term) == 0
+    assert "passed over" not in capfd.readouterr().err
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

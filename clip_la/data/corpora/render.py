@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
+
+from clip_la.data.spawned import Spawned
 
 Svg = Path | str
 """A drawing: the path of an SVG file, or the text of one."""
@@ -55,7 +56,7 @@ def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[
         yield from map(_render, jobs)
         return
     # spawn: the caller may have threads (torch), which fork does not survive reliably.
-    with ProcessPoolExecutor(num, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num, mp_context=Spawned()) as pool:
         yield from pool.map(_render, jobs, chunksize=_CHUNK)
 
 

@@ -88,7 +88,7 @@ def build_starter(
         wide: add further artists, icons and clip art to the training split; the test splits stay as they are.
         npm: where their npm packages have been installed; None is the cache, filled when needed.
         art: where the clip art's Debian package has been unpacked; None is the system or the cache, filled when needed.
-        workers: processes that draw; with more than one, scripts need the `if __name__ == "__main__"` guard.
+        workers: processes that draw.
 
     Raises:
         UserError: packages missing or of another version, size out of range, `out` taken by something else.

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from clip_la.data.corpora.tiny_imagenet_folder import TRAIN, VAL, Picture, read_
 from clip_la.data.decode import decode_image
 from clip_la.data.pack import image_suffix
 from clip_la.data.problems import BadSample
+from clip_la.data.spawned import Spawned
 from clip_la.errors import UserError, unknown
 from clip_la.zeroshot.names import definitions, lemmas
 
@@ -127,7 +127,7 @@ def _shown(paths: Sequence[Path], format: str, quality: int, workers: int) -> It
     if workers == 1 or len(paths) < _CHUNK:
         yield from map(job, paths)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, Spawned()) as pool:
         yield from pool.map(job, paths, chunksize=_CHUNK)
 
 
@@ -192,7 +192,7 @@ def build_tiny_imagenet(
     Args:
         folder: the unpacked data set, see `tiny_imagenet_folder`.
         format: "original" keeps the pictures' own bytes, "webp" encodes them anew at `quality` (1 to 100).
-        workers: processes; with more than one, scripts need the `if __name__ == "__main__"` guard.
+        workers: processes.
 
     Raises:
         UserError: unknown format, quality out of range, no data set in `folder`, `out` taken by something else.

@@ -31,8 +31,9 @@ META: dict[str, tuple[type, int | None]] = {
     "loss": (str, None),
     "train_data": (str, None),
     "versions": (dict, None),
+    "lineage": (list, None),
 }
-_TYPES = {str: "text", int: "a whole number", dict: "a dictionary"}
+_TYPES = {str: "text", int: "a whole number", dict: "a dictionary", list: "a list"}
 _NAMES_SHOWN = 3
 
 

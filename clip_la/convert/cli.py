@@ -1,4 +1,4 @@
-"""The command line of a conversion: options of `convert`, and of the data under `data.`, as `clip-la train` has them."""
+"""The command line of a conversion: options of `convert`, and of the data under `data.` as in `clip-la train`."""
 
 import shlex
 from collections.abc import Iterator, Sequence

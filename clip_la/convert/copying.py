@@ -45,7 +45,9 @@ def converted_spec(
     """
     image, text = image_attention or attention, text_attention or attention
     if image is None and text is None:
-        raise UserError("say what to convert to: attention, image_attention or text_attention (`clip-la models --kinds`)")
+        raise UserError(
+            "say what to convert to: attention, image_attention or text_attention; `clip-la models --kinds`"
+        )
     return teacher.replace(
         image_attention=image or teacher.image_attention, text_attention=text or teacher.text_attention
     )

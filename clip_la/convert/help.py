@@ -22,12 +22,12 @@ _STAGE_OPTIONS = [
     Option("STAGE.weight_decay", "float", "0.0, 0.0, 0.2", "of AdamW"),
 ]
 _LINKED = {"data.seed", "data.image_size", "data.context_length", "data.tokenizer"}
-_TOLD_ELSEWHERE = {"teacher", "data", "layers", "features", "tune"}
+_ELSEWHERE = {"teacher", "data", "layers", "features", "tune"}
 
 
 def options() -> list[Option]:
     """All options of the command; STAGE stands for the name of one."""
-    own = [option for option in parameters_of("clip_la.convert.run", "convert", "") if option.name not in _TOLD_ELSEWHERE]
+    own = (option for option in parameters_of("clip_la.convert.run", "convert", "") if option.name not in _ELSEWHERE)
     data = parameters_of("clip_la.data.datamodule", "ShardDataModule", "data.")
     config = Option("config", "path", "None", "a YAML file of options; may be given several times")
     return [config, *own, *_STAGE_OPTIONS, *(option for option in data if option.name not in _LINKED)]

@@ -36,9 +36,11 @@ def changed_layers(teacher: ModelSpec, student: ModelSpec) -> dict[str, list[int
 
 
 def unexplained(
-    out: Float[Tensor, "batch tokens dim"], target: Float[Tensor, "batch tokens dim"], read: Bool[Tensor, "batch tokens"]
+    out: Float[Tensor, "batch tokens dim"],
+    target: Float[Tensor, "batch tokens dim"],
+    read: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, ""]:
-    """The mean squared error over the variance of the target, over the tokens that are `read`: 0 equal, 1 a constant."""
+    """Mean squared error over the variance of the target, both over the tokens that are `read`: 0 equal, 1 constant."""
     out, target, weight = out.float(), target.float(), read.unsqueeze(-1).float()
     mean = (target * weight).sum((0, 1)) / weight.sum()
     variance = ((target - mean).square() * weight).sum()
@@ -122,7 +124,9 @@ class LayerMatching(Matching):
     def _layers(self, model: CLIP) -> dict[str, nn.Module]:
         """The changed attention layers, by the name of their column: `image_0`, ..., `text_11`."""
         blocks: dict[str, Any] = {"image": model.image.trunk.blocks, "text": model.text.blocks}
-        return {f"{tower}_{depth}": blocks[tower][depth].attn for tower, depths in self._changed.items() for depth in depths}
+        return {
+            f"{tower}_{depth}": blocks[tower][depth].attn for tower, depths in self._changed.items() for depth in depths
+        }
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         with self._listening() as seen, torch.no_grad():

@@ -73,9 +73,9 @@ def convert(
     image_attention: str | None = None,
     text_attention: str | None = None,
     stages: Sequence[StageName] = ("layers", "features", "tune"),
-    layers: Stage = Stage(lr=1e-3),  # noqa: B008 (frozen)
-    features: Stage = Stage(lr=5e-4),  # noqa: B008
-    tune: Stage = Stage(lr=1e-4, weight_decay=0.2),  # noqa: B008
+    layers: Stage = Stage(lr=1e-3),
+    features: Stage = Stage(lr=5e-4),
+    tune: Stage = Stage(lr=1e-4, weight_decay=0.2),
     seed: int = 0,
     log_every_samples: int | None = None,
     save_every_samples: int | None = None,
@@ -179,9 +179,7 @@ def _passed_over(folder: Path, before: Path) -> Path:
     return found[samples]
 
 
-def _task(
-    place: _Place, teacher: Beginning, spec: ModelSpec, data: Mapping[str, Any], seed: int
-) -> ContrastiveTask:
+def _task(place: _Place, teacher: Beginning, spec: ModelSpec, data: Mapping[str, Any], seed: int) -> ContrastiveTask:
     samples = whole_batches(place.stage.samples or 0, data["batch_size"])
     options: dict[str, Any] = {
         "name": spec.name,

@@ -10,6 +10,7 @@ from torch import Tensor
 from clip_la.errors import UserError
 from clip_la.models.checkpoint import STATE_DICT, load_checkpoint, read_torch_file
 from clip_la.models.clip import CLIP
+from clip_la.models.registry import create_model
 from clip_la.models.spec import ModelSpec
 
 LOGIT_BIAS = "logit_bias"
@@ -48,21 +49,37 @@ def origin_of(spec: ModelSpec, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": spec.name, "attention": spec.attention, **known}
 
 
-def begin_with(path: str, name: str, **choices: str | int | None) -> Beginning:
-    """The weights of a checkpoint whose architecture must be `name` with these choices of model_spec; None: any.
+def begin(
+    init_from: str | None,
+    name: str,
+    seed: int,
+    attention: str,
+    image_attention: str | None,
+    text_attention: str | None,
+    image_size: int | None,
+    context_length: int | None,
+) -> Beginning:
+    """The weights of a checkpoint whose architecture must be what `name` and the choices of model_spec say.
 
-    Raises UserError naming the file and the first thing that differs.
+    Fresh weights of that architecture from `seed` for None. Raises UserError naming the file and what differs.
     """
-    beginning = read_beginning(path)
+    choices: dict[str, Any] = {
+        "image_attention": attention if image_attention is None else image_attention,
+        "text_attention": attention if text_attention is None else text_attention,
+        "image_size": image_size,
+        "context_length": context_length,
+    }
+    if init_from is None:
+        return Beginning(create_model(name, **choices, seed=seed), None, None, [])
+    beginning = read_beginning(init_from)
     spec = beginning.model.spec
     if spec.name != name:
-        raise UserError(f"{path} is a {spec.name}, not a {name}: no run of this model can begin with it")
-    attention = choices.pop("attention")
-    changes = {key: value for key, value in choices.items() if value is not None}
-    changes = {"image_attention": attention, "text_attention": attention, **changes}
-    for key, wanted in changes.items():
+        raise UserError(f"{init_from} is a {spec.name}, not a {name}: no run of this model can begin with it")
+    for key, wanted in choices.items():
+        if wanted is None:
+            continue
         # Plans may be spelt in many ways; a specification knows one.
         if getattr(spec.replace(**{key: wanted}), key) != getattr(spec, key):
             hint = "; `clip-la convert` changes the attention" if key.endswith("attention") else ""
-            raise UserError(f"{path} has {key} {getattr(spec, key)}, not {wanted}{hint}")
+            raise UserError(f"{init_from} has {key} {getattr(spec, key)}, not {wanted}{hint}")
     return beginning

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
-from clip_la.models import create_model
-from clip_la.train.beginning import Beginning, begin_with
+from clip_la.train.beginning import begin
 from clip_la.train.compiled import Unit
 from clip_la.train.features import BatchEncoder
 from clip_la.train.optim import Schedule, adamw, check_adamw, clip_gradients, whole_batches
@@ -108,17 +107,9 @@ class ContrastiveTask(pl.LightningModule):
             warmup_samples=warmup_samples,
             cooldown_samples=cooldown_samples,
         )
-        choices: dict[str, Any] = {
-            "attention": attention,
-            "image_attention": image_attention,
-            "text_attention": text_attention,
-            "image_size": image_size,
-            "context_length": context_length,
-        }
-        beginning = begin_with(init_from, name, **choices) if init_from else None
-        self.lineage = beginning.lineage if beginning else []
-        self.model = beginning.model if beginning else create_model(name, **choices, seed=seed)
-        self._set_up_loss(loss, beginning)
+        beginning = begin(init_from, name, seed, attention, image_attention, text_attention, image_size, context_length)
+        self.model, self.lineage = beginning.model, beginning.lineage
+        self._set_up_loss(loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self._encoder = BatchEncoder(self.model, compile, compile_unit, cuda_graphs, text_groups, micro_batches)
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
@@ -128,8 +119,7 @@ class ContrastiveTask(pl.LightningModule):
         self._max_log_scale = math.log(max_logit_scale)
         self.grad_norm = torch.zeros(())
 
-    def _set_up_loss(self, loss: str, beginning: Beginning | None) -> None:
-        trained_bias = beginning.logit_bias if beginning else None
+    def _set_up_loss(self, loss: str, trained_bias: Tensor | None) -> None:
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
         if self.logit_bias is not None and trained_bias is not None:
             self.logit_bias.data.copy_(trained_bias)

@@ -64,7 +64,7 @@ RULES: dict[str, set[str]] = {
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),
     },
     "clip_la.convert": {
-        *("torch", "jsonargparse", "clip_la.convert"),
+        *("torch", "clip_la.convert"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.zeroshot"),
     },
 }

@@ -2,10 +2,9 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from jsonargparse import Namespace
-
-from clip_la.convert.run import convert
+from clip_la.convert.run import STAGES, Stage, convert
 from clip_la.data.datamodule import ShardDataModule
 from clip_la.train.cli import STOPPED_EXIT_CODE, OneLineParser
 from clip_la.train.hardware import is_first_process
@@ -21,15 +20,16 @@ def make_parser() -> OneLineParser:
     parser.add_argument("teacher", type=str)
     parser.add_argument("--config", action="config")
     parser.add_function_arguments(convert, skip={"teacher", "data"})
-    parser.add_class_arguments(ShardDataModule, "data", skip=NOT_OF_DATA, instantiate=False)
+    parser.add_class_arguments(ShardDataModule, "data", skip=NOT_OF_DATA)
     return parser
 
 
-def parse(argv: Sequence[str]) -> Namespace:
+def parse(argv: Sequence[str]) -> dict[str, Any]:
     """The arguments of `convert` that a command line stands for. Raises UserError."""
-    parser = make_parser()
-    values = parser.instantiate_classes(parser.parse_args(list(_written_out(argv))))
-    return Namespace({name: value for name, value in vars(values).items() if name != "config"})
+    values = vars(make_parser().parse_args(list(_written_out(argv))))
+    del values["config"]
+    stages = {name: Stage(**vars(values[name])) for name in STAGES}
+    return {**values, **stages, "data": vars(values["data"])}
 
 
 def _written_out(argv: Sequence[str]) -> Iterator[str]:
@@ -49,10 +49,9 @@ def main(argv: list[str]) -> int:
 
     Raises UserError.
     """
-    values = parse(argv)
-    arguments = {**vars(values), "data": vars(values.data)}
-    runs = convert(**arguments)
+    runs = convert(**parse(argv))
     if is_first_process():
-        ends = " ".join(shlex.quote(str(run.folder)) for run in runs)
-        print(f"wrote {ends}" if runs[-1].is_finished else f"stopped in {runs[-1].folder}; the same command goes on")
+        folders = " ".join(shlex.quote(str(run.folder)) for run in runs)
+        how = "wrote" if runs[-1].is_finished else "stopped, the same command goes on; in"
+        print(f"{how} {folders}")
     return 0 if runs[-1].is_finished else STOPPED_EXIT_CODE

@@ -15,7 +15,7 @@ from clip_la.data.datamodule import ShardDataModule
 from clip_la.errors import UserError
 from clip_la.models.spec import ModelSpec
 from clip_la.train.beginning import Beginning, read_beginning
-from clip_la.train.checkpoint import check_same_model, checkpoint_name, saved_checkpoints
+from clip_la.train.checkpoint import check_same_model, checkpoint_name, read_block, saved_checkpoints
 from clip_la.train.hardware import Accelerator, Precision, is_first_process
 from clip_la.train.optim import whole_batches
 from clip_la.train.run import METRICS_NAME, Run, train_run
@@ -48,20 +48,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Place:
-    """A stage in its folder, with all that decides its outcome but data and model."""
+    """A stage in its folder, and what of its settings the trainer does not compare by itself when it goes on."""
 
     name: str
     out: Path
     stage: Stage
     begins_with: Path
-    teacher: str
 
     @property
     def folder(self) -> Path:
         return self.out / self.name
 
     def settings(self) -> dict[str, Any]:
-        return {"teacher": self.teacher, "begins_with": str(self.begins_with), **asdict(self.stage)}
+        return {"begins_with": str(self.begins_with.relative_to(self.out)), **asdict(self.stage)}
 
 
 def convert(
@@ -125,7 +124,7 @@ def convert(
         if name not in stages:
             last = _passed_over(Path(out) / name, last)
             continue
-        place = _Place(name, Path(out), how[name], last, begun.lineage[-1]["checkpoint"])
+        place = _Place(name, Path(out), how[name], last)
         task = _task(place, begun, spec, data, seed)
         run = _train(place, task, _data_module(data, spec, seed + number), data, options)
         runs.append(run)
@@ -157,7 +156,7 @@ def _copied(out: Path, teacher: Beginning, spec: ModelSpec, seed: int) -> Path:
     if path.exists():
         there = read_beginning(path)
         check_same_model(path, {"spec": there.model.spec.to_dict()}, spec)
-        if there.lineage[:-1] != teacher.lineage:
+        if [_identity(line) for line in there.lineage[:-1]] != [_identity(line) for line in teacher.lineage]:
             raise UserError(f"{out} holds a conversion of {there.lineage[-2]['checkpoint']}: give another --out")
         return path
     copy = copy_weights(teacher.model, spec, seed)
@@ -167,16 +166,20 @@ def _copied(out: Path, teacher: Beginning, spec: ModelSpec, seed: int) -> Path:
     return path
 
 
+def _identity(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells trainings apart, wherever they lie: all but the path, where a run has an id."""
+    return {key: value for key, value in line.items() if key != "checkpoint" or line["run_id"] is None}
+
+
 def _passed_over(folder: Path, before: Path) -> Path:
     """Where the next stage begins if this one is not asked for: at its end if it is there, else where it would."""
     if not folder.exists():
         return before
-    found = saved_checkpoints(folder / CHECKPOINTS_NAME)
-    wanted = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8")) if found else {}
-    samples = whole_batches(wanted["samples"], wanted["data"]["batch_size"]) if wanted else None
-    if samples not in found:
+    newest = next(reversed(saved_checkpoints(folder / CHECKPOINTS_NAME).values()), None)
+    block = read_block(newest) if newest else None
+    if newest is None or block is None or block["samples_seen"] < block["budget_samples"]:
         raise UserError(f"{folder} is not finished: add {folder.name} to the stages, or remove it")
-    return found[samples]
+    return newest
 
 
 def _task(place: _Place, teacher: Beginning, spec: ModelSpec, data: Mapping[str, Any], seed: int) -> ContrastiveTask:
@@ -230,7 +233,12 @@ def _train(
 
 
 def _check_same_settings(config: Path, wanted: Mapping[str, Any]) -> None:
-    there = yaml.safe_load(config.read_text(encoding="utf-8"))
+    try:
+        there = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(there, dict):
+        raise UserError(f"{config} holds no settings of a stage; give another --out")
     for key, value in wanted.items():
         if there.get(key) != value:
             raise UserError(f"{config} has {key} {there.get(key)}, not {value}: give the same, or another --out")

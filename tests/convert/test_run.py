@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,11 +218,30 @@ def test_another_conversions_folder_is_left_alone(converted, shared, teacher, da
         main([*shared, "--attention", "linear", "--out", str(converted)])
     with pytest.raises(UserError, match=r"layers/config\.yaml has lr 0\.001, not 0\.5: give the same"):
         main([*shared, "--layers.lr", "0.5", "--out", str(converted)])
-    other = Path(tmp_path) / "checkpoints" / checkpoint_name(7)
-    other.parent.mkdir()
-    other.write_bytes(end(teacher, ".").read_bytes())
+    other = torch.load(end(teacher, "."), weights_only=True)
+    other["clip_la"]["run_id"] = "another"
+    torch.save(other, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"holds a conversion of .*teacher/"):
-        main([str(tmp_path), *shared[1:], "--out", str(converted)])
+        main([str(tmp_path / "other.ckpt"), *shared[1:], "--out", str(converted)])
+
+
+def test_teacher_and_folder_may_have_moved_meanwhile(converted, shared, teacher, tmp_path, capsys):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    shutil.copytree(converted, tmp_path / "out")
+    assert main([str(tmp_path / "teacher"), *shared[1:], "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("nothing to do") == 3
+
+
+def test_a_later_stage_wants_the_earlier_ones_finished(converted, shared, tmp_path):
+    (tmp_path / "out").mkdir()
+    for part in ("copied", "layers"):
+        shutil.copytree(converted / part, tmp_path / "out" / part)
+    end(tmp_path / "out", "layers").unlink()
+    with pytest.raises(UserError, match="layers is not finished: add layers to the stages, or remove it"):
+        main([*shared, "--stages", "features", "--out", str(tmp_path / "out")])
+    (tmp_path / "out" / "layers" / "config.yaml").write_text("{")
+    with pytest.raises(UserError, match=r"layers/config\.yaml is no YAML"):
+        main([*shared, "--out", str(tmp_path / "out")])
 
 
 def test_a_run_without_checkpoints_is_one_line(data, tmp_path, capsys):

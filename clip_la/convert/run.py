@@ -29,6 +29,8 @@ StageName = Literal["layers", "features", "tune"]
 # Samples of a stage that is not told how many, as a share of the teacher's: a tenth in all.
 SHARES = {LAYERS: 0.03, FEATURES: 0.05, TUNE: 0.02}
 WARMUP_SHARE = 0.05
+# Rows of metrics.csv, and checkpoints for resuming, in a stage that is not told how far apart they should be.
+PARTS = {"log": 20, "save": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,8 @@ def convert(
         features: how the second trains.
         tune: how the third trains.
         seed: of what is not copied, and of the order of the data, which is another in each stage.
-        log_every_samples: samples a row of metrics.csv; null: 50 batches.
-        save_every_samples: distance of checkpoints for resuming, of which only the newest is kept.
+        log_every_samples: samples a row of metrics.csv; null: twenty rows a stage.
+        save_every_samples: distance of checkpoints for resuming, of which only the newest is kept; null: ten a stage.
         precision: auto is bfloat16 where a GPU has it in hardware, else float32.
         accelerator: auto is a GPU where there is one.
         devices: processes on this machine; null: as many as torchrun or SLURM started here, else 1.
@@ -116,9 +118,15 @@ def convert(
     how = {"layers": layers, "features": features, "tune": tune}
     how = {name: _with_samples(name, stage, begun) for name, stage in how.items() if name in stages}
     last = _copied(Path(out), begun, spec, seed)
-    hardware: dict[str, Any] = {"precision": precision, "accelerator": accelerator, "devices": devices}
-    moments = {"log_every_samples": log_every_samples, "save_every_samples": save_every_samples}
-    options = {**hardware, **moments, "zeroshot_suite": zeroshot_suite, "seed": seed}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "log_every_samples": log_every_samples,
+        "save_every_samples": save_every_samples,
+        "precision": precision,
+        "accelerator": accelerator,
+        "devices": devices,
+        "zeroshot_suite": zeroshot_suite,
+    }
     runs: list[Run] = []
     for number, name in enumerate(STAGES):
         if name not in stages:
@@ -217,6 +225,8 @@ def _train(
     if config.exists():
         _check_same_settings(config, place.settings())
     _note(f"stage {place.name}, from {place.begins_with}")
+    defaults = {f"{name}_every_samples": -(-task.budget_samples // parts) for name, parts in PARTS.items()}
+    options = {key: defaults.get(key) if value is None else value for key, value in options.items()}
     shards = data["shards"]
     run = train_run(
         task,

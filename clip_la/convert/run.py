@@ -3,7 +3,7 @@
 import csv
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from clip_la.models.spec import ModelSpec
 from clip_la.train.beginning import Beginning, read_beginning
 from clip_la.train.checkpoint import check_same_model, checkpoint_name, read_block, saved_checkpoints
 from clip_la.train.hardware import Accelerator, Precision, is_first_process
-from clip_la.train.optim import whole_batches
 from clip_la.train.run import METRICS_NAME, Run, train_run
 from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME
 from clip_la.train.task import ContrastiveTask
@@ -41,11 +40,14 @@ class Stage:
         samples: to see, counting repetitions; null: a share of the teacher's own.
         lr: peak learning rate of a cosine with a short warm-up.
         weight_decay: of AdamW; a teacher keeps weights in bounds better.
+        batch_size: samples in a step, if not the data's: matching needs no negatives, and small batches learn more from
+            as many samples.
     """
 
     samples: int | None = None
     lr: float
     weight_decay: float = 0.0
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def convert(
     begun = load_teacher(teacher)
     spec = converted_spec(begun.model.spec, attention, image_attention, text_attention)
     how = {"layers": layers, "features": features, "tune": tune}
-    how = {name: _with_samples(name, stage, begun) for name, stage in how.items() if name in stages}
+    how = {name: _filled_in(name, stage, begun, data["batch_size"]) for name, stage in how.items() if name in stages}
     last = _copied(Path(out), begun, spec, seed)
     options: dict[str, Any] = {
         "seed": seed,
@@ -133,8 +135,9 @@ def convert(
             last = _passed_over(Path(out) / name, last)
             continue
         place = _Place(name, Path(out), how[name], last)
-        task = _task(place, begun, spec, data, seed)
-        run = _train(place, task, _data_module(data, spec, seed + number), data, options)
+        task = _task(place, begun, spec, seed)
+        own_data = {**data, "batch_size": place.stage.batch_size}
+        run = _train(place, task, _data_module(own_data, spec, seed + number), own_data, options)
         runs.append(run)
         if not run.is_finished or run.newest_checkpoint is None:
             break
@@ -147,15 +150,15 @@ def _check_stages(stages: Sequence[str]) -> None:
         raise UserError(f"stages {list(stages)}: name each that is wanted once, of {', '.join(STAGES)}")
 
 
-def _with_samples(name: str, stage: Stage, teacher: Beginning) -> Stage:
-    """The stage with its number of samples; raises UserError where that is neither given nor follows."""
+def _filled_in(name: str, stage: Stage, teacher: Beginning, batch_size: int) -> Stage:
+    """The stage with all its numbers; raises UserError where that of the samples is neither given nor follows."""
     seen = teacher.lineage[-1]["samples_seen"]
     if stage.samples is None and not seen:
         raise UserError(f"the teacher does not say how many samples it saw: give {name}.samples")
     samples = int(SHARES[name] * seen) if stage.samples is None else stage.samples
     if samples < 1:
         raise UserError(f"{name}.samples must be at least 1, not {samples}")
-    return Stage(samples=samples, lr=stage.lr, weight_decay=stage.weight_decay)
+    return replace(stage, samples=samples, batch_size=batch_size if stage.batch_size is None else stage.batch_size)
 
 
 def _copied(out: Path, teacher: Beginning, spec: ModelSpec, seed: int) -> Path:
@@ -190,8 +193,8 @@ def _passed_over(folder: Path, before: Path) -> Path:
     return newest
 
 
-def _task(place: _Place, teacher: Beginning, spec: ModelSpec, data: Mapping[str, Any], seed: int) -> ContrastiveTask:
-    samples = whole_batches(place.stage.samples or 0, data["batch_size"])
+def _task(place: _Place, teacher: Beginning, spec: ModelSpec, seed: int) -> ContrastiveTask:
+    samples = place.stage.samples or 0
     options: dict[str, Any] = {
         "name": spec.name,
         "image_attention": spec.image_attention,
@@ -201,7 +204,7 @@ def _task(place: _Place, teacher: Beginning, spec: ModelSpec, data: Mapping[str,
         "lr": place.stage.lr,
         "weight_decay": place.stage.weight_decay,
         "warmup_samples": int(WARMUP_SHARE * samples),
-        "batch_size": data["batch_size"],
+        "batch_size": place.stage.batch_size,
         "budget_samples": samples,
         "seed": seed,
     }

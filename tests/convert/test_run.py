@@ -127,10 +127,12 @@ def test_the_control_stays_where_the_teacher_is(teacher, data, tmp_path):
 def test_a_stage_alone_begins_with_the_copy(teacher, data, tmp_path, capsys):
     out = tmp_path / "out"
     options = [str(teacher), *data, "--image_attention", "linear(gate=sigmoid)", *of_stages(), "--out", str(out)]
+    options += ["--features.batch_size", "32"]
     assert main([*options, "--stages", "features"]) == 0
     assert "at initial values: image.trunk.blocks.*.attn.gate.linear.weight (2 layers)" in capsys.readouterr().err
     _, meta = load_checkpoint(end(out, "features"))
     assert [line["loss"] for line in meta["lineage"]] == ["contrastive", "copy"]
+    assert meta["batch_size"] == 2 * BATCH
     assert not (out / "layers").exists()
     text = {name: tensor for name, tensor in weights(end(out, "features")).items() if ".text." in name}
     assert all(torch.equal(tensor, weights(end(teacher, "."))[name]) for name, tensor in text.items())
@@ -200,6 +202,7 @@ def test_stages_without_numbers_take_a_tenth_of_the_teachers_samples():
         (["--stages", "[]"], "name each that is wanted once, of layers, features, tune"),
         (["--stages", "heads"], "heads is not one of 'layers', 'features', 'tune'"),
         (["--layers.samples", "0"], "layers.samples must be at least 1, not 0"),
+        (["--layers.batch_size", "0"], "batch_size must be at least 2"),
         (["--layers.lr", "-1"], "lr must be positive"),
         (["--layers.lrr", "1"], "did you mean layers.lr"),
         (["--data", "nowhere/0.tar"], "nowhere/0.tar"),

@@ -17,8 +17,8 @@ the control. `clip-la eval OUT/tune` evaluates; result lines carry the lineage: 
 _STAGES = "layers, features or tune"
 # Set for each stage, and known to be there by these names.
 _STAGE_OPTIONS = [
-    Option("STAGE.samples", "int", "None", f"samples that {_STAGES} sees; left out, 3, 5 and 2 % of the teacher's own"),
-    Option("STAGE.lr", "float", "0.001, 0.0005, 0.0001", "peak learning rate of a cosine with a short warm-up"),
+    Option("STAGE.samples", "int", "None", f"samples that {_STAGES} sees; left out, 2, 6 and 2 % of the teacher's own"),
+    Option("STAGE.lr", "float", "0.003, 0.001, 0.0001", "peak learning rate of a cosine with a short warm-up"),
     Option("STAGE.batch_size", "int", "None", "of this stage, if not data.batch_size; matching needs no large ones"),
     Option("STAGE.weight_decay", "float", "0.0, 0.0, 0.2", "of AdamW"),
 ]

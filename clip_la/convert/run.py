@@ -26,7 +26,7 @@ STAGES = (LAYERS, FEATURES, TUNE)
 COPIED = "copied"
 StageName = Literal["layers", "features", "tune"]
 # Samples of a stage that is not told how many, as a share of the teacher's: a tenth in all.
-SHARES = {LAYERS: 0.03, FEATURES: 0.05, TUNE: 0.02}
+SHARES = {LAYERS: 0.02, FEATURES: 0.06, TUNE: 0.02}
 WARMUP_SHARE = 0.05
 # Rows of metrics.csv, and checkpoints for resuming, in a stage that is not told how far apart they should be.
 PARTS = {"log": 20, "save": 10}
@@ -76,8 +76,8 @@ def convert(
     image_attention: str | None = None,
     text_attention: str | None = None,
     stages: Sequence[StageName] = ("layers", "features", "tune"),
-    layers: Stage = Stage(lr=1e-3),
-    features: Stage = Stage(lr=5e-4),
+    layers: Stage = Stage(lr=3e-3),
+    features: Stage = Stage(lr=1e-3),
     tune: Stage = Stage(lr=1e-4, weight_decay=0.2),
     seed: int = 0,
     log_every_samples: int | None = None,

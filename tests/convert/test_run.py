@@ -1,6 +1,8 @@
 """Whole conversions on a small corpus: closer to the teacher, nothing twice, cut and joined to the same bits."""
 
 import csv
+import dataclasses
+import inspect
 import itertools
 import json
 import os
@@ -15,10 +17,12 @@ import pytest
 import torch
 
 from clip_la.cli import main as command
-from clip_la.convert.cli import main
-from clip_la.convert.run import SHARES
+from clip_la.convert.cli import NOT_OF_DATA, main
+from clip_la.convert.help import help_text, options
+from clip_la.convert.run import SHARES, Stage, convert
 from clip_la.errors import UserError
-from clip_la.models import load_checkpoint
+from clip_la.models import create_model, load_checkpoint
+from clip_la.models.interop import to_open_clip
 from clip_la.scaling.results import result_points
 from clip_la.train.checkpoint import checkpoint_name, saved_checkpoints
 from clip_la.train.cli import main as train
@@ -64,7 +68,8 @@ def distances(one, other, pairs):
 
 @pytest.fixture(scope="module")
 def shared(teacher, data):
-    return [str(teacher), "--attention", "linear_mean", *data, *of_stages(), "--save_every_samples", str(3 * BATCH)]
+    rates = ["--layers.lr", "0.001", "--features.lr", "0.0005", "--save_every_samples", str(3 * BATCH)]
+    return [str(teacher), "--attention", "linear_mean", *data, *of_stages(), *rates]
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +194,32 @@ def test_killed_and_called_again_it_ends_in_the_same_bits(converted, shared, tmp
         ]
 
 
-def test_stages_without_numbers_take_a_tenth_of_the_teachers_samples():
+def test_stages_without_numbers_take_a_tenth_of_the_teachers_samples(teacher, data, tmp_path):
     assert sum(SHARES.values()) == pytest.approx(0.1)
+    options = ["--attention", "linear", "--stages", "features", "--features.batch_size", "2"]
+    assert main([str(teacher), *data, *options, "--out", str(tmp_path / "out")]) == 0
+    assert load_checkpoint(end(tmp_path / "out", "features"))[1]["budget_samples"] == 20  # 6 % of 320, whole batches
+
+
+def test_a_teacher_of_unknown_samples_needs_numbers(data, tmp_path):
+    torch.save(to_open_clip(create_model("vit_nano", seed=0)), tmp_path / "nano.pt")
+    with pytest.raises(UserError, match=r"does not say how many samples it saw: give layers\.samples"):
+        main([f"vit_nano:{tmp_path / 'nano.pt'}", *data, "--attention", "linear", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_tells_the_defaults():
+    stages = [inspect.signature(convert).parameters[name].default for name in ("layers", "features", "tune")]
+    told = {option.name: option for option in options()}
+    assert told["STAGE.lr"].default == ", ".join(str(stage.lr) for stage in stages)
+    assert told["STAGE.weight_decay"].default == ", ".join(str(stage.weight_decay) for stage in stages)
+    shares = [f"{100 * share:g}" for share in SHARES.values()]
+    assert f"{shares[0]}, {shares[1]} and {shares[2]} %" in told["STAGE.samples"].help
+    assert {field.name for field in dataclasses.fields(Stage)} == {
+        name.removeprefix("STAGE.") for name in told if name.startswith("STAGE.")
+    }
+    assert {f"data.{name}" for name in NOT_OF_DATA}.isdisjoint(told)
+    assert "--data.shards" in help_text()
 
 
 @pytest.mark.parametrize(

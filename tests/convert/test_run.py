@@ -26,6 +26,7 @@ from clip_la.models.interop import to_open_clip
 from clip_la.scaling.results import result_points
 from clip_la.train.checkpoint import checkpoint_name, saved_checkpoints
 from clip_la.train.cli import main as train
+from clip_la.train.task import SIGMOID_INIT_BIAS
 from clip_la.zeroshot.subject import of_model
 
 BATCH = 16
@@ -192,6 +193,18 @@ def test_killed_and_called_again_it_ends_in_the_same_bits(converted, shared, tmp
         assert [(r["samples_seen"], r["loss"]) for r in rows(converted, stage)] == [
             (r["samples_seen"], r["loss"]) for r in rows(out, stage)
         ]
+
+
+def test_a_teacher_of_the_sigmoid_loss_keeps_its_bias_and_its_loss(data, tmp_path):
+    budget = ["--budget_samples", str(6 * BATCH), "--tensorboard", "false", "--out", str(tmp_path / "teacher")]
+    assert train(["--model.name", "vit_nano", "--model.loss", "sigmoid", "--model.lr", "0.01", *data, *budget]) == 0
+    options = ["--text_attention", "linear_mean", *of_stages(dict.fromkeys(SAMPLES, BATCH)), "--tune.lr", "1e-20"]
+    assert main([str(tmp_path / "teacher"), *data, *options, "--out", str(tmp_path / "out")]) == 0
+    bias = weights(end(tmp_path / "teacher", "."))["logit_bias"]
+    assert bias != SIGMOID_INIT_BIAS
+    for stage in ("layers", "features", "tune"):
+        assert torch.equal(weights(end(tmp_path / "out", stage))["logit_bias"], bias)
+    assert load_checkpoint(end(tmp_path / "out", "tune"))[1]["loss"] == "sigmoid"
 
 
 def test_stages_without_numbers_take_a_tenth_of_the_teachers_samples(teacher, data, tmp_path):

@@ -18,6 +18,7 @@ VERBS = {
     "demo": "the whole chain on real pairs: corpus, training, zero-shot, scaling plot; minutes on a CPU",
     "data": "make, check and look at shards: starter, photos, scenes, tiny-imagenet, pack, verify, read, show",
     "train": "train image and text towers on shards",
+    "convert": "a trained model into one of another attention, by copying and matching",
     "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
     "scaling": "scaling laws from results, and runs for them: fit, plot, points, coverage, sweep",
     "bench": "measured tables for this machine: kernels, data, train, zeroshot",

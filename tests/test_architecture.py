@@ -65,6 +65,10 @@ RULES: dict[str, set[str]] = {
         *("torch", "torchvision", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),
     },
+    "clip_la.convert": {
+        *("torch", "clip_la.convert"),
+        *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.zeroshot"),
+    },
 }
 # These may import everything, but nothing heavy at the top of the file: see the tests of what --help imports.
 FREE = ("clip_la.__main__", "clip_la.cli", "clip_la.commands", "clip_la.demo", "clip_la.bench")

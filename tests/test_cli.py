@@ -25,6 +25,7 @@ MISSPELT = {
     ("demo",): ["--sede", "0"],
     ("data", "starter"): ["OUT", "--jsno"],
     ("train",): ["--seed_everythin", "0"],
+    ("convert",): ["RUN", "--attentoin", "linear"],
     ("eval",): ["CHECKPOINT", "--jsno"],
     ("scaling", "fit"): ["FILE", "--jsno"],
     ("scaling", "plot"): ["FILE", "--out", "x", "--jsno"],
@@ -89,7 +90,7 @@ def test_help_of_every_page(page: tuple[str, ...], capsys) -> None:
     [
         (["scalin"], "unknown command 'scalin'; did you mean scaling"),
         (["Train"], "did you mean train"),
-        (["zzz"], "known: bench, data, demo, eval, export, models, scaling, train"),
+        (["zzz"], "known: bench, convert, data, demo, eval, export, models, scaling, train"),
     ],
 )
 def test_an_unknown_verb_names_the_nearest(argv: list[str], says: str, capsys) -> None:
@@ -116,6 +117,7 @@ def test_an_unknown_part_names_the_nearest(verb: str, capsys) -> None:
     [
         ["eval", "absent.ckpt", "--data", "absent.tar"],
         ["export", "absent.ckpt", "out.pt"],
+        ["convert", "absent.ckpt", "--attention", "linear", "--data", "absent.tar", "--out", "out"],
         ["data", "verify", "absent-00000.tar"],
         ["data", "show", "absent-00000.tar"],
         ["scaling", "fit", "absent.jsonl"],

@@ -78,10 +78,18 @@ def read_block(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tupl
         if value is not None and not (of_kind and (least is None or value >= least)):
             bound = "" if least is None else f" of at least {least}"
             raise UserError(f"{path}: {name} is {shown(value)}, not {_TYPES[kind]}{bound}")
+    _check_lineage(block.get("lineage"), path)
     try:
         return block, ModelSpec.from_dict(block["spec"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _check_lineage(lineage: Any, path: str | os.PathLike[str]) -> None:
+    """Raises UserError unless what the weights come from is a dictionary a training, or nothing."""
+    if lineage is None or (isinstance(lineage, list) and all(isinstance(line, dict) for line in lineage)):
+        return
+    raise UserError(f"{path}: lineage is {shown(lineage)}, not a list of dictionaries")
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:

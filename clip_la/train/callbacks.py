@@ -82,7 +82,8 @@ class Meter(Callback):
     """Collects the losses of a window without waiting for the device, then writes one row to the loggers.
 
     The row: loss (mean over the window and all processes), chance_loss, lr, logit_scale, grad_norm (of the last step),
-    pairs_per_s, data_wait_share (of the wall time), skipped_samples (all processes), train_s.
+    pairs_per_s, data_wait_share (of the wall time), skipped_samples (all processes), train_s, and what the task adds
+    (`parts_of_loss`, of the last step).
 
     Args:
         every_batches: length of a window.
@@ -165,6 +166,7 @@ class Meter(Callback):
             "data_wait_share": self._wait_s / window_s,
             "skipped_samples": int(skipped),
             "train_s": self._train_s,
+            **task.parts_of_loss(),
         }
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=task.samples_seen)

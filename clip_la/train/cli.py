@@ -45,7 +45,7 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         known = [action.dest for action in self._actions if action.dest not in ("help", argparse.SUPPRESS)]
         text = f"{self._file_prefix}{_readable(message)}{_nearest(message, known)}"
-        raise UserError(f"{PROG}: {text} (see `{PROG} --help`)")
+        raise UserError(f"{self.prog}: {text} (see `{self.prog} --help`)")
 
 
 class TrainCLI(LightningCLI):

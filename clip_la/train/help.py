@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _LINKED = {
     "data.image_size",
     "data.context_length",
 }
-_NOT_OPTIONS = {"self", "task", "data", "train_data", "config_text"}
+_NOT_OPTIONS = {"task", "data", "train_data", "config_text"}
 
 USAGE = """\
 usage: clip-la train --config FILE.yaml [--out RUN] [--OPTION VALUE ...]
@@ -47,15 +48,27 @@ def options() -> list[Option]:
     return [
         Option("config", "path", "None", "a YAML file of options; may be given several times"),
         Option("budget_samples", "int", None, "samples to see, counting repetitions"),
-        *_of_function("clip_la.train.run", "train_run", ""),
-        *_of_function("clip_la.train.task", "ContrastiveTask", "model."),
-        *_of_function("clip_la.data.datamodule", "ShardDataModule", "data."),
+        *(
+            option
+            for module, name, prefix in (
+                ("clip_la.train.run", "train_run", ""),
+                ("clip_la.train.task", "ContrastiveTask", "model."),
+                ("clip_la.data.datamodule", "ShardDataModule", "data."),
+            )
+            for option in parameters_of(module, name, prefix)
+            if option.name not in _LINKED | _NOT_OPTIONS
+        ),
     ]
 
 
 def help_text() -> str:
     """Usage and a paragraph an option."""
-    return USAGE + "\noptions:\n" + "\n".join(_paragraph(option) for option in options())
+    return USAGE + "\noptions:\n" + paragraphs(options())
+
+
+def paragraphs(options: Iterable[Option]) -> str:
+    """A paragraph an option."""
+    return "\n".join(_paragraph(option) for option in options)
 
 
 def _paragraph(option: Option) -> str:
@@ -71,8 +84,8 @@ def _paragraph(option: Option) -> str:
     return f"{head:<{_INDENT}}{text.lstrip()}" if len(head) < _INDENT else f"{head}\n{text}"
 
 
-def _of_function(module: str, name: str, prefix: str) -> list[Option]:
-    """The options that the parameters of a function, or of a class's __init__, become."""
+def parameters_of(module: str, name: str, prefix: str) -> list[Option]:
+    """What the parameters of a function, or of a class's __init__, become as options that begin with `prefix`."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
@@ -83,12 +96,11 @@ def _of_function(module: str, name: str, prefix: str) -> list[Option]:
     if isinstance(node, ast.ClassDef):
         function = next(n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     assert isinstance(function, ast.FunctionDef)
-    found = [
+    return [
         Option(prefix + arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", default, told.get(arg.arg, ""))
         for arg, default in _parameters(function.args)
-        if arg.arg not in _NOT_OPTIONS
+        if arg.arg != "self"
     ]
-    return [option for option in found if option.name not in _LINKED]
 
 
 def _parameters(arguments: ast.arguments) -> list[tuple[ast.arg, str | None]]:

@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
+from clip_la.train.beginning import LINEAGE
 from clip_la.train.callbacks import Meter, Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, saved_checkpoints
 from clip_la.train.hardware import (
@@ -139,7 +140,7 @@ def train_run(
         return _as_run(folder, task, start.samples_seen)
     stop = StopOnSignal()
     moments = _Moments(log_every_samples, save_every_samples, checkpoint_samples, zeroshot)
-    origin = _origin(start, seed, train_data)
+    origin = _origin(start, seed, train_data, task.lineage)
     callbacks = _callbacks(folder, task, data, stop, moments, origin, hardware["accelerator"])
     _note(_arithmetic(task, start))
     _write_config(folder, config_text)
@@ -237,14 +238,16 @@ def _loggers(folder: Path, resume_samples: int, tensorboard: bool) -> list[Logge
     return loggers
 
 
-def _origin(start: Start, seed: int, train_data: str) -> dict[str, Any]:
+def _origin(start: Start, seed: int, train_data: str, lineage: list[dict[str, Any]]) -> dict[str, Any]:
     """Plain values that every checkpoint of the run carries. A branch is a run of its own and names its parent."""
-    parent = {}
+    parent: dict[str, Any] = {}
     if start.block and start.is_branch:
         parent = {"parent_run_id": start.block["run_id"], "parent_samples": start.block["samples_seen"]}
     elif start.block:
         parent = {key: start.block[key] for key in ("parent_run_id", "parent_samples") if key in start.block}
     run_id = start.block["run_id"] if start.block and not start.is_branch else uuid.uuid4().hex[:12]
+    if lineage:
+        parent[LINEAGE] = lineage
     return {"run_id": run_id, "seed": seed, "train_data": train_data, "versions": _versions(), **parent}
 
 

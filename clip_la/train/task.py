@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
-from clip_la.models import create_model
+from clip_la.train.beginning import begin
 from clip_la.train.compiled import Unit
 from clip_la.train.features import BatchEncoder
 from clip_la.train.optim import Schedule, adamw, check_adamw, clip_gradients, whole_batches
@@ -30,6 +30,8 @@ class ContrastiveTask(pl.LightningModule):
         text_attention: kind or pattern of the text tower, if not `attention`.
         image_size: side of the square images in pixels, if not the preset's.
         context_length: most tokens of a caption, if not the preset's.
+        init_from: checkpoint whose weights a new run begins with instead of fresh ones; the options above must say the
+            same architecture, and `name` what the checkpoint calls its model.
         loss: contrastive (CLIP) or sigmoid (SigLIP).
         repeated_captions_are_negatives: whether equal captions in a batch push each other's images away.
         lr: peak learning rate.
@@ -56,6 +58,9 @@ class ContrastiveTask(pl.LightningModule):
         budget_samples: samples the run will see; rounded up to whole batches.
         seed: of the initial weights.
 
+    Attributes:
+        lineage: trainings whose weights the run began with, as in Beginning; empty for fresh ones.
+
     Raises UserError for values that do not fit, unknown models and unknown attention kinds.
     """
 
@@ -68,6 +73,7 @@ class ContrastiveTask(pl.LightningModule):
         text_attention: str | None = None,
         image_size: int | None = None,
         context_length: int | None = None,
+        init_from: str | None = None,
         loss: Literal["contrastive", "sigmoid"] = "contrastive",
         repeated_captions_are_negatives: bool = False,
         lr: float = 5e-4,
@@ -101,16 +107,9 @@ class ContrastiveTask(pl.LightningModule):
             warmup_samples=warmup_samples,
             cooldown_samples=cooldown_samples,
         )
-        self.model = create_model(
-            name,
-            attention=attention,
-            image_attention=image_attention,
-            text_attention=text_attention,
-            image_size=image_size,
-            context_length=context_length,
-            seed=seed,
-        )
-        self._set_up_loss(loss)
+        beginning = begin(init_from, name, seed, attention, image_attention, text_attention, image_size, context_length)
+        self.model, self.lineage = beginning.model, beginning.lineage
+        self._set_up_loss(loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self._encoder = BatchEncoder(self.model, compile, compile_unit, cuda_graphs, text_groups, micro_batches)
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
@@ -120,9 +119,12 @@ class ContrastiveTask(pl.LightningModule):
         self._max_log_scale = math.log(max_logit_scale)
         self.grad_norm = torch.zeros(())
 
-    def _set_up_loss(self, loss: str) -> None:
+    def _set_up_loss(self, loss: str, trained_bias: Tensor | None) -> None:
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_INIT_BIAS)) if loss == "sigmoid" else None
-        if loss == "sigmoid":
+        if self.logit_bias is not None and trained_bias is not None:
+            self.logit_bias.data.copy_(trained_bias)
+        elif loss == "sigmoid":
+            # Scale and bias belong together: those of a model trained by another loss start anew as well.
             nn.init.constant_(self.model.logit_scale, math.log(SIGMOID_INIT_SCALE))
 
     @property
@@ -148,6 +150,10 @@ class ContrastiveTask(pl.LightningModule):
         if self.logit_bias is None:
             return contrastive_loss(image_features, text_features, scale, caption_ids)
         return sigmoid_loss(image_features, text_features, scale, self.logit_bias, caption_ids)
+
+    def parts_of_loss(self) -> dict[str, float]:
+        """Further columns of metrics.csv: what the last step's loss was made of, by name; nothing here."""
+        return {}
 
     def new_shapes(self, batch: Mapping[str, Any]) -> list[int]:
         """Lengths of captions in this batch that the step will be compiled for."""

@@ -20,11 +20,14 @@ WHICH = ("last", "all")
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run's folder, fewest samples first; raises UserError where there are none."""
-    found = {int(match[1]): path for path in run.glob("**/*.ckpt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
+    found = {path: int(match[1]) for path in run.glob("**/*.ckpt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
+    folders = sorted({str(path.parent) for path in found})
+    if len(folders) > 1:
+        raise UserError(f"{run} holds {len(folders)} runs; name one of them: {', '.join(folders)}")
     if not found:
         hint = f"; for open_clip's model in it give {LOCAL}{run}" if (run / CONFIG_NAME).is_file() else ""
         raise UserError(f"{run} is no run: no checkpoints/samples=NUMBER.ckpt in it{hint}")
-    return [found[samples] for samples in sorted(found)]
+    return sorted(found, key=lambda path: found[path])
 
 
 def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:

@@ -206,6 +206,9 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subj
         "checkpoint": checkpoint,
         "transform": OWN,
     }
+    if meta.get("lineage"):
+        # Weights that were trained before, and on how many samples: those of this run are not all.
+        origin["lineage"] = meta["lineage"]
     return Subject(
         module=model,
         preprocess=UInt8Preprocess(spec.image_size),

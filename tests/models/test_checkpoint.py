@@ -133,6 +133,19 @@ def test_what_a_checkpoint_says_of_its_run_is_checked(tmp_path: Path, model: CLI
                 load_checkpoint(path)
 
 
+def test_a_lineage_is_a_list_of_dictionaries(tmp_path: Path, model: CLIP) -> None:
+    path = tmp_path / "model.pt"
+    for value in ODD:
+        save_checkpoint(path, model, lineage=value)
+        if value is None or value == []:
+            assert load_checkpoint(path)[1] == {"lineage": value}
+        else:
+            with pytest.raises(UserError, match=rf"{path}: lineage is .*, not a list of dictionaries"):
+                load_checkpoint(path)
+    save_checkpoint(path, model, lineage=[{"run_id": "abc"}])
+    assert load_checkpoint(path)[1] == {"lineage": [{"run_id": "abc"}]}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_diverged_weights_are_refused_by_name(tmp_path: Path, model: CLIP, value: float) -> None:
     path = tmp_path / "model.pt"

@@ -1,0 +1,85 @@
+"""Runs that begin with weights that were trained before, instead of fresh ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clip_la.errors import UserError
+from clip_la.models.checkpoint import STATE_DICT, load_checkpoint, read_torch_file
+from clip_la.models.clip import CLIP
+from clip_la.models.registry import create_model
+from clip_la.models.spec import ModelSpec
+
+LOGIT_BIAS = "logit_bias"
+LINEAGE = "lineage"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Weights to begin with, float32 on the CPU.
+
+    Attributes:
+        model: the two towers.
+        logit_bias: the other number that the sigmoid loss trains; None where the weights had another loss.
+        loss: what they were trained by, None if unknown.
+        lineage: where they come from, the first training first: of each its checkpoint, run_id, model, attention, loss
+            and samples_seen.
+    """
+
+    model: CLIP
+    logit_bias: Tensor | None
+    loss: str | None
+    lineage: list[dict[str, Any]]
+
+
+def read_beginning(path: str | Path) -> Beginning:
+    """The weights of a checkpoint of ours; raises UserError where it is missing, damaged or foreign."""
+    model, meta = load_checkpoint(path)
+    bias = read_torch_file(path)[STATE_DICT].get(LOGIT_BIAS)
+    line = {"checkpoint": str(path), **origin_of(model.spec, meta)}
+    return Beginning(model, bias, meta.get("loss"), [*(meta.get(LINEAGE) or []), line])
+
+
+def origin_of(spec: ModelSpec, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry of a lineage says besides the file."""
+    known = {name: meta.get(name) for name in ("run_id", "loss", "samples_seen")}
+    return {"model": spec.name, "attention": spec.attention, **known}
+
+
+def begin(
+    init_from: str | None,
+    name: str,
+    seed: int,
+    attention: str,
+    image_attention: str | None,
+    text_attention: str | None,
+    image_size: int | None,
+    context_length: int | None,
+) -> Beginning:
+    """The weights of a checkpoint whose architecture must be what `name` and the choices of model_spec say.
+
+    Fresh weights of that architecture from `seed` for None. Raises UserError naming the file and what differs.
+    """
+    choices: dict[str, Any] = {
+        "image_attention": attention if image_attention is None else image_attention,
+        "text_attention": attention if text_attention is None else text_attention,
+        "image_size": image_size,
+        "context_length": context_length,
+    }
+    if init_from is None:
+        return Beginning(create_model(name, **choices, seed=seed), None, None, [])
+    beginning = read_beginning(init_from)
+    spec = beginning.model.spec
+    if spec.name != name:
+        raise UserError(f"{init_from} is a {spec.name}, not a {name}: no run of this model can begin with it")
+    for key, wanted in choices.items():
+        if wanted is None:
+            continue
+        # Plans may be spelt in many ways; a specification knows one.
+        if getattr(spec.replace(**{key: wanted}), key) != getattr(spec, key):
+            hint = "; `clip-la convert` changes the attention" if key.endswith("attention") else ""
+            raise UserError(f"{init_from} has {key} {getattr(spec, key)}, not {wanted}{hint}")
+    return beginning

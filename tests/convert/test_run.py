@@ -1,0 +1,316 @@
+"""Whole conversions on a small corpus: closer to the teacher, nothing twice, cut and joined to the same bits."""
+
+import csv
+import dataclasses
+import inspect
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_la.cli import main as command
+from clip_la.convert.cli import NOT_OF_DATA, main
+from clip_la.convert.help import help_text, options
+from clip_la.convert.run import SHARES, Stage, convert
+from clip_la.errors import UserError
+from clip_la.models import create_model, load_checkpoint
+from clip_la.models.interop import to_open_clip
+from clip_la.scaling.results import result_points
+from clip_la.train.checkpoint import checkpoint_name, saved_checkpoints
+from clip_la.train.cli import main as train
+from clip_la.train.task import SIGMOID_INIT_BIAS
+from clip_la.zeroshot.subject import of_model
+
+BATCH = 16
+SAMPLES = {"layers": 12 * BATCH, "features": 10 * BATCH, "tune": 6 * BATCH}
+PATIENCE_S = 120
+
+
+def of_stages(samples=SAMPLES):
+    return [*itertools.chain.from_iterable((f"--{name}.samples", str(number)) for name, number in samples.items())]
+
+
+def end(out, stage):
+    """The newest checkpoint of a stage."""
+    return next(reversed(saved_checkpoints(Path(out) / stage / "checkpoints").values()))
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def rows(out, stage):
+    with (Path(out) / stage / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@torch.no_grad()
+def features(path, pairs):
+    """Of pictures and of captions, by the model in a checkpoint."""
+    subject = of_model(load_checkpoint(path)[0])
+    images = torch.stack([subject.preprocess(png) for png, _ in pairs])
+    tokens = subject.tokenize([caption for _, caption in pairs])
+    return subject.encode_images(images, "float32"), subject.encode_texts(tokens, "float32")
+
+
+def distances(one, other, pairs):
+    """1 - cosine of image and of text features of two checkpoints."""
+    both = zip(features(one, pairs), features(other, pairs), strict=True)
+    return [1 - (a * b).sum(-1).mean().item() for a, b in both]
+
+
+@pytest.fixture(scope="module")
+def shared(teacher, data):
+    rates = ["--layers.lr", "0.001", "--features.lr", "0.0005", "--save_every_samples", str(3 * BATCH)]
+    return [str(teacher), "--attention", "linear_mean", *data, *of_stages(), *rates]
+
+
+@pytest.fixture(scope="module")
+def converted(shared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "out"
+    assert main([*shared, "--log_every_samples", str(2 * BATCH), "--out", str(out)]) == 0
+    return out
+
+
+def test_losses_fall_and_features_approach_the_teachers(converted, teacher, unseen):
+    for stage, num_parts in (("layers", 4), ("features", 2)):
+        table = rows(converted, stage)
+        assert [int(row["samples_seen"]) for row in table] == list(range(2 * BATCH, SAMPLES[stage] + 1, 2 * BATCH))
+        assert float(table[-1]["loss"]) < 0.8 * float(table[0]["loss"])
+        parts = [name for name in table[0] if name.startswith(("image", "text"))]
+        assert len(parts) == num_parts
+        assert all(float(row[part]) > 0 for row in table for part in parts)
+    trained = end(teacher, ".")
+    start, layers, final = (
+        distances(end(converted, stage), trained, unseen) for stage in ("copied", "layers", "features")
+    )
+    assert min(start) > 1e-4
+    assert all(now < 0.8 * before for now, before in zip(final, start, strict=True))
+    assert sum(layers) < sum(start)
+
+
+def test_only_attention_moves_in_the_first_stage(converted):
+    before, after = weights(end(converted, "copied")), weights(end(converted, "layers"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".attn." in name for name in moved)
+    assert {name.split(".attn.")[0] for name in moved} == {
+        *(f"model.image.trunk.blocks.{depth}" for depth in range(2)),
+        *(f"model.text.blocks.{depth}" for depth in range(2)),
+    }
+
+
+def test_every_stage_says_where_it_comes_from(converted, teacher):
+    _, meta = load_checkpoint(end(converted, "tune"))
+    lineage = meta["lineage"]
+    assert [line["loss"] for line in lineage] == ["contrastive", "copy", "layers", "features"]
+    assert [line["samples_seen"] for line in lineage] == [20 * BATCH, 0, SAMPLES["layers"], SAMPLES["features"]]
+    assert lineage[0]["checkpoint"] == str(end(teacher, "."))
+    assert [line["attention"] for line in lineage] == ["softmax", *["linear_mean"] * 3]
+    assert (meta["samples_seen"], meta["loss"], meta["seed"]) == (SAMPLES["tune"], "contrastive", 0)
+
+
+def test_the_control_stays_where_the_teacher_is(teacher, data, tmp_path):
+    # No decay: what an unused weight should do is nothing.
+    options = ["--attention", "softmax", "--stages", "layers,features", *of_stages()]
+    assert main([str(teacher), *data, *options, "--out", str(tmp_path / "out")]) == 0
+    trained = weights(end(teacher, "."))
+    for stage in ("copied", "layers", "features"):
+        own = weights(end(tmp_path / "out", stage))
+        assert own.keys() == trained.keys()
+        assert all(torch.equal(own[name], trained[name]) for name in trained)
+        assert stage == "copied" or {float(row["loss"]) for row in rows(tmp_path / "out", stage)} == {0.0}
+
+
+def test_a_stage_alone_begins_with_the_copy(teacher, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = [str(teacher), *data, "--image_attention", "linear(gate=sigmoid)", *of_stages(), "--out", str(out)]
+    options += ["--features.batch_size", "32"]
+    assert main([*options, "--stages", "features"]) == 0
+    assert "at initial values: image.trunk.blocks.*.attn.gate.linear.weight (2 layers)" in capsys.readouterr().err
+    _, meta = load_checkpoint(end(out, "features"))
+    assert [line["loss"] for line in meta["lineage"]] == ["contrastive", "copy"]
+    assert meta["batch_size"] == 2 * BATCH
+    assert not (out / "layers").exists()
+    text = {name: tensor for name, tensor in weights(end(out, "features")).items() if ".text." in name}
+    assert all(torch.equal(tensor, weights(end(teacher, "."))[name]) for name, tensor in text.items())
+    # It is what it began with, whatever is done afterwards.
+    assert main([*options, "--stages", "layers"]) == 0
+    with pytest.raises(UserError, match=r"features/config\.yaml has begins_with .*copied.*, not .*layers"):
+        main([*options, "--stages", "features"])
+
+
+def test_the_tune_is_the_trainer_on_the_converted_checkpoint(converted, data, tmp_path):
+    start, plain = end(converted, "features"), ["--tensorboard", "false", "--data.seed", "2"]
+    options = ["--model.name", "vit_nano", "--model.attention", "linear_mean", "--model.init_from", str(start)]
+    options += ["--model.lr", "0.0001", "--model.warmup_samples", str(int(0.05 * SAMPLES["tune"]))]
+    budget = ["--budget_samples", str(SAMPLES["tune"])]
+    with pytest.raises(UserError, match=r'"data\.seed" must be given via "seed"'):
+        train([*options, *data, *plain, *budget, "--out", str(tmp_path / "run")])
+    assert train([*options, *data, *plain[:2], *budget, "--seed", "2", "--out", str(tmp_path / "run")]) == 0
+    one, other = weights(end(converted, "tune")), weights(end(tmp_path / "run", "."))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_second_call_does_nothing_twice(converted, shared, capsys):
+    before = {path: path.read_bytes() for path in converted.rglob("*") if path.is_file()}
+    assert main([*shared, "--log_every_samples", str(2 * BATCH), "--out", str(converted)]) == 0
+    assert capsys.readouterr().err.count("nothing to do") == 3
+    assert {path: path.read_bytes() for path in converted.rglob("*") if path.is_file()} == before
+
+
+def test_killed_and_called_again_it_ends_in_the_same_bits(converted, shared, tmp_path):
+    out = tmp_path / "out"
+    options = [*shared, "--log_every_samples", str(2 * BATCH), "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clip_la", "convert", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not (out / "features" / "checkpoints" / checkpoint_name(3 * BATCH)).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "tune").exists()
+    assert main(options) == 0
+    for stage in ("layers", "features", "tune"):
+        one, other = (torch.load(end(each, stage), weights_only=True) for each in (converted, out))
+        assert all(torch.equal(one["state_dict"][n], other["state_dict"][n]) for n in one["state_dict"])
+        assert one["ShardDataModule"] == other["ShardDataModule"]
+        assert [(r["samples_seen"], r["loss"]) for r in rows(converted, stage)] == [
+            (r["samples_seen"], r["loss"]) for r in rows(out, stage)
+        ]
+
+
+def test_a_teacher_of_the_sigmoid_loss_keeps_its_bias_and_its_loss(data, tmp_path):
+    budget = ["--budget_samples", str(6 * BATCH), "--tensorboard", "false", "--out", str(tmp_path / "teacher")]
+    assert train(["--model.name", "vit_nano", "--model.loss", "sigmoid", "--model.lr", "0.01", *data, *budget]) == 0
+    options = ["--text_attention", "linear_mean", *of_stages(dict.fromkeys(SAMPLES, BATCH)), "--tune.lr", "1e-20"]
+    assert main([str(tmp_path / "teacher"), *data, *options, "--out", str(tmp_path / "out")]) == 0
+    bias = weights(end(tmp_path / "teacher", "."))["logit_bias"]
+    assert bias != SIGMOID_INIT_BIAS
+    for stage in ("layers", "features", "tune"):
+        assert torch.equal(weights(end(tmp_path / "out", stage))["logit_bias"], bias)
+    assert load_checkpoint(end(tmp_path / "out", "tune"))[1]["loss"] == "sigmoid"
+
+
+def test_stages_without_numbers_take_a_tenth_of_the_teachers_samples(teacher, data, tmp_path):
+    assert sum(SHARES.values()) == pytest.approx(0.1)
+    options = ["--attention", "linear", "--stages", "features", "--features.batch_size", "2"]
+    assert main([str(teacher), *data, *options, "--out", str(tmp_path / "out")]) == 0
+    assert load_checkpoint(end(tmp_path / "out", "features"))[1]["budget_samples"] == 20  # 6 % of 320, whole batches
+
+
+def test_a_teacher_of_unknown_samples_needs_numbers(data, tmp_path):
+    torch.save(to_open_clip(create_model("vit_nano", seed=0)), tmp_path / "nano.pt")
+    with pytest.raises(UserError, match=r"does not say how many samples it saw: give layers\.samples"):
+        main([f"vit_nano:{tmp_path / 'nano.pt'}", *data, "--attention", "linear", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_tells_the_defaults():
+    stages = [inspect.signature(convert).parameters[name].default for name in ("layers", "features", "tune")]
+    told = {option.name: option for option in options()}
+    assert told["STAGE.lr"].default == ", ".join(str(stage.lr) for stage in stages)
+    assert told["STAGE.weight_decay"].default == ", ".join(str(stage.weight_decay) for stage in stages)
+    shares = [f"{100 * share:g}" for share in SHARES.values()]
+    assert f"{shares[0]}, {shares[1]} and {shares[2]} %" in told["STAGE.samples"].help
+    assert {field.name for field in dataclasses.fields(Stage)} == {
+        name.removeprefix("STAGE.") for name in told if name.startswith("STAGE.")
+    }
+    assert {f"data.{name}" for name in NOT_OF_DATA}.isdisjoint(told)
+    assert "--data.shards" in help_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--attention", "liner"], "did you mean linear"),
+        (["--attention", "linear*5"], "is for 5 layers, this tower has 2"),
+        (["--stages", "layers,layers"], "name each that is wanted once"),
+        (["--stages", "[]"], "name each that is wanted once, of layers, features, tune"),
+        (["--stages", "heads"], "heads is not one of 'layers', 'features', 'tune'"),
+        (["--layers.samples", "0"], "layers.samples must be at least 1, not 0"),
+        (["--layers.batch_size", "0"], "batch_size must be at least 2"),
+        (["--layers.lr", "-1"], "lr must be positive"),
+        (["--layers.lrr", "1"], "did you mean layers.lr"),
+        (["--data", "nowhere/0.tar"], "nowhere/0.tar"),
+        (["--data.batch_size", "1"], "batch_size must be at least 2"),
+    ],
+)
+def test_wrong_options_are_one_line(wrong, says, shared, tmp_path, capsys):
+    assert command(["convert", *shared, "--out", str(tmp_path / "out"), *wrong]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown.splitlines()[-1]
+    assert "Traceback" not in shown
+
+
+def test_another_conversions_folder_is_left_alone(converted, shared, teacher, data, tmp_path):
+    with pytest.raises(UserError, match=r"is of another architecture: image_attention linear_mean \(not linear\)"):
+        main([*shared, "--attention", "linear", "--out", str(converted)])
+    with pytest.raises(UserError, match=r"layers/config\.yaml has lr 0\.001, not 0\.5: give the same"):
+        main([*shared, "--layers.lr", "0.5", "--out", str(converted)])
+    other = torch.load(end(teacher, "."), weights_only=True)
+    other["clip_la"]["run_id"] = "another"
+    torch.save(other, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"holds a conversion of .*teacher/"):
+        main([str(tmp_path / "other.ckpt"), *shared[1:], "--out", str(converted)])
+
+
+def test_teacher_and_folder_may_have_moved_meanwhile(converted, shared, teacher, tmp_path, capsys):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    shutil.copytree(converted, tmp_path / "out")
+    assert main([str(tmp_path / "teacher"), *shared[1:], "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("nothing to do") == 3
+
+
+def test_a_later_stage_wants_the_earlier_ones_finished(converted, shared, tmp_path):
+    (tmp_path / "out").mkdir()
+    for part in ("copied", "layers"):
+        shutil.copytree(converted / part, tmp_path / "out" / part)
+    end(tmp_path / "out", "layers").unlink()
+    with pytest.raises(UserError, match="layers is not finished: add layers to the stages, or remove it"):
+        main([*shared, "--stages", "features", "--out", str(tmp_path / "out")])
+    (tmp_path / "out" / "layers" / "config.yaml").write_text("{")
+    with pytest.raises(UserError, match=r"layers/config\.yaml is no YAML"):
+        main([*shared, "--out", str(tmp_path / "out")])
+
+
+def test_a_run_without_checkpoints_is_one_line(data, tmp_path, capsys):
+    options = ["--attention", "linear", *data, "--out", str(tmp_path / "out")]
+    assert command(["convert", str(tmp_path), *options]) == 2
+    assert "is no run: no checkpoints/samples=NUMBER.ckpt in it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_several_runs_is_no_run(converted, capsys):
+    assert command(["eval", str(converted), "--data", "x"]) == 2
+    shown = capsys.readouterr().err
+    assert "holds 4 runs; name one of them" in shown
+    assert str(converted / "tune" / "checkpoints") in shown
+
+
+def test_result_lines_name_the_teacher_and_stay_out_of_scaling_laws(converted, shards, tmp_path, capsys):
+    results = tmp_path / "results.jsonl"
+    task = ["--task", "zeroshot_retrieval", "--cache", "none", "--workers", "0", "--device", "cpu"]
+    models = [str(converted / "tune"), str(converted / "copied")]
+    assert command(["eval", *models, "--data", shards, *task, "--out", str(results)]) == 0
+    tuned, copied = map(json.loads, results.read_text().splitlines())
+    assert [line["samples_seen"] for line in tuned["lineage"]] == [20 * BATCH, 0, *list(SAMPLES.values())[:2]]
+    assert (tuned["samples_seen"], copied["samples_seen"], len(copied["lineage"])) == (SAMPLES["tune"], 0, 1)
+    metric = next(iter(tuned["metrics"]))
+    with pytest.raises(UserError, match="began with weights that were trained before"):
+        result_points([results], metric=metric)

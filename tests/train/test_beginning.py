@@ -1,0 +1,75 @@
+"""Runs that begin with given weights: which, what they say of themselves, what they refuse."""
+
+import pytest
+import torch
+
+from clip_la.errors import UserError
+from clip_la.models import create_model, load_checkpoint, save_checkpoint
+from clip_la.train.beginning import read_beginning
+from clip_la.train.checkpoint import checkpoint_name
+from clip_la.train.cli import main
+from clip_la.train.task import SIGMOID_INIT_BIAS, SIGMOID_INIT_SCALE, ContrastiveTask
+
+BATCH = 16
+
+
+def task(path, **more):
+    options = {"batch_size": BATCH, "budget_samples": BATCH, "init_from": str(path), "seed": 5, **more}
+    return ContrastiveTask("vit_pico", **options)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A file of save_checkpoint, which no training can go on from."""
+    path = tmp_path_factory.mktemp("start") / "start.ckpt"
+    save_checkpoint(path, create_model("vit_pico", image_attention="linear", seed=3), samples_seen=7, run_id="abc")
+    return path
+
+
+def test_a_run_begins_with_the_weights_and_remembers_them(start, run_options, tmp_path):
+    options = ["--model.image_attention", "linear*1", "--model.init_from", str(start), "--model.lr", "1e-30"]
+    out = tmp_path / "run"
+    assert main([*run_options, *options, "--budget_samples", str(BATCH), "--out", str(out)]) == 0
+    model, meta = load_checkpoint(out / "checkpoints" / checkpoint_name(BATCH))
+    given = create_model("vit_pico", image_attention="linear", seed=3).state_dict()
+    # Biases of zero move by the rate.
+    assert all(torch.allclose(t, given[name], rtol=0, atol=1e-25) for name, t in model.state_dict().items())
+    line = {"checkpoint": str(start), "model": "vit_pico", "attention": "linear/softmax", "loss": None}
+    assert meta["lineage"] == [{**line, "run_id": "abc", "samples_seen": 7}]
+    assert meta["run_id"] != "abc"
+    # The next one knows both.
+    assert [line["samples_seen"] for line in read_beginning(out / "checkpoints" / checkpoint_name(BATCH)).lineage] == [
+        7,
+        BATCH,
+    ]
+
+
+def test_scale_and_bias_of_the_sigmoid_loss_belong_together(start, run_options, tmp_path):
+    fresh = task(start, image_attention="linear", loss="sigmoid")
+    assert fresh.model.logit_scale.exp().item() == pytest.approx(SIGMOID_INIT_SCALE)
+    assert fresh.logit_bias.item() == SIGMOID_INIT_BIAS
+    out, options = tmp_path / "run", ["--model.loss", "sigmoid", "--budget_samples", str(8 * BATCH)]
+    assert main([*run_options, *options, "--out", str(out)]) == 0
+    trained = torch.load(out / "checkpoints" / checkpoint_name(8 * BATCH), weights_only=True)["state_dict"]
+    again = task(out / "checkpoints" / checkpoint_name(8 * BATCH), loss="sigmoid")
+    assert again.logit_bias.item() == trained["logit_bias"].item() != SIGMOID_INIT_BIAS
+    assert torch.equal(again.model.logit_scale, trained["model.logit_scale"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "start.ckpt has image_attention linear, not softmax; `clip-la convert` changes the attention"),
+        ({"image_attention": "linear", "image_size": 64}, "start.ckpt has image_size 32, not 64"),
+        ({"image_attention": "linear", "init_from": "gone.ckpt"}, "no checkpoint at gone.ckpt"),
+    ],
+)
+def test_another_architecture_is_refused(start, options, says):
+    with pytest.raises(UserError) as raised:
+        task(start, **options)
+    assert says in str(raised.value)
+
+
+def test_another_model_is_refused(start):
+    with pytest.raises(UserError, match="is a vit_pico, not a vit_nano: no run of this model can begin with it"):
+        ContrastiveTask("vit_nano", batch_size=BATCH, budget_samples=BATCH, init_from=str(start))

@@ -143,8 +143,8 @@ def table(
             rows.append(row)
     if not rows:
         raise unfit[0]
-    for error in unfit:
-        print(f"left out: {error}", file=sys.stderr)
+    for left_out in unfit:
+        print(f"left out: {left_out}", file=sys.stderr)
     return rows
 
 

@@ -16,7 +16,7 @@ from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 
 if TYPE_CHECKING:
-    from clip_la.zeroshot.evaluate import Evaluation
+    from clip_la.zeroshot.tasks.classification import Evaluation
 
 MODELS = ("vit_pico", "vit_nano", "vit_micro")
 ATTENTION = ("softmax", "linear", "linear_mean")
@@ -208,9 +208,9 @@ def best_of_each_kind(evaluations: "Sequence[Evaluation]") -> dict[str, str]:
 
 def draw_sheets(evaluations: "Sequence[Evaluation]", corpus: Path, out: Path) -> list[Path]:
     """A contact sheet for each kind's best model: held-out drawings with the names it gives them."""
-    from clip_la.zeroshot.contact_sheet import contact_sheet
+    from clip_la.zeroshot.datasets.find import open_test_set
+    from clip_la.zeroshot.report.contact_sheet import contact_sheet
     from clip_la.zeroshot.suite import percent
-    from clip_la.zeroshot.test_sets import open_test_set
 
     split = SCALING_SPLITS[0]
     test_set = open_test_set(str(corpus / split), name=split)

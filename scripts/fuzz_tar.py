@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from clip_la.data import problems
-from clip_la.data.tar import TarDamage, read_members
+from clip_la.data.shards import problems
+from clip_la.data.shards.tar import TarDamage, read_members
 
 BLOCK = 512
 # Larger members of a damaged header are not compared: tarfile would make them in memory.

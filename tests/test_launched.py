@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from clip_la import launched
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # The command as a user starts it, but that something happens to rank 1 at its third batch.
 CHILD = """
 import os, signal, sys
 from clip_la.cli import main
-from clip_la.data.feed import Feed
+from clip_la.data.stream.sample_iterator import Feed
 from clip_la.errors import UserError
 next_row, calls = Feed.next_row, []
 

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from clip_la.bench.loader import device_lines, loader_lines, measure_device, measure_loader
-from clip_la.data.augment import NUM_DRAWS, Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.order import Streams, draws_for_samples
-from clip_la.data.problems import BadSample
-from clip_la.data.rows import Limits, Row, StreamedRows, image_bytes
-from clip_la.data.shards import read_samples
-from clip_la.data.sources import shard_name
-from clip_la.data.tokenizer import CaptionEncoder
+from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.shards.sources import shard_name
+from clip_la.data.stream.order import Streams, draws_for_samples
+from clip_la.data.stream.samples import Limits, Row, StreamedRows, image_bytes
+from clip_la.data.text.captions import Captions
+from clip_la.data.text.tokenizer import CaptionEncoder
 from clip_la.errors import UserError
 
 STAGES = ("read", "decode", "transform", "tokenize", "collate")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from clip_la_kernels.triton_path import configs
+from clip_la_kernels.ops.linear_attention import configs
 
 from clip_la.bench import providers
 from clip_la.bench.providers import Shape

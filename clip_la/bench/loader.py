@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.device import DeviceDecoder
-from clip_la.data.loader import ShardLoader
-from clip_la.data.stream import ShardStream, Source
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.stream.device import DeviceDecoder
+from clip_la.data.stream.loader import ShardLoader
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
 
 PREFETCH_BATCHES = 4
 WARM_UP_BATCHES_A_WORKER = 3

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip_la.data.decode import decode_image
-from clip_la.data.shards import ShardWriter
+from clip_la.data.images.decode import decode_image
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 
 SKIMAGE_PHOTOS = (

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from clip_la_kernels import fastmax, linear_attention, linear_attention_split
-from clip_la_kernels.reference import fastmax_reference, linear_attention_reference
+from clip_la_kernels.ops.linear_attention.reference import fastmax_reference, linear_attention_reference
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel

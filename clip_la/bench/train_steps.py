@@ -11,7 +11,7 @@ import torch._dynamo.config
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clip_la.data.tokenizer import order_of
+from clip_la.data.text.tokenizer import order_of
 from clip_la.models.registry import model_spec
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 from clip_la.train.optim import clip_gradients

@@ -79,8 +79,8 @@ def measure_ours(
     """Classifier and pictures through this project's functions: (seconds and rates, predictions)."""
     import torch
 
-    from clip_la.zeroshot.classifier import build_classifier
-    from clip_la.zeroshot.engine import classify
+    from clip_la.zeroshot.model.classifier import build_classifier
+    from clip_la.zeroshot.runner.classify import classify
 
     watch = Stopwatch()
     if torch.cuda.is_available():
@@ -169,11 +169,12 @@ def run_benchmark(
     Raises:
         UserError: unknown model, class set or prompt set.
     """
+    from clip_la import distributed as ranks
     from clip_la.models.interop import OPEN_CLIP_NAMES
-    from clip_la.zeroshot import prompts, ranks
-    from clip_la.zeroshot.classes import class_set
-    from clip_la.zeroshot.load import choose_device
-    from clip_la.zeroshot.results import device_name, versions
+    from clip_la.results import device_name, versions
+    from clip_la.zeroshot.labels import prompts
+    from clip_la.zeroshot.labels.classes import class_set
+    from clip_la.zeroshot.model.load import choose_device
 
     if model not in OPEN_CLIP_NAMES:
         raise unknown("model that open_clip has too", model, OPEN_CLIP_NAMES)
@@ -206,7 +207,7 @@ def _random_subject(model: str, device: Any) -> Any:
     import torch
 
     from clip_la.models import create_model
-    from clip_la.zeroshot.subject import of_model
+    from clip_la.zeroshot.model.eval_model import of_model
 
     subject = of_model(create_model(model, seed=0))
     subject.module.eval().requires_grad_(False).to(device)
@@ -224,8 +225,8 @@ def _measure_large(
     settings: dict[str, Any],
     report: Callable[..., None],
 ) -> None:
-    from clip_la.zeroshot.cache import ClassifierCache
-    from clip_la.zeroshot.test_sets import open_test_set
+    from clip_la.zeroshot.datasets.find import open_test_set
+    from clip_la.zeroshot.model.classifier_cache import ClassifierCache
 
     cache = ClassifierCache(cache_folder)
     for phase in ("large_first", "large_from_cache"):
@@ -242,7 +243,7 @@ def _measure_small(
     settings: dict[str, Any],
     report: Callable[..., None],
 ) -> None:
-    from clip_la.zeroshot.test_sets import open_test_set
+    from clip_la.zeroshot.datasets.find import open_test_set
 
     test_set = open_test_set(str(pictures), classes=classes)
     figures, found = measure_ours(subject, test_set, templates, None, **settings)

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int | None:
     from clip_la.atomic import atomic_write
     from clip_la.bench.data import bench_data, table
     from clip_la.bench.photos import write_photo_shards
-    from clip_la.data.sources import expand_urls
+    from clip_la.data.shards.sources import expand_urls
 
     with tempfile.TemporaryDirectory(prefix="clip_la_photos_") as folder:
         if args.shards:
@@ -101,7 +101,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _share(way: str) -> float:
-    from clip_la.data.encoded import LEFT_TO_THE_DEVICE
+    from clip_la.data.stream.encoded import LEFT_TO_THE_DEVICE
 
     if way in LEFT_TO_THE_DEVICE:
         return LEFT_TO_THE_DEVICE[way]

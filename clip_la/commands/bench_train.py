@@ -28,9 +28,9 @@ def main(argv: list[str]) -> int | None:
 
     import torch
 
+    from clip_la import distributed as ranks
     from clip_la.bench.train import cases_of
     from clip_la.bench.train_steps import spec_of
-    from clip_la.zeroshot import ranks
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("bench train: --device cuda: PyTorch finds no GPU here; give cpu")

@@ -60,7 +60,7 @@ def _positive(text: str) -> int:
 
 def _sample_seconds(text: str) -> None:
     """For this process and its workers: nobody has to hand it on."""
-    from clip_la.data.watch import set_sample_seconds
+    from clip_la.data.shards.watch import set_sample_seconds
 
     set_sample_seconds(text)
 
@@ -170,8 +170,8 @@ def _tiny_imagenet(argv: list[str]) -> None:
 
 def _pack(argv: list[str]) -> None:
     """pack a folder with captions, a table, Parquet or other shards into shards"""
-    from clip_la.data.pack import DEFAULT_PER_SHARD, pack
-    from clip_la.data.pack_sources import find_source
+    from clip_la.data.tools.pack import DEFAULT_PER_SHARD, pack
+    from clip_la.data.tools.pack_sources import find_source
 
     parser = _parser("pack", json_help="print the counts")
     parser.add_argument(
@@ -205,9 +205,9 @@ def _reasons(counts: dict[str, Any]) -> str:
 
 def _verify(argv: list[str]) -> int:
     """read every sample of shards, count what is wrong, write sizes.json"""
-    from clip_la.data.captions import Captions
-    from clip_la.data.sources import expand_urls
-    from clip_la.data.verify import verify, write_sizes
+    from clip_la.data.shards.sources import expand_urls
+    from clip_la.data.text.captions import Captions
+    from clip_la.data.tools.verify import verify, write_sizes
 
     parser = _parser("verify", json_help="print the report")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
@@ -221,7 +221,7 @@ def _verify(argv: list[str]) -> int:
 
 
 def _verify_text(report: dict[str, Any], written: list[str]) -> str:
-    from clip_la.data.verify import MAX_NAMED
+    from clip_la.data.tools.verify import MAX_NAMED
 
     captions, pictures, missing = report["captions"], report["pictures"], report["missing_shards"]
     lines = [f"{report['samples']} samples in {report['shards']} shards, {report['usable']} usable"]
@@ -239,10 +239,10 @@ def _verify_text(report: dict[str, Any], written: list[str]) -> str:
 
 def _read(argv: list[str]) -> int:
     """one pass over shards as a training run would read them, sample by sample"""
-    from clip_la.data.captions import Captions
-    from clip_la.data.problems import WORKER_DIED
-    from clip_la.data.read import Reading, read
-    from clip_la.data.sources import expand_urls
+    from clip_la.data.shards.problems import WORKER_DIED
+    from clip_la.data.shards.sources import expand_urls
+    from clip_la.data.text.captions import Captions
+    from clip_la.data.tools.read import Reading, read
 
     parser = _parser("read", json_help="print the counts")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
@@ -265,8 +265,8 @@ def _read(argv: list[str]) -> int:
 
 def _show(argv: list[str]) -> None:
     """a contact sheet of samples with their captions, PNG and HTML"""
-    from clip_la.data.show import COLUMNS, show
-    from clip_la.data.sources import expand_urls
+    from clip_la.data.shards.sources import expand_urls
+    from clip_la.data.tools.show import COLUMNS, show
 
     parser = _parser("show", json_help="print the paths written", workers=False)
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")

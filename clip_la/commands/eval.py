@@ -10,8 +10,8 @@ from clip_la.errors import UserError
 from clip_la.json_text import json_text
 
 if TYPE_CHECKING:
-    from clip_la.zeroshot.entries import Entry
     from clip_la.zeroshot.suite import Extras, Report
+    from clip_la.zeroshot.tasks.entries import Entry
 
 DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of ours, or an open_clip model with weights
 (NAME:FILE, NAME:TAG, hf-hub:ORG/NAME). Under torchrun all processes share the work; the result is the same."""
@@ -19,8 +19,8 @@ DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of 
 
 def _choices() -> str:
     """What --classes and --templates know, for the end of the help."""
-    from clip_la.zeroshot.classes import CATALOG, EMOJI, NAMINGS
-    from clip_la.zeroshot.prompts import BUILT_IN
+    from clip_la.zeroshot.labels.classes import CATALOG, EMOJI, NAMINGS
+    from clip_la.zeroshot.labels.prompts import BUILT_IN
 
     sets = {name: about for name, (_, about) in CATALOG.items()} | {EMOJI: "the names of all emoji"}
     tables = {"class sets": sets, "names, as SET/NAME": NAMINGS, "templates": BUILT_IN}
@@ -95,8 +95,8 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la eval`."""
     options = _parser().parse_args(argv)
-    from clip_la.data.watch import set_sample_seconds
-    from clip_la.zeroshot import ranks
+    from clip_la import distributed as ranks
+    from clip_la.data.shards.watch import set_sample_seconds
     from clip_la.zeroshot.suite import compare_all, run_suite
 
     models, entries = _asked_for(options)
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int | None:
 
 def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[Entry]]":
     """The models and what to evaluate them on. Raises UserError where either is missing or wrong."""
-    from clip_la.zeroshot.load import expand_models
+    from clip_la.zeroshot.model.load import expand_models
     from clip_la.zeroshot.suite import Entry, read_suite
 
     keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots", "unknown_classes")
@@ -143,7 +143,7 @@ def _check_counts(options: argparse.Namespace) -> None:
 
 def _reporter(stream: TextIO) -> "Report":
     """A function that prints a line on `stream`, of the first rank."""
-    from clip_la.zeroshot import ranks
+    from clip_la import distributed as ranks
 
     def report(text: str) -> None:
         if ranks.rank() == 0:
@@ -154,10 +154,10 @@ def _reporter(stream: TextIO) -> "Report":
 
 def _how(options: argparse.Namespace, local_rank: int) -> dict[str, Any]:
     """The arguments of run_suite that say with what means, and where results go."""
-    from clip_la.zeroshot import ranks
-    from clip_la.zeroshot.cache import ClassifierCache, default_folder
-    from clip_la.zeroshot.load import choose_device
-    from clip_la.zeroshot.subject import default_precision
+    from clip_la import distributed as ranks
+    from clip_la.zeroshot.model.classifier_cache import ClassifierCache, default_folder
+    from clip_la.zeroshot.model.eval_model import default_precision
+    from clip_la.zeroshot.model.load import choose_device
 
     device = choose_device(options.device, local_rank)
     return {

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int | None:
     from clip_la.errors import UserError
     from clip_la.models.checkpoint import load_checkpoint
     from clip_la.models.interop import export
-    from clip_la.zeroshot.load import expand_models
+    from clip_la.zeroshot.model.load import expand_models
 
     out = Path(options.out)
     if out.suffix != ".pt":

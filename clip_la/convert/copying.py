@@ -15,7 +15,7 @@ from clip_la.models.clip import CLIP, model_from_spec
 from clip_la.models.interop import load_open_clip
 from clip_la.models.spec import ModelSpec
 from clip_la.train.beginning import LINEAGE, LOGIT_BIAS, Beginning, origin_of, read_beginning
-from clip_la.zeroshot.load import expand_models
+from clip_la.zeroshot.model.load import expand_models
 
 COPY = "copy"
 # As the names of weights begin in a checkpoint of training, which holds the model and the numbers of its loss.

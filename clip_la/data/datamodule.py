@@ -7,19 +7,19 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
-from clip_la.data.audit import Audit
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.device import DeviceDecoder
-from clip_la.data.encoded import LEFT_TO_THE_DEVICE
-from clip_la.data.feed import counts
-from clip_la.data.limits import Limits
-from clip_la.data.loader import ShardLoader
-from clip_la.data.pool import DEFAULT_POOL_GB
-from clip_la.data.position import Layout, choose_state
-from clip_la.data.sources import ShardOpener, expand_urls, place_of
-from clip_la.data.stream import Batch, RankState, ShardStream, Source
-from clip_la.data.watch import set_sample_seconds
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.images.limits import Limits
+from clip_la.data.shards.sources import ShardOpener, expand_urls, place_of
+from clip_la.data.shards.watch import set_sample_seconds
+from clip_la.data.stream.device import DeviceDecoder
+from clip_la.data.stream.encoded import LEFT_TO_THE_DEVICE
+from clip_la.data.stream.in_memory import DEFAULT_POOL_GB
+from clip_la.data.stream.loader import ShardLoader
+from clip_la.data.stream.position import Layout, choose_state
+from clip_la.data.stream.sample_iterator import counts
+from clip_la.data.stream.sample_log import Audit
+from clip_la.data.stream.stream import Batch, RankState, ShardStream, Source
+from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 
 

@@ -44,7 +44,7 @@ class ModelSpec:
     """A two-tower model. Sizes in pixels, widths in features, lengths in tokens, attention as patterns (pattern.py).
 
     Raises UserError for numbers that do not fit together. `pixel_mean` and `pixel_std` are RGB for pixels in [0, 1],
-    and lie there too; `tokenizer` is a name that clip_la.data.tokenizer knows.
+    and lie there too; `tokenizer` is a name that clip_la.data.text.tokenizer knows.
     """
 
     name: str

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clip_la.data.transforms import channel_constants, scale_pixels
+from clip_la.data.images.transforms import channel_constants, scale_pixels
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.train.compiled import Unit, compile_model

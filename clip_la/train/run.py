@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from clip_la import results
 from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
@@ -36,7 +37,6 @@ from clip_la.train.logger import CsvMetrics
 from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, Start, find_start, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShot, after_training, during_training
-from clip_la.zeroshot import results
 
 METRICS_NAME = "metrics.csv"
 TENSORBOARD_NAME = "tensorboard"

@@ -12,19 +12,20 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
+from clip_la import distributed as ranks
+from clip_la import results
 from clip_la.errors import UserError
 from clip_la.train.callbacks import Meter
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process
 from clip_la.train.optim import whole_batches
 from clip_la.train.task import ContrastiveTask
-from clip_la.zeroshot import ranks, results
-from clip_la.zeroshot.entries import Entry, prepare, read_suite
-from clip_la.zeroshot.evaluate import Evaluation
-from clip_la.zeroshot.jobs import How, Job
-from clip_la.zeroshot.load import choose_device
-from clip_la.zeroshot.subject import Subject, default_precision, of_model
+from clip_la.zeroshot.model.eval_model import Subject, default_precision, of_model
+from clip_la.zeroshot.model.load import choose_device
 from clip_la.zeroshot.suite import describe, evaluate_jobs, run_suite
+from clip_la.zeroshot.tasks.classification import Evaluation
+from clip_la.zeroshot.tasks.entries import Entry, prepare, read_suite
+from clip_la.zeroshot.tasks.task import How, Job
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ZeroShotEvaluation(Callback):
     that is killed meanwhile evaluates when it is resumed. What the file has already is not made again.
 
     Args:
-        jobs: what to evaluate on, from `clip_la.zeroshot.entries.prepare`.
+        jobs: what to evaluate on, from `clip_la.zeroshot.tasks.entries.prepare`.
         at_samples: numbers of samples seen; each is rounded up to whole batches.
         out: the result file (RUN/results.jsonl).
         origin: what the run's checkpoints carry: run_id, seed, train_data, ...

@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
+from clip_la import distributed as ranks
+from clip_la import results
 from clip_la.errors import UserError
-from clip_la.zeroshot import predictions, ranks, results, tables
-from clip_la.zeroshot.cache import ClassifierCache
-from clip_la.zeroshot.contact_sheet import contact_sheet
-from clip_la.zeroshot.entries import Entry, prepare, read_suite
-from clip_la.zeroshot.evaluate import DEFAULT_BATCH_SIZE, PREDICTIONS_FOLDER, Evaluation
-from clip_la.zeroshot.jobs import How, Job
-from clip_la.zeroshot.load import load_subject, run_folder
-from clip_la.zeroshot.records import UNKNOWN, TestSet
-from clip_la.zeroshot.subject import OWN, Subject
+from clip_la.zeroshot.datasets.records import UNKNOWN, TestSet
+from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.eval_model import OWN, Subject
+from clip_la.zeroshot.model.load import load_subject, run_folder
+from clip_la.zeroshot.report import tables
+from clip_la.zeroshot.report.contact_sheet import contact_sheet
+from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.tasks.classification import DEFAULT_BATCH_SIZE, PREDICTIONS_FOLDER, Evaluation
+from clip_la.zeroshot.tasks.entries import Entry, prepare, read_suite
+from clip_la.zeroshot.tasks.task import How, Job
 
 __all__ = ["Entry", "Extras", "percent", "read_suite", "run_suite"]
 

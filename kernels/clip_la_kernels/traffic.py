@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from clip_la_kernels import tune
-from clip_la_kernels.triton_path.common import place
-from clip_la_kernels.triton_path.runner import tensor_map
+from clip_la_kernels.runtime.common import place
+from clip_la_kernels.runtime.launcher import tensor_map
 
 # (B, N, H, D) of the image towers that one fused program a head serves.
 SHAPES = ((256, 197, 12, 64), (128, 577, 12, 64), (64, 1025, 12, 64))

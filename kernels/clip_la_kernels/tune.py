@@ -1,4 +1,4 @@
-"""Offline tuner: times candidate configurations on this GPU and prints a table for `triton_path/configs.py`.
+"""Offline tuner: times candidate configurations on this GPU and prints a table for `ops/linear_attention/configs.py`.
 
     python -m clip_la_kernels.tune [--quick] [--json FILE]
     python -m clip_la_kernels.tune --as-configured
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from clip_la_kernels import linear_attention
-from clip_la_kernels.triton_path import configs
-from clip_la_kernels.triton_path.configs import Config
+from clip_la_kernels.ops.linear_attention import configs
+from clip_la_kernels.ops.linear_attention.configs import Config
 
 Case = tuple[str, int, int, int, int, bool, dict[str, int]]
 REPEATS, CALLS = 7, 10
@@ -116,8 +116,8 @@ def passes(
     qkv: torch.Tensor, grad: torch.Tensor, denominator: str, causal: bool
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """The kernels of the forward pass alone and of the backward pass alone."""
-    from clip_la_kernels.options import make_options
-    from clip_la_kernels.triton_path import launch
+    from clip_la_kernels.ops.linear_attention import launch
+    from clip_la_kernels.runtime.options import make_options
 
     q, k, v = qkv.detach().unbind(2)
     call = q, k, v, (None, None, None), make_options(1.0, 1.0, "l2", denominator, causal, None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clip_la.data.corpora.scenes import Actor, SceneSource
-from clip_la.data.pack import pack
+from clip_la.data.tools.pack import pack
 from clip_la.train.cli import main as train
 
 BATCH = 16

@@ -27,7 +27,7 @@ from clip_la.scaling.results import result_points
 from clip_la.train.checkpoint import checkpoint_name, saved_checkpoints
 from clip_la.train.cli import main as train
 from clip_la.train.task import SIGMOID_INIT_BIAS
-from clip_la.zeroshot.subject import of_model
+from clip_la.zeroshot.model.eval_model import of_model
 
 BATCH = 16
 SAMPLES = {"layers": 12 * BATCH, "features": 10 * BATCH, "tune": 6 * BATCH}

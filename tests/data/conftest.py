@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 
 MakeShards = Callable[..., list[str]]
 

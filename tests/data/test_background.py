@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from clip_la.data.background import Background
+from clip_la.data.stream.prefetch import Background
 
 NAME = "background under test"
 

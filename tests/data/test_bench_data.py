@@ -10,7 +10,7 @@ from PIL import Image
 from clip_la.bench.data import STAGES, bench_data, table
 from clip_la.bench.loader import measure_device, measure_loader
 from clip_la.cli import main
-from clip_la.data.augment import Augmentation
+from clip_la.data.images.augment import Augmentation
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from clip_la.data.corpora.build import Classes, existing, write_manifest, write_split
 from clip_la.data.corpora.png import encode_png
-from clip_la.data.shards import read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
 
 SETTINGS = {"corpus": "test", "size_px": 3}

@@ -14,9 +14,9 @@ from clip_la.data.corpora import debian
 from clip_la.data.corpora.fashion import CLASSES, build_fashion
 from clip_la.data.corpora.photos import build_photos, read_class_map, squared_photo
 from clip_la.data.corpora.png import encode_png
-from clip_la.data.shards import read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
-from clip_la.zeroshot.classes import from_file
+from clip_la.zeroshot.labels.classes import from_file
 
 
 def samples(folder):

@@ -12,14 +12,15 @@ from PIL import Image, ImageOps
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from clip_la.data import jpeg, problems
-from clip_la.data.augment import NUM_DRAWS, Augmentation, jitter_colors, random_crop, random_crops
-from clip_la.data.captions import Captions
-from clip_la.data.decode import decode_image
-from clip_la.data.problems import BadSample
-from clip_la.data.resample import resample, resize_box
-from clip_la.data.rows import Limits, StreamedRows
-from clip_la.data.transforms import CLIP_MEAN, CLIP_STD, eval_transform, normalize_pixels
+from clip_la.data.images import jpeg
+from clip_la.data.images.augment import NUM_DRAWS, Augmentation, jitter_colors, random_crop, random_crops
+from clip_la.data.images.decode import decode_image
+from clip_la.data.images.resample import resample, resize_box
+from clip_la.data.images.transforms import CLIP_MEAN, CLIP_STD, eval_transform, normalize_pixels
+from clip_la.data.shards import problems
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.text.captions import Captions
 
 # Smooth, so that lossy formats keep it; no symmetry, so that turning it shows.
 RAMP = np.stack(np.broadcast_arrays(np.linspace(0, 250, 37)[None], np.linspace(250, 0, 29)[:, None], 77.0), 2)

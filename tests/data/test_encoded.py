@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_la.data import problems
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.device import DeviceDecoder
-from clip_la.data.loader import ShardLoader
-from clip_la.data.stream import ShardStream, Source
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.shards import problems
+from clip_la.data.stream.device import DeviceDecoder
+from clip_la.data.stream.loader import ShardLoader
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
 
 SIZE = 16
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

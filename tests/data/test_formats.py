@@ -15,20 +15,20 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
 from clip_la.commands import data as command
-from clip_la.data import problems
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.decode import decode_image
-from clip_la.data.formats import IMAGE_SUFFIXES, SUFFIXES, is_hidden, is_picture, merged_keys
-from clip_la.data.pack import image_suffix, pack
-from clip_la.data.pack_sources import find_source
-from clip_la.data.shards import read_samples, split_name
-from clip_la.data.show import show
-from clip_la.data.stream import ShardStream, Source
-from clip_la.data.verify import verify
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.images.decode import decode_image
+from clip_la.data.shards import problems
+from clip_la.data.shards.formats import IMAGE_SUFFIXES, SUFFIXES, is_hidden, is_picture, merged_keys
+from clip_la.data.shards.reader import read_samples, split_name
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
+from clip_la.data.tools.pack import image_suffix, pack
+from clip_la.data.tools.pack_sources import find_source
+from clip_la.data.tools.show import show
+from clip_la.data.tools.verify import verify
 from clip_la.errors import UserError
-from clip_la.zeroshot.folders import pictures_in
-from clip_la.zeroshot.shard_sets import open_caption_shards
+from clip_la.zeroshot.datasets.folders import pictures_in
+from clip_la.zeroshot.datasets.shards import open_caption_shards
 
 
 def saved(kind, mode="RGB"):

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_la.data.augment import NUM_DRAWS, Augmentation
-from clip_la.data.blocks import ShardBlocks, Walk
-from clip_la.data.captions import Captions
-from clip_la.data.loader import ShardLoader
-from clip_la.data.order import ShardOrder, Streams
-from clip_la.data.problems import BadSample
-from clip_la.data.rows import Limits, StreamedRows
-from clip_la.data.sources import open_shard
-from clip_la.data.stream import ShardStream, Source
+from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.shards.sources import open_shard
+from clip_la.data.stream.blocks import ShardBlocks, Walk
+from clip_la.data.stream.loader import ShardLoader
+from clip_la.data.stream.order import ShardOrder, Streams
+from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
 
 SIZE = 16
 LIMITS = Limits(min_side_px=2)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from clip_la.data.order import PoolOrder, ShardOrder, Streams, choose_sources, hashed, permutation, uniforms
+from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, choose_sources, hashed, permutation, uniforms
 
 
 def all_streams(world_size, workers, seed=5):

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clip_la.data import pack as packing
-from clip_la.data.pack import pack
-from clip_la.data.pack_sources import find_source
-from clip_la.data.shards import ShardWriter, read_samples
+from clip_la.data.shards.reader import ShardWriter, read_samples
+from clip_la.data.tools import pack as packing
+from clip_la.data.tools.pack import pack
+from clip_la.data.tools.pack_sources import find_source
 from clip_la.errors import UserError
 
 COLOURS = ("red", "green", "blue")

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clip_la.data import problems
-from clip_la.data.captions import Captions
-from clip_la.data.pack import pack
-from clip_la.data.pack_sources import find_source
-from clip_la.data.read import Reading, read
-from clip_la.data.shards import read_samples
+from clip_la.data.shards import problems
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.text.captions import Captions
+from clip_la.data.tools.pack import pack
+from clip_la.data.tools.pack_sources import find_source
+from clip_la.data.tools.read import Reading, read
 from clip_la.errors import UserError
-from clip_la.zeroshot.shard_sets import open_caption_shards
+from clip_la.zeroshot.datasets.shards import open_caption_shards
 
 
 def png(number):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_la.data import jpeg, problems
-from clip_la.data.augment import NUM_DRAWS, Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.decode import as_rgb, decode_as_stored, decode_image
-from clip_la.data.problems import BadSample
-from clip_la.data.rows import Limits, StreamedRows
-from clip_la.data.transforms import eval_transform
+from clip_la.data.images import jpeg
+from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.images.decode import as_rgb, decode_as_stored, decode_image
+from clip_la.data.images.transforms import eval_transform
+from clip_la.data.shards import problems
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.text.captions import Captions
 
 GREY = (np.arange(35 * 29, dtype=np.int64) * 7 % 256).reshape(29, 35)
 COLOURS = np.stack([GREY, 255 - GREY, GREY // 2], 2).astype(np.uint8)
@@ -238,8 +239,8 @@ import logging, sys, warnings
 from io import BytesIO
 import numpy as np
 from PIL import Image
-from clip_la.data.decode import decode_as_stored, decode_image
-from clip_la.data.problems import BadSample
+from clip_la.data.images.decode import decode_as_stored, decode_image
+from clip_la.data.shards.problems import BadSample
 warnings.simplefilter("always")
 logging.basicConfig()
 rng = np.random.default_rng(0)

@@ -6,21 +6,21 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from clip_la_kernels.dispatch import use_backend
+from clip_la_kernels.runtime.dispatch import use_backend
 from PIL import Image
 
-from clip_la.data import pool as pool_module
-from clip_la.data import problems, watch
-from clip_la.data.augment import BACKGROUND, FLIP, NUM_DRAWS, Augmentation, random_crop
-from clip_la.data.captions import Captions
-from clip_la.data.device import DeviceDecoder
-from clip_la.data.order import PoolOrder, Streams, choose_sources
-from clip_la.data.pool import Pool
-from clip_la.data.pool_captions import CaptionTable
-from clip_la.data.pool_stream import PoolWalk, pooled_batches
-from clip_la.data.problems import Problem
-from clip_la.data.rows import Limits
-from clip_la.data.tokenizer import caption_ids, get_tokenizer
+from clip_la.data.images.augment import BACKGROUND, FLIP, NUM_DRAWS, Augmentation, random_crop
+from clip_la.data.shards import problems, watch
+from clip_la.data.shards.problems import Problem
+from clip_la.data.stream import in_memory as pool_module
+from clip_la.data.stream.device import DeviceDecoder
+from clip_la.data.stream.in_memory import Pool
+from clip_la.data.stream.in_memory_batches import PoolWalk, pooled_batches
+from clip_la.data.stream.in_memory_captions import CaptionTable
+from clip_la.data.stream.order import PoolOrder, Streams, choose_sources
+from clip_la.data.stream.samples import Limits
+from clip_la.data.text.captions import Captions
+from clip_la.data.text.tokenizer import caption_ids, get_tokenizer
 from clip_la.errors import UserError
 
 SIZE = 24
@@ -79,7 +79,7 @@ def test_a_device_makes_the_images_that_the_processor_makes(monkeypatch, mode, k
     numbers, draws = np.array([members[i] for i in (3, 0, 3, 4)]), rng.random((4, NUM_DRAWS))
     wanted = plain.batch(numbers, draws)["pooled"].images()
     # Pictures lie on a GPU channels first; here the processor stands for it.
-    monkeypatch.setattr("clip_la.data.pool._has_room", lambda device, size: on_gpu)
+    monkeypatch.setattr("clip_la.data.stream.in_memory._has_room", lambda device, size: on_gpu)
     pool, _ = pool_of(images, augmentation, torch.device("cpu"))
     decoder = DeviceDecoder(augmentation, torch.device("cpu"))
     with use_backend("triton" if kernel else "torch"):

@@ -11,9 +11,9 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from clip_la.data.shard_state import shard_hashes
-from clip_la.data.shards import ShardWriter, expand_urls, read_samples
-from clip_la.data.sources import ShardOpener
+from clip_la.data.shards.reader import ShardWriter, expand_urls, read_samples
+from clip_la.data.shards.shard_state import shard_hashes
+from clip_la.data.shards.sources import ShardOpener
 from clip_la.errors import UserError
 
 NUM_SAMPLES = 40

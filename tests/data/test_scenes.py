@@ -12,8 +12,8 @@ from clip_la.data.corpora.concepts import Concept, Deal
 from clip_la.data.corpora.names import Name
 from clip_la.data.corpora.scene_words import BACKGROUNDS, COLORS, LAYOUTS, sized
 from clip_la.data.corpora.scenes import Actor, SceneSource, Stage, background_pixels, build_scenes, cast_of
-from clip_la.data.pack import pack
-from clip_la.data.shards import read_samples
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.tools.pack import pack
 from clip_la.errors import UserError
 
 SIZE = 48

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from clip_la.data.shard_state import shard_hashes
+from clip_la.data.shards.shard_state import shard_hashes
 from clip_la.fingerprint import file_hash
 
 LATER = "Sat, 28 Nov 2026 12:00:00 GMT"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from clip_la.data import problems
-from clip_la.data.shards import ShardWriter, expand_urls, read_samples, split_name
-from clip_la.data.sources import ShardOpener
+from clip_la.data.shards import problems
+from clip_la.data.shards.reader import ShardWriter, expand_urls, read_samples, split_name
+from clip_la.data.shards.sources import ShardOpener
 from clip_la.errors import UserError
 
 SAMPLES = [

@@ -18,7 +18,7 @@ from clip_la.data.corpora.concepts import Concept, deal, merge
 from clip_la.data.corpora.names import Name, describe, format_code_point, is_convention, parse_code_point
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.data.corpora.starter import build_starter
-from clip_la.data.shards import read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
 
 GOLDEN = {

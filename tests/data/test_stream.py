@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 import torch
 
-from clip_la.data import problems
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.loader import ShardLoader
-from clip_la.data.stream import RankState, ShardStream, Source
-from clip_la.data.tokenizer import caption_ids, get_tokenizer
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.shards import problems
+from clip_la.data.stream.loader import ShardLoader
+from clip_la.data.stream.stream import RankState, ShardStream, Source
+from clip_la.data.text.captions import Captions
+from clip_la.data.text.tokenizer import caption_ids, get_tokenizer
 from clip_la.errors import UserError
 
 SIZE = 8

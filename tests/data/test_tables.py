@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clip_la.commands import data as command
-from clip_la.data import problems
-from clip_la.data.pack import pack
-from clip_la.data.pack_sources import find_source
-from clip_la.data.shards import read_samples
+from clip_la.data.shards import problems
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.tools.pack import pack
+from clip_la.data.tools.pack_sources import find_source
 from clip_la.errors import UserError
 
 COLOURS = ("red", "green", "blue")

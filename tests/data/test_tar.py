@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from clip_la.data import problems, tar_source
-from clip_la.data.shards import read_samples
-from clip_la.data.tar import TarDamage, read_members
+from clip_la.data.shards import problems, tar_source
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.shards.tar import TarDamage, read_members
 
 from .test_hostile import script
 
@@ -110,7 +110,7 @@ def test_sparse_files_come_whole_and_are_no_bombs(sparse):
 
 
 def test_many_sparse_files_together_are_no_bomb(monkeypatch):
-    monkeypatch.setattr("clip_la.data.tar.MAX_MEMBER_BYTES", 10_000)
+    monkeypatch.setattr("clip_la.data.shards.tar.MAX_MEMBER_BYTES", 10_000)
     found, reasons = read(old_sparse(4005, 0, 5, b"bytes") * 4 + PAIR + END)
     assert [len(data) for _, data in found] == [4005, 4005, 3, 4]
     assert reasons == [(problems.PART_TOO_LARGE, "s.bin")] * 2
@@ -148,7 +148,7 @@ def test_a_gzip_bomb_ends_soon(monkeypatch):
     packer = zlib.compressobj(9, wbits=31)
     bomb = packer.compress(PAIR + fuzz.header(b"z.bin", 100 << 20, base256=True))
     bomb += b"".join(packer.compress(bytes(1 << 20)) for _ in range(20)) + packer.flush()
-    monkeypatch.setattr("clip_la.data.tar.MAX_MEMBER_BYTES", 1 << 20)
+    monkeypatch.setattr("clip_la.data.shards.tar.MAX_MEMBER_BYTES", 1 << 20)
     assert read(bomb) == (READ_PAIR, [(problems.SHARD_BOMB, "")])
 
 

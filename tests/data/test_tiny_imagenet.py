@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from clip_la.cli import main
+from clip_la.data.corpora.imagenet_names import wordnet_ids
 from clip_la.data.corpora.tiny_imagenet import build_tiny_imagenet, captions_of, class_names, unseen_classes
 from clip_la.data.corpora.tiny_imagenet_folder import read_folder
-from clip_la.data.shards import read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
-from clip_la.zeroshot.classes import class_set
-from clip_la.zeroshot.folders import open_folders
-from clip_la.zeroshot.names import wordnet_ids
-from clip_la.zeroshot.shard_sets import open_shards
+from clip_la.zeroshot.datasets.folders import open_folders
+from clip_la.zeroshot.datasets.shards import open_shards
+from clip_la.zeroshot.labels.classes import class_set
 
 # Ten classes of the real set.
 WNIDS = ("n02124075", "n02125311", "n02129165", "n02132136", "n02165456", "n02190166", "n02206856", "n02226429")

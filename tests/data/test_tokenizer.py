@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_la.data.tokenizer import CaptionEncoder, caption_id, caption_lengths, get_tokenizer, trim
+from clip_la.data.text.tokenizer import CaptionEncoder, caption_id, caption_lengths, get_tokenizer, trim
 from clip_la.errors import UserError
 
 ODD = [

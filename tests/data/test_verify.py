@@ -9,12 +9,12 @@ from PIL import Image
 
 from clip_la import cli
 from clip_la.commands import data as command
-from clip_la.data.captions import Captions
-from clip_la.data.read import Reading, read
-from clip_la.data.shards import ShardWriter
-from clip_la.data.show import show
-from clip_la.data.sources import expand_urls
-from clip_la.data.verify import missing_shards, verify, write_sizes
+from clip_la.data.shards.reader import ShardWriter
+from clip_la.data.shards.sources import expand_urls
+from clip_la.data.text.captions import Captions
+from clip_la.data.tools.read import Reading, read
+from clip_la.data.tools.show import show
+from clip_la.data.tools.verify import missing_shards, verify, write_sizes
 from clip_la.errors import UserError
 
 

@@ -11,11 +11,11 @@ import time
 import pytest
 
 from clip_la.cli import main
-from clip_la.data import problems
-from clip_la.data.problems import BadSample, Problem
-from clip_la.data.shards import ShardWriter, read_samples
-from clip_la.data.sources import ShardOpener, open_shard
-from clip_la.data.watch import VARIABLE, At, TimeLimit, sample_seconds
+from clip_la.data.shards import problems
+from clip_la.data.shards.problems import BadSample, Problem
+from clip_la.data.shards.reader import ShardWriter, read_samples
+from clip_la.data.shards.sources import ShardOpener, open_shard
+from clip_la.data.shards.watch import VARIABLE, At, TimeLimit, sample_seconds
 from clip_la.errors import UserError
 
 from .test_hostile import script
@@ -51,7 +51,7 @@ if __name__ == "__main__":
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setenv(VARIABLE, SECONDS)
-    monkeypatch.setattr("clip_la.data.watch.GRACE_S", 0.1)
+    monkeypatch.setattr("clip_la.data.shards.watch.GRACE_S", 0.1)
 
 
 def write(folder, odd):

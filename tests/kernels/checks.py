@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 from clip_la_kernels import use_backend
-from clip_la_kernels.reference import linear_attention_reference
-from clip_la_kernels.triton_path import configs
+from clip_la_kernels.ops.linear_attention import configs
+from clip_la_kernels.ops.linear_attention.reference import linear_attention_reference
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

@@ -5,10 +5,10 @@ import inspect
 
 import pytest
 import torch
-from clip_la_kernels.options import make_options
+from clip_la_kernels.runtime.options import make_options
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from clip_la_kernels.triton_path import (
+from clip_la_kernels.ops.linear_attention import (
     bidirectional,
     bidirectional_backward,
     causal,
@@ -17,7 +17,7 @@ from clip_la_kernels.triton_path import (
     configs,
     short,
 )
-from clip_la_kernels.triton_path.call import call_of_fakes
+from clip_la_kernels.ops.linear_attention.plan import call_of_fakes
 
 MODULES = (bidirectional, bidirectional_backward, causal, causal_backward, causal_columns, short)
 
@@ -51,7 +51,7 @@ def test_only_many_programs_are_placed_early(hopper, programs, early, monkeypatc
     q = torch.empty(1, 300, 2, 64, dtype=torch.bfloat16)
     call = call_of_fakes(q, None, None, make_options(1.0, 1.0, "l2", "none", False, None))
     call.hopper, call.multiprocessors = hopper, 132
-    monkeypatch.setattr("clip_la_kernels.triton_path.call.interpreting", lambda: False)
+    monkeypatch.setattr("clip_la_kernels.ops.linear_attention.plan.interpreting", lambda: False)
     flags = call.flags("forward_fused", programs)
     assert flags["EARLY"] == early
     assert flags.get("launch_pdl", False) == early

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 import torch
 from clip_la_kernels import contrastive_loss, use_backend
-from clip_la_kernels.reference import contrastive_reference
+from clip_la_kernels.ops.linear_attention.reference import contrastive_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16) if torch.cuda.is_available() else (torch.float32,)
@@ -58,7 +58,7 @@ def test_the_kernel_equals_the_plain_loss(duplicates, dtype):
 
 
 def test_no_tensor_of_rows_by_columns_exists(monkeypatch):
-    monkeypatch.setattr("clip_la_kernels.contrastive.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("clip_la_kernels.ops.contrastive.contrastive.LOGITS_AT_ONCE", 1)
     count, width = 600, 8
     rows, columns = (torch.randn(count, width, requires_grad=True) for _ in range(2))
     largest = 0

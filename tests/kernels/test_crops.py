@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from clip_la_kernels.crops import crop_resize
+from clip_la_kernels.ops.crops.crops import crop_resize
 from PIL import Image
 from torch.nn.functional import interpolate
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_la_kernels import fastmax, use_backend
-from clip_la_kernels.reference import fastmax_reference
+from clip_la_kernels.ops.linear_attention.reference import fastmax_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -80,7 +80,7 @@ def test_kernels_at_head_widths(width):
 @pytest.mark.parametrize("causal", [False, True])
 def test_means_found_beforehand(causal, monkeypatch):
     """The pass that long sequences have, off-centre rows, a row without deviation."""
-    monkeypatch.setattr("clip_la_kernels.triton_path.fastmax_launch.KNOWN_FROM_TOKENS", 1)
+    monkeypatch.setattr("clip_la_kernels.ops.fastmax.launch.KNOWN_FROM_TOKENS", 1)
     qkv, grad = case(1, 200 if GPU else 35, 2, 16)
     qkv = qkv + 3
     qkv[0, 5, 0] = 1.5
@@ -140,7 +140,7 @@ def test_a_whole_batch_on_the_device_under_test():
 @triton
 def test_float16_keeps_its_range_in_long_causal_heads():
     """The first row's gradient, which divides by one weight, where the last divides by thousands."""
-    from clip_la_kernels.triton_path.fastmax_launch import numbers
+    from clip_la_kernels.ops.fastmax.launch import numbers
 
     for tokens in (1, 100, 1 << 20):
         for temperature in (0.1, 1.0, 8.0):

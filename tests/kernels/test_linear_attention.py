@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from clip_la_kernels import fastmax, linear_attention, linear_attention_split, use_backend
-from clip_la_kernels.reference import linear_attention_reference
+from clip_la_kernels.ops.linear_attention.reference import linear_attention_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -297,7 +297,7 @@ def test_no_sequences_and_no_tokens(size, causal, backend):
 
 
 def test_nothing_is_kept_for_a_backward_pass_that_will_not_come(monkeypatch):
-    from clip_la_kernels.triton_path import launch
+    from clip_la_kernels.ops.linear_attention import launch
 
     asked = []
     forward = launch.forward
@@ -374,7 +374,7 @@ def test_traces_with_jit():
 
 
 def test_operators_pass_the_library_checks():
-    from clip_la_kernels.kernel_ops import KernelAttention  # noqa: F401
+    from clip_la_kernels.ops.linear_attention.library import KernelAttention  # noqa: F401
 
     q, k, v = (t.clone() for t in case(1, 20, 2, 16)[0].unbind(2))
     with kernels():

@@ -11,7 +11,8 @@ from clip_la_kernels import linear_attention
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
 from checks import DEVICE, GPU, case, ours
-from clip_la_kernels.triton_path import configs, runner
+from clip_la_kernels.ops.linear_attention import configs
+from clip_la_kernels.runtime import launcher as runner
 
 
 class Binary:

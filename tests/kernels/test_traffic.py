@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
 from checks import DEVICE, GPU
 from clip_la_kernels import traffic
-from clip_la_kernels.dispatch import interpreting
+from clip_la_kernels.runtime.dispatch import interpreting
 
 pytestmark = pytest.mark.skipif(not (GPU or interpreting()), reason="needs a CUDA device or Triton's interpreter")
 

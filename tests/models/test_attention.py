@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from clip_la_kernels.reference import fastmax_reference, linear_attention_reference
+from clip_la_kernels.ops.linear_attention.reference import fastmax_reference, linear_attention_reference
 from torch import Tensor, nn
 
 from clip_la.models.attention.base import Attention, attention_layer

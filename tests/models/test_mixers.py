@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from clip_la_kernels.reference import linear_attention_reference
-from clip_la_kernels.reference_mixers import (
+from clip_la_kernels.ops.linear_attention.reference import linear_attention_reference
+from clip_la_kernels.ops.mixers.reference import (
     mhla_reference,
     operator_reference,
     scan_reference,

@@ -13,7 +13,7 @@ from clip_la.errors import UserError
 from clip_la.models import create_model, save_checkpoint
 from clip_la.models.interop import load_open_clip, to_open_clip, to_open_clip_config
 from clip_la.models.open_clip_module import create_open_clip
-from clip_la.zeroshot.load import _is_ours, expand_models, load_subject
+from clip_la.zeroshot.model.load import _is_ours, expand_models, load_subject
 
 CONFIG = to_open_clip_config(create_model("vit_pico").spec)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 200, 20)}
 SHAPES = ("circle", "square", "triangle", "bar")

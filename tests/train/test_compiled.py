@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from clip_la.data.tokenizer import order_of
+from clip_la.data.text.tokenizer import order_of
 from clip_la.models import model_spec
 from clip_la.models.clip import model_from_spec
 from clip_la.train.compiled import MAX_GRAPHS, compile_model, configure_compiler, uncompiled

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from clip_la.cli import main
-from clip_la.data import problems, watch, watched_loader
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards import problems, watch
+from clip_la.data.shards.reader import ShardWriter
+from clip_la.data.stream import watched_loader
 from clip_la.train.checkpoint import saved_checkpoints
 
 from .conftest import drawing

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from clip_la.data.tokenizer import order_of
+from clip_la.data.text.tokenizer import order_of
 from clip_la.errors import UserError
 from clip_la.train.task import ContrastiveTask
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.loader import ShardLoader
-from clip_la.data.sources import expand_urls
-from clip_la.data.stream import ShardStream, Source
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.shards.sources import expand_urls
+from clip_la.data.stream.loader import ShardLoader
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
 from clip_la.train.checkpoint import checkpoint_name, newest_whole, saved_checkpoints

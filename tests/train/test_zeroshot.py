@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clip_la import results
 from clip_la.cli import main
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.train.checkpoint import checkpoint_name
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
-from clip_la.zeroshot import results
 
 from .conftest import COLOURS, SHAPES, drawing
 from .test_run import BATCH, PATIENCE_S, assert_same_outcome, rows, start_process

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
-from clip_la.zeroshot.classes import ClassSet
-from clip_la.zeroshot.records import TestSet
+from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.labels.classes import ClassSet
 
 
 class Reference:

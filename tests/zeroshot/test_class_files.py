@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from clip_la.data.corpora import imagenet_names as names
 from clip_la.errors import UserError
-from clip_la.zeroshot import classes, names
-from clip_la.zeroshot.class_files import read_entries
+from clip_la.zeroshot.labels import classes
+from clip_la.zeroshot.labels.class_files import read_entries
 from clip_la.zeroshot.suite import describe
 
 from .conftest import WNIDS

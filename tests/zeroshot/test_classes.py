@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from clip_la.data.corpora import imagenet_names as names
 from clip_la.errors import UserError
-from clip_la.zeroshot import classes, names, prompts
+from clip_la.zeroshot.labels import classes, prompts
 
 
 def test_catalog_sizes():

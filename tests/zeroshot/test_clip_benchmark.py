@@ -11,15 +11,18 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from clip_la import results
 from clip_la.cli import main
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
-from clip_la.zeroshot import classes, predictions, prompts, results, tables
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.retrieval import evaluate_retrieval
-from clip_la.zeroshot.shard_sets import open_caption_shards
-from clip_la.zeroshot.subject import Subject, of_model, wrap_open_clip
+from clip_la.zeroshot.datasets.shards import open_caption_shards
+from clip_la.zeroshot.labels import classes, prompts
+from clip_la.zeroshot.model.eval_model import Subject, of_model, wrap_open_clip
+from clip_la.zeroshot.report import tables
+from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
+from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval
 
 from .conftest import folder_labels, picture
 

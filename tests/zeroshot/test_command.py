@@ -10,11 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from clip_la import results
 from clip_la.cli import main
 from clip_la.models.checkpoint import save_checkpoint
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip
-from clip_la.zeroshot import entries, results
+from clip_la.zeroshot.tasks import entries
 
 SUITES = Path(__file__).parents[2] / "configs" / "eval"
 

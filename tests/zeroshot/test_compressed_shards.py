@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.pack_sources import ShardSource, find_source
-from clip_la.data.problems import SHARD_DAMAGED, Problem
-from clip_la.data.read import Reading, read
-from clip_la.data.shards import ShardWriter, read_samples
-from clip_la.data.sources import expand_urls
-from clip_la.data.stream import ShardStream, Source
-from clip_la.data.verify import missing_shards, verify
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.shards.problems import SHARD_DAMAGED, Problem
+from clip_la.data.shards.reader import ShardWriter, read_samples
+from clip_la.data.shards.sources import expand_urls
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
+from clip_la.data.tools.pack_sources import ShardSource, find_source
+from clip_la.data.tools.read import Reading, read
+from clip_la.data.tools.verify import missing_shards, verify
 from clip_la.errors import UserError
-from clip_la.zeroshot.shard_sets import open_caption_shards
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.shards import open_caption_shards
 
 
 @pytest.fixture(params=[".tar.gz", ".tgz", ".TAR.GZ", ".TAR"])

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_la.data import problems, watch, watched_loader
+from clip_la.data.shards import problems, watch
+from clip_la.data.stream import watched_loader
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import prompts
-from clip_la.zeroshot.evaluate import Evaluation, evaluate_zeroshot
+from clip_la.zeroshot.labels import prompts
+from clip_la.zeroshot.tasks.classification import Evaluation, evaluate_zeroshot
 
 from .conftest import picture, write_shards
 

@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 import torch
 
-from clip_la.data.decode import decode_image
-from clip_la.data.transforms import eval_transform, normalize_pixels
+from clip_la import results
+from clip_la.data.images.decode import decode_image
+from clip_la.data.images.transforms import eval_transform, normalize_pixels
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import classes, predictions, prompts, results
-from clip_la.zeroshot.cache import ClassifierCache
-from clip_la.zeroshot.classifier import build_classifier, length_sorted_batches, plan_chunks
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.images import share_of
-from clip_la.zeroshot.subject import Subject, of_model
-from clip_la.zeroshot.test_sets import default_name, open_test_set
+from clip_la.zeroshot.datasets.find import default_name, open_test_set
+from clip_la.zeroshot.labels import classes, prompts
+from clip_la.zeroshot.model.classifier import build_classifier, length_sorted_batches, plan_chunks
+from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.runner.batches import share_of
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import NAMES, WNIDS, folder_labels, picture
 
@@ -212,7 +214,7 @@ class Breaking:
 def test_interrupted_evaluation_goes_on(subject: Subject, image_folder: Path, tmp_path: Path, monkeypatch):
     import dataclasses
 
-    from clip_la.zeroshot import parts
+    from clip_la.zeroshot.runner import partial_results as parts
 
     monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False}
@@ -235,7 +237,7 @@ def test_interrupted_evaluation_goes_on(subject: Subject, image_folder: Path, tm
 def test_damaged_part_is_done_again(subject: Subject, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     import dataclasses
 
-    from clip_la.zeroshot import parts
+    from clip_la.zeroshot.runner import partial_results as parts
 
     monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False, "state": tmp_path}

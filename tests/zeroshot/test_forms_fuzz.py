@@ -16,16 +16,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import model_from_spec
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot import classes
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.records import Record, Skipped
-from clip_la.zeroshot.shard_sets import open_caption_shards
-from clip_la.zeroshot.subject import Subject, of_model
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.records import Record, Skipped
+from clip_la.zeroshot.datasets.shards import open_caption_shards
+from clip_la.zeroshot.labels import classes
+from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import NAMES, picture
 from .reference import Reference

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from clip_la.models.clip import CLIP, model_from_spec
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.identity import structure, tokenizer_id
-from clip_la.zeroshot.load import load_subject
-from clip_la.zeroshot.subject import OpenClipPreprocess, Subject, UInt8Preprocess, of_model
+from clip_la.zeroshot.model.eval_model import OpenClipPreprocess, Subject, UInt8Preprocess, of_model
+from clip_la.zeroshot.model.identity import structure, tokenizer_id
+from clip_la.zeroshot.model.load import load_subject
 
 HALF = (0.5, 0.5, 0.5)
 # Each change leaves names, shapes and values of the weights as they are; does the text tower see it?

@@ -17,15 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clip_la.data.shards import ShardWriter
+from clip_la import results
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import evaluate, results, suite
-from clip_la.zeroshot.cache import ClassifierCache
-from clip_la.zeroshot.entries import Entry, prepare
-from clip_la.zeroshot.evaluate import Evaluation
-from clip_la.zeroshot.jobs import How
-from clip_la.zeroshot.subject import Subject, of_model
+from clip_la.zeroshot import suite
+from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.tasks import classification as evaluate
+from clip_la.zeroshot.tasks.classification import Evaluation
+from clip_la.zeroshot.tasks.entries import Entry, prepare
+from clip_la.zeroshot.tasks.task import How
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 HOW = How(batch_size=4, progress=False)

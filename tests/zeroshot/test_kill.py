@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 import yaml
 
+from clip_la import results
 from clip_la.cli import main
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.models.checkpoint import save_checkpoint
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import engine, features, parts, predictions, results, retrieval
+from clip_la.zeroshot.runner import classify as engine
+from clip_la.zeroshot.runner import features, predictions
+from clip_la.zeroshot.runner import partial_results as parts
+from clip_la.zeroshot.tasks import retrieval
 
 from .conftest import NAMES, picture
 

@@ -8,13 +8,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from clip_la.data.shards import ShardWriter
+from clip_la.data.corpora import imagenet_names as names
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import classes, names
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.records import TestSet
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.labels import classes
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import NAMES, WNIDS, picture
 from .reference import Reference

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from clip_la.data.corpora import imagenet_names as names
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import classes, names
-from clip_la.zeroshot.entries import Entry, prepare
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.jobs import Probe
-from clip_la.zeroshot.records import Record
-from clip_la.zeroshot.shard_sets import open_caption_shards
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.records import Record
+from clip_la.zeroshot.datasets.shards import open_caption_shards
+from clip_la.zeroshot.labels import classes
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
+from clip_la.zeroshot.tasks.entries import Entry, prepare
+from clip_la.zeroshot.tasks.task import Probe
 
 from .conftest import NAMES, WNIDS, picture
 from .reference import Reference

@@ -6,12 +6,13 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.neighbors import NearestNeighbors
 
+from clip_la import results
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import probe, results
-from clip_la.zeroshot.entries import Entry
-from clip_la.zeroshot.subject import of_model
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.model.eval_model import of_model
+from clip_la.zeroshot.tasks import probe
+from clip_la.zeroshot.tasks.entries import Entry
 
 
 def data(rows: int, seed: int, classes: int = 5, dim: int = 11) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,14 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from clip_la import distributed as ranks
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import predictions, prompts, ranks
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.records import Content
-from clip_la.zeroshot.retrieval import evaluate_retrieval
-from clip_la.zeroshot.shard_sets import open_caption_shards
-from clip_la.zeroshot.subject import of_model
+from clip_la.zeroshot.datasets.records import Content
+from clip_la.zeroshot.datasets.shards import open_caption_shards
+from clip_la.zeroshot.labels import prompts
+from clip_la.zeroshot.model.eval_model import of_model
+from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
+from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval
 
 from .conftest import write_shards
 
@@ -51,7 +53,7 @@ def run_job(work: Callable[[int], None], world_size: int, folder: Path) -> None:
 
 
 def test_any_number_of_ranks_gives_the_same_digits(tiny_model: CLIP, tmp_path: Path, monkeypatch):
-    from clip_la.zeroshot import classifier
+    from clip_la.zeroshot.model import classifier
 
     # Several chunks of classes, so that ranks share the classifier too.
     monkeypatch.setattr(classifier, "PROMPTS_PER_CHUNK", 3)
@@ -81,12 +83,12 @@ def test_any_number_of_ranks_gives_the_same_digits(tiny_model: CLIP, tmp_path: P
 
 
 def test_retrieval_on_two_ranks(tiny_model: CLIP, tmp_path: Path, monkeypatch):
-    from clip_la.zeroshot import retrieval
+    from clip_la.zeroshot.tasks import retrieval
 
     monkeypatch.setattr(retrieval, "TEXTS_PER_CHUNK", 5)
     monkeypatch.setattr(retrieval, "QUERIES_PER_CHUNK", 4)
     write_shards(tmp_path / "things", sizes=(6, 3))
-    from clip_la.data.shards import ShardWriter
+    from clip_la.data.shards.reader import ShardWriter
 
     from .conftest import picture
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from clip_la.data.captions import Captions
-from clip_la.data.problems import BadSample
-from clip_la.data.shards import ShardWriter, read_samples
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.shards.reader import ShardWriter, read_samples
+from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot.retrieval import evaluate_retrieval
-from clip_la.zeroshot.shard_sets import open_caption_shards
-from clip_la.zeroshot.subject import of_model
+from clip_la.zeroshot.datasets.shards import open_caption_shards
+from clip_la.zeroshot.model.eval_model import of_model
+from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval
 
 from .conftest import picture
 from .reference import Reference

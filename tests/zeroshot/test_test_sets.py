@@ -7,11 +7,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from clip_la.data.shards import ShardWriter
+from clip_la.data.corpora import imagenet_names as names
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
-from clip_la.zeroshot import classes, names
-from clip_la.zeroshot.records import Record, Skipped, TestSet
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.records import Record, Skipped, TestSet
+from clip_la.zeroshot.labels import classes
 
 from .conftest import NAMES, WNIDS, picture
 

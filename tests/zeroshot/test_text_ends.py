@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 
-from clip_la.data.tokenizer import CaptionEncoder
+from clip_la.data.text.tokenizer import CaptionEncoder
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
-from clip_la.zeroshot.classes import ClassSet
-from clip_la.zeroshot.classifier import build_classifier
-from clip_la.zeroshot.prompts import PromptSet
-from clip_la.zeroshot.retrieval import encode_texts
-from clip_la.zeroshot.subject import Subject, of_model, wrap_open_clip
+from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.labels.prompts import PromptSet
+from clip_la.zeroshot.model.classifier import build_classifier
+from clip_la.zeroshot.model.eval_model import Subject, of_model, wrap_open_clip
+from clip_la.zeroshot.tasks.retrieval import encode_texts
 
 TEXTS = [
     "a cat",

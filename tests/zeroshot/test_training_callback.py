@@ -7,14 +7,15 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clip_la.data.tokenizer import caption_ids, get_tokenizer
-from clip_la.data.transforms import eval_transform
+from clip_la import results
+from clip_la.data.images.transforms import eval_transform
+from clip_la.data.text.tokenizer import caption_ids, get_tokenizer
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
-from clip_la.zeroshot import prompts, results
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.jobs import Classification, How
-from clip_la.zeroshot.test_sets import open_test_set
+from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.labels import prompts
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
+from clip_la.zeroshot.tasks.task import Classification, How
 
 from .conftest import NAMES, picture
 

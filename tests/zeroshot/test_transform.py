@@ -12,13 +12,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 from clip_la.cli import main
-from clip_la.data import problems
-from clip_la.data.problems import BadSample
+from clip_la.data.shards import problems
+from clip_la.data.shards.problems import BadSample
 from clip_la.errors import UserError
 from clip_la.models import CLIP, save_checkpoint
 from clip_la.models.interop import to_open_clip_config
-from clip_la.zeroshot.load import load_subject
-from clip_la.zeroshot.subject import of_model, with_transform, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import of_model, with_transform, wrap_open_clip
+from clip_la.zeroshot.model.load import load_subject
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (45, 61, 3), dtype=np.uint8)
 RGB = Image.fromarray(COLOURS)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_la.data import problems
-from clip_la.data.augment import Augmentation
-from clip_la.data.captions import Captions
-from clip_la.data.formats import SUFFIXES
-from clip_la.data.read import Reading, read
-from clip_la.data.stream import ShardStream, Source
-from clip_la.data.verify import verify, verify_shard
-from clip_la.zeroshot.classes import from_entries
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
-from clip_la.zeroshot.features import encode_images
-from clip_la.zeroshot.folders import open_folders
-from clip_la.zeroshot.shard_sets import open_caption_shards, open_shards
+from clip_la.data.images.augment import Augmentation
+from clip_la.data.shards import problems
+from clip_la.data.shards.formats import SUFFIXES
+from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.text.captions import Captions
+from clip_la.data.tools.read import Reading, read
+from clip_la.data.tools.verify import verify, verify_shard
+from clip_la.zeroshot.datasets.folders import open_folders
+from clip_la.zeroshot.datasets.shards import open_caption_shards, open_shards
+from clip_la.zeroshot.labels.classes import from_entries
+from clip_la.zeroshot.runner.features import encode_images
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)

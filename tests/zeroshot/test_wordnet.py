@@ -6,8 +6,9 @@ import pytest
 
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import classes, predictions, wordnet
-from clip_la.zeroshot.evaluate import evaluate_zeroshot
+from clip_la.zeroshot.labels import classes, wordnet
+from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import picture
 

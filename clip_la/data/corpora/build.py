@@ -12,8 +12,8 @@ from typing import Any
 from clip_la.atomic import atomic_write
 from clip_la.data.corpora.captions import DRAWING_TEMPLATES
 from clip_la.data.corpora.render import combined_hash, pixel_hash
-from clip_la.data.json_files import write_json
-from clip_la.data.shards import ShardWriter
+from clip_la.data.shards.reader import ShardWriter
+from clip_la.data.tools.json_files import write_json
 from clip_la.errors import UserError
 
 # Raised when the same input gives another corpus: what was built before is then not taken for it.

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
-from clip_la.data.spawned import Spawned
+from clip_la.data.shards.spawned import Spawned
 
 Svg = Path | str
 """A drawing: the path of an SVG file, or the text of one."""

@@ -23,9 +23,9 @@ from clip_la.data.corpora.png import encode_png
 from clip_la.data.corpora.render import Svg, render
 from clip_la.data.corpora.scene_words import BACKGROUNDS, COLOR_NAMES, COLORS, LAYOUTS, Color, article, sized
 from clip_la.data.corpora.starter import TRAIN, starter_concepts
-from clip_la.data.order import uniforms
-from clip_la.data.pack import pack
-from clip_la.data.pack_sources import Raw
+from clip_la.data.stream.order import uniforms
+from clip_la.data.tools.pack import pack
+from clip_la.data.tools.pack_sources import Raw
 from clip_la.errors import UserError
 
 DEFAULT_SIZE_PX = 96

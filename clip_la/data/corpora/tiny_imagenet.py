@@ -16,15 +16,15 @@ from tqdm import tqdm
 
 from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
 from clip_la.data.corpora.captions import PHOTO_TEMPLATES, pick
+from clip_la.data.corpora.imagenet_names import definitions, lemmas
 from clip_la.data.corpora.inputs import MadeFrom, files_state
 from clip_la.data.corpora.names import with_article
 from clip_la.data.corpora.tiny_imagenet_folder import TRAIN, VAL, Picture, read_folder
-from clip_la.data.decode import decode_image
-from clip_la.data.pack import image_suffix
-from clip_la.data.problems import BadSample
-from clip_la.data.spawned import Spawned
+from clip_la.data.images.decode import decode_image
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.shards.spawned import Spawned
+from clip_la.data.tools.pack import image_suffix
 from clip_la.errors import UserError, unknown
-from clip_la.zeroshot.names import definitions, lemmas
 
 UNSEEN, UNSEEN_LARGE = "unseen", "unseen-large"
 SPLITS = (TRAIN, VAL, UNSEEN, UNSEEN_LARGE)

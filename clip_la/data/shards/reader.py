@@ -1,0 +1,144 @@
+"""Webdataset shards: tars in which the consecutive members KEY.jpg, KEY.txt, KEY.json make one sample.
+
+Keys and parts are split as webdataset does: the part is what follows the first dot of the file's name, the key all
+before it, folders included.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from types import TracebackType
+from typing import IO, Any
+
+from clip_la.atomic import atomic_write
+from clip_la.data.shards import problems
+from clip_la.data.shards.formats import is_apple_double, merged_keys, split_name
+from clip_la.data.shards.problems import OnProblem, Problem, log_problem
+from clip_la.data.shards.sources import expand_urls, open_shard
+from clip_la.data.shards.tar import TarDamage, read_members
+from clip_la.data.shards.watch import noted
+from clip_la.errors import UserError
+
+__all__ = ["ShardWriter", "expand_urls", "read_samples", "split_name"]
+
+Sample = dict[str, Any]
+KEY = "__key__"
+SHARD = "__shard__"
+
+
+def read_samples(
+    url: str, *, on_problem: OnProblem = log_problem, opener: Callable[[str], IO[bytes]] = open_shard
+) -> Iterator[Sample]:
+    """The samples of one shard in order: `{"__key__": str, "__shard__": url, ".png": bytes, ".txt": bytes, ...}`.
+
+    A damaged part costs its sample, a damaged header what lies before the next whole one; each goes to `on_problem`, as
+    does each passed-over member. A part name that comes twice under one key begins a new sample, as open_clip has it,
+    and is told; so is each sample that was merged into another because its key has a dot. What macOS puts beside files
+    is nobody's.
+
+    Raises:
+        UserError: the shard does not exist or cannot be read.
+    """
+    with opener(url) as stream:
+        try:
+            yield from _group(stream, url, on_problem)
+        except OSError as error:
+            raise UserError(f"shard '{url}' cannot be read: {error.strerror or error}") from error
+
+
+def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sample]:
+    sample: Sample = {}
+    lost_key = ""  # of a sample that is not whole: one of its parts is damaged
+    try:
+        members = read_members(stream, lambda reason: on_problem(Problem(reason, url)))
+        for member in noted(members, url):
+            key, part = split_name(member.name)
+            reason = member.reason or (None if key and part else problems.NAME_WITHOUT_PARTS)
+            if reason:
+                if not is_apple_double(member.name):
+                    on_problem(Problem(reason, url, member.name or None))
+                if reason == problems.SHARD_DAMAGED and key:
+                    lost_key = key
+                    sample = {} if sample.get(KEY) == key else sample
+            elif key != lost_key:
+                lost_key = ""
+                if key != sample.get(KEY) or part in sample:
+                    if part in sample and key == sample[KEY]:
+                        on_problem(Problem(problems.PART_REPEATED, url, member.name))
+                    yield from _unmerged(sample, on_problem)
+                    sample = {KEY: key, SHARD: url}
+                sample[part] = member.data
+    except TarDamage as damage:
+        on_problem(Problem(damage.reason, url, damage.name))
+        if damage.name and split_name(damage.name)[0] == sample.get(KEY):
+            sample = {}
+    yield from _unmerged(sample, on_problem)
+
+
+def _unmerged(sample: Sample, on_problem: OnProblem) -> Iterator[Sample]:
+    """The sample, if it is one, without the parts of others whose keys have a dot; each of these is told."""
+    # Without compound parts, as nearly always, there is nothing to look for.
+    if any("." in part[1:] for part in sample if part[0] == "."):
+        for more in merged_keys(sample):
+            on_problem(Problem(problems.MERGED, sample[SHARD], sample[KEY] + more))
+            sample = {part: value for part, value in sample.items() if not part.startswith(f"{more}.")}
+    if any(part[0] == "." for part in sample):
+        yield sample
+
+
+class ShardWriter:
+    """Writes one shard, whole or not at all; the same samples give the same bytes on every machine.
+
+    Parts are bytes, text (UTF-8), or for `.json` anything `json` writes (sorted keys). Members are sorted by part,
+    times and owners are zero.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.num_samples = 0
+        self._file = atomic_write(path)
+        self._tar = tarfile.TarFile(fileobj=self._file.__enter__(), mode="w", format=tarfile.GNU_FORMAT)
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        """Adds one sample, in the form that `read_samples` gives it; other `__names__` than the key are left out.
+
+        Raises:
+            ValueError: a key that would read back as another one (empty, or with a dot in its last part).
+        """
+        key = sample[KEY]
+        for part in sorted(name for name in sample if name.startswith(".")):
+            if split_name(key + part) != (key, part):
+                raise ValueError(f"key '{key}' with part '{part}' would not read back as written")
+            data = encode_part(sample[part])
+            info = tarfile.TarInfo(key + part)
+            info.size = len(data)
+            self._tar.addfile(info, BytesIO(data))
+        self.num_samples += 1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._tar.close()
+        except BaseException as late:
+            self._file.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._file.__exit__(kind, error, trace)
+
+
+def encode_part(value: Any) -> bytes:
+    """Bytes as they are, text as UTF-8, anything else as JSON with sorted keys."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    try:
+        return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Lone surrogates: from a name that is no UTF-8, or written as escapes in another JSON.
+        return json.dumps(value, sort_keys=True).encode()

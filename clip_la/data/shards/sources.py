@@ -1,0 +1,188 @@
+"""Where shards come from: local paths, brace ranges, globs and lists; anything fsspec opens; `pipe:COMMAND`."""
+
+import glob
+import hashlib
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import braceexpand
+
+from clip_la.atomic import atomic_write, remove_unfinished
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.shards.remote import PIPE, READ_AHEAD_BYTES, Resuming, is_remote
+from clip_la.data.shards.watch import TimeLimit
+from clip_la.errors import UserError
+
+# How names of shards end; whether one is compressed is seen from its bytes.
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+HASH_DIGITS = 16
+GIB = 1 << 30
+# Another process may be fetching a shard; one that has not grown for so long is of a killed one.
+ABANDONED_S = 3600.0
+
+
+def expand_urls(spec: str | Iterable[str]) -> list[str]:
+    """One address a shard, from a path, a brace range (`{0000..0100}.tar`), a glob, `a::b`, or a list of these.
+
+    Raises:
+        UserError: a local shard is missing, a glob or a folder matches nothing, or the list is empty.
+    """
+    specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
+    urls = [url for one in specs for url in _expand(os.fspath(one))]
+    if not urls:
+        raise UserError("no shards given; name a path, a brace range like '/data/{00000..00099}.tar' or a glob")
+    return urls
+
+
+def _expand(spec: str) -> list[str]:
+    if spec.startswith(PIPE):
+        return _braces(spec)
+    return [url for one in spec.split("::") for brace in _braces(one) for url in _matches(brace)]
+
+
+def _braces(spec: str) -> list[str]:
+    try:
+        return list(braceexpand.braceexpand(spec))
+    except ValueError as error:
+        raise UserError(f"shards '{spec}': braces do not balance; write '{{00000..00099}}.tar'") from error
+
+
+def _matches(path: str) -> list[str]:
+    if is_remote(path):
+        return _remote_matches(path)
+    path = os.path.expanduser(path.removeprefix("file://"))
+    if os.path.isdir(path):
+        return _in_folder(Path(path))
+    if not glob.has_magic(path) or os.path.exists(path):
+        if not os.path.exists(path):
+            raise UserError(f"shard '{path}' does not exist")
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        raise UserError(f"no shard matches '{path}'{_deeper(Path(path).parent)}")
+    return found
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file of this name is a shard, by its ending in `SHARD_SUFFIXES`, in whatever case."""
+    return name.lower().endswith(SHARD_SUFFIXES)
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The shards that lie in a folder, by name; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_shard_name(path.name) and not path.name.startswith("."))
+
+
+def _in_folder(folder: Path) -> list[str]:
+    found = shards_in(folder)
+    if not found:
+        raise UserError(f"no shard matches '{folder / '*.tar'}'{_deeper(folder)}")
+    first: dict[str, str] = {}
+    for path in found:
+        stem = path.name[: -len(next(end for end in SHARD_SUFFIXES if path.name.lower().endswith(end)))]
+        if stem in first:
+            raise UserError(f"{folder} holds both {first[stem]} and {path.name}: is this one shard, twice?")
+        first[stem] = path.name
+    return list(map(str, found))
+
+
+def _deeper(folder: Path) -> str:
+    """Where below a folder shards lie, for who named the folder above them."""
+    below = sorted(below.name for below in folder.glob("*/") if shards_in(below))
+    return f"; its folders {', '.join(below)} hold some" if below else ""
+
+
+def _remote_matches(url: str) -> list[str]:
+    if not glob.has_magic(url.partition("://")[2].partition("?")[0]):
+        return [url]
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(url)
+    found = [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
+    if not found:
+        raise UserError(f"no shard matches '{url}'")
+    return found
+
+
+@dataclass(frozen=True)
+class ShardOpener:
+    """Opens shards for reading from front to back.
+
+    Args:
+        retries: how often a remote shard or a pipe that fails is tried again before the run stops; each time reading
+            goes on at the byte where it failed, after a wait that doubles from `backoff_s` seconds.
+        backoff_s: the first wait.
+        cache_dir: folder in which remote shards are kept once read; None keeps none.
+        cache_gb: least recently used shards go when the folder would hold more GiB than this.
+    """
+
+    retries: int = 8
+    backoff_s: float = 0.5
+    cache_dir: str | None = None
+    cache_gb: float = 100.0
+
+    def __call__(self, url: str) -> IO[bytes]:
+        """The shard's bytes, buffered.
+
+        Raises:
+            UserError: the shard does not exist or cannot be read; the message names it.
+        """
+        if not (is_remote(url) or url.startswith(PIPE)):
+            return _open_local(url)
+        if self.cache_dir is not None:
+            return _open_local(self._cached(url, Path(self.cache_dir)))
+        return io.BufferedReader(Resuming(url, self.retries, self.backoff_s), READ_AHEAD_BYTES)
+
+    def _cached(self, url: str, folder: Path) -> str:
+        digest = hashlib.sha256(url.encode()).hexdigest()[:HASH_DIGITS]
+        path = folder / f"{digest}-{'pipe' if url.startswith(PIPE) else shard_name(url)}"
+        if not path.exists():
+            with Resuming(url, self.retries, self.backoff_s) as remote, atomic_write(path) as local:
+                shutil.copyfileobj(remote, local, READ_AHEAD_BYTES)
+            _evict(folder, int(self.cache_gb * GIB), keep=path)
+        os.utime(path, (time.time(), path.stat().st_mtime))
+        return str(path)
+
+
+def _evict(folder: Path, limit_bytes: int, keep: Path) -> None:
+    """Removes the least recently used shards; other workers that read one go on reading what they have open."""
+    remove_unfinished(folder, older_than_s=ABANDONED_S)
+    kept = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_atime)
+    total = sum(path.stat().st_size for path in kept)
+    for path in kept:
+        if total > limit_bytes and path != keep:
+            total -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+
+def _open_local(path: str) -> IO[bytes]:
+    try:
+        with TimeLimit(path, ""):
+            return open(path, "rb", buffering=READ_AHEAD_BYTES)
+    except BadSample as error:
+        raise UserError(f"shard '{path}' does not open: is it a named pipe that nobody writes to?") from error
+    except FileNotFoundError as error:
+        raise UserError(f"shard '{path}' does not exist") from error
+    except OSError as error:
+        raise UserError(f"shard '{path}' cannot be read: {error.strerror}") from error
+
+
+open_shard = ShardOpener()
+
+
+def shard_name(url: str) -> str:
+    """The short name of a shard in counts and messages: its file name; a pipe's is its whole command."""
+    return url if url.startswith(PIPE) else Path(url.partition("?")[0]).name
+
+
+def place_of(url: str, key: str | None) -> str:
+    """Where something is, in messages: the shard's short name and the key, if it is known."""
+    return f"{shard_name(url)}: {key}" if key else shard_name(url)

@@ -1,0 +1,1 @@
+"""The endless, seeded stream of batches that can be resumed exactly."""

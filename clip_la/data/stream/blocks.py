@@ -1,0 +1,129 @@
+"""What a stream walks through: block after block of one source, each in its own order."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, NamedTuple, Protocol
+
+from clip_la.data.shards.problems import Problem
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.stream.order import ShardOrder, Streams
+
+
+class Block(NamedTuple):
+    """The items of a block in the order in which they are taken, and what was lost while reading it."""
+
+    items: Sequence[Any]
+    problems: list[Problem]
+
+
+class Blocks(Protocol):
+    """One source as one stream sees it."""
+
+    @property
+    def per_pass(self) -> int:
+        """Blocks in which this stream meets its share of the source once."""
+
+    def load(self, number: int) -> Block:
+        """Block `number`, counted from 0 without end."""
+
+
+class ShardBlocks:
+    """Blocks of raw samples read from shards."""
+
+    def __init__(
+        self, order: ShardOrder, streams: Streams, urls: Sequence[str], opener: Callable[[str], IO[bytes]]
+    ) -> None:
+        self._order = order
+        self._streams = streams
+        self._urls = urls
+        self._opener = opener
+
+    @property
+    def per_pass(self) -> int:
+        return self._order.pass_blocks(self._streams)
+
+    def load(self, number: int) -> Block:
+        samples: list[dict[str, Any]] = []
+        problems: list[Problem] = []
+        for unit in self._order.block(self._streams, number):
+            # All parts of a shard meet its damage; the first one counts it.
+            report = problems.append if unit.part == 0 else _ignore
+            read = read_samples(self._urls[unit.shard], on_problem=report, opener=self._opener)
+            samples += [sample for i, sample in enumerate(read) if i % unit.num_parts == unit.part]
+        order = self._order.inside(self._streams, number, len(samples))
+        return Block([samples[i] for i in order], problems)
+
+
+class ReadAhead:
+    """The blocks of another, each read in the background while the one before it is used; two are held at a time."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._number = -1
+        self._result: queue.Queue[Block | BaseException] = queue.Queue(1)
+
+    @property
+    def per_pass(self) -> int:
+        return self._blocks.per_pass
+
+    def load(self, number: int) -> Block:
+        if number != self._number:
+            self._begin(number)
+        block = self._result.get()
+        if isinstance(block, BaseException):
+            raise block
+        self._begin(number + 1)
+        return block
+
+    def _begin(self, number: int) -> None:
+        self._number = number
+        self._result = queue.Queue(1)
+        threading.Thread(target=self._read, args=(number, self._result), daemon=True).start()
+
+    def _read(self, number: int, result: "queue.Queue[Block | BaseException]") -> None:
+        try:
+            result.put(self._blocks.load(number))
+        # Whoever asks for this block gets it; nobody may.
+        except BaseException as error:
+            result.put(error)
+
+
+class Walk:
+    """A place in the endless sequence of blocks: `offset` items of block `number` have been taken."""
+
+    def __init__(self, blocks: Blocks, number: int = 0, offset: int = 0) -> None:
+        self.number = number
+        self.offset = offset
+        self._blocks = blocks
+        self._finished = 0
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether this stream's share of the source has been walked through once since the walk began."""
+        return self._finished >= self._blocks.per_pass
+
+    def items(self) -> Iterator[tuple[Any, list[Problem]]]:
+        """The items from here on, without end, each with what was lost since the one before it.
+
+        An item of None closes a block, so that the losses of blocks without a single item are told as well.
+        """
+        while True:
+            items, problems = self._blocks.load(self.number)
+            begun = self.offset
+            # What was lost while reading a block is told with its first item; who comes back to its middle knows it.
+            lost = problems if begun == 0 else []
+            for item in items[begun:]:
+                self.offset += 1
+                yield item, lost
+                lost = []
+            # The old block goes before the next one is read.
+            del items, problems
+            item = None
+            yield None, lost
+            self._finished += begun == 0
+            self.number, self.offset = self.number + 1, 0
+
+
+def _ignore(problem: Problem) -> None:
+    pass

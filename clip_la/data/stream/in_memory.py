@@ -1,0 +1,312 @@
+"""A small corpus decoded once into memory; batches are then made by tensor operations alone, on a GPU if there is one.
+
+Decoding 128 small PNGs and augmenting them one by one takes longer than a training step of a small model; from the pool
+a batch takes a few milliseconds, of which hardly any is the processor's where the pool lies on a GPU.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from functools import lru_cache
+from itertools import chain, islice
+from queue import SimpleQueue
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from clip_la.data.images.augment import CAPTION, FLIP, JITTER, Augmentation, jitter_colors, random_crops
+from clip_la.data.images.resample import resample
+from clip_la.data.shards.problems import BadSample, OnProblem, Problem
+from clip_la.data.shards.reader import KEY, SHARD, read_samples
+from clip_la.data.shards.watch import passed_over_as_too_long, sample_seconds
+from clip_la.data.stream.in_memory_captions import CaptionTable
+from clip_la.data.stream.samples import Limits, read_picture
+from clip_la.data.text.captions import Captions
+from clip_la.errors import UserError
+
+OPAQUE = 255.0
+GIB = 1 << 30
+# Decoded pixels that a pool may take unless more is asked for; beyond, streaming is the right way.
+DEFAULT_POOL_GB = 8.0
+# The share of a GPU's memory that a pool may take; a larger one stays in the host's.
+GPU_SHARE = 0.25
+# Samples that threads decode between two looks at the shard.
+DECODED_AT_ONCE = 1024
+
+
+class Crops(NamedTuple):
+    """Pictures of a pool and what is to be made of them: all that a batch's images are, until they are made."""
+
+    pool: "Pool"
+    numbers: Int64[Tensor, " batch"]
+    """Which pictures."""
+    boxes: Float32[Tensor, "batch 4"] | None
+    """What to keep of each: left, top, right, bottom in pixels; None: all."""
+    mirrored: Bool[Tensor, " batch"] | None
+    colors: Float32[Tensor, "batch 3"] | None
+    """Behind transparent pictures."""
+    jitter: Float32[Tensor, "batch 3"] | None
+    squares: UInt8[Tensor, "batch channels side side"] | None = None
+    """The pictures themselves, once taken from the pool."""
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "Crops":
+        """With each tensor moved."""
+        moved: dict[str, Any] = {
+            name: move(value) for name, value in self._asdict().items() if isinstance(value, Tensor)
+        }
+        return self._replace(**moved)
+
+    def taken(self) -> "Crops":
+        """With the pictures taken from the pool."""
+        return self if self.squares is not None else self._replace(squares=self.pool.take(self.numbers))
+
+    def images(self) -> UInt8[Tensor, "batch 3 size size"]:
+        """The images, where the tensors are."""
+        squares = self.taken().squares
+        assert squares is not None
+        augmentation, images = self.pool.augmentation, squares.float()
+        if self.colors is not None:
+            images = torch.addcmul(images[:, :3], self.colors[:, :, None, None], 1 - images[:, 3:] / OPAQUE)
+        if self.boxes is not None:
+            images = resample(images, self.boxes, augmentation.image_size)
+        if self.mirrored is not None:
+            images = torch.where(self.mirrored[:, None, None, None], images.flip(3), images)
+        return self.jittered(images.round().clamp_(0, OPAQUE).to(torch.uint8).contiguous())
+
+    def jittered(self, images: UInt8[Tensor, "batch 3 size size"]) -> UInt8[Tensor, "batch 3 size size"]:
+        """The images with their colours varied, if asked for."""
+        return images if self.jitter is None else jitter_colors(images, self.pool.augmentation.jitter, self.jitter)
+
+
+class Pool:
+    """All samples of some sources, decoded: centre squares of the side that random crops of the model's size need.
+
+    Transparent pictures keep their alpha, with colours multiplied by it, so that each time another background can show.
+    """
+
+    def __init__(
+        self, captions: Captions, augmentation: Augmentation, limits: Limits, max_bytes: float = DEFAULT_POOL_GB * GIB
+    ) -> None:
+        self.augmentation = augmentation
+        self._captions = captions
+        self._limits = limits
+        self._max_bytes = max_bytes
+        self._side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
+        self._samples: list[tuple[str, str, list[list[str]]]] = []
+        self._pictures: list[UInt8[np.ndarray, "side channels side"]] = []
+        # On the host rows, channels, columns, which resampling reads as it lies; on a GPU channels come first.
+        self._canvas: UInt8[Tensor, "samples side channels side"] | UInt8[Tensor, "samples channels side side"]
+
+    def add(self, samples: Iterable[dict[str, Any]], on_problem: OnProblem) -> range:
+        """Decodes samples into the pool and returns the numbers they got; what cannot be used goes to `on_problem`."""
+        first = len(self._samples)
+        for sample, found in self._decoded(samples):
+            if isinstance(found, BadSample):
+                on_problem(Problem(found.reason, sample[SHARD], sample[KEY]))
+                continue
+            captions, picture = found
+            self._pictures.append(picture)
+            self._samples.append((sample[KEY], sample[SHARD], captions))
+            if len(self._samples) * picture.size > self._max_bytes:
+                raise UserError(
+                    f"cache 'memory': more than cache_gb {self._max_bytes / GIB:g} of decoded pictures; "
+                    "allow more, or use cache 'none'"
+                )
+        return range(first, len(self._samples))
+
+    def _decoded(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
+        """In the order of the samples, each with its parts or a BadSample. Decoding lets other threads run."""
+        remaining = iter(samples)
+        with _Threads(self._decode) as threads:
+            while some := list(islice(remaining, DECODED_AT_ONCE)):
+                yield from zip(some, threads.results(some), strict=True)
+
+    def _decode(self, sample: dict[str, Any]) -> tuple[list[list[str]], np.ndarray] | BadSample:
+        try:
+            captions = self._captions.read(sample)
+            return captions, _premultiplied(_square(read_picture(sample, self._limits), self._side))
+        except BadSample as bad:
+            return bad
+
+    def seal(self, tokenizer: str, context_length: int, device: torch.device | None = None) -> None:
+        """Tokenises the captions and puts all pictures into one tensor, on `device` if it has room; nothing can be
+        added afterwards."""
+        self._keys, self._shards = (np.array([s[i] for s in self._samples], object) for i in (0, 1))
+        self._table = CaptionTable(self._captions, [s[2] for s in self._samples], tokenizer, context_length)
+        channels = max((picture.shape[1] for picture in self._pictures), default=3)
+        shape = (len(self._pictures), self._side, channels, self._side)
+        self.on_gpu = device is not None and _has_room(device, math.prod(shape))
+        self._canvas = torch.empty(shape, dtype=torch.uint8, device=device if self.on_gpu else "cpu")
+        if self.on_gpu:
+            self._canvas = self._canvas.view(len(self._pictures), channels, self._side, self._side)
+        self._fill(self._canvas.transpose(1, 2) if self.on_gpu else self._canvas)
+        if self._canvas.is_cuda:
+            # Batches are made in another stream than this one.
+            torch.cuda.synchronize(device)
+
+    def _fill(self, canvas: UInt8[Tensor, "samples side channels side"]) -> None:
+        # From the end, so that the host's memory of a picture is free as soon as it has its place.
+        for last in range(len(self._pictures), 0, -DECODED_AT_ONCE):
+            first = max(last - DECODED_AT_ONCE, 0)
+            some = np.full((last - first, *canvas.shape[1:]), int(OPAQUE), np.uint8)
+            for place, picture in zip(some, self._pictures[first:last], strict=True):
+                place[:, : picture.shape[1]] = picture
+            canvas[first:last] = torch.from_numpy(some)
+            del self._pictures[first:]
+
+    def take(self, numbers: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels side side"]:
+        """These pictures, where the pool is."""
+        squares = self._canvas.index_select(0, numbers)
+        return squares if self.on_gpu else squares.transpose(1, 2)
+
+    @property
+    def planes(self) -> UInt8[Tensor, "samples channels side side"] | None:
+        """All pictures as they lie on a GPU; None on the host."""
+        return self._canvas if self.on_gpu else None
+
+    def batch(self, numbers: Int64[np.ndarray, " batch"], draws: Float64[np.ndarray, "batch draws"]) -> dict[str, Any]:
+        """The samples of these numbers, each varied by its own draws: `pooled`, tokens, caption_id, keys, shards."""
+        augmentation = self.augmentation
+        has_alpha = self._canvas.shape[1 if self.on_gpu else 2] == 4
+        crops = Crops(
+            self,
+            torch.from_numpy(numbers),
+            random_crops(self._side, augmentation.min_crop_area, draws) if augmentation.min_crop_area < 1 else None,
+            torch.from_numpy(draws[:, FLIP] < 0.5) if augmentation.flip else None,
+            augmentation.background_colors(draws) if has_alpha else None,
+            torch.from_numpy(draws[:, JITTER].astype(np.float32)) if augmentation.jitter else None,
+        )
+        return {
+            "pooled": crops,
+            **self._table.batch(numbers, draws[:, CAPTION]),
+            "keys": self._keys[numbers].tolist(),
+            "shards": self._shards[numbers].tolist(),
+        }
+
+
+class _Threads:
+    """Threads that decode, one a processor. A decoder that does not come back costs its sample, not the run."""
+
+    def __init__(self, decode: Callable[[dict[str, Any]], Any]) -> None:
+        self._decode = decode
+        self._tasks: SimpleQueue[tuple[dict[str, Any], Future[Any]] | None] = SimpleQueue()
+        # Not those of a ThreadPoolExecutor, which the end of the process would wait for.
+        self._started = 0
+
+    def __enter__(self) -> "_Threads":
+        for _ in range(os.cpu_count() or 1):
+            self._start()
+        return self
+
+    def __exit__(self, *exit_info: object) -> None:
+        for _ in range(self._started):
+            self._tasks.put(None)
+
+    def _start(self) -> None:
+        self._started += 1
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            sample, result = task
+            try:
+                result.set_result(self._decode(sample))
+            except BaseException as error:  # raised where the result is waited for
+                result.set_exception(error)
+
+    def results(self, samples: Sequence[dict[str, Any]]) -> Iterator[Any]:
+        """What `decode` returns for each; a BadSample for one that is waited for longer than a sample may take."""
+        waiting: list[Future[Any]] = [Future() for _ in samples]
+        tasks = list(zip(samples, waiting, strict=True))
+        for task in tasks:
+            self._tasks.put(task)
+        for sample, result in tasks:
+            done, _ = wait([result], sample_seconds())
+            if done:
+                yield result.result()
+            else:
+                self._start()  # in the place of the one that is stuck, or those behind it would wait for ever
+                yield passed_over_as_too_long(sample[SHARD], sample[KEY])
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    return device.type == "cuda" and size <= GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+class Filled(NamedTuple):
+    """A sealed pool, and for each source the numbers of its samples and what could not be used."""
+
+    pool: Pool
+    members: tuple[range, ...]
+    problems: tuple[tuple[Problem, ...], ...]
+
+
+def fill_pool(
+    sources: Sequence[tuple[str, ...]],
+    captions: Captions,
+    augmentation: Augmentation,
+    limits: Limits,
+    opener: Callable[[str], IO[bytes]],
+    *,
+    tokenizer: str = "clip",
+    context_length: int = 77,
+    max_bytes: float = DEFAULT_POOL_GB * GIB,
+    device: torch.device | None = None,
+) -> Filled:
+    """Decodes the shards of each source into one pool, which lies on `device` if that is a GPU with room for it.
+
+    The last pool is kept: runs that follow each other in one process on the same, unchanged shards share it.
+    """
+    stamps = tuple(_stamp(url) for urls in sources for url in urls)
+    sealed = (tokenizer, context_length, device)
+    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed)
+
+
+def _stamp(url: str) -> tuple[int, int] | None:
+    """Tells another state of a local file: size and time of change; None for what is no local file."""
+    if not os.path.isfile(url):
+        return None
+    state = os.stat(url)
+    return state.st_size, state.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _fill(
+    sources: tuple[tuple[str, ...], ...],
+    stamps: tuple[tuple[int, int] | None, ...],
+    captions: Captions,
+    augmentation: Augmentation,
+    limits: Limits,
+    opener: Callable[[str], IO[bytes]],
+    max_bytes: float,
+    sealed: tuple[str, int, torch.device | None],
+) -> Filled:
+    pool = Pool(captions, augmentation, limits, max_bytes)
+    members, problems = [], []
+    for urls in sources:
+        found: list[Problem] = []
+        reads = [read_samples(url, on_problem=found.append, opener=opener) for url in urls]
+        members.append(pool.add(chain.from_iterable(reads), found.append))
+        problems.append(tuple(found))
+    pool.seal(*sealed)
+    return Filled(pool, tuple(members), tuple(problems))
+
+
+def _square(image: Image.Image, side: int) -> Image.Image:
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+
+
+def _premultiplied(image: Image.Image) -> UInt8[np.ndarray, "side channels side"]:
+    pixels = np.asarray(image)
+    if image.mode == "RGBA":
+        alpha = pixels[:, :, 3:].astype(np.float32) / OPAQUE
+        pixels = np.concatenate([(pixels[:, :, :3] * alpha).round().astype(np.uint8), pixels[:, :, 3:]], axis=2)
+    return pixels.transpose(0, 2, 1)

@@ -1,0 +1,64 @@
+"""Batches of a pool in the order of one stream, worked out a batch at a time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from clip_la.data.images.augment import NUM_DRAWS
+from clip_la.data.stream.in_memory import Pool
+from clip_la.data.stream.order import PoolOrder, Streams, choose_sources, draws_for_samples
+
+
+class PoolWalk:
+    """A place in the endless sequence of a source's passes: `offset` samples of pass `number` have been taken.
+
+    Args:
+        order: of the source's samples.
+        streams: which stream this is.
+        members: the numbers that the source's samples have in the pool; not fewer than there are streams.
+        number, offset: where the walk begins.
+    """
+
+    def __init__(self, order: PoolOrder, streams: Streams, members: range, number: int = 0, offset: int = 0) -> None:
+        self.number = number
+        self.offset = offset
+        self._order = order
+        self._streams = streams
+        self._members = members
+        self._pass = self._load()
+
+    def take(self, count: int) -> Int64[np.ndarray, " {count}"]:
+        """The numbers of the next samples."""
+        taken = []
+        while count:
+            # A pass is left only when more is wanted, as a saved place would have it.
+            if self.offset == len(self._pass):
+                self.number, self.offset = self.number + 1, 0
+                self._pass = self._load()
+            part = self._pass[self.offset : self.offset + count]
+            self.offset += len(part)
+            count -= len(part)
+            taken.append(part)
+        return np.concatenate(taken) if taken else np.empty(0, np.int64)
+
+    def _load(self) -> Int64[np.ndarray, " share"]:
+        return self._order.block(self._streams, self.number, len(self._members)) + self._members.start
+
+
+def pooled_batches(
+    pool: Pool, walks: Sequence[PoolWalk], streams: Streams, weights: tuple[float, ...], batch_size: int, delivered: int
+) -> Iterator[dict[str, Any]]:
+    """Batches without end, each as `Pool.batch` makes it and with its `cursor`; `delivered` samples came before."""
+    while True:
+        places = np.arange(delivered, delivered + batch_size)
+        draws = draws_for_samples(streams, places, NUM_DRAWS)
+        numbers = np.empty(batch_size, np.int64)
+        chosen = choose_sources(streams, places, weights) if len(walks) > 1 else np.zeros_like(places)
+        for i, walk in enumerate(walks):
+            mine = chosen == i
+            numbers[mine] = walk.take(int(mine.sum()))
+        delivered += batch_size
+        cursor = (streams.worker, delivered, [(walk.number, walk.offset) for walk in walks])
+        yield {**pool.batch(numbers, draws), "cursor": cursor}

@@ -1,0 +1,121 @@
+"""The DataLoader of a ShardStream. Free of Lightning, so that spawned loader processes start in little time."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clip_la.data.shards.problems import TOOK_TOO_LONG
+from clip_la.data.stream.prefetch import Background
+from clip_la.data.stream.stream import Batch, ShardStream, StreamFailure
+from clip_la.data.stream.watched_loader import WatchedLoader, WorkerDied
+from clip_la.errors import UserError
+
+if TYPE_CHECKING:  # loader processes have no use for it
+    from clip_la.data.stream.device import DeviceDecoder, Timer
+
+# Tensors that are small: between processes each tensor costs a connection of its own, an array travels with the rest.
+SMALL = ("tokens", "caption_id", "by_length")
+# Names of the background threads.
+COLLECTING, DECODING = "collecting thread", "decoding thread"
+
+
+class ShardLoader(WatchedLoader):
+    """Batches of a stream, from its workers by turns. A stream from memory has no use for worker processes.
+
+    Args:
+        stream: what to read.
+        start_method: of the worker processes, "fork", "spawn" or "forkserver"; the platform's own if None.
+        prefetch_batches: how many batches each worker makes ahead.
+        decoder: puts batches on a device, in background threads that work a batch ahead each; without one they come as
+            the workers made them.
+        timed: told the name of each part of the work, as a context around it.
+
+    Raises (while iterating):
+        UserError: what the stream could not go on with, as the one line it is; or a worker that died, or hung.
+    """
+
+    def __init__(
+        self,
+        stream: ShardStream,
+        *,
+        workers: int,
+        start_method: str | None = None,
+        prefetch_batches: int = 2,
+        decoder: "DeviceDecoder | None" = None,
+        timed: "Timer" = nullcontext,
+    ) -> None:
+        if stream.in_memory:
+            workers = 0
+        self._stream = stream
+        super().__init__(
+            stream,
+            batch_size=None,
+            collate_fn=_packed if workers else _unchanged,
+            num_workers=workers,
+            multiprocessing_context=start_method if workers else None,
+            prefetch_factor=prefetch_batches if workers else None,
+            worker_init_fn=_ignore_interrupts,
+        )
+        self._decoder = decoder
+        self._timed = timed
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        batches = self._collected(self._stream.by_turns() if self._stream.in_memory else super().__iter__())
+        if self._decoder is None:
+            yield from batches
+            return
+        staged = Background(map(self._decoder.stage, batches), COLLECTING)
+        finished = Background(map(self._decoder.finish, self._waited_for(staged)), DECODING)
+        try:
+            yield from map(self._decoder.hand_over, self._waited_for(finished))
+        finally:
+            # The first one first: its end is what the second one may be waiting for.
+            staged.close()
+            finished.close()
+
+    def _collected(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        try:
+            for batch in self._waited_for(batches, "wait for workers"):
+                if isinstance(batch, StreamFailure):
+                    raise UserError(batch.message)
+                yield _unpacked(batch)
+        except WorkerDied as died:
+            mend = "take the sample out" if died.reason == TOOK_TOO_LONG else "fewer workers take less memory"
+            raise UserError(f"{died}; {mend}; a run goes on from its newest checkpoint with --resume") from died
+
+    def _waited_for(self, items: Any, name: str = "wait for a batch") -> Iterator[Any]:
+        iterator = iter(items)
+        while True:
+            with self._timed(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal's Ctrl-C reaches all processes, torchrun's or Slurm's SIGTERM too; what to do about it is for the
+    training process to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _packed(batch: Any) -> Any:
+    if isinstance(batch, StreamFailure):
+        return batch
+    return {name: value.numpy() if name in SMALL else value for name, value in batch.items()}
+
+
+def _unpacked(batch: Batch) -> Batch:
+    for name in SMALL:
+        if not isinstance(batch[name], Tensor):
+            batch[name] = torch.from_numpy(batch[name])
+    return batch

@@ -1,0 +1,1 @@
+"""Captions of samples, and their tokens."""

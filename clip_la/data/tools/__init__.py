@@ -1,0 +1,1 @@
+"""What the `clip-la data` commands do: pack, verify, read, show."""

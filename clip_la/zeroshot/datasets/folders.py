@@ -1,0 +1,259 @@
+"""Test sets in folders: one folder a class, named by WordNet id, by class name, or by ImageNetV2's numbers."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clip_la.data.corpora import imagenet_names as known
+from clip_la.data.shards.formats import IMAGE_SUFFIXES
+from clip_la.errors import UserError, one_line
+from clip_la.zeroshot.datasets import layout
+from clip_la.zeroshot.datasets.beside import own_classes
+from clip_la.zeroshot.datasets.label_values import ERROR, SKIP, numbers_in
+from clip_la.zeroshot.datasets.records import NO_LABEL, NOT_IN_SET, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.labels import classes as class_sets
+from clip_la.zeroshot.labels.classes import ClassSet
+
+VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
+# As CUB-200 ("001.Black_footed_Albatross") and Stanford Dogs ("n02085620-Chihuahua") call their folders.
+KEY_AND_NAME = re.compile(r"(\d{1,9}|n\d{8})[-_. ]+([^\W\d_].*)", re.DOTALL)
+NAMES_SHOWN = 3
+# The sets that folders of WordNet ids are taken for where they are exactly none.
+WHOLES = ("imagenet1k", "imagenet21k", "imagenet21k_google", "imagenet21k_ms")
+MAX_DIGITS = 9
+LARGEST_DIGIT = 9
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Files below `root`, each with its labels or, for one that is skipped and counted, the reason."""
+
+    root: Path
+    files: tuple[tuple[str, tuple[int, ...] | str], ...]
+
+    def records(self) -> Iterator[Record | Skipped]:
+        for name, labels in self.files:
+            if isinstance(labels, str):
+                yield Skipped(name, labels)
+            else:
+                yield Record(name, labels, (self.root / name).read_bytes)
+
+
+def pictures_in(root: Path, folder: str) -> list[str]:
+    """The pictures below one class folder, as paths relative to `root`, sorted."""
+    return sorted(path.relative_to(root).as_posix() for path in layout.files_below(root / folder, IMAGE_SUFFIXES))
+
+
+def _classes_of(root: Path, folders: Sequence[str], filled: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
+    """The class set that folder names imply, a set of the catalog or just these names, and what is to be said of it.
+
+    `filled` are those of the folders that hold pictures.
+    """
+    others = [folder for folder in folders if not known.is_wordnet_id(folder)]
+    if 0 < len(others) < len(folders):
+        raise UserError(
+            f"{root} mixes folders named by WordNet ids with others: {_some(others)}; move these away, or name the "
+            "classes: --classes"
+        )
+    if not others:
+        return _catalogued(root, folders)
+    if len(filled) == 1:
+        raise UserError(
+            f"only one folder of {root} holds pictures, {filled[0]}: among one class every picture is right; name the "
+            "folder of the class folders, or the classes: --classes"
+        )
+    note: tuple[str, ...] = ()
+    if all(map(_is_number, folders)):
+        if max(map(int, folders)) > LARGEST_DIGIT:
+            raise UserError(f"the folders of {root} are numbers ({_some(folders)}); name the classes: --classes")
+        note = (f"{root}: the folders' digits are taken for the names of the classes; else name these: --classes",)
+    spoken, said = _without_numbers(root, folders)
+    note += said
+    names = [{"id": own, "name": name.replace("_", " ")} for own, name in zip(folders, spoken, strict=True)]
+    return class_sets.from_entries(names, name=root.resolve().name, path=root), note
+
+
+def _catalogued(root: Path, folders: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
+    """The catalog's set of exactly these WordNet ids, else the first large one with all or most of them."""
+    given = set(folders)
+    sets = {name: set(known.wordnet_ids(file)) for name, (file, _) in class_sets.CATALOG.items()}
+    exact = [name for name, ids in sets.items() if ids == given]
+    fitting = [name for name, ids in sets.items() if given <= ids]
+    if exact:
+        chosen = class_sets.imagenet(exact[0])
+        return chosen, (f"{root}: its {len(folders)} folders are exactly the classes of {exact[0]}",)
+    most = max(len(given & sets[name]) for name in WHOLES)
+    if not most:
+        raise UserError(f"folders of {root} are named by WordNet ids that no ImageNet has: {_some(folders)}")
+    chosen = class_sets.imagenet(next(name for name in WHOLES if len(given & sets[name]) == most))
+    others = [name for name in fitting if name != chosen.name]
+    more = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} them too" if others else ""
+    return chosen, (
+        f"{root}: {most} of the {len(chosen):,} classes of {chosen.name} have folders{more}; choose by --classes",
+    )
+
+
+def _without_numbers(root: Path, folders: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The names in folders that are all called by a number or WordNet id and a name, `001.Black_footed_Albatross`."""
+    parts = [KEY_AND_NAME.fullmatch(folder) for folder in folders]
+    keys, names = [part[1] for part in parts if part], [part[2] for part in parts if part]
+    if len(names) < len(folders) or len(set(keys)) < len(keys) or len(set(names)) < len(names):
+        return list(folders), ()
+    numbers = sorted(int(key) for key in keys if _is_number(key))
+    counted = len(numbers) > 1 and numbers in (list(range(len(keys))), list(range(1, len(keys) + 1)))
+    if numbers and not counted:
+        return list(folders), (f"{root}: the numbers in the folders' names are taken for parts of the classes' names",)
+    return names, (f"{root}: what the folders' names begin with is left out of prompts: '{keys[0]}' of '{folders[0]}'",)
+
+
+def _is_number(folder: str) -> bool:
+    return folder.isascii() and folder.isdecimal() and len(folder) <= MAX_DIGITS
+
+
+def _numbers_folders(classes: ClassSet) -> bool:
+    """Whether folder numbers count in this set: in a list of somebody's own, or as ImageNetV2 counts its folders."""
+    return classes.naming == "file" or classes.name == "imagenet1k"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(map(one_line, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def _numbered(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:
+    """Folder -> position in the class set, of folders called by numbers; where these are names, names come first."""
+    named = classes.positions(folders)
+    if min(named) >= 0:
+        return dict(zip(folders, named, strict=True))
+    outside = [folder for folder in folders if int(folder) >= len(classes)]
+    if outside or max(named) >= 0:
+        raise UserError(
+            f"{root}: folders outside the {len(classes)} classes of {classes.label} (0 to N - 1): "
+            f"{_some(outside or [folder for folder, place in zip(folders, named, strict=True) if place < 0])}"
+        )
+    return {folder: int(folder) for folder in folders}
+
+
+def _named(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) -> dict[str, int]:
+    """Folder -> position in the class set, -1 where it has no such class."""
+    positions = dict(zip(folders, classes.positions(folders), strict=True))
+    strange = [folder for folder in folders if positions[folder] < 0]
+    if strange and (unknown == ERROR or len(strange) == len(folders)):
+        skip = "" if len(strange) == len(folders) else f"; --unknown-classes {SKIP} leaves such out"
+        raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}{skip}")
+    return positions
+
+
+def open_folders(
+    root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, notes: tuple[str, ...] = ()
+) -> TestSet:
+    """The test set of a folder of class folders; a subset of the classes may be present.
+
+    Args:
+        classes: by default the list beside the folders (classes.json, classnames.txt), else what their names imply.
+        unknown: what becomes of the pictures of a folder that `classes` lacks: skipped and counted, or a UserError.
+        notes: what is known of the data already.
+
+    Raises:
+        UserError: no class folders, no folder (or, as asked for, not every one) within the class set, or no pictures.
+    """
+    folders = layout.folders_in(root)
+    if not folders:
+        raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
+    are_numbers = all(map(_is_number, folders))
+    own = None
+    if classes is None or are_numbers:
+        own = own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
+    pictures = {folder: pictures_in(root, folder) for folder in folders}
+    classes = classes or own
+    if classes is None:
+        classes, said = _classes_of(root, folders, [folder for folder in folders if pictures[folder]])
+        notes += said
+    counted = are_numbers and _numbers_folders(classes) and numbers_in(own, classes) is not None
+    positions = _numbered(root, folders, classes) if counted else _named(root, folders, classes, unknown)
+    labels = {folder: (place,) if (place := positions[folder]) >= 0 else NOT_IN_SET for folder in folders}
+    files = [(file, labels[folder]) for folder in folders for file in pictures[folder]]
+    return replace(of_files(root, files, classes, name), notes=notes + _remarks(root, pictures, positions, classes))
+
+
+def _remarks(
+    root: Path, pictures: Mapping[str, Sequence[str]], positions: Mapping[str, int], classes: ClassSet
+) -> tuple[str, ...]:
+    """What a person should know of the folders, a line each."""
+    strange = [folder for folder, place in positions.items() if place < 0]
+    empty = [folder for folder, own in pictures.items() if not own]
+    # Folders within folders may be the classes that a person meant.
+    deep = [
+        folder
+        for folder, own in pictures.items()
+        if len({file.split("/")[1] for file in own if file.count("/") > 1}) > 1
+    ]
+    remarks = {
+        f"{root}: skipped, since they are no class of {classes.label}: {_some(strange)}": strange,
+        f"{root}: class folders without pictures: {_some(empty)}": empty,
+        f"{root}: pictures in folders below count for the top one: {_some(deep)}": deep,
+    }
+    return tuple(text for text, found in remarks.items() if found)
+
+
+def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...] | str]], classes: ClassSet, name: str) -> TestSet:
+    """A test set of listed files, paths relative to `root`."""
+    if not files:
+        raise UserError(f"the class folders of {root} hold no pictures ({', '.join(IMAGE_SUFFIXES)})")
+    content = Content([str(root / file) for file, _ in files], files)
+    return TestSet(name, classes, (FolderSource(root, tuple(files)),), content, len(files))
+
+
+def with_real_labels(test_set: TestSet) -> TestSet:
+    """ImageNet-1K's validation folders with the ReaL labels: every class a person saw in the picture counts as right.
+
+    The class of the folder stays the picture's own class (first label) where ReaL has it, for recall by class; pictures
+    without any ReaL label are skipped, as their authors do (Beyer et al. 2020, arXiv 2006.07159).
+
+    Raises:
+        UserError: not ImageNet-1K, or file names without the validation number.
+    """
+    if test_set.classes.ids != known.wordnet_ids("imagenet"):
+        raise UserError(f"ReaL labels are for imagenet1k, not {test_set.classes.label}")
+    real = known.real_labels()
+    (source,) = test_set.sources
+    assert isinstance(source, FolderSource)
+    files: list[tuple[str, tuple[int, ...] | str]] = []
+    for file, labels in source.files:
+        if isinstance(labels, str):
+            files.append((file, labels))
+            continue
+        number = VALIDATION_NUMBER.search(file)
+        if number is None or not 0 < int(number[1]) <= len(real):
+            raise UserError(f"ReaL labels need ImageNet's own file names (ILSVRC2012_val_00000001.JPEG), not {file}")
+        accepted = real[int(number[1]) - 1]
+        own_first = (*(own for own in labels if own in accepted), *(label for label in accepted if label not in labels))
+        files.append((file, own_first or NO_LABEL))
+    real_set = of_files(source.root, files, test_set.classes, f"{test_set.name}-real")
+    return replace(real_set, notes=test_set.notes)
+
+
+def open_objectnet(root: Path, mappings: Path, name: str) -> TestSet:
+    """ObjectNet's pictures of the 113 classes that it shares with ImageNet-1K, under ObjectNet's own names.
+
+    The classes are read from the mappings that come with ObjectNet (Barbu et al. 2019), as CLIP_benchmark does; the
+    other 200 folders are left out.
+    """
+    labels: Mapping[str, str] = json.loads((mappings / "folder_to_objectnet_label.json").read_text(encoding="utf-8"))
+    shared: Mapping[str, str] = json.loads((mappings / "objectnet_to_imagenet_1k.json").read_text(encoding="utf-8"))
+    folders = sorted(folder for folder, label in labels.items() if label in shared)
+    entries = [{"id": folder, "name": labels[folder].lower()} for folder in folders]
+    classes = class_sets.from_entries(entries, name="objectnet", path=mappings)
+    present = [folder for folder in layout.folders_in(root) if folder in classes.index]
+    files = [(file, (classes.index[folder],)) for folder in present for file in pictures_in(root, folder)]
+    return of_files(root, files, classes, name)
+
+
+def objectnet_mappings(root: Path) -> Path | None:
+    """The folder with ObjectNet's mappings, if `root` is ObjectNet's picture folder or a folder above it."""
+    for folder in (root / "mappings", root.parent / "mappings", root / "objectnet-1.0" / "mappings"):
+        if (folder / "objectnet_to_imagenet_1k.json").is_file():
+            return folder
+    return None

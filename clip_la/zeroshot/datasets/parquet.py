@@ -1,0 +1,164 @@
+"""Test sets in Parquet files as the Hugging Face hub keeps them: a column of pictures, a column of class numbers."""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_la.data.corpora import imagenet_names as known
+from clip_la.data.shards.problems import BadSample
+from clip_la.data.shards.reader import expand_urls
+from clip_la.errors import UserError
+from clip_la.zeroshot.datasets import layout
+from clip_la.zeroshot.datasets.beside import own_classes
+from clip_la.zeroshot.datasets.label_values import SKIP, Labels, numbers_in
+from clip_la.zeroshot.datasets.records import NO_PICTURE, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.labels import class_files
+from clip_la.zeroshot.labels import classes as class_sets
+from clip_la.zeroshot.labels.classes import ClassSet
+
+PARQUET = ".parquet"
+PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "wnid", "cls")
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """One file."""
+
+    path: Path
+    picture_column: str
+    label_column: str
+    labels: Labels
+
+    def records(self) -> Iterator[Record | Skipped]:
+        import pyarrow
+
+        try:
+            yield from self._records()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{self.path}: damaged ({_first_line(error)})") from None
+
+    def _records(self) -> Iterator[Record | Skipped]:
+        import pyarrow.parquet
+
+        number = 0
+        with pyarrow.parquet.ParquetFile(self.path) as file:
+            columns = [self.picture_column, self.label_column]
+            for rows in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                for picture, label in zip(*(rows.column(name).to_pylist() for name in columns), strict=True):
+                    yield self._record(f"{self.path.name}:{number}", picture, label)
+                    number += 1
+
+    def _record(self, key: str, picture: Any, label: Any) -> Record | Skipped:
+        data = picture.get("bytes") if isinstance(picture, dict) else picture
+        if not isinstance(data, bytes):
+            return Skipped(key, NO_PICTURE)
+        try:
+            return Record(key, self.labels.of_value(label, (str(self.path), key)), functools.partial(bytes, data))
+        except BadSample as bad:
+            return Skipped(key, bad.reason)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def open_parquet(
+    root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False
+) -> TestSet:
+    """The test set of a Parquet file, of all in a folder, of a glob or a brace range.
+
+    Raises:
+        UserError: pyarrow is not installed, the columns or the class names are missing, the classes do not fit.
+    """
+    paths, notes = _files(root, training)
+    files = _opened(paths)
+    schema = files[0].schema_arrow
+    picture, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
+    own = _class_names(schema, label, paths[0])
+    for path, file in zip(paths, files, strict=True):
+        if {picture, label} - {*file.schema_arrow.names} or _class_names(file.schema_arrow, label, path) != own:
+            raise UserError(f"{path} has other columns or class names than {paths[0]}; evaluate them one by one")
+    chosen, numbers = _chosen(own, classes, paths[0], name)
+    sources = tuple(ParquetSource(path, picture, label, Labels(chosen, numbers, unknown)) for path in paths)
+    content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, numbers])
+    num_records = sum(file.metadata.num_rows for file in files)
+    return TestSet(name, chosen, sources, content, num_records, notes=notes)
+
+
+def _files(root: Path, training: bool) -> tuple[list[Path], tuple[str, ...]]:
+    if not root.is_dir():
+        return [Path(url) for url in expand_urls(str(root))], ()
+    files, notes = layout.one_part(sorted(map(str, layout.files_below(root, (PARQUET,)))), root, training)
+    return [Path(file) for file in files], notes
+
+
+def _opened(paths: Sequence[Path]) -> list[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("reading Parquet needs pyarrow: pip install 'clip_la[parquet]'") from None
+    files = []
+    for path in paths:
+        try:
+            files.append(pyarrow.parquet.ParquetFile(path))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: a Parquet file is damaged or none ({_first_line(error)})") from None
+    return files
+
+
+def _chosen(
+    own: list[str] | None, classes: ClassSet | None, path: Path, name: str
+) -> tuple[ClassSet, tuple[int, ...] | None]:
+    """The classes, and the position of each class number: of the file's own names, else of the list beside it."""
+    if own is not None:
+        chosen = classes or class_sets.from_entries(own, name=name, path=path, numbered=True)
+        return chosen, _positions(own, chosen, path)
+    listed = own_classes(path.parent)
+    chosen_or_none = classes or listed
+    if chosen_or_none is None:
+        raise UserError(f"{path} does not name its classes; name them: --classes")
+    return chosen_or_none, numbers_in(listed, chosen_or_none)
+
+
+def _column(schema: Any, candidates: tuple[str, ...], path: Path) -> str:
+    lower = {name.lower(): name for name in reversed(schema.names)}
+    found = next((lower[name] for name in candidates if name in lower), None)
+    if found is None:
+        raise UserError(f"{path} has no column {' or '.join(candidates)}; its columns: {', '.join(schema.names)}")
+    return found
+
+
+def _class_names(schema: Any, column: str, path: Path) -> list[str] | None:
+    """The names of the class numbers, from what the hub's library writes into the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    entries = [] if names is None else class_files.from_json(names, path)
+    return [entry.id if known.is_wordnet_id(entry.id) else entry.names[0] for entry in entries] or None
+
+
+def _positions(own: list[str], classes: ClassSet, path: Path) -> tuple[int, ...]:
+    """For each class number its position in the class set: by id, by name, or by all lemmas, as the hub names them."""
+    by_lemmas: dict[str, int] = {}
+    lemmas = known.lemmas()
+    for position, key in enumerate(classes.ids):
+        text = ", ".join(lemmas.get(key, ()))
+        # Lemmas that two classes share tell nothing; then the order decides, below.
+        by_lemmas[text] = -1 if text in by_lemmas else position
+    direct = classes.positions(own)
+    found = [place if place >= 0 else by_lemmas.get(name, -1) for place, name in zip(direct, own, strict=True)]
+    placed = [(number, place) for number, place in enumerate(found) if place >= 0]
+    # Names that stand for two classes cannot be placed; where all others stand at their own numbers, so do these.
+    if placed and len(own) == len(classes) and all(number == place for number, place in placed):
+        return tuple(range(len(own)))
+    if not placed:
+        raise UserError(f"{path}: none of its {len(own)} classes ('{own[0]}', ...) is in {classes.label}")
+    return tuple(found)

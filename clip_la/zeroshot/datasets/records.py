@@ -1,0 +1,120 @@
+"""A test set as the engine sees it: classes, and sources of records that are read lazily."""
+
+import functools
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from clip_la import distributed as ranks
+from clip_la.data.shards.shard_state import is_elsewhere, shard_hashes
+from clip_la.zeroshot.labels.classes import ClassSet, content_hash
+
+NO_LABEL = "no label"
+NOT_IN_SET = "class not in the class set"
+NO_PICTURE = "no image"
+
+
+UNKNOWN, REMOTE = "unknown", "remote"
+# What a retrieval set has for a class set.
+NO_CLASSES = ClassSet("none", "none", ("none",), (("none",),), ("",))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture: `labels` are positions in the class set, the first one its own class, the others accepted too.
+
+    In a retrieval set there are no classes; there a picture has captions.
+    """
+
+    key: str
+    labels: tuple[int, ...]
+    read: Callable[[], bytes]
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One picture that cannot be used, and why."""
+
+    key: str
+    reason: str
+
+
+class Source(Protocol):
+    """A part of a test set, such as one shard; the same records in the same order every time, and it pickles.
+
+    `records` may raise UserError, for input that only a person can put right.
+    """
+
+    def records(self) -> Iterator[Record | Skipped]: ...
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the digits of a test set depend on: the content of its files, and plain facts beside them (labels, names).
+
+    Calling it looks at the files, shared by all ranks, and gives every rank a hash: of content and facts alone where
+    all files are here, so that it is the same wherever they lie. "remote-" before it says that servers have told the
+    state of some; "unknown-", that some cannot tell (a pipe): then no other object has the same.
+    """
+
+    urls: Sequence[str]
+    facts: Any
+    _once: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __call__(self) -> str:
+        rank, world = ranks.rank(), ranks.world_size()
+        # Each rank its share: none waits long for another, and a large set is read once.
+        found = ranks.exchange(lambda: (shard_hashes(self.urls[rank::world]), self._once))
+        states = [found[number % world][0][number // world] for number in range(len(self.urls))]
+        if None in states:
+            return f"{UNKNOWN}-{content_hash([states, self.facts, found[0][1]])}"
+        prefix = f"{REMOTE}-" if any(is_elsewhere(url) for url in self.urls) else ""
+        return prefix + content_hash([states, self.facts])
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures with classes.
+
+    Attributes:
+        name: as it stands in results.
+        content: gives a hash of the pictures' and labels' content as they are when it is called.
+        num_records: how many pictures there are, where that is known without reading all.
+        templates: the set's own prompts, if it brings some.
+        notes: what a person should know of the data, a line each.
+        data: what a person named it by: a path, an address, a range.
+        found: what `content` gave when somebody looked for all ranks.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    name: str
+    classes: ClassSet
+    sources: tuple[Source, ...]
+    content: Callable[[], str]
+    num_records: int | None = None
+    templates: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    data: str = ""
+    found: str | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The hash of the content as it was found, else as it is when first asked for."""
+        return self.content() if self.found is None else self.found
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The fields of a result line that name the data."""
+        return {"dataset": self.name, "data": self.data}
+
+    def as_found(self, fingerprint: str) -> "TestSet":
+        """The same set, looked at."""
+        return replace(self, found=fingerprint)
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        """The notes as a result line has them: {"notes": [...]}, or nothing."""
+        return {"notes": list(self.notes)} if self.notes else {}

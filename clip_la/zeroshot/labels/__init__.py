@@ -1,0 +1,1 @@
+"""Classes, their names and prompts, and what a label in a file stands for."""

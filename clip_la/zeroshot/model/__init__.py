@@ -1,0 +1,1 @@
+"""The model under evaluation, what it is known by, and its text classifier."""

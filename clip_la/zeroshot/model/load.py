@@ -1,0 +1,131 @@
+"""From what a user names to models under evaluation: a run, a checkpoint, or an open_clip model with its weights."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from clip_la.errors import UserError, unknown
+from clip_la.models.checkpoint import load_checkpoint
+from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
+from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
+from clip_la.models.registry import list_models
+from clip_la.zeroshot.model.eval_model import OWN, Subject, of_model, of_open_clip, with_transform
+
+CHECKPOINT_NAME = re.compile(r"samples=(\d+)\.ckpt")
+WHICH = ("last", "all")
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a run's folder, fewest samples first; raises UserError where there are none."""
+    found = {path: int(match[1]) for path in run.glob("**/*.ckpt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
+    folders = sorted({str(path.parent) for path in found})
+    if len(folders) > 1:
+        raise UserError(f"{run} holds {len(folders)} runs; name one of them: {', '.join(folders)}")
+    if not found:
+        hint = f"; for open_clip's model in it give {LOCAL}{run}" if (run / CONFIG_NAME).is_file() else ""
+        raise UserError(f"{run} is no run: no checkpoints/samples=NUMBER.ckpt in it{hint}")
+    return sorted(found, key=lambda path: found[path])
+
+
+def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
+    """Each run replaced by its last checkpoint, or by all of them; everything else as it is."""
+    if which not in WHICH:
+        raise unknown("choice of checkpoints", which, WHICH)
+    models: list[str] = []
+    for text in texts:
+        if Path(text).is_dir():
+            paths = checkpoints_of(Path(text))
+            models += [str(path) for path in (paths if which == "all" else paths[-1:])]
+        else:
+            models.append(text)
+    return models
+
+
+def load_subject(
+    text: str, device: torch.device | str = "cpu", *, compiled: bool = False, transform: str = OWN
+) -> Subject:
+    """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
+
+    Args:
+        compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
+        transform: one of `subject.TRANSFORMS`.
+
+    Raises:
+        UserError: nothing of that name, or what is there is damaged or does not fit.
+    """
+    subject = with_transform(_load(text), transform)
+    subject.module.eval().requires_grad_(False).to(device)
+    if compiled:
+        subject.compile()
+        return replace(subject, compiled=True)
+    return subject
+
+
+def _load(text: str) -> Subject:
+    if Path(text).suffix == ".safetensors" and Path(text).is_file():
+        raise UserError(f"{text} says not which architecture its weights are of; give NAME:FILE, as in ViT-B-16:{text}")
+    if Path(text).is_file():
+        model, meta = load_checkpoint(text)
+        try:
+            return of_model(model, checkpoint=text, **meta)
+        except UserError as error:  # a tokenizer that there is not
+            raise UserError(f"{text}: {error}") from None
+    if text.startswith(HUB_SCHEMES):
+        return of_open_clip(text, "")
+    name, _, weights = text.partition(":")
+    if not weights:
+        raise _nothing_there(text)
+    if _is_ours(name, weights):
+        return of_model(load_open_clip(text), checkpoint=text)
+    return of_open_clip(name, weights)
+
+
+def _is_ours(name: str, weights: str) -> bool:
+    """Whether our towers and transform do what open_clip's do for this name; they are quicker on short texts."""
+    import open_clip
+
+    pixels = open_clip.get_pretrained_cfg(name, weights) or {}
+    if pixels.get("interpolation", "bicubic") != "bicubic" or pixels.get("resize_mode", "shortest") != "shortest":
+        return False
+    if name not in open_clip.list_models():
+        return True  # a preset of ours, or an unknown name, for which load_open_clip has the error
+    try:
+        spec_from_open_clip_config(name, open_clip.get_model_config(name) or {})
+    except UserError:
+        return False
+    return True
+
+
+def _nothing_there(text: str) -> UserError:
+    import open_clip
+
+    if text in open_clip.list_models() or text in list_models():
+        return UserError(f"{text} is an architecture; name its weights: {text}:FILE or {text}:TAG (as laion400m_e32)")
+    if "/" in text or Path(text).suffix in (".pt", ".ckpt", ".safetensors", ".bin"):
+        return UserError(f"no run or checkpoint at {text}")
+    return unknown("model", text, open_clip.list_models())
+
+
+def run_folder(checkpoint: str) -> Path | None:
+    """The run that a checkpoint file lies in (RUN/checkpoints/FILE), or None."""
+    folder = Path(checkpoint).resolve().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def choose_device(text: str | None, local_rank: int = 0) -> torch.device:
+    """The device that `--device` names; by default this process's accelerator, else the CPU.
+
+    Raises:
+        UserError: no device of that name here.
+    """
+    if text is None:
+        text = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"no device '{text}' here: {str(error).splitlines()[0]}") from None
+    return device

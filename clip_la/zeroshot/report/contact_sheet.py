@@ -1,0 +1,154 @@
+"""Test pictures with the five best names a model has for them, and their scores: a PNG, and an HTML page."""
+
+import base64
+import html
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from clip_la.atomic import atomic_write
+from clip_la.data.images.decode import decode_image
+from clip_la.zeroshot.datasets.records import Record, TestSet
+from clip_la.zeroshot.runner.predictions import Predictions
+
+NUM_PICTURES = 48
+COLUMNS = 8
+TILE_PX = 144
+MARGIN_PX = 6
+LINE_PX = 15
+FONT_PX = 12
+RIGHT, NEAR, WRONG, INK, FAINT = "#1a7f37", "#9a6700", "#cf222e", "#1f2328", "#656d76"
+SHEET_SEED = 0
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet: itself, its own class, and the best guesses with their cosine similarities."""
+
+    picture: Image.Image
+    truth: str
+    guesses: tuple[tuple[str, float], ...]
+    rank: int
+
+    @property
+    def colour(self) -> str:
+        """Green for a hit, amber for one among the guesses, red for a miss."""
+        return RIGHT if self.rank == 0 else NEAR if self.rank < len(self.guesses) else WRONG
+
+
+def choose(found: Predictions, num_pictures: int = NUM_PICTURES, seed: int = SHEET_SEED) -> list[int]:
+    """Rows drawn at random, the same for every model on the same test set, in the test set's order."""
+    count = min(num_pictures, len(found))
+    return sorted(np.random.default_rng(seed).choice(len(found), count, replace=False).tolist())
+
+
+def tiles(found: Predictions, test_set: TestSet, rows: Sequence[int]) -> list[Tile]:
+    """Reads the pictures of some rows again; sources are read only as far as needed."""
+    wanted: dict[int, dict[int, int]] = defaultdict(dict)
+    for row in rows:
+        wanted[int(found.sources[row])][int(found.positions[row])] = row
+    made: dict[int, Tile] = {}
+    for source, positions in wanted.items():
+        last = max(positions)
+        for position, record in enumerate(test_set.sources[source].records()):
+            if position in positions and isinstance(record, Record):
+                made[positions[position]] = _tile(record, found, test_set, positions[position])
+            if position >= last:
+                break
+    return [made[row] for row in rows if row in made]
+
+
+def _tile(record: Record, found: Predictions, test_set: TestSet, row: int) -> Tile:
+    names = test_set.classes.names
+    guesses = tuple(
+        (names[index][0], float(score)) for index, score in zip(found.top[row], found.scores[row], strict=True)
+    )
+    picture = decode_image(record.read())
+    fitted = ImageOps.contain(picture, (TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+    return Tile(fitted, names[found.labels[row]][0], guesses, int(found.ranks[row]))
+
+
+def contact_sheet(
+    found: Predictions, test_set: TestSet, path: Path, *, title: str, num_pictures: int = NUM_PICTURES
+) -> tuple[Path, Path]:
+    """Writes PATH.png and PATH.html (`path` without suffix) and returns the two paths."""
+    chosen = tiles(found, test_set, choose(found, num_pictures))
+    image_path, page_path = (path.with_name(path.name + end) for end in (".png", ".html"))
+    with atomic_write(image_path) as stream:
+        draw_sheet(chosen, title).save(stream, format="PNG")
+    with atomic_write(page_path, "w") as stream:
+        stream.write(page(chosen, title))
+    return image_path, page_path
+
+
+def draw_sheet(chosen: Sequence[Tile], title: str) -> Image.Image:
+    """A grid of pictures, under each its own name and, the hit in green, the best guesses with their scores."""
+    columns = max(1, min(COLUMNS, len(chosen)))
+    num_lines = 1 + max((len(tile.guesses) for tile in chosen), default=0)
+    cell_width, cell_height = TILE_PX + 2 * MARGIN_PX, TILE_PX + 2 * MARGIN_PX + num_lines * LINE_PX
+    rows = -(-len(chosen) // columns)
+    head = LINE_PX + 2 * MARGIN_PX
+    font = ImageFont.load_default(FONT_PX)
+    width = max(columns * cell_width, round(font.getlength(title)) + 2 * MARGIN_PX)
+    sheet = Image.new("RGB", (width, head + rows * cell_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=font)
+    for number, tile in enumerate(chosen):
+        left, top = number % columns * cell_width + MARGIN_PX, head + number // columns * cell_height + MARGIN_PX
+        inset = ((TILE_PX - tile.picture.width) // 2, (TILE_PX - tile.picture.height) // 2)
+        sheet.paste(tile.picture, (left + inset[0], top + inset[1]))
+        top += TILE_PX
+        draw.text((left, top), _fit(tile.truth, TILE_PX, font), fill=tile.colour, font=font)
+        for place, (name, score) in enumerate(tile.guesses):
+            top += LINE_PX
+            figure = f"{score:.3f}"
+            figure_px = font.getlength(figure)
+            colour = RIGHT if place == tile.rank else INK
+            draw.text((left, top), _fit(name, TILE_PX - figure_px - MARGIN_PX, font), fill=colour, font=font)
+            draw.text((left + TILE_PX - figure_px, top), figure, fill=FAINT, font=font)
+    return sheet
+
+
+def _fit(text: str, width_px: float, font: Font) -> str:
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength(text + "...") > width_px:
+        text = text[:-1]
+    return text + "..."
+
+
+STYLE = """body{font:14px system-ui,sans-serif;color:#1f2328;margin:24px}
+main{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:16px}
+figure{margin:0;border:1px solid #d0d7de;border-radius:6px;padding:10px}
+img{display:block;margin:0 auto 8px;height:144px;object-fit:contain}
+ol{margin:4px 0 0;padding-left:20px} li span{float:right;color:#656d76;font-variant-numeric:tabular-nums}"""
+
+
+def page(chosen: Sequence[Tile], title: str) -> str:
+    """The same pictures as one HTML page that needs no other file."""
+    figures = "\n".join(_figure(tile) for tile in chosen)
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n<main>\n{figures}\n</main></html>\n"
+    )
+
+
+def _figure(tile: Tile) -> str:
+    buffer = io.BytesIO()
+    tile.picture.save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    truth = html.escape(tile.truth)
+    guesses = "".join(
+        f'<li style="color:{RIGHT if place == tile.rank else INK}">{html.escape(name)}<span>{score:.3f}</span></li>'
+        for place, (name, score) in enumerate(tile.guesses)
+    )
+    return (
+        f'<figure><img alt="{truth}" src="data:image/png;base64,{data}">'
+        f'<b style="color:{tile.colour}">{truth}</b><ol>{guesses}</ol></figure>'
+    )

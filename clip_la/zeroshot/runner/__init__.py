@@ -1,0 +1,1 @@
+"""Images through a model: in batches, shared by all ranks, gone on with after a stop."""

@@ -1,0 +1,196 @@
+"""Pictures in batches of fixed size, in any number of ranks and worker processes, each picture exactly once.
+
+A unit is `batch_size` consecutive records of one source. Units are what consumers share and what a resumed evaluation
+skips; the last unit of a source is padded and unreadable pictures leave a gap, so a batch always has the same shape and
+a picture's digits depend neither on its neighbours nor on how many processes there are.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from jaxtyping import Int64
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from clip_la import distributed as ranks
+from clip_la.data.shards.problems import TOOK_TOO_LONG, BadSample
+from clip_la.data.shards.watch import At, TimeLimit
+from clip_la.data.stream.watched_loader import WatchedLoader, WorkerDied
+from clip_la.errors import UserError
+from clip_la.zeroshot.datasets.records import Record, Skipped, Source
+
+Unit = tuple[int, int]
+Preprocess = Callable[[Image.Image | bytes], Tensor]
+NO_FILE = "unreadable file"
+# A batch of 128 pictures of 224 pixels is 19 MB in uint8, held by each worker: one ahead is enough to keep a GPU fed.
+PREFETCH_BATCHES = 1
+# Workers that die in one pass before it is given up.
+MAX_DEATHS = 20
+
+
+@dataclass
+class ImageBatch:
+    """One unit. Entry i of `keys` and `labels` belongs to row `rows[i]` of `images`; all other rows are zeros.
+
+    `positions` counts the records of the source; `skipped` is (position, key, reason). `error` is a UserError's text
+    from a worker process, which cannot raise it through the loader without a traceback in the message.
+    """
+
+    unit: Unit
+    images: Tensor | None = None
+    rows: list[int] = field(default_factory=list)
+    labels: list[tuple[int, ...]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    skipped: list[tuple[int, str, str]] = field(default_factory=list)
+    error: str | None = None
+
+    def pin_memory(self) -> "ImageBatch":
+        """Called by the loader: page-locked pixels go to an accelerator while it computes."""
+        if self.images is not None:
+            self.images = self.images.pin_memory()
+        return self
+
+    def padded_labels(self) -> Int64[Tensor, "rows labels"]:
+        """The labels of the rows that hold pictures, padded with -1."""
+        width = max(map(len, self.labels))
+        return torch.tensor([(*own, *[-1] * (width - len(own))) for own in self.labels])
+
+
+def share_of(num_sources: int, consumer: int, num_consumers: int) -> list[tuple[int, int, int]]:
+    """What one of several consumers reads: (source, its turn, turns); it takes the units u with u % turns == turn.
+
+    With more sources than consumers a source has one reader; otherwise readers share a source and each decodes only its
+    own units of it.
+    """
+    if num_sources >= num_consumers:
+        return [(source, 0, 1) for source in range(consumer, num_sources, num_consumers)]
+    source = consumer % num_sources
+    return [(source, consumer // num_sources, len(range(source, num_consumers, num_sources)))]
+
+
+class UnitStream(IterableDataset):
+    """The units of the consumers of this rank; each worker process is a consumer."""
+
+    def __init__(
+        self, sources: Sequence[Source], preprocess: Preprocess, batch_size: int, done: frozenset[Unit] = frozenset()
+    ) -> None:
+        self.sources, self.preprocess, self.batch_size, self.done = sources, preprocess, batch_size, done
+        self.passed_over: dict[tuple[str, int], str] = {}
+        self.rank, self.world_size = ranks.rank(), ranks.world_size()
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        # Rank first: with fewer sources than consumers the sources spread over the ranks.
+        consumer, consumers = number * self.world_size + self.rank, workers * self.world_size
+        for source, turn, turns in share_of(len(self.sources), consumer, consumers):
+            try:
+                yield from self._units(source, turn, turns)
+            except UserError as error:
+                yield ImageBatch((source, -1), error=str(error))
+                return
+
+    def _units(self, source: int, turn: int, turns: int) -> Iterator[ImageBatch]:
+        records = enumerate(self.sources[source].records())
+        number = 0
+        while chunk := list(islice(records, self.batch_size)):
+            unit = (source, number)
+            if number % turns == turn and unit not in self.done:
+                yield self._decoded(unit, chunk)
+            number += 1
+
+    def _decoded(self, unit: Unit, chunk: Sequence[tuple[int, Record | Skipped]]) -> ImageBatch:
+        batch = ImageBatch(unit)
+        name = name_of(self.sources[unit[0]], unit[0])
+        pixels: list[Tensor] = []
+        for row, (position, record) in enumerate(chunk):
+            try:
+                if isinstance(record, Skipped):
+                    raise BadSample(record.reason)
+                if (name, position) in self.passed_over:
+                    raise BadSample(self.passed_over[name, position])
+                with TimeLimit(name, record.key, position):
+                    pixels.append(self.preprocess(_read(record)))
+            except BadSample as bad:
+                batch.skipped.append((position, record.key, bad.reason))
+                continue
+            batch.rows.append(row)
+            batch.labels.append(record.labels)
+            batch.keys.append(record.key)
+            batch.captions.append(record.captions)
+            batch.positions.append(position)
+        if pixels:
+            batch.images = pixels[0].new_zeros(self.batch_size, *pixels[0].shape)
+            for row, picture in zip(batch.rows, pixels, strict=True):
+                batch.images[row] = picture
+        return batch
+
+
+def name_of(source: Source, number: int) -> str:
+    """What a source is called in messages: its address, if it has one."""
+    return str(getattr(source, "url", None) or getattr(source, "path", None) or f"source {number}")
+
+
+def _read(record: Record) -> bytes:
+    try:
+        return record.read()
+    except OSError as error:
+        raise BadSample(NO_FILE) from error
+
+
+def image_batches(
+    sources: Sequence[Source],
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    num_workers: int,
+    done: frozenset[Unit] = frozenset(),
+    pin_memory: bool = False,
+) -> Iterator[ImageBatch]:
+    """This rank's units that are not `done`, in no particular order.
+
+    A worker that dies, or that is too long at one picture, is said on stderr, and the workers begin again with what is
+    left: without the picture that took too long, or that two have died at. These count as skipped.
+
+    Raises:
+        UserError: what a source raised, also in a worker process; or workers that die again and again.
+    """
+    stream = UnitStream(sources, preprocess, batch_size, done)
+    deaths: list[At] = []
+    finished: set[Unit] = set()
+    while True:
+        try:
+            for batch in _loader(stream, num_workers, pin_memory):
+                if batch.error is not None:
+                    raise UserError(batch.error)
+                finished.add(batch.unit)
+                yield batch
+            return
+        except WorkerDied as died:
+            place, times = (died.at.shard, died.at.number), sum(at[2:4] == died.at[2:4] for at in deaths)
+            deaths.append(died.at)
+            # Where nothing can be passed over, a third time would be no better.
+            if times > 1 or len(deaths) > MAX_DEATHS or (died.reason == TOOK_TOO_LONG and died.at.number < 0):
+                raise UserError(f"{died}; what was finished is kept, the same command goes on from there") from died
+            if died.at.number >= 0 and (times or died.reason == TOOK_TOO_LONG):
+                stream.passed_over[place] = died.reason
+            print(f"{died}; going on", file=sys.stderr)
+            stream.done = done | finished
+
+
+def _loader(stream: UnitStream, num_workers: int, pin_memory: bool) -> WatchedLoader:
+    return WatchedLoader(
+        stream,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+        pin_memory=pin_memory,
+        # Of its own: a loader draws a number, and an evaluation must not move the random state of a training.
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,1 @@
+"""What is measured: classification, retrieval, linear probes and k-NN."""

@@ -1,0 +1,1 @@
+"""Crop and resize many images in one launch."""

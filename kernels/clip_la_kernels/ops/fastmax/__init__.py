@@ -1,0 +1,1 @@
+"""Fastmax of degree 1 and 2."""

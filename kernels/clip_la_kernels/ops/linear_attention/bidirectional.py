@@ -1,0 +1,264 @@
+# ruff: noqa: E501, E741, RUF059 (what Triton compiles is not quite Python)
+# mypy: ignore-errors
+"""Bidirectional kernels. State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
+
+States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the matrix unit reads from
+shared memory as it was loaded. Stored states are scaled: S' = b c S, ks' = b c ks, vs' = a c vs, with c = 1 / n for "length"
+and "sum" and 1 for "none", so that o = (q^ S' + vs') / zeta with zeta = a + q^.ks' ("sum") or 1. AUX holds ks' and vs' in
+float32, S' has the inputs' dtype: it is rounded to that for the products anyway. With several parts a head the states are raw
+and float32, and `combine` sums them in order.
+"""
+
+import triton
+import triton.language as tl
+
+from clip_la_kernels.runtime.common import (
+    DEN_NONE,
+    DEN_SUM,
+    IDENTITY,
+    L2,
+    THIN,
+    ask_for_rows,
+    dot,
+    feature,
+    guarded,
+    kernel,
+    keys_seen,
+    load_keys,
+    load_tile,
+    place,
+    row_norms,
+    rows_of,
+    span,
+    store_tile,
+    take_over,
+    thin,
+    tile_from_end,
+)
+
+
+@triton.jit
+def scale_of(b, tokens, COUNT, DEN: tl.constexpr, HAS_MASK: tl.constexpr):
+    """c of the module's docstring."""
+    c = 1.0
+    if DEN != DEN_NONE:
+        c = 1.0 / keys_seen(b, tokens, COUNT, HAS_MASK)
+    return c
+
+
+@triton.jit
+def load_state(STATE, AUX, index, DP: tl.constexpr):
+    """(S' transposed, ks', vs')."""
+    d = tl.arange(0, DP)
+    index = tl.cast(index, tl.int64)
+    St = tl.load(STATE + index * DP * DP + d[:, None] * DP + d[None, :])
+    return St, tl.load(AUX + index * 2 * DP + d), tl.load(AUX + index * 2 * DP + DP + d)
+
+
+@triton.jit
+def store_state(STATE, AUX, index, St, ks, vs, DP: tl.constexpr):
+    d = tl.arange(0, DP)
+    index = tl.cast(index, tl.int64)
+    tl.store(STATE + index * DP * DP + d[:, None] * DP + d[None, :], St.to(STATE.dtype.element_ty))
+    tl.store(AUX + index * 2 * DP + d, ks)
+    tl.store(AUX + index * 2 * DP + DP + d, vs)
+
+
+@triton.jit
+def key_state(
+    K, V, at, MASK, lo, hi, sn, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
+    SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """S transposed, ks, vs over rows lo..hi. ks only with SUMS, vs only with VSUM."""
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    St = tl.zeros([DP, DP], tl.float32)
+    V1 = tl.zeros([DP, THIN], tl.float32)
+    ks = tl.zeros([DP], tl.float32)
+    if SUMS:
+        KS = tl.zeros([BL, DP], tl.float32)
+    ones = thin(tl.full([BL], 1.0, tl.float32), DT)
+    for step in range(lo, hi, BL):
+        n0 = tile_from_end(step, lo, hi, BL)
+        k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
+        if MAP == L2:
+            y = k.to(tl.float32) * row_norms(k, BY_MMA, PREC)[:, None]
+        elif MAP == IDENTITY:
+            y = k
+        else:
+            y, r = feature(k.to(tl.float32), real, d, D, MAP)
+        St = dot(tl.trans(v), y.to(DT), St, UP, PREC)
+        if VSUM:
+            V1 = dot(tl.trans(v), ones, V1, UP, PREC)
+        if SUMS:
+            KS += y.to(tl.float32)
+    if SUMS:
+        ks = tl.sum(KS, 0)
+    return St, ks, tl.sum(V1, 1)
+
+
+@triton.jit
+def outputs(
+    Q, O, at, Sb, ks, vs, lo, hi, sn, son, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
+    DEN: tl.constexpr, VSUM: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """o of rows lo..hi from the scaled state Sb [k, v]; the raw q meets the matrix unit, its norm scales the product."""
+    d = tl.arange(0, DP)
+    rn = tl.arange(0, BL)
+    for n0 in range(lo, hi, BL):
+        q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
+        qf = q.to(tl.float32)
+        x = q
+        if MAP == L2:
+            r = row_norms(q, BY_MMA, PREC)
+        else:
+            qf, r = feature(qf, n0 + rn < hi, d, D, MAP)
+            if MAP != IDENTITY:
+                x = qf.to(q.dtype)
+        o = dot(x, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
+        if DEN == DEN_SUM:
+            zeta, alive = guarded(a + r * tl.sum(qf * ks[None, :], 1), eps)
+            iz = 1.0 / zeta
+            o = o * (r * iz)[:, None]
+            if VSUM:
+                o += iz[:, None] * vs[None, :]
+        else:
+            if MAP == L2:
+                o = o * r[:, None]
+            if VSUM:
+                o += vs[None, :]
+        store_tile(O, at, o.to(q.dtype), n0, son, rn, d, hi, D, TMA)
+
+
+@kernel
+def forward_fused(
+    Q, K, V, O, STATE, AUX, MASK, COUNT, CU, KEYS, VALUES, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
+    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    FIRST: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """One program a head: keys and values once, then queries. 4T bytes. KEYS and VALUES are K and V as pointers."""
+    seq, h, part = place(tl.program_id(0), H, 1)
+    ask_for_rows(KEYS, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
+    ask_for_rows(VALUES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
+    take_over(EARLY)
+    start, tokens = span(seq, N, CU, VARLEN)
+    at = (seq, h)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
+    MASK += tl.cast(seq, tl.int64) * N
+    St, ks, vs = key_state(
+        K, V, at, MASK, 0, tokens, sn, DT, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC
+    )
+    c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
+    St = (St * (b * c)).to(DT)
+    ks = ks * (b * c)
+    vs = vs * (a * c)
+    if SAVE:
+        store_state(STATE, AUX, seq * H + h, St, ks, vs, DP)
+    outputs(
+        Q, O, at, tl.trans(St), ks, vs, 0, tokens, sn, H * D, a, eps, D, DP, BL, MAP, DEN, VSUM, TMA, BY_MMA, UP, PREC
+    )
+
+
+@kernel
+def key_state_part(
+    K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
+    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """State of one part (SIZE rows) of a head: the raw sums if RAW, else scaled and final (one part).
+
+    PAST: only what comes before another part is asked for, so the last part's sum may be zero.
+    """
+    take_over(EARLY)
+    seq, h, part = place(tl.program_id(0), H, PARTS)
+    start, tokens = span(seq, N, CU, VARLEN)
+    K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    MASK += tl.cast(seq, tl.int64) * N
+    lo = part * SIZE
+    hi = tl.minimum(lo + SIZE, tokens)
+    if PAST:
+        hi = tl.where(part == PARTS - 1, lo, hi)
+    St, ks, vs = key_state(
+        K, V, (seq, h), MASK, lo, hi, sn, DT, D, DP, BL, MAP, SUMS, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC
+    )
+    if not RAW:
+        c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
+        St = St * (b * c)
+        ks = ks * (b * c)
+        vs = vs * (a * c)
+    store_state(STATE, AUX, (seq * H + h) * PARTS + part, St, ks, vs, DP)
+
+
+@kernel
+def combine(
+    PART, PAUX, STATE, AUX, COUNT, CU, N, H, PARTS, a, b, DP: tl.constexpr, ROWS: tl.constexpr, DEN: tl.constexpr,
+    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Sums the PARTS partial states of a head in order and scales them; a program does ROWS rows of the state."""
+    take_over(EARLY)
+    pid = tl.program_id(0)
+    block = pid % (DP // ROWS)
+    index = tl.cast(pid // (DP // ROWS), tl.int64)
+    seq = index // H
+    start, tokens = span(seq, N, CU, VARLEN)
+    c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
+    d = tl.arange(0, DP)
+    cells = (block * ROWS + tl.arange(0, ROWS))[:, None] * DP + d[None, :]
+    acc = tl.zeros([ROWS, DP], tl.float32)
+    for p in range(0, PARTS):
+        acc += tl.load(PART + (index * PARTS + p) * DP * DP + cells)
+    tl.store(STATE + index * DP * DP + cells, (acc * (b * c)).to(STATE.dtype.element_ty))
+    if block == 0:
+        ks = tl.zeros([DP], tl.float32)
+        vs = tl.zeros([DP], tl.float32)
+        for p in range(0, PARTS):
+            ks += tl.load(PAUX + (index * PARTS + p) * 2 * DP + d)
+            vs += tl.load(PAUX + (index * PARTS + p) * 2 * DP + DP + d)
+        tl.store(AUX + index * 2 * DP + d, ks * (b * c))
+        tl.store(AUX + index * 2 * DP + DP + d, vs * (a * c))
+
+
+@kernel
+def output_part(
+    Q, O, STATE, AUX, CU, sb, sn, sh, N, H, PARTS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
+    MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
+    EARLY: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """o of one part of a head."""
+    take_over(EARLY)
+    seq, h, part = place(tl.program_id(0), H, PARTS)
+    start, tokens = span(seq, N, CU, VARLEN)
+    Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
+    O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
+    lo = part * SIZE
+    hi = tl.minimum(lo + SIZE, tokens)
+    St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
+    outputs(
+        Q,
+        O,
+        (seq, h),
+        tl.trans(St),
+        ks,
+        vs,
+        lo,
+        hi,
+        sn,
+        H * D,
+        a,
+        eps,
+        D,
+        DP,
+        BL,
+        MAP,
+        DEN,
+        VSUM,
+        TMA,
+        BY_MMA,
+        UP,
+        PREC,
+    )

@@ -1,0 +1,68 @@
+"""The two passes on real tensors: makes room for results, picks the structure, launches."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clip_la_kernels.ops.linear_attention import bidirectional_launch, causal_launch
+from clip_la_kernels.ops.linear_attention.plan import Call, call_for
+from clip_la_kernels.runtime.options import Options
+
+Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def uniform(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same values with one set of strides and unit stride along D; copies only what does not have it."""
+    if q.stride() == k.stride() == v.stride() and q.stride(3) == 1:
+        return q, k, v
+    return q.contiguous(), k.contiguous(), v.contiguous()
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, save: bool) -> list[Tensor]:
+    """[o (B, N, H, D) contiguous, then what `Call.kept` lists]. masks: uint8 (B, N), counts float32, cu_seqlens, or
+    None each."""
+    q, k, v = uniform(q, k, v)
+    call = call_for(q, k, v, *masks, opt)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    kept = call.empty(call.kept(save))
+    run = causal_launch.forward if opt.causal else bidirectional_launch.forward
+    run(call, (q, k, v), out, kept, _pointers(masks, out), save)
+    return [out, *kept]
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, grad: Tensor, kept: Sequence[Tensor], packed: bool,
+    needs: tuple[bool, bool],
+) -> list[Tensor]:  # fmt: skip
+    """[dqkv] if packed, else [dq, dk, dv]; what is not needed (needs: dq, dk and dv) is left unwritten."""
+    q, k, v = uniform(q, k, v)
+    call = call_for(q, k, v, *masks, opt)
+    if not call.readable(grad):
+        grad = grad.contiguous()
+    whole, grads = _room(call, packed)
+    run = causal_launch.backward if opt.causal else bidirectional_launch.backward
+    run(call, (q, k, v), grad, kept, grads, _pointers(masks, grad), needs)
+    return [whole] if whole is not None else list(grads)
+
+
+def _room(call: Call, packed: bool) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+    """One packed tensor and its three views, or three tensors."""
+    shape, dtype, device = call.signature.shape, call.dtype, call.device
+    if packed:
+        return packed_room(shape, dtype, device)
+    return None, tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(3))  # type: ignore[return-value]
+
+
+def packed_room(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """(B, N, 3, H, D) and its three views of `shape`, (B, N, H, D) each."""
+    batch, tokens, heads, width = shape
+    whole = torch.empty(batch, tokens, 3, heads, width, dtype=dtype, device=device)
+    return whole, whole.unbind(2)  # type: ignore[return-value]
+
+
+def _pointers(masks: Masks, dummy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Something that is never read in place of what is absent."""
+    return tuple(dummy if t is None else t for t in masks)  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""References of the mixers beyond plain linear attention."""

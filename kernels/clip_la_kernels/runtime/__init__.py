@@ -1,0 +1,1 @@
+"""What the operators share: dispatch, launching, device functions."""

@@ -10,7 +10,7 @@ Runs that diverged enter no mean; an arm with such a run at any rate is marked.
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -39,18 +39,21 @@ CONTROLS, ONE_TOWER, BOTH_TOWERS = GROUPS
 # 1,600 pixels wide, legible at half of it.
 WIDTH_INCHES, ROW_INCHES, MARGIN_INCHES, DPI = 8.0, 0.215, 0.9, 200
 FONT_SIZE_PT, LABEL_SIZE_PT = 9.0, 7.5
-BEST_ROWS = 4
+# Of the printed table: so many of each group, and these.
+BEST_ROWS = 3
+PLAIN = (SOFTMAX, "image: linear_mean", "linear_mean", "linear")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One attention at its best rate: recall of each seed in [0, 1], empty if every run diverged."""
+    """One attention at its best rate: recall of each seed in [0, 1], none if every run diverged; forward GFLOPs a pair."""
 
     label: str
     group: str
     lr: float
     recalls: tuple[float, ...]
     has_diverged: bool
+    gflops: float
 
     @property
     def mean(self) -> float:
@@ -83,8 +86,9 @@ def best_rate(runs: Sequence[dict[str, str]]) -> Arm:
         if run["outcome"] == OK:
             by_rate[float(run["lr"])].append(float(run[METRIC]))
     lr = max(by_rate, key=lambda rate: fmean(by_rate[rate]), default=0.0)
+    gflops = float(runs[0]["flops_per_sample"]) / 1e9
     has_diverged = any(run["outcome"] != OK for run in runs)
-    return Arm(label_of(image, text), group_of(image, text), lr, tuple(by_rate[lr]), has_diverged)
+    return Arm(label_of(image, text), group_of(image, text), lr, tuple(by_rate[lr]), has_diverged, gflops)
 
 
 def read_arms(path: Path) -> list[Arm]:
@@ -97,13 +101,16 @@ def read_arms(path: Path) -> list[Arm]:
     return sorted(map(best_rate, runs.values()), key=lambda arm: (order.index(arm.group), -arm.mean))
 
 
-def markdown(arms: Iterable[Arm]) -> str:
+def markdown(arms: Sequence[Arm]) -> str:
     """The best arms of each group, and the plain kinds, as a table: percent, each seed in brackets."""
-    lines = ["| group | attention | image R@1 %, mean | seeds | rate |", "|---|---|---|---|---|"]
+    lines = ["| attention | image recall@1 %, mean (seeds) | forward GFLOPs a pair |", "|---|---|---|"]
     for group in GROUPS:
-        for arm in [each for each in arms if each.group == group and each.recalls][:BEST_ROWS]:
+        members = [arm for arm in arms if arm.group == group and arm.recalls]
+        lines.append(f"| **{group}** | | |")
+        for arm in [arm for i, arm in enumerate(members) if i < BEST_ROWS or arm.label in PLAIN]:
             seeds = ", ".join(f"{100 * recall:.1f}" for recall in arm.recalls)
-            lines.append(f"| {group} | `{arm.label}` | {100 * arm.mean:.1f} | {seeds} | {arm.lr:g} |")
+            note = " *" if arm.has_diverged else ""
+            lines.append(f"| `{arm.label}` | {100 * arm.mean:.1f}{note} ({seeds}) | {arm.gflops:.2f} |")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ PLAIN = (SOFTMAX, "image: linear_mean", "linear_mean", "linear")
 
 @dataclass(frozen=True)
 class Arm:
-    """One attention at its best rate: recall of each seed in [0, 1], none if every run diverged; forward GFLOPs a pair."""
+    """One attention at its best rate: recall of each seed in [0, 1], none if all diverged; forward GFLOPs a pair."""
 
     label: str
     group: str
@@ -168,12 +168,12 @@ def save(figure: "Figure", stem: Path) -> None:
         print(f"wrote {stem.with_suffix(suffix)}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Reads the table, draws or prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path, nargs="?", default=TABLE, help="table of runs (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="print the best arms as Markdown, draw nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     arms = read_arms(options.csv)
     if options.table:
         print(markdown(arms))

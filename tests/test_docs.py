@@ -1,0 +1,199 @@
+"""The Markdown pages say what is there: links, anchors, paths, commands and the README's figures."""
+
+import contextlib
+import csv
+import importlib.util
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from braceexpand import braceexpand
+
+from clip_la import cli
+
+REPO = Path(__file__).parents[1]
+# Not what lies in a checkout besides: environments, runs, corpora.
+FOLDERS = [REPO / name for name in ("clip_la", "kernels", "configs", "scripts", "tests", "results", "docs")]
+PAGES = sorted([*REPO.glob("*.md"), REPO / "data" / "README.md", *(p for f in FOLDERS for p in f.rglob("*.md"))])
+# Findings name files as they were on their day; only their links are held.
+LOG = REPO / "results" / "LOG.md"
+LIVING = [page for page in PAGES if page != LOG]
+FENCE = re.compile(r"^```[^\n]*\n.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
+# Folders of the repository; `data/` holds what commands build, so of it pages name only what is tracked.
+PATH = re.compile(r"(?<![\w/.<~=-])(?:clip_la|kernels|configs|scripts|tests|results|docs)/[\w./{},*@+-]*")
+# Names in capitals stand for files of the reader's own.
+FILE_NAME = re.compile(r"(?:[\w-]+/)*[a-z_0-9]+\.(?:py|sh|yaml)")
+# What commands write.
+WRITTEN = {"config.yaml"}
+OPTION = re.compile(r"--[A-Za-z][\w.-]*")
+# Verbs with verbs of their own.
+NESTED = {"data", "scaling", "bench"}
+VERB = re.compile(r"[a-z][a-z-]*")
+# Options that no help lists.
+ALWAYS = ("--help", "--print_config")
+
+
+def ids(page: Path) -> str:
+    return str(page.relative_to(REPO))
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks and code spans."""
+    return CODE.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))
+
+
+@cache
+def anchors(page: Path) -> frozenset[str]:
+    """The anchors GitHub gives a page's headings."""
+    found: list[str] = []
+    for heading in HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        anchor = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        repeats = found.count(anchor)
+        found += [anchor] + ([f"{anchor}-{repeats}"] if repeats else [])
+    return frozenset(found)
+
+
+def test_anchors_are_those_of_github(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A `b_c` & d, e\n```\n# not one\n```\n## Twice\n## Twice\n### [Link](x.md) 2026-11: x\n")
+    assert anchors(page) == {"a-b_c--d-e", "twice", "twice-1", "link-2026-11-x"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    wrong = []
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.is_relative_to(REPO) or not target.exists():
+            wrong.append(f"{link}: no such file")
+        elif anchor and anchor not in anchors(target):
+            wrong.append(f"{link}: no such heading; there are {', '.join(sorted(anchors(target)))}")
+    assert not wrong, f"{page}: " + "; ".join(wrong)
+
+
+def named_paths(text: str) -> Iterator[str]:
+    """Paths from the root of the repository that a page names, braces expanded."""
+    for path in PATH.findall(text):
+        yield from braceexpand(path.rstrip(".,"))
+
+
+@pytest.mark.parametrize("page", LIVING, ids=ids)
+def test_named_paths_exist(page: Path) -> None:
+    missing = {path for path in named_paths(page.read_text(encoding="utf-8")) if not any(REPO.glob(path.rstrip("/")))}
+    assert not missing, f"{page} names {', '.join(sorted(missing))}"
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Every script and configuration by each ending of its path."""
+    files = [path.relative_to(REPO).parts for folder in FOLDERS for path in folder.rglob("*.*")]
+    return frozenset("/".join(parts[i:]) for parts in files for i in range(len(parts)))
+
+
+@pytest.mark.parametrize("page", LIVING, ids=ids)
+def test_named_files_exist(page: Path) -> None:
+    """Also those named without their folder, such as `stream.py`."""
+    spans = CODE.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    missing = {span for span in spans if FILE_NAME.fullmatch(span)} - endings() - WRITTEN
+    assert not missing, f"{page} names {', '.join(sorted(missing))}"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of each `clip-la ...` in a page's blocks and code spans, continued lines joined, comments dropped."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "\n".join(FENCE.findall(text)).replace("\\\n", " ")
+    for line in [*blocks.splitlines(), *CODE.findall(FENCE.sub("", text))]:
+        found = re.search(r"(?:^|[ ;(])(?:clip-la|-m clip_la|scripts/train_torchrun\.sh) +(.*)", line.strip())
+        if found is None:
+            continue
+        is_launcher = "train_torchrun" in found[0]
+        with contextlib.suppress(ValueError):  # a quotation mark of the prose
+            yield [*(["train"] if is_launcher else []), *shlex.split(found[1], comments=True)]
+
+
+@cache
+def help_of(*verbs: str) -> str:
+    """What `clip-la VERBS --help` prints; raises UserError for an unknown verb."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        cli.run([*verbs, "--help"])
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", LIVING, ids=ids)
+def test_commands_exist(page: Path) -> None:
+    wrong = []
+    for words in commands(page):
+        # A word in capitals, or with bars, stands for several commands.
+        verbs = [word for word in words[: 2 if words[0] in NESTED else 1] if VERB.fullmatch(word)]
+        known = {*OPTION.findall(help_of(*verbs)), *ALWAYS} if verbs else {*ALWAYS}
+        wrong += [f"{' '.join(words)}: no {word}" for word in words if OPTION.fullmatch(word) and word not in known]
+    assert not wrong, f"{page}: " + "; ".join(wrong)
+
+
+def test_pages_name_commands() -> None:
+    """The search for commands finds some, of each verb that takes any."""
+    verbs = {words[0] for page in LIVING for words in commands(page) if words}
+    assert set(cli.VERBS) - verbs <= {"demo"}
+
+
+def plot_attention() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plot_attention", REPO / "scripts" / "plot_attention.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_figures_of_the_readme_are_those_of_the_table() -> None:
+    script = plot_attention()
+    assert script.markdown(script.read_arms(script.TABLE)) in (REPO / "README.md").read_text(encoding="utf-8")
+
+
+def test_arms_are_means_over_seeds_at_their_best_rate() -> None:
+    """Against the table read by hand: `softmax` at three rates, the lowest of which diverged."""
+    script = plot_attention()
+    arms = {arm.label: arm for arm in script.read_arms(script.TABLE)}
+    with script.TABLE.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["arm"] == "softmax"]
+    by_rate = {
+        rate: [float(row["image_recall@1"]) for row in rows if row["lr"] == rate and row["outcome"] == "ok"]
+        for rate in {row["lr"] for row in rows}
+    }
+    best = max(sum(each) / len(each) for each in by_rate.values() if each)
+    assert arms["softmax"].mean == pytest.approx(best, abs=1e-12)
+    assert arms["softmax"].has_diverged
+    assert arms["text: linear_mean"].recalls == ()
+    groups = {arms[name].group for name in ("softmax", "image: softmax(conv=5)")}
+    assert groups == {script.CONTROLS}
+    assert {arms[name].group for name in ("image: linear_mean*10+softmax*2", "text: window_linear")} == {
+        script.ONE_TOWER
+    }
+    assert arms["rala"].group == script.BOTH_TOWERS
+
+
+def test_attention_plot_is_drawn(tmp_path: Path) -> None:
+    script = plot_attention()
+    table = tmp_path / "arms.csv"
+    table.write_bytes(script.TABLE.read_bytes())
+    script.main([str(table)])
+    assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
+    labels = [arm.label for arm in script.read_arms(table)]
+    # Letters are drawn as shapes, each text with a comment that says it.
+    drawn = (tmp_path / "arms.svg").read_text(encoding="utf-8")
+    assert [label for label in labels if f"<!-- {label} -->" not in drawn] == []

@@ -216,7 +216,7 @@ class ShardDataModule(pl.LightningDataModule):
         return {"layout": self._layout().to_plain(), "order_seed": self._order_seed, "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up this rank's position.
+        """Resumes at this rank's position.
 
         Raises:
             UserError: the position was taken in another layout and `changed_layout` is 'stop'; says what differs.

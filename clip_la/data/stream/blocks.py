@@ -1,4 +1,4 @@
-"""What a stream walks through: block after block of one source, each in its own order."""
+"""The blocks of one source that a stream reads one after another, each in its own order."""
 
 import queue
 import threading
@@ -56,7 +56,7 @@ class ShardBlocks:
 
 
 class ReadAhead:
-    """The blocks of another, each read in the background while the one before it is used; two are held at a time."""
+    """The same blocks, each read in the background while the one before it is used; memory holds two at a time."""
 
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
@@ -106,18 +106,18 @@ class Walk:
     def items(self) -> Iterator[tuple[Any, list[Problem]]]:
         """The items from here on, without end, each with what was lost since the one before it.
 
-        An item of None closes a block, so that the losses of blocks without a single item are told as well.
+        None follows the last item of a block, so that losses in blocks without any item are reported as well.
         """
         while True:
             items, problems = self._blocks.load(self.number)
             begun = self.offset
-            # What was lost while reading a block is told with its first item; who comes back to its middle knows it.
+            # Losses of a block are reported with its first item, so resuming inside a block does not report them again.
             lost = problems if begun == 0 else []
             for item in items[begun:]:
                 self.offset += 1
                 yield item, lost
                 lost = []
-            # The old block goes before the next one is read.
+            # Free the old block before reading the next one.
             del items, problems
             item = None
             yield None, lost

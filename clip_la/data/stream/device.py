@@ -48,7 +48,7 @@ class DeviceDecoder:
     Args:
         augmentation: the one that the rows were made with.
         device: a CUDA device; on the CPU it works too, slowly, by another decoder.
-        timed: told the name of each part of the work, as a context around it.
+        timed: called with the name of each part of the work; the part runs inside the context that it returns.
         chunk: how many JPEGs are decoded in one call.
     """
 
@@ -64,7 +64,7 @@ class DeviceDecoder:
             self._stream = torch.cuda.Stream(self.device)
 
     def stage(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch in page-locked memory, from where it can be copied while other things go on."""
+        """The batch in page-locked memory, from where it can be copied while other work runs."""
         if self._stream is None:
             return batch
         # One thread: the copy would otherwise wait for processors that the workers have.
@@ -82,8 +82,8 @@ class DeviceDecoder:
 
         On CUDA the work may still be under way: `hand_over` lets the taker's stream wait for it.
 
-        A JPEG that looked whole and does not decode is found out too late to be passed over: its place is taken by
-        another sample of the same batch, caption and all, and it is counted as skipped.
+        A JPEG that looked whole but does not decode is found too late to be skipped: another sample of the same batch
+        takes its place, caption included, and it is counted as skipped.
         """
         with self._own_stream():
             with self.timed("copy to device"):
@@ -100,7 +100,7 @@ class DeviceDecoder:
         return batch
 
     def hand_over(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """To be called by the thread that goes on with a finished batch."""
+        """The thread that uses a finished batch calls this first."""
         ready = batch.pop(READY, None)
         if ready is not None:
             stream = torch.cuda.current_stream(self.device)

@@ -32,10 +32,10 @@ class ShardLoader(WatchedLoader):
         prefetch_batches: how many batches each worker makes ahead.
         decoder: puts batches on a device, in background threads that work a batch ahead each; without one they come as
             the workers made them.
-        timed: told the name of each part of the work, as a context around it.
+        timed: called with the name of each part of the work; the part runs inside the context that it returns.
 
     Raises (while iterating):
-        UserError: what the stream could not go on with, as the one line it is; or a worker that died, or hung.
+        UserError: the stream failed (its message, one line), or a worker died or hung.
     """
 
     def __init__(

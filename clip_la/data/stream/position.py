@@ -1,4 +1,4 @@
-"""When a position saved in a checkpoint may be taken up: only in the layout it was taken in."""
+"""Whether a run may resume at a position saved in a checkpoint: only in the layout that it was saved in."""
 
 import hashlib
 from collections import Counter
@@ -53,8 +53,8 @@ def choose_state(
 ) -> tuple[int, RankState, Counter[str]]:
     """Order seed, position and skipped counts for one rank, from what all ranks saved.
 
-    In another layout the old position means nothing. `reshuffle` then begins a new order whose seed follows from the
-    samples seen so far, so that it is not the old one again.
+    In another layout the old position means nothing. `reshuffle` then starts a new order; its seed follows from the
+    samples seen so far, so it differs from the old one.
 
     Raises:
         UserError: the layout differs and `reshuffle` is not asked for.

@@ -1,4 +1,4 @@
-"""An iterator that works ahead in a thread of its own."""
+"""An iterator that runs ahead in its own thread."""
 
 import contextlib
 import queue
@@ -22,9 +22,9 @@ class _End:
 
 
 class Background(Generic[T]):
-    """The items of another iterable, made by a thread that is at most `ahead` items ahead of the one who takes them.
+    """The items of another iterable, made by a thread at most `ahead` items ahead of the consumer.
 
-    An error of the other iterable is raised where its item would have come. Call `close` when no more are wanted.
+    An error of the iterable is raised where its item would have come. Call `close` when no more items are needed.
     """
 
     def __init__(self, items: Iterable[T], name: str, ahead: int = 1) -> None:
@@ -62,7 +62,7 @@ class Background(Generic[T]):
                 if self._stop.is_set():
                     return
             self._queue.put(_End())
-        # Whoever takes the items gets it; nobody may.
+        # The consumer raises it; there may be none.
         except BaseException as error:
             self._queue.put(_Failure(error))
 

@@ -1,4 +1,4 @@
-"""Usable samples of one source, one after another: the others are passed over, counted, and kept within limits."""
+"""Usable samples of one source, one after another; the others are skipped and counted, and too many stop the run."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from clip_la.data.stream.blocks import Walk
 from clip_la.data.stream.samples import Row
 from clip_la.errors import UserError, printable
 
-# Tries after which a source says so when none, or too few, of its samples can be used.
+# Samples tried before a source reports that none, or too few, of them can be used.
 MIN_TRIES_NONE_USABLE = 100
 MIN_TRIES_BAD_SHARE = 1000
 LOOKED_AT = 100
@@ -28,9 +28,9 @@ class Feed:
     Args:
         walk: where in the source the stream stands.
         make_row: turns an item of the walk and the draws of its position into a row; raises BadSample.
-        lost: where skipped samples are put down.
+        lost: list to which skipped samples are appended.
         bad_share_limit: share of samples tried that may be unusable.
-        explain: the message for a source that has nothing usable, from the reasons met so far.
+        explain: the message for a source that has nothing usable, from the reasons counted so far.
     """
 
     def __init__(

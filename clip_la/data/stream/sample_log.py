@@ -1,4 +1,4 @@
-"""A record of every sample trained on or passed over, one JSON line each, as `clip-la data read` writes them."""
+"""A record of every sample trained on or skipped, one JSON line each, as `clip-la data read` writes them."""
 
 from collections.abc import Iterator
 from pathlib import Path

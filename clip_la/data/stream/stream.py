@@ -1,7 +1,7 @@
-"""`ShardStream`: an endless, seeded stream of batches that can be left and taken up again at any batch, to the sample.
+"""`ShardStream`: an endless, seeded stream of batches that can stop at any batch and resume at the very next sample.
 
-Each loader worker of each rank walks through its own blocks (see `order`). Every batch carries the cursor that the walk
-had after it, so the position that is saved is the position of what was trained on, whatever was prefetched.
+Each loader worker of each rank reads its own blocks (see `order`). Every batch carries the cursor behind it, so the
+saved position is that of the last batch trained on, whatever was prefetched.
 """
 
 import itertools
@@ -80,7 +80,7 @@ class RankState:
 
 @dataclass(frozen=True)
 class StreamFailure:
-    """What a stream yields instead of a batch when it cannot go on: exceptions lose their shape between processes."""
+    """What a stream yields instead of a batch when it fails: exceptions lose their shape between processes."""
 
     message: str
 
@@ -97,7 +97,7 @@ class ShardStream(IterableDataset):
     Args:
         sources: what to read; with several, each sample's source is drawn by weight.
         batch_size: samples in a batch, of this rank.
-        rank, world_size: this process and how many there are; said, never guessed.
+        rank, world_size: this process and how many there are; given by the caller, never guessed.
         workers: loader workers of a rank; 0 reads in the training process.
         block_shards: shards that are shuffled together.
         replacement: draw shards independently instead of in passes.
@@ -164,7 +164,7 @@ class ShardStream(IterableDataset):
         info = get_worker_info()
         if info is not None and info.num_workers != self._workers:
             raise ValueError(f"a stream for {self._workers} workers cannot be read by {info.num_workers}")
-        # A DataLoader always asks its worker 0 first; the batch that is due next may be another's.
+        # A DataLoader always asks its worker 0 first, but the next batch may be due from another.
         yield from self._of_worker(((info.id if info else 0) + self._start.next_worker) % self._workers)
 
     def by_turns(self) -> Iterator[Batch | StreamFailure]:
@@ -237,7 +237,7 @@ class ShardStream(IterableDataset):
             PoolWalk(PoolOrder(i, self._replacement), streams, members, *place)
             for i, (members, place) in enumerate(zip(filled.members, position.places, strict=True))
         ]
-        # Each stream of the run has the same pool before it; the first one tells once what was lost.
+        # Every stream of the run holds the same pool; the first one alone reports what was lost.
         is_first = streams.index == 0 and not position.delivered
         lost = list(itertools.chain.from_iterable(filled.problems)) if is_first else []
         weights = tuple(source.weight for source in self._sources)

@@ -1,1 +1,1 @@
-"""Images through a model: in batches, shared by all ranks, gone on with after a stop."""
+"""Images through a model: in batches, shared by all ranks, resumable after a stop."""

@@ -1,8 +1,8 @@
 """Pictures in batches of fixed size, in any number of ranks and worker processes, each picture exactly once.
 
-A unit is `batch_size` consecutive records of one source. Units are what consumers share and what a resumed evaluation
-skips; the last unit of a source is padded and unreadable pictures leave a gap, so a batch always has the same shape and
-a picture's digits depend neither on its neighbours nor on how many processes there are.
+A unit is `batch_size` consecutive records of one source. Consumers share units, and a resumed evaluation skips
+them whole. The last unit of a source is padded and unreadable pictures leave a gap, so every batch has the same shape,
+and a picture's digits depend neither on its neighbours nor on the number of processes.
 """
 
 import sys
@@ -155,8 +155,8 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """This rank's units that are not `done`, in no particular order.
 
-    A worker that dies, or that is too long at one picture, is said on stderr, and the workers begin again with what is
-    left: without the picture that took too long, or that two have died at. These count as skipped.
+    A worker that dies, or takes too long over one picture, is reported on stderr, and the workers start again with what is
+    left. They leave out, as skipped, a picture that took too long or at which two workers have died.
 
     Raises:
         UserError: what a source raised, also in a worker process; or workers that die again and again.
@@ -175,7 +175,7 @@ def image_batches(
         except WorkerDied as died:
             place, times = (died.at.shard, died.at.number), sum(at[2:4] == died.at[2:4] for at in deaths)
             deaths.append(died.at)
-            # Where nothing can be passed over, a third time would be no better.
+            # Where nothing can be skipped, a third attempt would fare no better.
             if times > 1 or len(deaths) > MAX_DEATHS or (died.reason == TOOK_TOO_LONG and died.at.number < 0):
                 raise UserError(f"{died}; what was finished is kept, the same command goes on from there") from died
             if died.at.number >= 0 and (times or died.reason == TOOK_TOO_LONG):

@@ -63,7 +63,7 @@ def classify(
     """Every picture once, by all ranks together; every rank returns all rows. All ranks must call it.
 
     Args:
-        parts: where finished units are kept from time to time, so that a killed evaluation goes on from there.
+        parts: where finished units are saved from time to time, so that a killed evaluation resumes there.
 
     Raises:
         UserError: what the test set raises, on whichever rank.

@@ -34,7 +34,7 @@ Known = tuple[int, int, str, tuple[int, ...], tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Features:
-    """Unit features on the CPU, float32, one row a picture in the test set's order, with what is known of each."""
+    """Unit features on the CPU, float32, one row a picture in the test set's order, and what is known of each."""
 
     images: Float[Tensor, "images embed_dim"]
     keys: tuple[str, ...]
@@ -131,7 +131,7 @@ def encode_images(
     """Every picture once, by all ranks together; every rank returns all rows.
 
     Args:
-        state: a folder where finished units are kept, for a killed evaluation to go on from and for others of the same
+        state: a folder where finished units are kept, for a killed evaluation to resume from and for others of the same
             model on the same pictures, until `forget` removes them.
 
     Raises:

@@ -54,7 +54,7 @@ class Parts(Generic[P]):
         part.save(self.folder / f"{uuid.uuid4().hex}.npz")
 
     def load(self) -> list[P]:
-        """All parts that can be read, no unit twice; a damaged one is passed over with a line on stderr."""
+        """All parts that can be read, no unit twice; a damaged one is skipped with a line on stderr."""
         found: list[P] = []
         for path in sorted(self.folder.glob("*.npz")):
             try:

@@ -155,8 +155,8 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """This rank's units that are not `done`, in no particular order.
 
-    A worker that dies, or takes too long over one picture, is reported on stderr, and the workers start again with what is
-    left. They leave out, as skipped, a picture that took too long or at which two workers have died.
+    A worker that dies, or takes too long over one picture, is reported on stderr, and the workers start again with what
+    is left. They leave out, as skipped, a picture that took too long or at which two workers have died.
 
     Raises:
         UserError: what a source raised, also in a worker process; or workers that die again and again.

@@ -1,0 +1,48 @@
+"""Modules that scripts import under their old names: each import says the new one, and gives the same objects."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MODULES = {
+    "clip_la.data.augment": "clip_la.data.images.augment",
+    "clip_la.data.captions": "clip_la.data.text.captions",
+    "clip_la.data.problems": "clip_la.data.shards.problems",
+    "clip_la.data.rows": "clip_la.data.stream.samples",
+    "clip_la.data.tokenizer": "clip_la.data.text.tokenizer",
+    "clip_la.zeroshot.cache": "clip_la.zeroshot.model.classifier_cache",
+    "clip_la.zeroshot.classes": "clip_la.zeroshot.labels.classes",
+    "clip_la.zeroshot.classifier": "clip_la.zeroshot.model.classifier",
+    "clip_la.zeroshot.evaluate": "clip_la.zeroshot.tasks.classification",
+    "clip_la.zeroshot.load": "clip_la.zeroshot.model.load",
+    "clip_la.zeroshot.prompts": "clip_la.zeroshot.labels.prompts",
+}
+NAMES = {"load_subject": "load_eval_model", "Subject": "EvalModel", "TestSet": "EvalDataset"}
+
+
+class _Moved(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MODULES else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        home = MODULES[module.__name__]
+        warnings.warn(f"{module.__name__} is now {home}", DeprecationWarning, stacklevel=2)
+        new = importlib.import_module(home)
+
+        def attribute(name: str) -> Any:
+            return getattr(new, NAMES.get(name, name))
+
+        module.__getattr__ = attribute  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Lets the old names be imported; once is enough. They are looked for last."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.append(_Moved())

@@ -1,0 +1,27 @@
+"""Old module names give the objects of the new ones, and say so."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from clip_la.moved import MODULES
+
+
+@pytest.mark.parametrize(("old", "new"), MODULES.items())
+def test_an_old_name_is_imported_with_a_warning_that_says_the_new_one(old: str, new: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        module = importlib.import_module(old)
+    home = importlib.import_module(new)
+    public = [name for name in vars(home) if not name.startswith("_")]
+    assert public
+    assert all(getattr(module, name) is getattr(home, name) for name in public)
+    with pytest.raises(AttributeError):
+        _ = module.nothing_of_this_name
+
+
+def test_old_functions_are_found_by_from_imports() -> None:
+    code = "from clip_la.zeroshot.load import load_subject; from clip_la.zeroshot.model.load import load_eval_model; "
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code + "assert load_subject is load_eval_model"], check=True)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from clip_la import __version__, launched
+from clip_la import __version__, launched, plugins
 from clip_la.errors import EXIT_CODE, UserError, printable, unknown
 
 VERBS = {
@@ -59,12 +59,20 @@ def _overview() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clip-la {__version__}")
+    parser.add_argument(
+        plugins.OPTION,
+        action="append",
+        metavar="FILE",
+        help="a Python file that registers attention kinds or models; for every command, before or after its name",
+    )
     parser.add_argument("command", metavar="COMMAND", nargs="?")
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line (without the program's name) and returns its exit code; raises UserError."""
+    argv, files = plugins.take_option(argv)
+    plugins.use_plugins(files)
     overview = _overview()
     verb = overview.parse_args(argv[:1]).command
     if verb is None:

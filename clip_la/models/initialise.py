@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_la.errors import UserError
 from clip_la.models.attention.base import Attention
 from clip_la.models.image_tower import ImageTower
 from clip_la.models.text_tower import TextTower
@@ -100,12 +101,19 @@ class Initialiser:
     def attention_extras(self, *towers: nn.Module) -> None:
         """Fills what attention layers have beyond qkv and output, as each kind says (`draw_extra`).
 
-        After everything else, so that the rest starts from the same weights whatever the attention.
+        After everything else, so that the rest starts from the same weights whatever the attention. Raises UserError
+        where a kind leaves a number of its own without a value: memory that nobody has written would be its start.
         """
         for tower in towers:
             for module in tower.modules():
                 if isinstance(module, Attention):
+                    extras = {n: p for n, p in module.named_parameters() if not n.startswith(("qkv.", "proj."))}
+                    for extra in extras.values():
+                        extra.fill_(math.nan)
                     module.draw_extra(self._uniform)
+                    unset = next((name for name, extra in extras.items() if extra.isnan().any()), None)
+                    if unset is not None:
+                        raise UserError(f"{type(module).__name__}.draw_extra gives {unset} no initial values")
 
     @staticmethod
     def logit_scale(parameter: Tensor) -> None:

@@ -7,7 +7,8 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from clip_la.errors import unknown
+from clip_la import plugins
+from clip_la.errors import UserError, unknown
 from clip_la.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -17,22 +18,27 @@ _PRESETS: dict[str, Callable[[], ModelSpec]] = {}
 
 
 def register_model(preset: Callable[[], ModelSpec]) -> Callable[[], ModelSpec]:
-    """Registers a function that returns the ModelSpec of its own name; raises ValueError for a name taken."""
+    """Registers a function that returns the ModelSpec of its own name; raises UserError for a name taken."""
     name = preset.__name__
-    if name in _PRESETS:
-        raise ValueError(f"a model called {name} is registered already")
+    if name in _built_in():
+        raise UserError(f"a model called {name} is registered already")
     _PRESETS[name] = preset
     return preset
 
 
-def _presets() -> dict[str, Callable[[], ModelSpec]]:
+def _built_in() -> dict[str, Callable[[], ModelSpec]]:
     # Presets register themselves on import; importing them here keeps the register free of an import circle.
     importlib.import_module("clip_la.models.presets")
     return _PRESETS
 
 
+def _presets() -> dict[str, Callable[[], ModelSpec]]:
+    plugins.load_plugins()
+    return _built_in()
+
+
 def list_models() -> list[str]:
-    """The names of all presets, sorted."""
+    """The names of all presets, those of plugins included, sorted. Raises UserError for a plugin that fails."""
     return sorted(_presets())
 
 

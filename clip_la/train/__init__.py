@@ -1,1 +1,22 @@
-"""Training: LightningModule, callbacks, checkpoints and the command; time is counted in samples seen, everywhere."""
+"""Training: LightningModule, callbacks, checkpoints and the command; time is counted in samples seen, everywhere.
+
+The package can be called: `clip_la.train(out=..., budget_samples=..., ...)` is `clip_la.train.cli.train`. An attribute of
+that name could not be a function, for importing any module of this package would put the package in its place.
+"""
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_la.train.run import Run
+
+
+class _Callable(ModuleType):
+    def __call__(self, **options: Any) -> "Run":
+        from clip_la.train.cli import train
+
+        return train(**options)
+
+
+sys.modules[__name__].__class__ = _Callable

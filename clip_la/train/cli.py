@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import difflib
+import json
 import os
 import re
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,11 +116,51 @@ def main(argv: list[str]) -> int:
 
     Raises UserError. Can be called many times in one process.
     """
-    cli = parse([*_base_config(argv), *argv])
-    run = train_run(cli.model, cli.datamodule, **cli.options, train_data=cli.train_data, config_text=cli.config_text())
+    run = _run(argv)
     if is_first_process():
         print(_outcome(run))
     return 0 if run.is_finished else STOPPED_EXIT_CODE
+
+
+def train(**options: Any) -> Run:
+    """Trains a model: `clip-la train` from Python, with its very options and defaults (`clip-la train --help`).
+
+    ```python
+    run = clip_la.train(
+        out="runs/linear",
+        budget_samples=1_000_000,
+        model={"name": "vit_ti16", "attention": "linear_mean"},
+        data={"shards": "data/{00000..00099}.tar", "batch_size": 1024},
+    )
+    ```
+
+    Args:
+        options: `out` and `budget_samples` (samples to see, counting repetitions) at least; those of the model and the
+            data as dictionaries; `config`, a YAML file of options, over which the others have the last word;
+            `resume=True` goes on with the run in `out`, `branch_from` with another one's checkpoint.
+
+    Returns the Run: its folder, samples seen, and checkpoints (samples seen -> file); not `is_finished` if it was
+    stopped by a signal. Raises UserError for options or data that are wrong, before anything is written, and for a loss
+    that is not finite.
+    """
+    return _run(list(_as_arguments(options)))
+
+
+def _run(argv: list[str]) -> Run:
+    cli = parse([*_base_config(argv), *argv])
+    return train_run(cli.model, cli.datamodule, **cli.options, train_data=cli.train_data, config_text=cli.config_text())
+
+
+def _as_arguments(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Options from Python as the command line has them; every value keeps all its digits."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _as_arguments(value, f"{prefix}{name}.")
+        elif prefix + name == "resume":
+            yield from ["--resume"] if value else []
+        else:
+            is_text = isinstance(value, str | os.PathLike)
+            yield f"--{prefix}{name}={os.fspath(value) if is_text else json.dumps(value, default=os.fspath)}"
 
 
 def parse(argv: list[str]) -> TrainCLI:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clip_la.errors import UserError, shown
 from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.options import AROUND_PLAIN, OptionValue
@@ -151,11 +152,11 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
     """A class for timm's `attn_layer` that makes layers of this choice.
 
     timm wants a class and passes its own arguments only. `__new__` returns a plain instance of the kind's class with
-    the options given, so nothing of this helper remains in the model and it pickles.
+    the options given, so nothing of this helper remains in the model and it pickles. Raises UserError where the kind's
+    class cannot be imported or is not derived from Attention.
     """
     kind = attention_kind(choice.kind)
-    file, class_name = kind.layer.split(":")
-    layer = getattr(importlib.import_module(f"{__package__}.{file}"), class_name)
+    layer = _layer_class(choice.kind, kind.layer)
     around = {name: value for name, value in choice.options.items() if name in AROUND_PLAIN}
     own = {name: value for name, value in choice.options.items() if name not in AROUND_PLAIN}
     arguments = {**kind.fixed, **own, "around": around}
@@ -165,3 +166,16 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
             return layer(dim, **timm_arguments, **arguments)
 
     return Bound
+
+
+def _layer_class(kind: str, layer: str | type) -> type[Attention]:
+    if isinstance(layer, str):
+        module, _, name = layer.partition(":")
+        try:
+            layer = getattr(importlib.import_module(module, __package__), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"attention kind '{kind}': cannot import its layer {layer}: {error}") from error
+    if not (isinstance(layer, type) and issubclass(layer, Attention)):
+        # The towers initialise and place an Attention alone.
+        raise UserError(f"attention kind '{kind}': its layer {shown(layer)} is not derived from clip_la.Attention")
+    return layer

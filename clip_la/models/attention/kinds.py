@@ -1,13 +1,16 @@
 """The attention kinds: names, options, cost, and where the layer is. Plain Python: counting FLOPs needs no torch.
 
-Adding a kind: one entry here and one class in a file beside this one (see base.py); the tests run over KINDS.
+Adding a kind: one entry here and one class in a file beside this one (see base.py); the tests run over KINDS. From
+outside the package: `register_attention` in a plugin (clip_la/plugins.py, docs/adding_a_kind.md).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from clip_la.errors import UserError, unknown
+from clip_la import plugins
+from clip_la.errors import UserError, shown, unknown
 from clip_la.models.attention import costs
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.options import AROUND, Number, OneOf, Option, OptionValue, around
@@ -33,14 +36,15 @@ class Choice(Protocol):
 class AttentionKind:
     """One way to compute attention.
 
-    `layer` is "file:Class" under clip_la.models.attention, `fixed` are constructor arguments that make this kind of
-    that class, `own` the options a user may set beside those that stand around every kind (`surroundings`, see
+    `layer` is a class derived from base.Attention or where one is, as "package.module:Class" (".file:Class" beside
+    this file), which is imported when a model is made; `fixed` are constructor arguments that make this kind of that
+    class, `own` the options a user may set beside those that stand around every kind (`surroundings`, see
     options.py); `check` raises UserError for values that are wrong together, options of both sorts and `fixed` given.
     `core_flops` and `core_parameters` count the kind itself (costs.py). `causal` says whether a text tower can have it.
     """
 
     summary: str
-    layer: str
+    layer: str | type
     core_flops: costs.Cost
     core_parameters: costs.Cost = costs.none
     own: Mapping[str, Option] = field(default_factory=dict)
@@ -106,7 +110,7 @@ def _paper(summary: str, fixed: Mapping[str, OptionValue], **defaults: str) -> A
         own["power"] = Number(3.0, minimum=1.0)
     return AttentionKind(
         summary=summary,
-        layer="operator:OperatorAttention",
+        layer=".operator:OperatorAttention",
         core_flops=costs.operator,
         core_parameters=costs.operator_parameters,
         own=own,
@@ -119,27 +123,27 @@ def _paper(summary: str, fixed: Mapping[str, OptionValue], **defaults: str) -> A
 KINDS: dict[str, AttentionKind] = {
     "softmax": AttentionKind(
         summary="softmax(q k / sqrt D) v: the baseline",
-        layer="softmax:SoftmaxAttention",
+        layer=".softmax:SoftmaxAttention",
         core_flops=costs.quadratic,
         own={"temperature": _LEARNED},
     ),
     "linear": AttentionKind(
         summary="sum of (a + b cos(q, k)) v, no denominator (arXiv 2604.10064, Eq. 7)",
-        layer="linear:LinearAttention",
+        layer=".linear:LinearAttention",
         core_flops=costs.first_order,
         own=_AFFINE,
         fixed={"denominator": "none"},
     ),
     "linear_mean": AttentionKind(
         summary="mean of (a + b cos(q, k)) v: independent of the length",
-        layer="linear:LinearAttention",
+        layer=".linear:LinearAttention",
         core_flops=costs.first_order,
         own=_AFFINE,
         fixed={"denominator": "length"},
     ),
     "linear_norm": AttentionKind(
         summary="sum of (a + b cos(q, k)) v over the sum of the weights (arXiv 2510.21956)",
-        layer="linear:LinearAttention",
+        layer=".linear:LinearAttention",
         core_flops=costs.first_order,
         own={**_AFFINE, "eps": _UNIT_EPS},
         fixed={"denominator": "sum"},
@@ -147,7 +151,7 @@ KINDS: dict[str, AttentionKind] = {
     ),
     "linear_map": AttentionKind(
         summary="phi(q) phi(k) v over the sum of the weights, phi elementwise (arXiv 2006.16236)",
-        layer="linear:LinearAttention",
+        layer=".linear:LinearAttention",
         core_flops=costs.first_order,
         own={"feature_map": OneOf("elu1", ("elu1", "relu", "exp")), "eps": _MAP_EPS},
         fixed={"denominator": "sum", "a": 0.0, "b": 1.0},
@@ -155,21 +159,21 @@ KINDS: dict[str, AttentionKind] = {
     ),
     "fastmax1": AttentionKind(
         summary="weights 1 + x of x = q k / t on standardised q, k, over their sum (arXiv 2402.07901)",
-        layer="fastmax:FastmaxAttention",
+        layer=".fastmax:FastmaxAttention",
         core_flops=costs.first_order,
         own=_TEMPERATURE,
         fixed={"p": 1},
     ),
     "fastmax2": AttentionKind(
         summary="weights 1 + x + x^2 / 2 of x = q k / t on standardised q, k, over their sum (arXiv 2402.07901)",
-        layer="fastmax:FastmaxAttention",
+        layer=".fastmax:FastmaxAttention",
         core_flops=costs.quadratic,
         own=_TEMPERATURE,
         fixed={"p": 2},
     ),
     "kernel": AttentionKind(
         summary="linear attention by its parts: map, over, weight, a, temperature (operator.py)",
-        layer="operator:OperatorAttention",
+        layer=".operator:OperatorAttention",
         core_flops=costs.operator,
         core_parameters=costs.operator_parameters,
         own={
@@ -213,14 +217,14 @@ KINDS: dict[str, AttentionKind] = {
     ),
     "mhla": AttentionKind(
         summary="relu features, states of blocks of tokens mixed by a learned matrix (arXiv 2601.07832)",
-        layer="mhla:MhlaAttention",
+        layer=".mhla:MhlaAttention",
         core_flops=costs.mhla,
         core_parameters=costs.mhla_parameters,
         own={"blocks": Number(4.0, minimum=1.0, whole=True)},
     ),
     "ttt": AttentionKind(
         summary="a small SwiGLU that takes one gradient step on keys and values, image only (arXiv 2512.01643)",
-        layer="ttt:TttAttention",
+        layer=".ttt:TttAttention",
         core_flops=costs.ttt,
         core_parameters=costs.ttt_parameters,
         own={"step": Number(1.0, minimum=0.0)},
@@ -228,21 +232,21 @@ KINDS: dict[str, AttentionKind] = {
     ),
     "gla": AttentionKind(
         summary="scans with a gate a key feature, both ways on a grid, norm of heads (arXiv 2312.06635, 2405.18425)",
-        layer="scans:GlaAttention",
+        layer=".scans:GlaAttention",
         core_flops=costs.gla,
         core_parameters=costs.gla_parameters,
         surroundings=around(norm="rms"),
     ),
     "gated_delta": AttentionKind(
         summary="scans by the gated delta rule, both ways on a grid, norm of heads (arXiv 2412.06464)",
-        layer="scans:GatedDeltaAttention",
+        layer=".scans:GatedDeltaAttention",
         core_flops=costs.gated_delta,
         core_parameters=costs.gated_delta_parameters,
         surroundings=around(norm="rms"),
     ),
     "window_linear": AttentionKind(
         summary="softmax in windows that see the class token, beside linear_mean over all tokens",
-        layer="window:WindowLinearAttention",
+        layer=".window:WindowLinearAttention",
         core_flops=costs.window_linear,
         core_parameters=costs.window_linear_parameters,
         own={"window": Number(4.0, minimum=1.0, whole=True)},
@@ -250,15 +254,42 @@ KINDS: dict[str, AttentionKind] = {
 }
 
 
+def register_attention(name: str, kind: AttentionKind) -> None:
+    """Adds an attention kind, for plans such as `name` or `name(option=1)*11+softmax`, in this process.
+
+    Args:
+        name: letters, digits and underscores; not one that is taken.
+        kind: what it is, see AttentionKind; its options must not be called as those of its surroundings.
+
+    Raises UserError for a name that is taken or cannot be one, and for what is no AttentionKind.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise UserError(f"{shown(name)} cannot be the name of an attention kind: write letters, digits, underscores")
+    if name in KINDS:
+        raise UserError(f"an attention kind called '{name}' is there already; take another name")
+    if not isinstance(kind, AttentionKind):
+        raise UserError(f"the attention kind '{name}' is {shown(kind)}, not an AttentionKind(...)")
+    if not isinstance(kind.layer, type) and not re.fullmatch(r"[\w.]+:\w+", str(kind.layer)):
+        raise UserError(f"attention kind '{name}': layer is {shown(kind.layer)}, not a class or 'package.module:Class'")
+    both = sorted(kind.own.keys() & kind.surroundings.keys())
+    if both:
+        raise UserError(f"attention kind '{name}': its option {both[0]} is one of those around every kind")
+    KINDS[name] = kind
+
+
 def list_attention() -> list[str]:
-    """The names of all attention kinds, sorted."""
+    """The names of all attention kinds, those of plugins included, sorted. Raises UserError for a plugin that fails."""
+    plugins.load_plugins()
     return sorted(KINDS)
 
 
 def attention_kind(name: str) -> AttentionKind:
-    """The kind called `name`; raises UserError with the nearest names for an unknown one."""
+    """The kind called `name`; raises UserError with the nearest names for an unknown one, or for a plugin that fails."""
     if name not in KINDS:
-        raise unknown("attention kind", name, KINDS)
+        plugins.load_plugins()
+    if name not in KINDS:
+        hint = f"a plugin's kind needs {plugins.OPTION} FILE.py"
+        raise UserError(f"{unknown('attention kind', name, KINDS)}; {hint}")
     return KINDS[name]
 
 

@@ -3,7 +3,7 @@
 From Python, each name imported when it is first used (docs/python.md has examples):
 
     create_model, list_models          a new model of a preset; the presets
-    load_checkpoint, load_model        a checkpoint and what it says of its run; model, preprocess, tokenizer of any model
+    load_checkpoint, load_model        a checkpoint and what it says of itself; model, preprocess, tokenizer
     ShardStream                        endless batches from shards, resumed to the sample
     train, evaluate_zeroshot           what `clip-la train` and `clip-la eval` do
     fit_scaling_law                    what `clip-la scaling fit` does

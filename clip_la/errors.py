@@ -27,9 +27,10 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name outside a registry, with the nearest names or, if none is near, all of them."""
+def unknown(kind: str, name: str, choices: Iterable[str], listed_by: str | None = None) -> UserError:
+    """The error for a name outside a registry, with the nearest names or, if none is near, what lists them, or all."""
     known = sorted(set(choices))
     near = difflib.get_close_matches(name[:SHOWN_SIGNS], known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    others = f"{listed_by} lists them" if listed_by else f"known: {', '.join(known)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else others
     return UserError(f"unknown {kind} {shown(name)}; {hint}")

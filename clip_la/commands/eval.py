@@ -11,6 +11,7 @@ from clip_la.json_text import json_text
 
 if TYPE_CHECKING:
     from clip_la.zeroshot.suite import Extras, Report
+    from clip_la.zeroshot.tasks.classification import Evaluation
     from clip_la.zeroshot.tasks.entries import Entry
 
 DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of ours, or an open_clip model with weights
@@ -30,7 +31,8 @@ def _choices() -> str:
     )
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="clip-la eval",
         description=DESCRIPTION,
@@ -94,7 +96,18 @@ def _parser() -> Parser:
 
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la eval`."""
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
+    from clip_la import distributed as ranks
+
+    done, comparisons = evaluate(options)
+    if options.json and ranks.rank() == 0:
+        for line in [*(evaluation.line for evaluation in done), *comparisons]:
+            print(json.dumps(line, ensure_ascii=False))
+    return None
+
+
+def evaluate(options: argparse.Namespace) -> "tuple[list[Evaluation], list[dict[str, Any]]]":
+    """What the command does but for printing JSON: evaluations, and comparisons where asked for. Raises UserError."""
     from clip_la import distributed as ranks
     from clip_la.data.shards.watch import set_sample_seconds
     from clip_la.zeroshot.suite import compare_all, run_suite
@@ -107,13 +120,9 @@ def main(argv: list[str]) -> int | None:
     local_rank = ranks.join_from_environment()
     try:
         done = run_suite(models, entries, **_how(options, local_rank), extras=_extras(options), report=report)
-        comparisons = compare_all(done, report) if options.compare else []
-        if options.json and ranks.rank() == 0:
-            for line in [*(evaluation.line for evaluation in done), *comparisons]:
-                print(json_text(line))
+        return done, compare_all(done, report) if options.compare else []
     finally:
         ranks.leave()
-    return None
 
 
 def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[Entry]]":

@@ -11,6 +11,7 @@ from clip_la.errors import EXIT_CODE, UserError, unknown
 
 if TYPE_CHECKING:
     from clip_la.scaling.analysis import Analysis
+    from clip_la.scaling.form_analysis import FormAnalysis
     from clip_la.scaling.points import Selection
 
 DEFAULT_BINS = 5
@@ -37,7 +38,8 @@ def _add_source(parser: Parser) -> None:
     )
 
 
-def _parser(verb: str) -> Parser:
+def make_parser(verb: str) -> Parser:
+    """The options of `fit` or `plot`."""
     parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
     _add_source(parser)
     parser.add_argument("--metric", help="a loss, or what 1 - metric is fitted (default: top1; laion: its paper's)")
@@ -112,12 +114,21 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UserError("--resamples takes a number from 1, --seed one from 0")
 
 
-def _analyse(options: argparse.Namespace) -> "Analysis":
-    from clip_la.scaling.analysis import analyse
+def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -> "Analysis | FormAnalysis":
+    """The analysis that the options of `fit` ask for, of a selection or of their files. Raises UserError."""
+    if options.law != POWER:
+        return _analyse_form(options, selection)
+    if options.loss is not None:
+        raise UserError("--loss belongs to --law saturating and parametric")
+    return _analyse(options, selection)
+
+
+def _analyse(options: argparse.Namespace, selection: "Selection | None" = None) -> "Analysis":
+    from clip_la.scaling import analysis
 
     _check_numbers(options)
-    return analyse(
-        _select(options),
+    return analysis.analyse(
+        selection or _select(options),
         by=options.by,
         frontier=options.frontier,
         num_bins=DEFAULT_BINS if options.bins is None else options.bins,
@@ -127,26 +138,14 @@ def _analyse(options: argparse.Namespace) -> "Analysis":
     )
 
 
-def _fit(options: argparse.Namespace) -> None:
-    from clip_la.scaling.report import to_data, to_text
-
-    if options.law != POWER:
-        _fit_form(options)
-        return
-    if options.loss is not None:
-        raise UserError("--loss belongs to --law saturating and parametric")
-    analysis = _analyse(options)
-    print(json.dumps(to_data(analysis), indent=2, allow_nan=False) if options.json else to_text(analysis))
-
-
-def _fit_form(options: argparse.Namespace) -> None:
-    from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form, form_data, form_text
+def _analyse_form(options: argparse.Namespace, selection: "Selection | None") -> "FormAnalysis":
+    from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form
 
     if options.interval is not None:
         raise UserError(f"--interval belongs to --law {POWER}; those of others are percentiles")
     _check_numbers(options)
-    analysis = analyse_form(
-        _select(options),
+    return analyse_form(
+        selection or _select(options),
         options.law,
         by=options.by,
         frontier=options.frontier,
@@ -155,7 +154,17 @@ def _fit_form(options: argparse.Namespace) -> None:
         num_resamples=options.resamples or FORM_RESAMPLES,
         seed=options.seed,
     )
-    print(json.dumps(form_data(analysis), indent=2, allow_nan=False) if options.json else form_text(analysis))
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from clip_la.scaling.form_analysis import FormAnalysis, form_data, form_text
+    from clip_la.scaling.report import to_data, to_text
+
+    found = analyse(options)
+    if isinstance(found, FormAnalysis):
+        print(json.dumps(form_data(found), indent=2, allow_nan=False) if options.json else form_text(found))
+    else:
+        print(json.dumps(to_data(found), indent=2, allow_nan=False) if options.json else to_text(found))
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -216,5 +225,5 @@ def main(argv: list[str]) -> int | None:
         from clip_la.commands.scaling_sweep import main as sweep
 
         return sweep(rest)
-    VERBS[verb](PARSERS.get(verb, _parser)(verb).parse_args(rest))
+    VERBS[verb](PARSERS.get(verb, make_parser)(verb).parse_args(rest))
     return 0

@@ -1,7 +1,7 @@
 """Training: LightningModule, callbacks, checkpoints and the command; time is counted in samples seen, everywhere.
 
-The package can be called: `clip_la.train(out=..., budget_samples=..., ...)` is `clip_la.train.cli.train`. An attribute of
-that name could not be a function, for importing any module of this package would put the package in its place.
+The package can be called: `clip_la.train(out=..., budget_samples=...)` is `clip_la.train.cli.train`. A function of that
+name would be gone once any module of this package is imported, which puts the package in its place.
 """
 
 import sys

@@ -60,7 +60,9 @@ def reference_layer(layer: Attention, pattern: str, x: Tensor, causal: bool) -> 
 
 
 def test_every_kind_is_tested_here_or_in_test_mixers() -> None:
-    older = {name for name, kind in KINDS.items() if kind.layer.partition(":")[0] in (".softmax", ".linear", ".fastmax")}
+    older = {
+        name for name, kind in KINDS.items() if kind.layer.partition(":")[0] in (".softmax", ".linear", ".fastmax")
+    }
     assert {pattern.partition("(")[0] for pattern in CASES} == older
 
 

@@ -166,7 +166,9 @@ def cases() -> list[tuple[str, str]]:
 
 
 def test_every_mixer_is_tested() -> None:
-    older = {name for name, kind in KINDS.items() if kind.layer.partition(":")[0] in (".softmax", ".linear", ".fastmax")}
+    older = {
+        name for name, kind in KINDS.items() if kind.layer.partition(":")[0] in (".softmax", ".linear", ".fastmax")
+    }
     assert {pattern.partition("(")[0] for pattern in MIXERS} == set(KINDS) - older
 
 

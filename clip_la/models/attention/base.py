@@ -159,7 +159,7 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
     layer = _layer_class(choice.kind, kind.layer)
     around = {name: value for name, value in choice.options.items() if name in AROUND_PLAIN}
     own = {name: value for name, value in choice.options.items() if name not in AROUND_PLAIN}
-    arguments = {**kind.fixed, **own, "around": around}
+    arguments: dict[str, Any] = {**kind.fixed, **own, "around": around}
 
     class Bound(nn.Module):
         def __new__(cls, dim: int, **timm_arguments: Any) -> Any:

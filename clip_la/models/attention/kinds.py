@@ -284,12 +284,12 @@ def list_attention() -> list[str]:
 
 
 def attention_kind(name: str) -> AttentionKind:
-    """The kind called `name`; raises UserError with the nearest names for an unknown one, or for a plugin that fails."""
+    """The kind called `name`; raises UserError with the nearest names for one unknown, or for a plugin that fails."""
     if name not in KINDS:
         plugins.load_plugins()
     if name not in KINDS:
-        hint = f"a plugin's kind needs {plugins.OPTION} FILE.py"
-        raise UserError(f"{unknown('attention kind', name, KINDS)}; {hint}")
+        error = unknown("attention kind", name, KINDS, listed_by="`clip-la models --kinds`")
+        raise UserError(f"{error}; a plugin's kind needs {plugins.OPTION} FILE.py or {plugins.VARIABLE}")
     return KINDS[name]
 
 

@@ -138,8 +138,10 @@ def fit_scaling_law(
         raise UserError(f"fit_scaling_law: {', '.join(chosen)} choose among results; points are chosen already")
     given = _options(make_parser("fit"), ["FILE"], options, "fit_scaling_law")
     if not selection:
-        files = [source] if isinstance(source, str | os.PathLike) else source
-        given.files = [Path(file) for file in files]  # type: ignore[union-attr,arg-type]
+        files: Any = [source] if isinstance(source, str | os.PathLike) else source
+        given.files = [Path(file) for file in files]
+        if not given.files:
+            raise UserError("fit_scaling_law: no files and no points")
     return analyse(given, selection)
 
 

@@ -215,7 +215,7 @@ def _context_length(task: ContrastiveTask) -> int:
 
 # What jsonargparse says -> what a user reads.
 _REWORDED = (
-    (r"unrecognized arguments: (\S+).*", r"unknown option \1"),
+    (r"unrecognized arguments: ([^\s=]+).*", r"unknown option \1"),
     (r"Group '([\w.]+)' does not accept option '([\w.]+)'.*", r"unknown option \1.\2"),
     (r"Option '([\w.]+)' is not accepted.*", r"unknown option \1"),
     (r"Parser key \"([\w.]+)\": ?", r"\1: "),

@@ -19,7 +19,7 @@ from clip_la.errors import UserError, unknown
 from clip_la.models.clip import CLIP
 from clip_la.models.flops import flops
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.model.identity import PROBES, model_hash, structure, tokenizer_id
+from clip_la.zeroshot.model.identity import PROBES, model_hash, sources_from_outside, structure, tokenizer_id
 
 Tokenize = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -187,6 +187,8 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subj
     """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
     spec = model.spec
     numbers = {name: value for name, value in spec.to_dict().items() if name != "name"}
+    if outside := sources_from_outside(model):
+        numbers["sources"] = outside
     origin = {
         "run_id": meta.get("run_id"),
         # Branches of one constant-rate run share it: a bootstrap must resample them together.

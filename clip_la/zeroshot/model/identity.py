@@ -1,8 +1,10 @@
 """What a model is, as a hash of all that can move a digit of its features: what is kept is found again by it alone."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from clip_la.zeroshot.labels.classes import content_hash
 
 HASH_DIGITS = 16
 COMPILED = "_orig_mod."
+# Of what our models are made; their versions, where they matter, are in result lines.
+OUR_PACKAGES = ("clip_la", "torch", "timm")
 # Attributes of modules that say how they are used, not what they compute.
 USAGE = ("training", "grad_checkpointing")
 ORIGINS = ("_name_or_path", "name_or_path", "transformers_version")
@@ -85,6 +89,21 @@ def _plain(value: Any) -> str | None:
     if callable(value) and hasattr(value, "__qualname__"):
         return str(value.__qualname__)
     return None
+
+
+def sources_from_outside(module: nn.Module) -> dict[str, str]:
+    """Class -> hash of its source, for parts that a plugin brings: these change without a new version of clip_la."""
+    kinds = {type(part) for part in module.modules()}
+    foreign = {kind for kind in kinds if kind.__module__.partition(".")[0] not in OUR_PACKAGES}
+    return {kind.__qualname__: content_hash(_source_of(kind)) for kind in sorted(foreign, key=lambda k: k.__qualname__)}
+
+
+def _source_of(kind: type) -> str:
+    """The whole file of a class, for it may use what stands beside it; its name where there is no file to read."""
+    try:
+        return Path(inspect.getfile(kind)).read_text(encoding="utf-8")
+    except (TypeError, OSError, UnicodeDecodeError):
+        return kind.__qualname__
 
 
 def tokenizer_id(tokenizer: Any) -> str:

@@ -15,6 +15,8 @@ From Python, each name imported when it is first used (docs/python.md has exampl
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from clip_la.moved import install as _install_moved
+
 if TYPE_CHECKING:
     from clip_la_kernels import linear_attention
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from clip_la.train.cli import train
 
 __version__ = "0.1.0"
+
+_install_moved()
 
 _HOME = {
     "Attention": "clip_la.models.attention.base",

@@ -147,8 +147,11 @@ def kind(layer: object) -> clip_la.AttentionKind:
     ("layer", "says"),
     [
         (nn.Linear, "'mine': its layer <class 'torch.nn.modules.linear.Linear'> is not derived from clip_la.Attention"),
-        ("absent_package.file:Layer", "cannot import its layer absent_package.file:Layer: No module named"),
-        ("clip_la.models.clip:Absent", "cannot import its layer clip_la.models.clip:Absent: module"),
+        (
+            "absent_package.file:Layer",
+            "its layer absent_package.file:Layer: ModuleNotFoundError: No module",
+        ),
+        ("clip_la.models.clip:Absent", "cannot import its layer clip_la.models.clip:Absent: AttributeError: module"),
         ("just_a_name", "layer is 'just_a_name', not a class or 'package.module:Class'"),
         (Unset, "Unset.draw_extra gives scale no initial values"),
     ],

@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int | None:
     done, comparisons = evaluate(options)
     if options.json and ranks.rank() == 0:
         for line in [*(evaluation.line for evaluation in done), *comparisons]:
-            print(json.dumps(line, ensure_ascii=False))
+            print(json_text(line))
     return None
 
 

@@ -4,13 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clip_la.models.attention.kinds import list_attention
+    from clip_la.models.attention.kinds import AttentionKind, list_attention, register_attention
     from clip_la.models.checkpoint import load_checkpoint, save_checkpoint
     from clip_la.models.clip import CLIP, model_from_spec
     from clip_la.models.registry import create_model, list_models, model_spec, register_model
     from clip_la.models.spec import ModelSpec
 
 _HOME = {
+    "AttentionKind": "attention.kinds",
     "CLIP": "clip",
     "ModelSpec": "spec",
     "create_model": "registry",
@@ -19,12 +20,14 @@ _HOME = {
     "load_checkpoint": "checkpoint",
     "model_from_spec": "clip",
     "model_spec": "registry",
+    "register_attention": "attention.kinds",
     "register_model": "registry",
     "save_checkpoint": "checkpoint",
 }
 
 __all__ = [
     "CLIP",
+    "AttentionKind",
     "ModelSpec",
     "create_model",
     "list_attention",
@@ -32,6 +35,7 @@ __all__ = [
     "load_checkpoint",
     "model_from_spec",
     "model_spec",
+    "register_attention",
     "register_model",
     "save_checkpoint",
 ]

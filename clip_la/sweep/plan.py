@@ -138,7 +138,7 @@ def _as_text(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, list):
         return "[" + ", ".join(map(_as_text, value)) + "]"
-    return format(value, "g") if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _safe(text: str) -> str:

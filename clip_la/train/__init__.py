@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 class _Callable(ModuleType):
     def __call__(self, **options: Any) -> "Run":
+        """As clip_la.train.cli.train."""
         from clip_la.train.cli import train
 
         return train(**options)

@@ -173,8 +173,9 @@ def _layer_class(kind: str, layer: str | type) -> type[Attention]:
         module, _, name = layer.partition(":")
         try:
             layer = getattr(importlib.import_module(module, __package__), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"attention kind '{kind}': cannot import its layer {layer}: {error}") from error
+        except Exception as error:  # whatever runs while a module of a plugin is imported
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"attention kind '{kind}': cannot import its layer {layer}: {why}") from error
     if not (isinstance(layer, type) and issubclass(layer, Attention)):
         # The towers initialise and place an Attention alone.
         raise UserError(f"attention kind '{kind}': its layer {shown(layer)} is not derived from clip_la.Attention")

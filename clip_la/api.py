@@ -71,9 +71,9 @@ def load_model(
 
     Raises UserError for what is not there, is damaged, or does not fit.
     """
-    from clip_la.zeroshot.model.load import choose_device, expand_models, load_subject
+    from clip_la.zeroshot.model.load import choose_device, expand_models, load_eval_model
 
-    loaded = load_subject(expand_models([os.fspath(name)])[0], choose_device(device), transform=transform)
+    loaded = load_eval_model(expand_models([os.fspath(name)])[0], choose_device(device), transform=transform)
 
     def tokenizer(texts: str | Sequence[str]) -> "Int64[Tensor, 'batch context_length']":
         return loaded.tokenize([texts] if isinstance(texts, str) else list(texts))

@@ -155,13 +155,13 @@ def evaluate(checkpoints: Sequence[Path], corpus: Path, results: Path) -> "list[
     """Zero-shot results of every checkpoint on every held-out split, appended to `results`; done ones are skipped."""
     import torch
 
-    from clip_la.zeroshot.suite import Entry, run_suite
+    from clip_la.zeroshot.suite import SuiteEntry, run_suite
 
     done = []
     for number, checkpoint in enumerate(checkpoints, 1):
         found = run_suite(
             [str(checkpoint)],
-            [Entry(data=str(corpus / split), name=split) for split in TEST_SPLITS],
+            [SuiteEntry(data=str(corpus / split), name=split) for split in TEST_SPLITS],
             out=results,
             device=torch.device("cpu"),
             precision="float32",
@@ -208,12 +208,12 @@ def best_of_each_kind(evaluations: "Sequence[Evaluation]") -> dict[str, str]:
 
 def draw_sheets(evaluations: "Sequence[Evaluation]", corpus: Path, out: Path) -> list[Path]:
     """A contact sheet for each kind's best model: held-out drawings with the names it gives them."""
-    from clip_la.zeroshot.datasets.find import open_test_set
+    from clip_la.zeroshot.datasets.find import open_dataset
     from clip_la.zeroshot.report.contact_sheet import contact_sheet
     from clip_la.zeroshot.suite import percent
 
     split = SCALING_SPLITS[0]
-    test_set = open_test_set(str(corpus / split), name=split)
+    test_set = open_dataset(str(corpus / split), name=split)
     best = best_of_each_kind(evaluations)
     sheets = []
     for evaluation in evaluations:

@@ -1,6 +1,6 @@
 """Sharing work over the ranks of a torch.distributed job; with no job there is one rank.
 
-An error on one rank must not leave the others waiting: whatever a rank did, it comes to `exchange`, and if one rank
+An error on one rank must not leave the others waiting: whatever a rank did, it comes to `all_gather`, and if one rank
 brings an error all of them raise it.
 """
 
@@ -31,7 +31,7 @@ def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def exchange(work: Callable[[], T]) -> list[T]:
+def all_gather(work: Callable[[], T]) -> list[T]:
     """Runs `work` here, then gives every rank the results of all ranks, in rank order.
 
     Raises:

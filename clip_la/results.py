@@ -124,7 +124,7 @@ def _same(name: str, found: Any, wanted: Any) -> bool:
     return bool(found == json.loads(json.dumps(wanted)))
 
 
-def circumstances(device: torch.device, precision: str) -> dict[str, Any]:
+def provenance(device: torch.device, precision: str) -> dict[str, Any]:
     """The fields of a line that say by what and when it was computed."""
     return {"versions": versions(), "device": device_name(device), "precision": precision, "date": now()}
 

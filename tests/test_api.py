@@ -98,13 +98,13 @@ def test_evaluation_is_that_of_the_command_line(home: Path, monkeypatch: pytest.
 
 
 def test_a_loaded_model_shows_what_evaluation_sees(home: Path) -> None:
-    from clip_la.zeroshot.model.load import load_subject
+    from clip_la.zeroshot.model.load import load_eval_model
 
     model, preprocess, tokenizer = clip_la.load_model(home / "runs/linear")
     assert not model.training
     images = preprocess(NOISE)[None]
     assert images.dtype == torch.float32
-    loaded = load_subject(str(max((home / "runs/linear/checkpoints").glob("*.ckpt"))))
+    loaded = load_eval_model(str(max((home / "runs/linear/checkpoints").glob("*.ckpt"))))
     evaluated = loaded.encode_images(loaded.preprocess(NOISE)[None], "float32")
     assert torch.equal(model.encode_image(images, normalize=True), evaluated)
     assert torch.equal(tokenizer("a dog"), tokenizer(["a dog"]))

@@ -19,7 +19,7 @@ from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.sources import shard_name
 from clip_la.data.stream.order import Streams, draws_for_samples
-from clip_la.data.stream.samples import Limits, Row, StreamedRows, image_bytes
+from clip_la.data.stream.samples import DecodedSample, Limits, StreamedRows, image_bytes
 from clip_la.data.text.captions import Captions
 from clip_la.data.text.tokenizer import CaptionEncoder
 from clip_la.errors import UserError
@@ -83,7 +83,7 @@ def _usable(urls: Sequence[str], rows: StreamedRows, count: int) -> tuple[list[d
 
 
 def _collate(rows: StreamedRows, squares: list[Any], encode: CaptionEncoder, samples: list[dict[str, Any]]) -> None:
-    made = [Row("", "", "", square) for square in squares]
+    made = [DecodedSample("", "", "", square) for square in squares]
     captions = [sample[".txt"].decode() for sample in samples]
     for first in range(0, len(made), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)

@@ -16,7 +16,7 @@ import torch
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 
 PREFETCH_BATCHES = 4
@@ -69,7 +69,7 @@ def measure_loader(
     target = torch.device(device)
     timer = PartTimer(target)
     stream = ShardStream(
-        [Source(tuple(urls))],
+        [WeightedSource(tuple(urls))],
         batch_size=batch_size,
         rank=0,
         world_size=1,
@@ -77,7 +77,7 @@ def measure_loader(
         seed=0,
         captions=Captions(),
         augmentation=augmentation,
-        leave_jpegs=share,
+        device_decode_fraction=share,
     )
     decoder = DeviceDecoder(augmentation, target, timer) if share or target.type == "cuda" else None
     loader = ShardLoader(stream, workers=workers, prefetch_batches=PREFETCH_BATCHES, decoder=decoder, timed=timer)
@@ -143,7 +143,7 @@ def measure_device(
     """
     target = torch.device(device)
     stream = ShardStream(
-        [Source(tuple(urls))],
+        [WeightedSource(tuple(urls))],
         batch_size=batch_size,
         rank=0,
         world_size=1,
@@ -151,7 +151,7 @@ def measure_device(
         seed=0,
         captions=Captions(),
         augmentation=augmentation,
-        leave_jpegs=1.0,
+        device_decode_fraction=1.0,
     )
     batch = next(iter(stream))
     assert isinstance(batch, dict)

@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clip_la.bench.train_steps import (
     PEER,
-    Case,
     OurStep,
     PeerStep,
+    StepCase,
     make_batch,
     peer_batch,
     rank,
@@ -42,7 +42,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Row:
+class StepRow:
     """A case and what was measured. batch_size is each GPU's; pairs_per_s that of all GPUs together; a figure that does
     not exist, as the case took too much memory or the peak of the GPU is not known, is None."""
 
@@ -77,7 +77,7 @@ class Timing(NamedTuple):
     loss: float
 
 
-def measure_case(case: Case, device: torch.device, dtype: torch.dtype, steps: int, rounds: int) -> Timing:
+def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps: int, rounds: int) -> Timing:
     """Times one case from a new model on. Raises torch.OutOfMemoryError."""
     spec = spec_of(case)
     batches = [make_batch(spec, case, NUM_BATCHES * rank() + i, device) for i in range(NUM_BATCHES)]
@@ -112,8 +112,8 @@ def measure_case(case: Case, device: torch.device, dtype: torch.dtype, steps: in
 
 
 def measure(
-    cases: Iterable[Case], device: torch.device, dtype: torch.dtype, *, steps: int, rounds: int, cold: bool
-) -> Iterator[Row]:
+    cases: Iterable[StepCase], device: torch.device, dtype: torch.dtype, *, steps: int, rounds: int, cold: bool
+) -> Iterator[StepRow]:
     """A row a case, each with its ratio to the peer's rate on the same model and batches if that came before.
 
     `cold`: compiles each case anew, without what is kept on the disk.
@@ -132,12 +132,12 @@ def measure(
         yield row
 
 
-def _row(case: Case, device: torch.device, dtype: torch.dtype, steps: int, rounds: int) -> Row:
+def _row(case: StepCase, device: torch.device, dtype: torch.dtype, steps: int, rounds: int) -> StepRow:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     empty = dict.fromkeys(
         ("pairs_per_s", "step_ms", "slowest_ms", "ratio_to_open_clip", "mfu", "peak_gib", "start_s", "loss")
     )
-    row = Row(**vars(case), gpus=world_size(), **empty, device=name, torch=torch.__version__)  # type: ignore[arg-type]
+    row = StepRow(**vars(case), gpus=world_size(), **empty, device=name, torch=torch.__version__)  # type: ignore[arg-type]
     try:
         timing = measure_case(case, device, dtype, steps, rounds)
     except torch.OutOfMemoryError:
@@ -191,13 +191,13 @@ def cases_of(
     micro_batches: int,
     checkpointing: bool,
     with_peer: bool,
-) -> list[Case]:
+) -> list[StepCase]:
     """All combinations, at the models' own size without sizes; the peer, if wanted, before ours of the same batches."""
     cases = []
     sizes: Sequence[int | None] = image_sizes or (None,)
     for model, size, text in itertools.product(models, sizes, texts):
         side = model_spec(model, image_size=size).image_size
-        base = Case(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing)
+        base = StepCase(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing)
         cases += [base] if with_peer else []
         cases += [
             replace(base, provider=mode, attention=attention, text_groups=groups, micro_batches=micro_batches)

@@ -24,7 +24,7 @@ END_OF_TEXT = 49407
 
 
 @dataclass(frozen=True)
-class Case:
+class StepCase:
     """What is timed: a provider (ours by its mode, or the peer), a model, and how its batches look."""
 
     provider: str
@@ -48,7 +48,7 @@ def caption_lengths(text: str, count: int, context_length: int, seed: int) -> Te
     return (math.log(LAION_MEDIAN) + LAION_SPREAD * normal).exp().round().long().clamp(SHORTEST, context_length)
 
 
-def make_batch(spec: ModelSpec, case: Case, seed: int, device: torch.device) -> dict[str, Any]:
+def make_batch(spec: ModelSpec, case: StepCase, seed: int, device: torch.device) -> dict[str, Any]:
     """A batch as a run's loader makes it, of noise."""
     generator = torch.Generator().manual_seed(seed)
     lengths = caption_lengths(case.text, case.batch_size, spec.context_length, seed)
@@ -66,7 +66,7 @@ def make_batch(spec: ModelSpec, case: Case, seed: int, device: torch.device) -> 
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def spec_of(case: Case) -> ModelSpec:
+def spec_of(case: StepCase) -> ModelSpec:
     """The architecture; raises UserError for an unknown model or attention."""
     return model_spec(case.model, attention=case.attention, image_size=case.image_size)
 
@@ -74,7 +74,7 @@ def spec_of(case: Case) -> ModelSpec:
 class OurStep(nn.Module):
     """The training task, to be called with a batch; DDP wants a module."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: StepCase) -> None:
         super().__init__()
         self.task = ContrastiveTask(
             case.model,
@@ -103,7 +103,7 @@ class OurStep(nn.Module):
 class PeerStep(nn.Module):
     """open_clip's model of the same architecture and its loss, as its training script runs them."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: StepCase) -> None:
         super().__init__()
         import open_clip
 

@@ -74,7 +74,7 @@ class Stopwatch:
 
 
 def measure_ours(
-    subject: Any, test_set: Any, templates: Any, cache: Any, *, precision: str, batch_size: int, workers: int
+    eval_model: Any, test_set: Any, templates: Any, cache: Any, *, precision: str, batch_size: int, workers: int
 ) -> tuple[dict[str, Any], Any]:
     """Classifier and pictures through this project's functions: (seconds and rates, predictions)."""
     import torch
@@ -88,11 +88,11 @@ def measure_ours(
     with MemoryWatch() as memory:
         with watch.phase("classifier_s"):
             classifier = build_classifier(
-                subject, test_set.classes, templates, precision=precision, num_workers=workers, cache=cache
+                eval_model, test_set.classes, templates, precision=precision, num_workers=workers, cache=cache
             )
         with watch.phase("pictures_s"):
             found = classify(
-                subject, classifier, test_set, precision=precision, batch_size=batch_size, num_workers=workers
+                eval_model, classifier, test_set, precision=precision, batch_size=batch_size, num_workers=workers
             )
     figures = {"num_classes": len(test_set.classes), "num_pictures": len(found), **watch.seconds, **memory.figures()}
     figures["pictures_per_s"] = round(len(found) / watch.seconds["pictures_s"], 1)
@@ -190,10 +190,10 @@ def run_benchmark(
             # One class of ImageNet-1K is missing from fall11.
             wnids = [key for key in small.ids if key in large.index]
             pictures, compared = _make_folders(folder, wnids, (num_pictures, num_compare_pictures), workers)
-        subject = _random_subject(model, device)
+        eval_model = _random_subject(model, device)
         report("setup", **watch.seconds, **MemoryWatch().figures(), versions=versions())
-        _measure_large(subject, pictures, large, prompt_set, folder / "cache", settings, report)
-        _measure_small(model, subject, compared, small, prompt_set, settings, report)
+        _measure_large(eval_model, pictures, large, prompt_set, folder / "cache", settings, report)
+        _measure_small(model, eval_model, compared, small, prompt_set, settings, report)
 
 
 def _make_folders(folder: Path, wnids: Sequence[str], nums: tuple[int, int], workers: int) -> tuple[Path, Path]:
@@ -209,15 +209,15 @@ def _random_subject(model: str, device: Any) -> Any:
     from clip_la.models import create_model
     from clip_la.zeroshot.model.eval_model import of_model
 
-    subject = of_model(create_model(model, seed=0))
-    subject.module.eval().requires_grad_(False).to(device)
+    eval_model = of_model(create_model(model, seed=0))
+    eval_model.module.eval().requires_grad_(False).to(device)
     # Starts CUDA, so that its memory is in the figures before the first phase.
     torch.zeros(1, device=device) @ torch.zeros(1, device=device)
-    return subject
+    return eval_model
 
 
 def _measure_large(
-    subject: Any,
+    eval_model: Any,
     pictures: Path,
     classes: Any,
     templates: Any,
@@ -225,35 +225,35 @@ def _measure_large(
     settings: dict[str, Any],
     report: Callable[..., None],
 ) -> None:
-    from clip_la.zeroshot.datasets.find import open_test_set
+    from clip_la.zeroshot.datasets.find import open_dataset
     from clip_la.zeroshot.model.classifier_cache import ClassifierCache
 
     cache = ClassifierCache(cache_folder)
     for phase in ("large_first", "large_from_cache"):
-        test_set = open_test_set(str(pictures), classes=classes)
-        report(phase, **measure_ours(subject, test_set, templates, cache, **settings)[0])
+        test_set = open_dataset(str(pictures), classes=classes)
+        report(phase, **measure_ours(eval_model, test_set, templates, cache, **settings)[0])
 
 
 def _measure_small(
     model: str,
-    subject: Any,
+    eval_model: Any,
     pictures: Path,
     classes: Any,
     templates: Any,
     settings: dict[str, Any],
     report: Callable[..., None],
 ) -> None:
-    from clip_la.zeroshot.datasets.find import open_test_set
+    from clip_la.zeroshot.datasets.find import open_dataset
 
-    test_set = open_test_set(str(pictures), classes=classes)
-    figures, found = measure_ours(subject, test_set, templates, None, **settings)
+    test_set = open_dataset(str(pictures), classes=classes)
+    figures, found = measure_ours(eval_model, test_set, templates, None, **settings)
     report("small_ours", **figures)
-    _compare(model, subject, pictures, classes, templates, found, figures["total_s"], settings["workers"], report)
+    _compare(model, eval_model, pictures, classes, templates, found, figures["total_s"], settings["workers"], report)
 
 
 def _compare(
     model: str,
-    subject: Any,
+    eval_model: Any,
     pictures: Path,
     classes: Any,
     templates: Any,
@@ -267,10 +267,10 @@ def _compare(
     from clip_la.models.interop import OPEN_CLIP_NAMES, to_open_clip
 
     module = open_clip.create_model(OPEN_CLIP_NAMES[model], precision="fp32")
-    module.load_state_dict(to_open_clip(subject.module), strict=False)
-    module = module.eval().to(subject.device)
+    module.load_state_dict(to_open_clip(eval_model.module), strict=False)
+    module = module.eval().to(eval_model.device)
     names = [own[0] for own in classes.names]
-    device = subject.device.type
+    device = eval_model.device.type
     figures, predicted = measure_clip_benchmark(
         module, pictures, names, templates.templates, device=device, workers=workers
     )

@@ -101,14 +101,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _share(way: str) -> float:
-    from clip_la.data.stream.encoded import LEFT_TO_THE_DEVICE
+    from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
 
-    if way in LEFT_TO_THE_DEVICE:
-        return LEFT_TO_THE_DEVICE[way]
+    if way in DEVICE_DECODE_FRACTION:
+        return DEVICE_DECODE_FRACTION[way]
     try:
         share = float(way)
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise UserError(f"--decode {way}: must be one of {', '.join(LEFT_TO_THE_DEVICE)}, or a share from 0 to 1")
+        raise UserError(f"--decode {way}: must be one of {', '.join(DEVICE_DECODE_FRACTION)}, or a share from 0 to 1")
     return share

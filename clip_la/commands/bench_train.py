@@ -13,8 +13,8 @@ from clip_la.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from clip_la.bench.train import Row
-    from clip_la.bench.train_steps import Case
+    from clip_la.bench.train import StepRow
+    from clip_la.bench.train_steps import StepCase
 
 MODES = ("eager", "block", "tower", "graphs")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -119,7 +119,7 @@ def _join(device: "torch.device") -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def _measure(cases: "list[Case]", device: "torch.device", args: argparse.Namespace) -> None:
+def _measure(cases: "list[StepCase]", device: "torch.device", args: argparse.Namespace) -> None:
     import torch
 
     from clip_la.bench.kernel_plot import write_table
@@ -128,7 +128,7 @@ def _measure(cases: "list[Case]", device: "torch.device", args: argparse.Namespa
 
     is_wide = args.precision == "float32" or (args.precision == "auto" and device.type == "cpu")
     dtype = torch.float32 if is_wide else torch.bfloat16
-    done: list[Row] = []
+    done: list[StepRow] = []
     for row in measure(cases, device, dtype, steps=args.steps, rounds=args.rounds, cold=args.cold):
         done.append(row)
         if not is_first_process():
@@ -140,7 +140,7 @@ def _measure(cases: "list[Case]", device: "torch.device", args: argparse.Namespa
         print(f"wrote {args.out}: {len(done)} rows", file=sys.stderr if args.json else sys.stdout)
 
 
-def _said(row: "Row") -> str:
+def _said(row: "StepRow") -> str:
     what = f"{row.model} {row.image_size} px, text {row.text}, b{row.batch_size}"
     what += f" x {row.gpus}" if row.gpus > 1 else ""
     who = row.provider if row.provider == "open_clip" else f"{row.attention}, {row.provider}, groups {row.text_groups}"

@@ -12,7 +12,7 @@ from clip_la.json_text import json_text
 if TYPE_CHECKING:
     from clip_la.zeroshot.suite import Extras, Report
     from clip_la.zeroshot.tasks.classification import Evaluation
-    from clip_la.zeroshot.tasks.entries import Entry
+    from clip_la.zeroshot.tasks.entries import SuiteEntry
 
 DESCRIPTION = """Zero-shot evaluation. MODEL is a run's folder, a checkpoint of ours, or an open_clip model with weights
 (NAME:FILE, NAME:TAG, hf-hub:ORG/NAME). Under torchrun all processes share the work; the result is the same."""
@@ -125,17 +125,17 @@ def evaluate(options: argparse.Namespace) -> "tuple[list[Evaluation], list[dict[
         ranks.leave()
 
 
-def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[Entry]]":
+def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[SuiteEntry]]":
     """The models and what to evaluate them on. Raises UserError where either is missing or wrong."""
     from clip_la.zeroshot.model.load import expand_models
-    from clip_la.zeroshot.suite import Entry, read_suite
+    from clip_la.zeroshot.suite import SuiteEntry, read_suite
 
     keys = ("data", "classes", "templates", "name", "labels", "task", "train", "shots", "unknown_classes")
     given = {key: value for key in keys if (value := getattr(options, key)) is not None}
     if options.config:
         models, entries = read_suite(options.config, **given)
     elif options.data:
-        models, entries = [], [Entry(**given)]
+        models, entries = [], [SuiteEntry(**given)]
     else:
         raise UserError("nothing to evaluate on: give --data PATH or --config FILE (see configs/eval)")
     models = expand_models(options.models or models, options.checkpoints)

@@ -12,13 +12,13 @@ from clip_la.data.images.limits import Limits
 from clip_la.data.shards.sources import ShardOpener, expand_urls, place_of
 from clip_la.data.shards.watch import set_sample_seconds
 from clip_la.data.stream.device import DeviceDecoder
-from clip_la.data.stream.encoded import LEFT_TO_THE_DEVICE
+from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
 from clip_la.data.stream.in_memory import DEFAULT_POOL_GB
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.position import Layout, choose_state
+from clip_la.data.stream.position import StreamLayout, choose_state
 from clip_la.data.stream.sample_iterator import counts
 from clip_la.data.stream.sample_log import Audit
-from clip_la.data.stream.stream import Batch, RankState, ShardStream, Source
+from clip_la.data.stream.stream import Batch, RankState, ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 
@@ -115,7 +115,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._limits = Limits(min_side_px, max_aspect, max_pixels)
         self._tokenizer, self._context_length = tokenizer, context_length
         self._in_memory, self._cache_gb = cache == "memory", cache_gb
-        self._leave_jpegs = LEFT_TO_THE_DEVICE[decode]
+        self._leave_jpegs = DEVICE_DECODE_FRACTION[decode]
         self._block_shards = block_shards
         self._replacement = replacement
         self._bad_share_limit = bad_share_limit
@@ -165,7 +165,7 @@ class ShardDataModule(pl.LightningDataModule):
             pool_gb=self._cache_gb,
             pool_device=device if device.type == "cuda" else None,
             bad_share_limit=self._bad_share_limit,
-            leave_jpegs=self._leave_jpegs,
+            device_decode_fraction=self._leave_jpegs,
             read_ahead=self._read_ahead,
             opener=self._opener,
             start=RankState.from_plain(self._state.to_plain()),
@@ -192,9 +192,9 @@ class ShardDataModule(pl.LightningDataModule):
         """What this rank has skipped since the run began: `"image damaged 3 (first: 00000.tar: b), no caption 1"`."""
         return counts(self.skipped, self._examples)
 
-    def _layout(self) -> Layout:
+    def _layout(self) -> StreamLayout:
         assert self.trainer is not None
-        return Layout.of(
+        return StreamLayout.of(
             self._sources,
             seed=self._seed,
             world_size=self.trainer.world_size,
@@ -251,17 +251,17 @@ def _check(batch_size: int, block_shards: int, workers: int, *, decode: str, in_
         raise UserError(f"decode '{decode}' and cache 'memory' exclude each other: the cache decodes once")
 
 
-def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[Source]:
+def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[WeightedSource]:
     """One source of everything, or one for each entry when there are weights.
 
     Raises:
         UserError: missing shards, or weights that do not fit.
     """
     if weights is None:
-        return [Source(tuple(expand_urls(shards)))]
+        return [WeightedSource(tuple(expand_urls(shards)))]
     entries = [shards] if isinstance(shards, str) else list(shards)
     if len(weights) != len(entries):
         raise UserError(f"weights has {len(weights)} numbers for {len(entries)} entries of shards")
     if min(weights) <= 0:
         raise UserError(f"weights {weights} must be positive; leave out an entry of shards that is not wanted")
-    return [Source(tuple(expand_urls(entry)), weight) for entry, weight in zip(entries, weights, strict=True)]
+    return [WeightedSource(tuple(expand_urls(entry)), weight) for entry, weight in zip(entries, weights, strict=True)]

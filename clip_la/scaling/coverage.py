@@ -121,7 +121,7 @@ def truths(world: World) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Row:
+class CoverageRow:
     """One line of the table: how many studies got an interval, and which share of these held the truth.
 
     `median_width` is that of the interval, log10 for the multiplier; `found` the share of all studies whose interval
@@ -139,7 +139,7 @@ class Row:
     found: float | None
 
 
-def rows_of(world_name: str, world: World, method: str, num_runs: int, bounds: Coverage) -> Iterator[Row]:
+def rows_of(world_name: str, world: World, method: str, num_runs: int, bounds: Coverage) -> Iterator[CoverageRow]:
     """The lines of one world, method and number of runs."""
     for name, true in truths(world).items():
         low, high = bounds[name].T
@@ -147,10 +147,10 @@ def rows_of(world_name: str, world: World, method: str, num_runs: int, bounds: C
         own = (world_name, method, num_runs, name, len(low), int(known.sum()))
         away = None if name == "exponent" else float(((low > 0) | (high < 0)).mean())
         if not known.any():
-            yield Row(*own, None, None, away)
+            yield CoverageRow(*own, None, None, away)
             continue
         held = (low[known] <= true) & (true <= high[known])
-        yield Row(*own, float(held.mean()), float(np.median((high - low)[known])), away)
+        yield CoverageRow(*own, float(held.mean()), float(np.median((high - low)[known])), away)
 
 
 WORLDS = {
@@ -170,7 +170,7 @@ def study(
     num_studies: int = 500,
     num_resamples: int = 2000,
     seed: int = 0,
-) -> Iterator[Row]:
+) -> Iterator[CoverageRow]:
     """All lines of the table, each number of runs on studies of its own, the same ones for every method."""
     for (name, world), num_runs in product(worlds.items(), runs):
         design = make_design(num_runs, world)
@@ -183,10 +183,10 @@ def study(
             yield from rows_of(name, world, method, num_runs, bounds)
 
 
-def write_table(rows: Iterable[Row], path: Path) -> int:
+def write_table(rows: Iterable[CoverageRow], path: Path) -> int:
     """Writes the lines as CSV; returns how many there are."""
     count = 0
-    names = [each.name for each in fields(Row)]
+    names = [each.name for each in fields(CoverageRow)]
     with atomic_write(path, "w") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(names)

@@ -11,7 +11,7 @@ from clip_la.errors import UserError, unknown
 from clip_la.scaling.points import (
     LeftOut,
     Point,
-    Row,
+    ResultRow,
     Selection,
     apply_filters,
     as_number,
@@ -30,13 +30,13 @@ OPENAI_DATA = "CLIP-WIT"
 FLOPS_PER_GMAC = 2e9
 
 
-def _row(names: Sequence[str], cells: Sequence[str], where: str) -> Row:
+def _row(names: Sequence[str], cells: Sequence[str], where: str) -> ResultRow:
     if len(cells) != len(names):
         raise UserError(f"{where}: {len(cells)} columns, the header has {len(names)}")
-    return Row(where, dict(zip(names, cells, strict=True)))
+    return ResultRow(where, dict(zip(names, cells, strict=True)))
 
 
-def read_laion(path: Path) -> list[Row]:
+def read_laion(path: Path) -> list[ResultRow]:
     """The table's rows. Raises UserError for an absent, empty or foreign file."""
     if not path.is_file():
         raise UserError(f"no such file: {path}")
@@ -55,7 +55,7 @@ def read_laion(path: Path) -> list[Row]:
     return rows
 
 
-def _pick_metric(rows: Sequence[Row], metric: str | None) -> str:
+def _pick_metric(rows: Sequence[ResultRow], metric: str | None) -> str:
     held = [name for name in METRICS if any(row.fields.get(name) for row in rows)]
     if metric is None:
         metric = next((name for name in DEFAULT_METRICS if name in held), None)
@@ -66,7 +66,7 @@ def _pick_metric(rows: Sequence[Row], metric: str | None) -> str:
     return metric
 
 
-def _point(row: Row, metric: str) -> Point:
+def _point(row: ResultRow, metric: str) -> Point:
     fields = row.fields
     numbers = {name: as_number(fields[name], name, row.where) for name in ("gmacs", "gmacs_total", "samples_seen")}
     try:
@@ -98,7 +98,7 @@ def laion_all(paths: Sequence[Path], filters: dict[str, str] | None = None) -> t
         UserError: a foreign or damaged file, no target with a point.
     """
     rows = apply_filters([row for path in paths for row in read_laion(path)], filters or {})
-    by_target: dict[str, list[Row]] = {}
+    by_target: dict[str, list[ResultRow]] = {}
     for row in rows:
         by_target.setdefault(row.fields["downstream_dataset"], []).append(row)
     kinds = [(t, name) for t, own in by_target.items() for name in METRICS if any(row.fields.get(name) for row in own)]
@@ -123,7 +123,7 @@ def laion_points(
     return _selection(rows, target, _pick_metric(rows, metric))
 
 
-def _selection(rows: Sequence[Row], target: str, metric: str) -> Selection:
+def _selection(rows: Sequence[ResultRow], target: str, metric: str) -> Selection:
     held = [row for row in rows if row.fields.get(metric)]
     left_out = [LeftOut(row.where, row.fields["name"], f"no {metric}") for row in rows if not row.fields.get(metric)]
     points = require_points((_point(row, metric) for row in held), left_out, target)

@@ -15,7 +15,7 @@ SHARES = ("top1", "top5", "acc", "recall", "precision")
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One record of a results file: `where` is "file:line", `fields` what stands there."""
 
     where: str
@@ -117,7 +117,7 @@ def parse_filters(texts: Sequence[str]) -> dict[str, str]:
     return filters
 
 
-def apply_filters(rows: Sequence[Row], filters: Mapping[str, str]) -> list[Row]:
+def apply_filters(rows: Sequence[ResultRow], filters: Mapping[str, str]) -> list[ResultRow]:
     """The rows whose fields, written as text, equal the filters' values; UserError where none is left."""
     for name, value in filters.items():
         if not any(name in row.fields for row in rows):
@@ -139,7 +139,7 @@ def has_direction(metric: str) -> bool:
     return is_loss(metric) or any(word in metric for word in SHARES)
 
 
-def pick_one(rows: Sequence[Row], field_name: str, what: str, wanted: str | None) -> str:
+def pick_one(rows: Sequence[ResultRow], field_name: str, what: str, wanted: str | None) -> str:
     """The wanted value of a field, or the only one there is.
 
     Raises:

@@ -15,7 +15,7 @@ from clip_la.scaling.points import (
     NOTHING_RIGHT,
     LeftOut,
     Point,
-    Row,
+    ResultRow,
     Selection,
     along,
     apply_filters,
@@ -71,14 +71,14 @@ def _text(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[ResultRow]:
     """The rows of a table, as text. Raises UserError for an absent, empty or foreign file."""
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restkey="", restval=None)
-            rows = [Row(f"{path}:{reader.line_num}", fields) for fields in reader]
+            rows = [ResultRow(f"{path}:{reader.line_num}", fields) for fields in reader]
             names = list(reader.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file ({error})") from None
@@ -93,7 +93,7 @@ def read_table(path: Path) -> list[Row]:
     return rows
 
 
-def _point(row: Row) -> Point:
+def _point(row: ResultRow) -> Point:
     fields, where = row.fields, row.where
     for name in REQUIRED:
         if not fields[name]:
@@ -137,11 +137,11 @@ def _point(row: Row) -> Point:
     )
 
 
-def _bound(row: Row, name: str) -> float | None:
+def _bound(row: ResultRow, name: str) -> float | None:
     return as_number(row.fields[name], name, row.where) if row.fields.get(name) else None
 
 
-def _refuse_duplicates(rows: Sequence[Row]) -> None:
+def _refuse_duplicates(rows: Sequence[ResultRow]) -> None:
     seen: dict[tuple[Any, ...], str] = {}
     for row in rows:
         key = tuple(row.fields.get(name) for name in SAME)

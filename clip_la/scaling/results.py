@@ -16,7 +16,7 @@ from clip_la.scaling.points import (
     NOTHING_RIGHT,
     LeftOut,
     Point,
-    Row,
+    ResultRow,
     Selection,
     along,
     apply_filters,
@@ -71,7 +71,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _parse(text: str, where: str) -> Row:
+def _parse(text: str, where: str) -> ResultRow:
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
@@ -83,12 +83,12 @@ def _parse(text: str, where: str) -> Row:
         raise UserError(f"{where}: no field {', '.join(missing)}")
     if not isinstance(fields["metrics"], dict):
         raise UserError(f"{where}: 'metrics' is not a JSON object")
-    return Row(where, fields)
+    return ResultRow(where, fields)
 
 
-def read_results(paths: Iterable[Path]) -> list[Row]:
+def read_results(paths: Iterable[Path]) -> list[ResultRow]:
     """All result lines of files and folders, in order. Raises UserError naming file and line of what is wrong."""
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for path in find_files(paths):
         try:
             lines = lines_in(path.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def read_results(paths: Iterable[Path]) -> list[Row]:
         here = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
         if not here:
             raise UserError(f"{path}: no results in it")
-        rows += [Row(row.where, completed(row.fields, path.parent)) for row in here]
+        rows += [ResultRow(row.where, completed(row.fields, path.parent)) for row in here]
     return rows
 
 
@@ -115,7 +115,7 @@ def _reason_against(fields: Mapping[str, Any]) -> str | None:
     return None
 
 
-def finished(rows: Iterable[Row]) -> list[Row]:
+def finished(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """The lines that may enter a fit: runs at the end of their budget, their learning rate fallen."""
     return [row for row in rows if _reason_against(row.fields) is None]
 
@@ -130,7 +130,7 @@ def _is_comparable(name: str, value: Any) -> bool:
     return name != DATA_HASH or (isinstance(value, str) and "-" not in value)
 
 
-def _check_same(rows: Sequence[Row], dataset: str, names: Sequence[str]) -> None:
+def _check_same(rows: Sequence[ResultRow], dataset: str, names: Sequence[str]) -> None:
     for name in names:
         first: dict[Any, str] = {}
         for row in rows:
@@ -141,7 +141,7 @@ def _check_same(rows: Sequence[Row], dataset: str, names: Sequence[str]) -> None
             raise UserError(f"results on '{dataset}' differ in {name} ({places}): choose with --where {name}=VALUE")
 
 
-def _metric_range(row: Row, metric: str) -> tuple[float, float | None, float | None]:
+def _metric_range(row: ResultRow, metric: str) -> tuple[float, float | None, float | None]:
     """(error, its lower, its upper bound) of a line."""
     entry = row.fields["metrics"][metric]
     if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
@@ -161,7 +161,7 @@ def _spread(error: float, parts: Sequence[float | None], errors: Sequence[float]
     return error + sign * sum(width**2 for width in widths) ** 0.5 / len(widths)
 
 
-def _point(rows: Sequence[Row], metric: str) -> Point:
+def _point(rows: Sequence[ResultRow], metric: str) -> Point:
     """The point of one checkpoint: the mean error over its lines, one a target."""
     errors, lows, highs = zip(*(_metric_range(row, metric) for row in rows), strict=True)
     error = sum(errors) / len(errors)
@@ -169,7 +169,7 @@ def _point(rows: Sequence[Row], metric: str) -> Point:
     return point_of(rows[0], error, spread)
 
 
-def point_of(row: Row, error: float, spread: tuple[float | None, float | None] = (None, None)) -> Point:
+def point_of(row: ResultRow, error: float, spread: tuple[float | None, float | None] = (None, None)) -> Point:
     """A point from the fields of a line; `spread` are the bounds of its error."""
     fields = row.fields
     flops = as_number(fields["flops_per_sample"], "flops_per_sample", row.where)
@@ -201,7 +201,7 @@ def point_of(row: Row, error: float, spread: tuple[float | None, float | None] =
     )
 
 
-def _optional(row: Row, name: str) -> float | None:
+def _optional(row: ResultRow, name: str) -> float | None:
     value = row.fields.get(name)
     return None if value is None else as_number(value, name, row.where)
 
@@ -210,7 +210,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _pick_targets(rows: Sequence[Row], targets: Sequence[str]) -> list[str]:
+def _pick_targets(rows: Sequence[ResultRow], targets: Sequence[str]) -> list[str]:
     held = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
     for target in targets:
         if target not in held:
@@ -222,7 +222,7 @@ def _pick_targets(rows: Sequence[Row], targets: Sequence[str]) -> list[str]:
     return list(targets) or held
 
 
-def _with_metric(rows: Sequence[Row], metric: str) -> list[Row]:
+def _with_metric(rows: Sequence[ResultRow], metric: str) -> list[ResultRow]:
     """The lines that have the metric: a data set may also hold lines of another task, with other metrics."""
     kept = [row for row in rows if metric in row.fields["metrics"]]
     if not kept:
@@ -230,9 +230,9 @@ def _with_metric(rows: Sequence[Row], metric: str) -> list[Row]:
     return kept
 
 
-def _enter(rows: Sequence[Row]) -> tuple[dict[tuple[Any, ...], Row], list[LeftOut]]:
+def _enter(rows: Sequence[ResultRow]) -> tuple[dict[tuple[Any, ...], ResultRow], list[LeftOut]]:
     """The lines of one data set that enter, by checkpoint (the last line of each), and those that do not."""
-    entered: dict[tuple[Any, ...], Row] = {}
+    entered: dict[tuple[Any, ...], ResultRow] = {}
     left_out: list[LeftOut] = []
     for row in rows:
         reason = _reason_against(row.fields)
@@ -284,12 +284,12 @@ def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) 
     return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric))
 
 
-def select_points(rows: Sequence[Row], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
+def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
     """As `result_points`, of lines that have been read."""
     metric = metric or DEFAULT_METRIC
     targets = _pick_targets(rows, targets)
     left_out: list[LeftOut] = []
-    by_target: list[dict[tuple[Any, ...], Row]] = []
+    by_target: list[dict[tuple[Any, ...], ResultRow]] = []
     for target in targets:
         here = _with_metric([row for row in rows if row.fields["dataset"] == target], metric)
         _check_same(finished(here), target, QUESTION_FIELDS)

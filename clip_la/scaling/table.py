@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clip_la.errors import UserError
-from clip_la.scaling.points import Row
+from clip_la.scaling.points import ResultRow
 from clip_la.scaling.results import DEFAULT_METRIC
 
 KILO = 1000.0
@@ -55,7 +55,7 @@ def with_suffix(value: float) -> str:
     return f"{value:.3g}{SUFFIXES[power]}"
 
 
-def _percent(row: Row | None, metric: str) -> str:
+def _percent(row: ResultRow | None, metric: str) -> str:
     if row is None or metric not in row.fields["metrics"]:
         return "-"
     entry = row.fields["metrics"][metric]
@@ -64,26 +64,26 @@ def _percent(row: Row | None, metric: str) -> str:
     return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
 
 
-def _times_chance(row: Row | None, metric: str) -> str:
+def _times_chance(row: ResultRow | None, metric: str) -> str:
     if row is None or metric not in row.fields["metrics"] or not row.fields.get("num_classes"):
         return "-"
     return f"{row.fields['metrics'][metric]['value'] * row.fields['num_classes']:.1f}"
 
 
-def _columns(rows: Sequence[Row]) -> Callable[[Row], str]:
+def _columns(rows: Sequence[ResultRow]) -> Callable[[ResultRow], str]:
     """The column of a row: its data set, with the task where these rows hold several tasks on it."""
     tasks: dict[str, set[str]] = {}
     for row in rows:
         tasks.setdefault(str(row.fields["dataset"]), set()).add(str(row.fields.get("task")))
 
-    def column_of(row: Row) -> str:
+    def column_of(row: ResultRow) -> str:
         dataset, task = str(row.fields["dataset"]), str(row.fields.get("task"))
         return f"{dataset} ({task})" if len(tasks.get(dataset, ())) > 1 and task in tasks[dataset] else dataset
 
     return column_of
 
 
-def results_table(rows: Sequence[Row], *, metric: str = DEFAULT_METRIC, chance: bool = True) -> Table:
+def results_table(rows: Sequence[ResultRow], *, metric: str = DEFAULT_METRIC, chance: bool = True) -> Table:
     """The table of results: model, attention, schedule, samples seen, compute, and the metric on each data set.
 
     Args:
@@ -99,7 +99,7 @@ def results_table(rows: Sequence[Row], *, metric: str = DEFAULT_METRIC, chance: 
     column_of = _columns([row for row in rows if metric in row.fields["metrics"]])
     datasets = list(dict.fromkeys(map(column_of, rows)))
     kinds = list(dict.fromkeys(str(row.fields["attention"]) for row in rows))
-    checkpoints: dict[tuple, dict[str, Row]] = {}
+    checkpoints: dict[tuple, dict[str, ResultRow]] = {}
     for row in rows:
         fields = row.fields
         key = (

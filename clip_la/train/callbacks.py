@@ -34,7 +34,8 @@ FILE_INTERVAL_S = 30.0
 class StopOnSignal(Callback):
     """Ctrl-C and SIGTERM end the run after the running step, with a checkpoint; another one later ends it at once.
 
-    Several processes stop at the end of a logging window, where they meet anyway: `Meter` looks at `requested` there.
+    Several processes stop at the end of a logging window, where they meet anyway: `MetricsLogger` looks at
+    `requested` there.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class StopOnSignal(Callback):
             raise KeyboardInterrupt
 
 
-class Meter(Callback):
+class MetricsLogger(Callback):
     """Collects the losses of a window without waiting for the device, then writes one row to the loggers.
 
     The row: loss (mean over the window and all processes), chance_loss, lr, logit_scale, grad_norm (of the last step),
@@ -176,7 +177,7 @@ class Meter(Callback):
 class Progress(Callback):
     """The progress on stderr, of the first process: one line, drawn over, on a terminal; else a line now and then."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: MetricsLogger) -> None:
         self._meter = meter
         self._bar: tqdm | None = None
         self._is_drawn = False

@@ -36,7 +36,7 @@ def saved_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def newest_whole(folder: Path, report: Callable[[str], None]) -> Path | None:
+def latest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
     """The checkpoint with the most samples that can be read to its end; `report` hears of damaged ones."""
     for path in reversed(saved_checkpoints(folder).values()):
         if is_whole(path):

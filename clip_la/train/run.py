@@ -20,7 +20,7 @@ from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
 from clip_la.train.beginning import LINEAGE
-from clip_la.train.callbacks import Meter, Progress, StopOnSignal
+from clip_la.train.callbacks import MetricsLogger, Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, saved_checkpoints
 from clip_la.train.hardware import (
     Accelerator,
@@ -34,7 +34,7 @@ from clip_la.train.hardware import (
 )
 from clip_la.train.lightning_private import ask_for_no_signals
 from clip_la.train.logger import CsvMetrics
-from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, Start, find_start, refuse_existing_run
+from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, ResumePoint, find_resume_point, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShot, after_training, during_training
 
@@ -62,7 +62,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Moments:
+class _Intervals:
     """When a run logs, saves and evaluates, in samples seen; the fields are those options of train_run."""
 
     log_every_samples: int | None
@@ -133,13 +133,13 @@ def train_run(
     folder = Path(out)
     _seed_everything(seed)
     _prepare(folder, resume)
-    start = find_start(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
+    start = find_resume_point(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
         after_training(zeroshot, folder / results.FILE_NAME, start.checkpoint, hardware["accelerator"])
         return _as_run(folder, task, start.samples_seen)
     stop = StopOnSignal()
-    moments = _Moments(log_every_samples, save_every_samples, checkpoint_samples, zeroshot)
+    moments = _Intervals(log_every_samples, save_every_samples, checkpoint_samples, zeroshot)
     origin = _origin(start, seed, train_data, task.lineage)
     callbacks = _callbacks(folder, task, data, stop, moments, origin, hardware["accelerator"])
     _note(_arithmetic(task, start))
@@ -157,12 +157,12 @@ def _callbacks(
     task: ContrastiveTask,
     data: ShardDataModule,
     stop: StopOnSignal,
-    moments: _Moments,
+    moments: _Intervals,
     origin: dict[str, Any],
     accelerator: str,
 ) -> list[pl.Callback]:
     """What happens around the steps. Raises UserError where the zero-shot suite, or data it names, is not there."""
-    meter = Meter(moments.window_batches(task.batch_size), lambda: data.skipped.total(), stop)
+    meter = MetricsLogger(moments.window_batches(task.batch_size), lambda: data.skipped.total(), stop)
     checkpoints = SampleCheckpoints(
         folder / CHECKPOINTS_NAME,
         origin=origin,
@@ -213,7 +213,7 @@ def _check_positive(**lengths: int | None) -> None:
             raise UserError(f"{name} must be at least 1, not {samples}")
 
 
-def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, start: Start) -> None:
+def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, start: ResumePoint) -> None:
     try:
         trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
     except SystemExit:
@@ -238,7 +238,7 @@ def _loggers(folder: Path, resume_samples: int, tensorboard: bool) -> list[Logge
     return loggers
 
 
-def _origin(start: Start, seed: int, train_data: str, lineage: list[dict[str, Any]]) -> dict[str, Any]:
+def _origin(start: ResumePoint, seed: int, train_data: str, lineage: list[dict[str, Any]]) -> dict[str, Any]:
     """Plain values that every checkpoint of the run carries. A branch is a run of its own and names its parent."""
     parent: dict[str, Any] = {}
     if start.block and start.is_branch:
@@ -260,7 +260,7 @@ def _as_run(folder: Path, task: ContrastiveTask, samples_seen: int) -> Run:
     return Run(folder, samples_seen, task.budget_samples, saved_checkpoints(folder / CHECKPOINTS_NAME))
 
 
-def _arithmetic(task: ContrastiveTask, start: Start) -> str:
+def _arithmetic(task: ContrastiveTask, start: ResumePoint) -> str:
     """What the run will do, in one line."""
     num_steps = task.budget_samples // task.batch_size
     text = f"{task.model.spec.name}: {task.budget_samples:,} samples = {num_steps:,} batches of {task.batch_size:,}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.errors import UserError
-from clip_la.train.checkpoint import check_same_model, newest_whole, read_block
+from clip_la.train.checkpoint import check_same_model, latest_valid, read_block
 from clip_la.train.task import ContrastiveTask
 
 CONFIG_NAME = "config.yaml"
@@ -14,7 +14,7 @@ CHECKPOINTS_NAME = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """The checkpoint a run goes on from and what it says of itself; None and {} for a run from the beginning.
 
     `is_branch` tells another run's checkpoint from one of this run's own.
@@ -37,7 +37,7 @@ def refuse_existing_run(out: Path) -> None:
         raise UserError(f"{out} is a file; --out must name a folder")
 
 
-def find_start(
+def find_resume_point(
     out: Path,
     task: ContrastiveTask,
     *,
@@ -45,24 +45,24 @@ def find_start(
     resume: bool,
     branch_from: str | None,
     report: Callable[[str], None],
-) -> Start:
+) -> ResumePoint:
     """Chooses the start of a run and checks that it fits; `report` hears of damaged checkpoints that are passed over.
 
     Raises UserError for a checkpoint of another architecture, batch size, seed or schedule.
     """
-    own = newest_whole(out / CHECKPOINTS_NAME, report) if resume else None
+    own = latest_valid(out / CHECKPOINTS_NAME, report) if resume else None
     if own is not None:
         block = read_block(own)
         _check_resume(own, block, task, seed)
-        return Start(own, block)
+        return ResumePoint(own, block)
     if branch_from:
         parent = Path(branch_from)
         block = read_block(parent)
         _check_branch(parent, block, task, seed)
-        return Start(parent, block, is_branch=True)
+        return ResumePoint(parent, block, is_branch=True)
     if resume:
         report(f"no whole checkpoint in {out / CHECKPOINTS_NAME}: starting from the beginning")
-    return Start()
+    return ResumePoint()
 
 
 def _check_same(path: Path, block: dict[str, Any], task: ContrastiveTask, seed: int) -> None:

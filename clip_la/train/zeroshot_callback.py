@@ -15,17 +15,17 @@ from tqdm import tqdm
 from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
-from clip_la.train.callbacks import Meter
+from clip_la.train.callbacks import MetricsLogger
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process
 from clip_la.train.optim import whole_batches
 from clip_la.train.task import ContrastiveTask
-from clip_la.zeroshot.model.eval_model import Subject, default_precision, of_model
+from clip_la.zeroshot.model.eval_model import EvalModel, default_precision, of_model
 from clip_la.zeroshot.model.load import choose_device
 from clip_la.zeroshot.suite import describe, evaluate_jobs, run_suite
 from clip_la.zeroshot.tasks.classification import Evaluation
-from clip_la.zeroshot.tasks.entries import Entry, prepare, read_suite
-from clip_la.zeroshot.tasks.task import How, Job
+from clip_la.zeroshot.tasks.entries import SuiteEntry, prepare, read_suite
+from clip_la.zeroshot.tasks.task import EvalOptions, Task
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ZeroShot:
         if beyond:
             raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {budget_samples:,} samples")
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SuiteEntry]:
         """The suite's evaluations, none without a suite."""
         return read_suite(self.suite)[1] if self.suite else []
 
@@ -79,13 +79,13 @@ class ZeroShotEvaluation(Callback):
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[Task],
         *,
         at_samples: Sequence[int],
         out: Path,
         origin: Mapping[str, Any],
-        how: How,
-        meter: Meter | None = None,
+        how: EvalOptions,
+        meter: MetricsLogger | None = None,
     ) -> None:
         self._jobs = jobs
         self._at_samples = at_samples
@@ -123,7 +123,7 @@ class ZeroShotEvaluation(Callback):
         for evaluation in self.latest if trainer.is_global_zero else ():
             _log(trainer, evaluation.line, task.samples_seen)
 
-    def _subject(self, task: ContrastiveTask) -> Subject:
+    def _subject(self, task: ContrastiveTask) -> EvalModel:
         meta = {
             **self._origin,
             "samples_seen": task.samples_seen,
@@ -149,7 +149,7 @@ def _say_once(text: str) -> None:
 
 
 def during_training(
-    settings: ZeroShot, out: Path, origin: Mapping[str, Any], accelerator: str, meter: Meter
+    settings: ZeroShot, out: Path, origin: Mapping[str, Any], accelerator: str, meter: MetricsLogger
 ) -> list[Callback]:
     """The callback that a run's settings ask for, or none; `accelerator` is "gpu" or "cpu".
 
@@ -161,7 +161,7 @@ def during_training(
         return []
     for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
         describe(test_set, _say_once)
-    how = How(
+    how = EvalOptions(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
     )

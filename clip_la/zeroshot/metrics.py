@@ -154,7 +154,7 @@ def most_confused(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTest:
     """Two models on the same pictures: the difference of their shares of hits, b minus a, and McNemar's exact test."""
 
     difference: Estimate
@@ -166,7 +166,7 @@ class Comparison:
 
 def compare(
     correct_a: Bool[np.ndarray, " samples"], correct_b: Bool[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED
-) -> Comparison:
+) -> PairedTest:
     """Paired comparison of two models' hits on the same pictures in the same order.
 
     The interval is the percentile bootstrap over pictures; the p-value is the exact two-sided test of McNemar (1947):
@@ -188,7 +188,7 @@ def compare(
     difference = _interval((drawn[:, 1] - drawn[:, 0]) / n, (only_b - only_a) / n)
     disagreements = only_a + only_b
     p_value = float(binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
-    return Comparison(difference, only_a, only_b, n, p_value)
+    return PairedTest(difference, only_a, only_b, n, p_value)
 
 
 def median(values: Float[np.ndarray, " samples"] | Int[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> Estimate:

@@ -11,18 +11,18 @@ import torch
 from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
-from clip_la.zeroshot.datasets.records import UNKNOWN, TestSet
+from clip_la.zeroshot.datasets.records import UNKNOWN, EvalDataset
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
-from clip_la.zeroshot.model.eval_model import OWN, Subject
-from clip_la.zeroshot.model.load import load_subject, run_folder
+from clip_la.zeroshot.model.eval_model import OWN, EvalModel
+from clip_la.zeroshot.model.load import load_eval_model, run_folder
 from clip_la.zeroshot.report import tables
 from clip_la.zeroshot.report.contact_sheet import contact_sheet
 from clip_la.zeroshot.runner import predictions
 from clip_la.zeroshot.tasks.classification import DEFAULT_BATCH_SIZE, PREDICTIONS_FOLDER, Evaluation
-from clip_la.zeroshot.tasks.entries import Entry, prepare, read_suite
-from clip_la.zeroshot.tasks.task import How, Job
+from clip_la.zeroshot.tasks.entries import SuiteEntry, prepare, read_suite
+from clip_la.zeroshot.tasks.task import EvalOptions, Task
 
-__all__ = ["Entry", "Extras", "percent", "read_suite", "run_suite"]
+__all__ = ["Extras", "SuiteEntry", "percent", "read_suite", "run_suite"]
 
 Report = Callable[[str], None]
 # How often data that change while they are evaluated are evaluated again.
@@ -51,7 +51,7 @@ def default_out(model: str) -> Path:
 
 def run_suite(
     models: Sequence[str],
-    entries: Iterable[Entry],
+    entries: Iterable[SuiteEntry],
     *,
     device: torch.device,
     precision: str,
@@ -73,12 +73,12 @@ def run_suite(
     jobs = [prepare(entry) for entry in entries]
     for test_set in {id(used): used for job in jobs for used in (job.test_set, *job.featured())}.values():
         describe(test_set, report)
-    how = How(precision, batch_size, num_workers, cache)
+    how = EvalOptions(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
     for model in models:
-        subject = load_subject(model, device, compiled=compiled, transform=transform)
+        eval_model = load_eval_model(model, device, compiled=compiled, transform=transform)
         target = out or default_out(model)
-        for job, evaluation in zip(jobs, evaluate_jobs(subject, jobs, how, target, again, report), strict=True):
+        for job, evaluation in zip(jobs, evaluate_jobs(eval_model, jobs, how, target, again, report), strict=True):
             done.append(evaluation)
             if ranks.rank() == 0:
                 _write_extras(extras, evaluation, job, target.parent, len(models) * len(jobs) > 1, report)
@@ -86,7 +86,7 @@ def run_suite(
 
 
 def evaluate_jobs(
-    subject: Subject, jobs: Sequence[Job], how: How, target: Path, again: bool, report: Report
+    eval_model: EvalModel, jobs: Sequence[Task], how: EvalOptions, target: Path, again: bool, report: Report
 ) -> Iterator[Evaluation]:
     """One model on everything, by all ranks together; each result is in the file `target` when it is given out.
 
@@ -97,11 +97,11 @@ def evaluate_jobs(
         UserError: wrong input; data that changed each time while they were evaluated.
     """
     state = target.parent / PREDICTIONS_FOLDER
-    looked_at: list[Job] = []
+    looked_at: list[Task] = []
     for job in jobs:
         for _ in range(TRIES):
             looked_at.append(found := job.as_found())
-            evaluation = _one(subject, found, how, target, state, again, report)
+            evaluation = _one(eval_model, found, how, target, state, again, report)
             if evaluation is not None:
                 yield evaluation
                 break
@@ -112,24 +112,24 @@ def evaluate_jobs(
             )
     if ranks.rank() == 0:
         for job in looked_at:
-            job.forget(subject, how, state)
+            job.forget(eval_model, how, state)
 
 
 def _one(
-    subject: Subject, job: Job, how: How, target: Path, state: Path, again: bool, report: Report
+    eval_model: EvalModel, job: Task, how: EvalOptions, target: Path, state: Path, again: bool, report: Report
 ) -> Evaluation | None:
     """One evaluation, found or made; None if the data have changed meanwhile."""
-    evaluation, labels = job.identify(subject, how), job.labels(subject)
+    evaluation, labels = job.identify(eval_model, how), job.labels(eval_model)
 
     def look() -> Evaluation | None:
         # Rank 0 alone looks, so that all ranks take the same way.
         return None if again or ranks.rank() else _finished(target, state, evaluation, labels, job)
 
-    if (found := ranks.exchange(look)[0]) is not None:
+    if (found := ranks.all_gather(look)[0]) is not None:
         return _under_its_name(found, labels, target, report)
     if any(content.startswith(UNKNOWN) for content in job.content.values()):
         report(f"{job.test_set.name}: nothing tells whether its data are still the same, so it is evaluated anew")
-    made = job.run(subject, how, state)
+    made = job.run(eval_model, how, state)
     if job.has_changed():
         return None
     if ranks.rank() == 0:
@@ -156,7 +156,7 @@ def _under_its_name(found: Evaluation, labels: dict[str, Any], target: Path, rep
     return replace(found, line=line)
 
 
-def _finished(target: Path, state: Path, evaluation: str, labels: dict[str, Any], job: Job) -> Evaluation | None:
+def _finished(target: Path, state: Path, evaluation: str, labels: dict[str, Any], job: Task) -> Evaluation | None:
     """A result of before, if its line (and its predictions, where the job makes some) are there and whole."""
     line = results.find(target, evaluation, labels)
     if line is None or not job.has_predictions:
@@ -172,7 +172,7 @@ def _finished(target: Path, state: Path, evaluation: str, labels: dict[str, Any]
 
 
 def _write_extras(
-    extras: Extras, evaluation: Evaluation, job: Job, folder: Path, several: bool, report: Report
+    extras: Extras, evaluation: Evaluation, job: Task, folder: Path, several: bool, report: Report
 ) -> None:
     line = evaluation.line
     written: list[Path] = []
@@ -190,7 +190,7 @@ def _write_extras(
         report(f"  wrote {' and '.join(map(str, written))}")
 
 
-def describe(test_set: TestSet, report: Report) -> None:
+def describe(test_set: EvalDataset, report: Report) -> None:
     """Says what is odd about the data, and which names stand for several classes: no model can tell these apart."""
     for note in test_set.notes:
         report(note)

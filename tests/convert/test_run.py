@@ -55,10 +55,10 @@ def rows(out, stage):
 @torch.no_grad()
 def features(path, pairs):
     """Of pictures and of captions, by the model in a checkpoint."""
-    subject = of_model(load_checkpoint(path)[0])
-    images = torch.stack([subject.preprocess(png) for png, _ in pairs])
-    tokens = subject.tokenize([caption for _, caption in pairs])
-    return subject.encode_images(images, "float32"), subject.encode_texts(tokens, "float32")
+    eval_model = of_model(load_checkpoint(path)[0])
+    images = torch.stack([eval_model.preprocess(png) for png, _ in pairs])
+    tokens = eval_model.tokenize([caption for _, caption in pairs])
+    return eval_model.encode_images(images, "float32"), eval_model.encode_texts(tokens, "float32")
 
 
 def distances(one, other, pairs):

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from clip_la.data.stream.prefetch import Background
+from clip_la.data.stream.prefetch import Prefetcher
 
 NAME = "background under test"
 
@@ -17,7 +17,7 @@ def running():
 
 def test_items_come_in_order_from_another_thread():
     makers = (threading.current_thread().name for _ in range(5))
-    with closing(Background(enumerate(makers), NAME)) as items:
+    with closing(Prefetcher(enumerate(makers), NAME)) as items:
         assert list(items) == [(i, NAME) for i in range(5)]
     assert running() == []
 
@@ -27,7 +27,7 @@ def test_an_error_is_raised_where_its_item_would_have_come():
         yield 1
         raise ValueError("broken")
 
-    iterator = iter(Background(items(), NAME))
+    iterator = iter(Prefetcher(items(), NAME))
     assert next(iterator) == 1
     with pytest.raises(ValueError, match="broken"):
         next(iterator)
@@ -44,15 +44,15 @@ def test_it_works_no_further_ahead_than_asked():
                 release.set()
             yield i
 
-    with closing(Background(items(), NAME, ahead=2)) as background:
+    with closing(Prefetcher(items(), NAME, ahead=2)) as background:
         assert release.wait(10)  # two in the queue, one in hand
         assert next(iter(background)) == 0
     assert max(made) <= 3
 
 
 def test_closing_ends_a_chain_of_threads_in_the_middle_of_an_endless_sequence():
-    first = Background(itertools.count(), NAME)
-    second = Background(map(str, first), NAME)
+    first = Prefetcher(itertools.count(), NAME)
+    second = Prefetcher(map(str, first), NAME)
     assert next(iter(second)) == "0"
     second.close()
     first.close()

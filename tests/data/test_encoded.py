@@ -35,7 +35,7 @@ def damaged(data):
     return data[: data.index(b"\xff\xdb")] + data[data.index(b"\xff\xc0") :]
 
 
-def stream_of(urls, augmentation, leave_jpegs, *, batch_size=12, workers=1):
+def stream_of(urls, augmentation, device_decode_fraction, *, batch_size=12, workers=1):
     return ShardStream(
         [Source(tuple(urls))],
         batch_size=batch_size,
@@ -46,12 +46,12 @@ def stream_of(urls, augmentation, leave_jpegs, *, batch_size=12, workers=1):
         captions=Captions(),
         augmentation=augmentation,
         bad_share_limit=1.0,
-        leave_jpegs=leave_jpegs,
+        device_decode_fraction=device_decode_fraction,
     )
 
 
-def batch_of(urls, augmentation, leave_jpegs):
-    return next(iter(stream_of(urls, augmentation, leave_jpegs)))
+def batch_of(urls, augmentation, device_decode_fraction):
+    return next(iter(stream_of(urls, augmentation, device_decode_fraction)))
 
 
 def finished(augmentation, batch):
@@ -68,8 +68,8 @@ def test_the_device_makes_what_the_worker_makes(make_shards, options):
     spoil[7] = {".png": jpeg_of(7, exif=exif)}
     urls = make_shards(1, 12, spoil=spoil)
     augmentation = Augmentation(SIZE, **options)
-    expected = batch_of(urls, augmentation, leave_jpegs=0.0)
-    waiting = batch_of(urls, augmentation, leave_jpegs=1.0)
+    expected = batch_of(urls, augmentation, device_decode_fraction=0.0)
+    waiting = batch_of(urls, augmentation, device_decode_fraction=1.0)
     assert "image" not in waiting
     assert len(waiting["encoded"].lengths) == 7
     got = finished(augmentation, waiting)
@@ -85,8 +85,8 @@ def test_a_loader_finishes_batches_in_the_background(make_shards, workers, share
     urls = make_shards(2, 12, spoil={i: {".png": jpeg_of(i)} for i in range(0, 24, 2)})
     augmentation = Augmentation(SIZE, flip=True)
 
-    def batches(leave_jpegs, decoder=None):
-        stream = stream_of(urls, augmentation, leave_jpegs, workers=workers)
+    def batches(device_decode_fraction, decoder=None):
+        stream = stream_of(urls, augmentation, device_decode_fraction, workers=workers)
         with closing(iter(ShardLoader(stream, workers=workers, decoder=decoder))) as loader:
             return list(itertools.islice(loader, 5))
 
@@ -117,7 +117,7 @@ def test_a_jpeg_that_fails_on_the_device_is_replaced_and_counted(make_shards):
     spoil[6] = {".png": jpeg_of(6)[:-40]}
     urls = make_shards(1, 14, spoil=spoil)
     augmentation = Augmentation(SIZE)
-    batch = finished(augmentation, batch_of(urls, augmentation, leave_jpegs=1.0))
+    batch = finished(augmentation, batch_of(urls, augmentation, device_decode_fraction=1.0))
     # The cut one is seen by the worker and passed over, the other one by the device and replaced.
     assert batch["skipped"] == {problems.IMAGE_DAMAGED: len(batch["problems"])}
     assert ("image damaged", urls[0], "shards0005") in batch["problems"]

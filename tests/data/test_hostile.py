@@ -12,7 +12,7 @@ import torch
 from clip_la.data.images.augment import NUM_DRAWS, Augmentation
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.sources import open_shard
-from clip_la.data.stream.blocks import ShardBlocks, Walk
+from clip_la.data.stream.blocks import BlockIterator, ShardBlockReader
 from clip_la.data.stream.loader import ShardLoader
 from clip_la.data.stream.order import ShardOrder, Streams
 from clip_la.data.stream.samples import Limits, StreamedRows
@@ -51,7 +51,9 @@ def test_there_are_forty_kinds_at_least(hostile):
 def test_one_pass_uses_all_that_is_good_and_counts_the_rest_exactly(hostile):
     urls, expected = hostile
     rows = StreamedRows(Captions(), Augmentation(SIZE), LIMITS)
-    walk = Walk(ShardBlocks(ShardOrder(0, len(urls), len(urls), False), Streams(3, 1, 1, 0, 0), urls, open_shard))
+    walk = BlockIterator(
+        ShardBlockReader(ShardOrder(0, len(urls), len(urls), False), Streams(3, 1, 1, 0, 0), urls, open_shard)
+    )
     used, skipped = [], Counter()
     for item, lost in walk.items():
         skipped.update(problem.reason for problem in lost)

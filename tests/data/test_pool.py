@@ -14,8 +14,8 @@ from clip_la.data.shards import problems, watch
 from clip_la.data.shards.problems import Problem
 from clip_la.data.stream import in_memory as pool_module
 from clip_la.data.stream.device import DeviceDecoder
-from clip_la.data.stream.in_memory import Pool
-from clip_la.data.stream.in_memory_batches import PoolWalk, pooled_batches
+from clip_la.data.stream.in_memory import InMemoryDataset
+from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
 from clip_la.data.stream.in_memory_captions import CaptionTable
 from clip_la.data.stream.order import PoolOrder, Streams, choose_sources
 from clip_la.data.stream.samples import Limits
@@ -32,7 +32,7 @@ def drawing(rng, mode):
 
 
 def pool_of(images, augmentation, device=None):
-    pool = Pool(Captions(), augmentation, Limits())
+    pool = InMemoryDataset(Captions(), augmentation, Limits())
     samples = []
     for i, image in enumerate(images):
         data = BytesIO()
@@ -91,7 +91,7 @@ def test_a_device_makes_the_images_that_the_processor_makes(monkeypatch, mode, k
 
 
 def test_a_larger_pool_than_allowed_is_refused():
-    pool = Pool(Captions(), Augmentation(SIZE, 1.0), Limits(), max_bytes=2 * 3 * SIZE * SIZE)
+    pool = InMemoryDataset(Captions(), Augmentation(SIZE, 1.0), Limits(), max_bytes=2 * 3 * SIZE * SIZE)
     data = BytesIO()
     Image.new("RGB", (30, 30)).save(data, "PNG")
     sample = {"__key__": "k", "__shard__": "s", ".png": data.getvalue(), ".txt": b"text"}
@@ -115,7 +115,7 @@ def test_decoders_that_hang_cost_their_samples_however_many_there_are(monkeypatc
     data, found = BytesIO(), []
     Image.new("RGB", (30, 30)).save(data, "PNG")
     samples = [{"__key__": str(n), "__shard__": "s", ".png": data.getvalue(), ".txt": b"text"} for n in range(10)]
-    pool = Pool(Captions(), Augmentation(SIZE), Limits())
+    pool = InMemoryDataset(Captions(), Augmentation(SIZE), Limits())
     try:
         assert pool.add(samples, found.append) == range(7)
     finally:
@@ -155,7 +155,7 @@ def test_a_walk_by_batches_is_a_walk_sample_by_sample(replacement):
     members = [range(13), range(13, 19)]
 
     def walks(places):
-        return [PoolWalk(o, streams, m, *p) for o, m, p in zip(orders, members, places, strict=True)]
+        return [InMemoryIterator(o, streams, m, *p) for o, m, p in zip(orders, members, places, strict=True)]
 
     def taken(start, delivered, count):
         stream = pooled_batches(pool, walks(start), streams, weights, 7, delivered)

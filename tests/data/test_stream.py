@@ -9,7 +9,7 @@ import torch
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards import problems
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.stream import RankState, ShardStream, Source
+from clip_la.data.stream.stream import RankState, ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.data.text.tokenizer import caption_ids, get_tokenizer
 from clip_la.errors import UserError
@@ -18,7 +18,7 @@ SIZE = 8
 
 
 def stream_of(urls, *, workers=1, rank=0, world_size=1, batch_size=4, start=None, **options):
-    sources = urls if isinstance(urls[0], Source) else [Source(tuple(urls))]
+    sources = urls if isinstance(urls[0], WeightedSource) else [WeightedSource(tuple(urls))]
     options = {"captions": Captions(), "augmentation": Augmentation(SIZE), "bad_share_limit": 1.0, **options}
     return ShardStream(
         sources,
@@ -153,7 +153,7 @@ def test_ranks_are_disjoint_and_the_order_is_the_same_for_every_start_method(mak
 
 def test_sources_are_mixed_by_samples_not_by_shards(make_shards):
     small, large = make_shards(1, 5, name="small"), make_shards(4, 40, name="large")
-    sources = [Source(tuple(small), weight=3.0), Source(tuple(large), weight=1.0)]
+    sources = [WeightedSource(tuple(small), weight=3.0), WeightedSource(tuple(large), weight=1.0)]
     seen = keys(take(stream_of(sources), 100))
     share = sum(key.startswith("small") for key in seen) / len(seen)
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 400) ** 0.5

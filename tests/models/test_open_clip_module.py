@@ -13,7 +13,7 @@ from clip_la.errors import UserError
 from clip_la.models import create_model, save_checkpoint
 from clip_la.models.interop import load_open_clip, to_open_clip, to_open_clip_config
 from clip_la.models.open_clip_module import create_open_clip
-from clip_la.zeroshot.model.load import _is_ours, expand_models, load_subject
+from clip_la.zeroshot.model.load import _is_ours, expand_models, load_eval_model
 
 CONFIG = to_open_clip_config(create_model("vit_pico").spec)
 
@@ -95,7 +95,7 @@ def test_every_value_of_a_configuration_is_checked(folder: Path, part: str, key:
 def test_a_configuration_that_is_none_is_named(folder: Path, text: str | None, message: str) -> None:
     path = folder / "open_clip_config.json"
     path.unlink() if text is None else path.write_text(text)
-    for load in (load_subject, load_open_clip):
+    for load in (load_eval_model, load_open_clip):
         with pytest.raises(UserError, match=message) as raised:
             load(f"local-dir:{folder}")
         assert str(folder) in str(raised.value)
@@ -104,14 +104,14 @@ def test_a_configuration_that_is_none_is_named(folder: Path, text: str | None, m
 def test_a_folder_without_weights_is_not_evaluated_with_random_ones(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=rf"open_clip cannot load local-dir:{folder}: Required pretrained weights"):
-        load_subject(f"local-dir:{folder}")
+        load_eval_model(f"local-dir:{folder}")
 
 
 def test_a_folders_diverged_weights_are_named(folder: Path) -> None:
     weights = to_open_clip(create_model("vit_pico"))
     save_file({**weights, "ln_final.bias": torch.full((48,), torch.nan)}, folder / "open_clip_model.safetensors")
     with pytest.raises(UserError, match=rf"local-dir:{folder}: ln_final.bias holds NaN or infinity"):
-        load_subject(f"local-dir:{folder}")
+        load_eval_model(f"local-dir:{folder}")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.visual_text.", "clip._orig_mod."])
@@ -126,15 +126,15 @@ def test_open_clips_own_architectures_take_wrapped_names_too(tmp_path: Path, pre
     torch.save({nest: {prefix + name: value for name, value in module.state_dict().items()}}, path)
     if prefix == "model.visual_text.":
         with pytest.raises(UserError, match=r"cannot load pico-not-causal:.*Missing key\(s\)"):
-            load_subject(f"pico-not-causal:{path}")
+            load_eval_model(f"pico-not-causal:{path}")
         return
-    loaded = load_subject(f"pico-not-causal:{path}").module.state_dict()
-    assert isinstance(load_subject(f"pico-not-causal:{path}").module, open_clip.CLIP)
+    loaded = load_eval_model(f"pico-not-causal:{path}").module.state_dict()
+    assert isinstance(load_eval_model(f"pico-not-causal:{path}").module, open_clip.CLIP)
     assert all(torch.equal(loaded[name], value) for name, value in module.state_dict().items())
 
 
 def test_weights_under_a_name_of_another_activation_are_refused() -> None:
-    for load in (load_subject, load_open_clip):
+    for load in (load_eval_model, load_open_clip):
         with pytest.raises(UserError, match=r"'openai' of ViT-B-32 were trained with QuickGELU: write ViT-B-32-quickg"):
             load("ViT-B-32:openai")
 
@@ -142,14 +142,14 @@ def test_weights_under_a_name_of_another_activation_are_refused() -> None:
 def test_what_lacks_a_name_says_how_to_give_it(folder: Path) -> None:
     weights = folder / "open_clip_model.safetensors"
     with pytest.raises(UserError, match=rf"{weights} says not which architecture .* as in ViT-B-16:{weights}"):
-        load_subject(str(weights))
+        load_eval_model(str(weights))
     with pytest.raises(UserError, match="vit_pico is an architecture; name its weights: vit_pico:FILE"):
-        load_subject("vit_pico")
+        load_eval_model("vit_pico")
     with pytest.raises(UserError, match=rf"no run: .*; for open_clip's model in it give local-dir:{folder}"):
         expand_models([str(folder)])
     save_checkpoint(folder / "ours.ckpt", create_model("vit_pico"))
     with pytest.raises(UserError, match="is a checkpoint of clip_la and knows its architecture: give its path alone"):
-        load_subject(f"vit_pico:{folder / 'ours.ckpt'}")
+        load_eval_model(f"vit_pico:{folder / 'ours.ckpt'}")
 
 
 def test_pictures_are_squashed_where_the_weights_were_trained_so() -> None:

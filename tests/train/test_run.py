@@ -22,7 +22,7 @@ from clip_la.data.stream.stream import ShardStream, Source
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
-from clip_la.train.checkpoint import checkpoint_name, newest_whole, saved_checkpoints
+from clip_la.train.checkpoint import checkpoint_name, latest_valid, saved_checkpoints
 from clip_la.train.cli import main
 
 BATCH = 16
@@ -272,7 +272,7 @@ def test_a_branch_equals_the_run_that_was_cooled_down_from_the_first(shared, tmp
 
 
 def newest(out):
-    return newest_whole(Path(out) / "checkpoints", print)
+    return latest_valid(Path(out) / "checkpoints", print)
 
 
 def test_only_a_constant_run_can_be_branched(uninterrupted, tmp_path):

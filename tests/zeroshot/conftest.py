@@ -12,7 +12,7 @@ from PIL import Image
 from clip_la.data.shards.reader import ShardWriter
 from clip_la.models.clip import CLIP, model_from_spec
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 
 # Seven ids of ImageNet-1K, neither sorted nor neighbours.
 WNIDS = ("n02123045", "n01440764", "n03017168", "n07753592", "n02085620", "n04507155", "n03950228")
@@ -54,7 +54,7 @@ def tiny_model(tiny_spec: ModelSpec) -> CLIP:
 
 
 @pytest.fixture
-def subject(tiny_model: CLIP) -> Subject:
+def eval_model(tiny_model: CLIP) -> EvalModel:
     return of_model(tiny_model)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import ClassSet
 
 
@@ -47,6 +47,6 @@ class Reference:
         return by_text.float().mean().item(), by_image.float().mean().item()
 
 
-def as_test_set(classes: ClassSet) -> TestSet:
+def as_test_set(classes: ClassSet) -> EvalDataset:
     """A test set of these classes and no pictures."""
-    return TestSet("x", classes, (), "")
+    return EvalDataset("x", classes, (), "")

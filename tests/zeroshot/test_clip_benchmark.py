@@ -18,7 +18,7 @@ from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import classes, prompts
-from clip_la.zeroshot.model.eval_model import Subject, of_model, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model, wrap_open_clip
 from clip_la.zeroshot.report import tables
 from clip_la.zeroshot.runner import predictions
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
@@ -108,9 +108,9 @@ def test_open_clips_logits_and_top1(theirs: torch.nn.Module, tiny_model: CLIP, i
         name="x",
         path=Path(),
     )
-    for subject in (of_model(tiny_model), wrapped(theirs, tiny_model)):
+    for eval_model in (of_model(tiny_model), wrapped(theirs, tiny_model)):
         found = evaluate_zeroshot(
-            subject,
+            eval_model,
             str(image_folder),
             classes=class_set,
             templates=prompts.PromptSet("t", TEMPLATES),
@@ -142,15 +142,15 @@ def test_a_file_of_weights_of_any_open_clip_model(shard_folder: Path, tmp_path: 
     assert found.top[:, 0].tolist() == expected.indices[:, 0].tolist()
 
 
-def wrapped(module: torch.nn.Module, model: CLIP) -> Subject:
+def wrapped(module: torch.nn.Module, model: CLIP) -> EvalModel:
     """open_clip's module through our protocol; its registry lacks this size, so the tokenizer is set by hand."""
     import dataclasses
 
     settings = open_clip.transform.PreprocessCfg(size=model.spec.image_size)
     open_clip.model.set_model_preprocess_cfg(module, dataclasses.asdict(settings))
-    subject = wrap_open_clip(module, "ViT-B-32", "")
+    eval_model = wrap_open_clip(module, "ViT-B-32", "")
     tokenizer = open_clip.SimpleTokenizer(context_length=model.spec.context_length)
-    return dataclasses.replace(subject, tokenize=lambda texts: tokenizer(list(texts)))
+    return dataclasses.replace(eval_model, tokenize=lambda texts: tokenizer(list(texts)))
 
 
 CAPTIONS = (1, 3, 2, 5, 1, 4, 2, 2, 1, 3, 5, 1, 2)

@@ -13,13 +13,13 @@ from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards.problems import SHARD_DAMAGED, Problem
 from clip_la.data.shards.reader import ShardWriter, read_samples
 from clip_la.data.shards.sources import expand_urls
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import RecordSource, ShardStream
 from clip_la.data.text.captions import Captions
-from clip_la.data.tools.pack_sources import ShardSource, find_source
+from clip_la.data.tools.pack_sources import ShardRecords, find_source
 from clip_la.data.tools.read import Reading, read
 from clip_la.data.tools.verify import missing_shards, verify
 from clip_la.errors import UserError
-from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 
 
@@ -38,7 +38,7 @@ def compressed(request: pytest.FixtureRequest, shard_folder: Path, tmp_path: Pat
 
 
 def test_a_test_set_is_the_same(compressed: Path, shard_folder: Path) -> None:
-    found, expected = (open_test_set(str(folder)) for folder in (compressed, shard_folder))
+    found, expected = (open_dataset(str(folder)) for folder in (compressed, shard_folder))
     assert found.classes.names == expected.classes.names
     pairs = zip(found.sources, expected.sources, strict=True)
     for one, other in pairs:
@@ -46,13 +46,13 @@ def test_a_test_set_is_the_same(compressed: Path, shard_folder: Path) -> None:
         assert records[0] == records[1]
         assert records[0]
     assert len(open_caption_shards(str(compressed), "again").sources) == len(found.sources)
-    assert open_test_set(str(found.sources[0].url)).classes.names == found.classes.names
+    assert open_dataset(str(found.sources[0].url)).classes.names == found.classes.names
 
 
 def first_batch(urls: list[str]) -> dict[str, Any]:
     """A training batch; samples have no caption of their own, so their class is taken."""
     stream = ShardStream(
-        [Source(tuple(urls))],
+        [RecordSource(tuple(urls))],
         batch_size=9,
         rank=0,
         world_size=1,
@@ -77,13 +77,13 @@ def test_training_read_verify_and_pack_find_the_same(compressed: Path, shard_fol
     assert [each["samples"] for each in passes] == [18, 18]
     assert passes[0]["skipped"] == passes[1]["skipped"]
     for spec in (str(compressed / "test"), urls[0]):
-        assert isinstance(find_source(spec), ShardSource)
+        assert isinstance(find_source(spec), ShardRecords)
 
 
 def test_a_shard_in_both_forms_is_not_counted_twice(shard_folder: Path) -> None:
     folder = shard_folder / "test"
     (folder / "1.tar.gz").write_bytes(gzip.compress((folder / "1.tar").read_bytes()))
-    for use in (lambda: expand_urls(str(folder)), lambda: open_test_set(str(shard_folder))):
+    for use in (lambda: expand_urls(str(folder)), lambda: open_dataset(str(shard_folder))):
         with pytest.raises(UserError, match=rf"{folder} holds both 1.tar and 1.tar.gz: is this one shard, twice\?"):
             use()
 

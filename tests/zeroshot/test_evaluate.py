@@ -10,11 +10,11 @@ from clip_la.data.images.decode import decode_image
 from clip_la.data.images.transforms import eval_transform, normalize_pixels
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot.datasets.find import default_name, open_test_set
+from clip_la.zeroshot.datasets.find import default_name, open_dataset
 from clip_la.zeroshot.labels import classes, prompts
 from clip_la.zeroshot.model.classifier import build_classifier, length_sorted_batches, plan_chunks
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
-from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.runner import predictions
 from clip_la.zeroshot.runner.batches import share_of
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
@@ -211,19 +211,19 @@ class Breaking:
         return self.inner(image)
 
 
-def test_interrupted_evaluation_goes_on(subject: Subject, image_folder: Path, tmp_path: Path, monkeypatch):
+def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Path, tmp_path: Path, monkeypatch):
     import dataclasses
 
     from clip_la.zeroshot.runner import partial_results as parts
 
     monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False}
-    whole = evaluate_zeroshot(subject, str(image_folder), **arguments)
-    breaking = dataclasses.replace(subject, preprocess=Breaking(subject.preprocess, 13))
+    whole = evaluate_zeroshot(eval_model, str(image_folder), **arguments)
+    breaking = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 13))
     with pytest.raises(Interrupted):
         evaluate_zeroshot(breaking, str(image_folder), state=tmp_path / "state", **arguments)
     # Twelve pictures, four units, are kept: twelve more to go.
-    counting = dataclasses.replace(subject, preprocess=Breaking(subject.preprocess, 11))
+    counting = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 11))
     again = evaluate_zeroshot(counting, str(image_folder), state=tmp_path / "state", **arguments)
     assert counting.preprocess.left == 0
     assert {**again.line, "date": ""} == {**whole.line, "date": ""}
@@ -234,51 +234,51 @@ def test_interrupted_evaluation_goes_on(subject: Subject, image_folder: Path, tm
     assert not list((tmp_path / "state").glob("*.parts"))
 
 
-def test_damaged_part_is_done_again(subject: Subject, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
+def test_damaged_part_is_done_again(eval_model: EvalModel, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     import dataclasses
 
     from clip_la.zeroshot.runner import partial_results as parts
 
     monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False, "state": tmp_path}
-    breaking = dataclasses.replace(subject, preprocess=Breaking(subject.preprocess, 13))
+    breaking = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 13))
     with pytest.raises(Interrupted):
         evaluate_zeroshot(breaking, str(image_folder), **arguments)
     part = sorted(tmp_path.glob("*.parts/*.npz"))[0]
     part.write_bytes(part.read_bytes()[:100])
-    found = evaluate_zeroshot(subject, str(image_folder), **arguments)
+    found = evaluate_zeroshot(eval_model, str(image_folder), **arguments)
     assert found.line["num_samples"] == 23
     assert "evaluated again" in capsys.readouterr().err
 
 
-def test_evaluation_id_changes_with_all_it_depends_on(subject: Subject, image_folder: Path):
+def test_evaluation_id_changes_with_all_it_depends_on(eval_model: EvalModel, image_folder: Path):
     def identify(**changes):
         arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False, **changes}
-        return evaluate_zeroshot(arguments.pop("model", subject), str(image_folder), **arguments).line["evaluation"]
+        return evaluate_zeroshot(arguments.pop("model", eval_model), str(image_folder), **arguments).line["evaluation"]
 
     some = classes.from_entries([{"id": key, "name": key} for key in WNIDS], name="some", path=Path())
     ids = [identify(), identify(templates="name"), identify(batch_size=4), identify(classes=some)]
     (image_folder / "n02123045" / "7.png").write_bytes(picture(77))
     ids.append(identify())
     with torch.no_grad():
-        subject.module.image.projection.weight.mul_(1.5)
-    ids.append(identify(model=of_model(subject.module)))
+        eval_model.module.image.projection.weight.mul_(1.5)
+    ids.append(identify(model=of_model(eval_model.module)))
     assert len(set(ids)) == len(ids)
-    assert identify(model=of_model(subject.module)) == ids[-1]
+    assert identify(model=of_model(eval_model.module)) == ids[-1]
 
 
-def test_cache_gives_the_same_and_notices_damage(subject: Subject, tmp_path: Path, capsys):
+def test_cache_gives_the_same_and_notices_damage(eval_model: EvalModel, tmp_path: Path, capsys):
     class_set = classes.from_entries(["a", "b", "c c"], name="x", path=Path())
     cache = ClassifierCache(tmp_path)
-    built = build_classifier(subject, class_set, TEMPLATES, cache=cache, progress=False)
+    built = build_classifier(eval_model, class_set, TEMPLATES, cache=cache, progress=False)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     calls: list[int] = []
-    original = subject.module.encode_text
-    subject.module.encode_text = lambda *a, **k: calls.append(1) or original(*a, **k)  # type: ignore[method-assign]
+    original = eval_model.module.encode_text
+    eval_model.module.encode_text = lambda *a, **k: calls.append(1) or original(*a, **k)  # type: ignore[method-assign]
 
     def build() -> torch.Tensor:
-        return build_classifier(subject, class_set, TEMPLATES, cache=cache, progress=False)
+        return build_classifier(eval_model, class_set, TEMPLATES, cache=cache, progress=False)
 
     assert torch.equal(build(), built)
     assert not calls
@@ -290,17 +290,17 @@ def test_cache_gives_the_same_and_notices_damage(subject: Subject, tmp_path: Pat
         assert "damaged" in capsys.readouterr().err
 
 
-def test_stale_cache_is_noticed(subject: Subject, tmp_path: Path, capsys):
+def test_stale_cache_is_noticed(eval_model: EvalModel, tmp_path: Path, capsys):
     cache = ClassifierCache(tmp_path)
     first = classes.from_entries(["a", "b"], name="x", path=Path())
     second = classes.from_entries(["a", "c"], name="x", path=Path())
-    build_classifier(subject, first, TEMPLATES, cache=cache, progress=False)
+    build_classifier(eval_model, first, TEMPLATES, cache=cache, progress=False)
     (file,) = tmp_path.iterdir()
-    build_classifier(subject, second, TEMPLATES, cache=cache, progress=False)
+    build_classifier(eval_model, second, TEMPLATES, cache=cache, progress=False)
     (other,) = set(tmp_path.iterdir()) - {file}
-    expected = build_classifier(subject, second, TEMPLATES, progress=False)
+    expected = build_classifier(eval_model, second, TEMPLATES, progress=False)
     other.write_bytes(file.read_bytes())
-    assert torch.equal(build_classifier(subject, second, TEMPLATES, cache=cache, progress=False), expected)
+    assert torch.equal(build_classifier(eval_model, second, TEMPLATES, cache=cache, progress=False), expected)
     assert "stale" in capsys.readouterr().err
 
 
@@ -329,4 +329,4 @@ def test_open_test_set_names():
     assert default_name("/data/imagenet/val") == "imagenet-val"
     assert default_name("/data/things/{000..003}.tar") == "things"
     with pytest.raises(UserError, match="no data at /nowhere/at/all; expected class folders"):
-        open_test_set("/nowhere/at/all")
+        open_dataset("/nowhere/at/all")

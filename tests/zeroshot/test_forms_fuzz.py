@@ -20,11 +20,11 @@ from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import model_from_spec
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.datasets.records import Record, Skipped
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import classes
-from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import NAMES, picture
@@ -126,7 +126,7 @@ LABELS |= st.just(float("nan"))
 
 
 @pytest.fixture(scope="module")
-def scored(tiny_spec: ModelSpec) -> tuple[Subject, list[int]]:
+def scored(tiny_spec: ModelSpec) -> tuple[EvalModel, list[int]]:
     """A model, and the class that open_clip's module with its weights gives to each of six pictures."""
     model = model_from_spec(tiny_spec, seed=3).eval()
     with torch.no_grad():
@@ -136,8 +136,8 @@ def scored(tiny_spec: ModelSpec) -> tuple[Subject, list[int]]:
 
 @settings(QUICK, max_examples=60)
 @given(st.lists(st.tuples(LABELS, st.sampled_from(["cls", "json"])), min_size=1, max_size=6))
-def test_any_labels_score_as_they_are_meant(scored: tuple[Subject, list[int]], labels: list[tuple[Any, str]]):
-    subject, predicted = scored
+def test_any_labels_score_as_they_are_meant(scored: tuple[EvalModel, list[int]], labels: list[tuple[Any, str]]):
+    eval_model, predicted = scored
     # .cls holds text, whatever was written into it.
     written = [own if part == "json" else "" if own is None else str(own) for own, part in labels]
     meant = list(map(label_meant, written))
@@ -149,7 +149,7 @@ def test_any_labels_score_as_they_are_meant(scored: tuple[Subject, list[int]], l
                 field = {".json": {"label": own}} if part == "json" else {".cls": own}
                 writer.write({"__key__": f"k{n}", ".png": picture(n), **field})
         try:
-            line = evaluate_zeroshot(subject, str(root), progress=False).line
+            line = evaluate_zeroshot(eval_model, str(root), progress=False).line
         except UserError as error:
             one_line(error)
             assert None in meant or not usable
@@ -255,7 +255,7 @@ def test_any_tree_of_folders(tree: set[tuple[str, str]], listed: str):
         if listed:
             (root / "classnames.txt").write_text(listed)
         try:
-            test_set = open_test_set(str(root))
+            test_set = open_dataset(str(root))
         except UserError as error:
             one_line(error)
             return

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from clip_la.models.clip import CLIP, model_from_spec
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.model.eval_model import OpenClipPreprocess, Subject, UInt8Preprocess, of_model
+from clip_la.zeroshot.model.eval_model import EvalModel, OpenClipPreprocess, UInt8Preprocess, of_model
 from clip_la.zeroshot.model.identity import structure, tokenizer_id
-from clip_la.zeroshot.model.load import load_subject
+from clip_la.zeroshot.model.load import load_eval_model
 
 HALF = (0.5, 0.5, 0.5)
 # Each change leaves names, shapes and values of the weights as they are; does the text tower see it?
@@ -72,31 +72,32 @@ def test_each_weight_counts(tiny_model: CLIP):
         hashes[1].add(changed.text_hash)
 
 
-def changed(subject: Subject, **fields: Any) -> tuple[bool, bool]:
-    other = dataclasses.replace(subject, **fields)
-    return other.hash != subject.hash, other.text_hash != subject.text_hash
+def changed(eval_model: EvalModel, **fields: Any) -> tuple[bool, bool]:
+    other = dataclasses.replace(eval_model, **fields)
+    return other.hash != eval_model.hash, other.text_hash != eval_model.text_hash
 
 
-def test_each_part_of_a_subject_counts(subject: Subject):
+def test_each_part_of_a_subject_counts(eval_model: EvalModel):
     settings = {"mean": HALF, "resize_mode": "shortest"}
     open_clips = OpenClipPreprocess(tuple(settings.items()))
-    assert changed(subject, preprocess=UInt8Preprocess(48)) == (True, False)
-    assert changed(subject, preprocess=open_clips) == (True, False)
-    with_open_clips = dataclasses.replace(subject, preprocess=open_clips)
+    assert changed(eval_model, preprocess=UInt8Preprocess(48)) == (True, False)
+    assert changed(eval_model, preprocess=open_clips) == (True, False)
+    with_open_clips = dataclasses.replace(eval_model, preprocess=open_clips)
     for key, value in (("mean", (0.4, 0.5, 0.5)), ("resize_mode", "squash"), ("fill_color", 1)):
         other = OpenClipPreprocess(tuple({**settings, key: value}.items()))
         assert changed(with_open_clips, preprocess=other) == (True, False), key
-    assert changed(subject, pixel_stats=None) == (True, False)
-    assert changed(subject, context_length=39) == (True, True)
-    assert changed(subject, trims_text=False) == (True, True)
-    assert changed(subject, compiled=True) == (True, True)
-    assert changed(subject, tokenizer_name="clip/other") == (True, True)
+    assert changed(eval_model, pixel_stats=None) == (True, False)
+    assert changed(eval_model, context_length=39) == (True, True)
+    assert changed(eval_model, trims_text=False) == (True, True)
+    assert changed(eval_model, compiled=True) == (True, True)
+    assert changed(eval_model, tokenizer_name="clip/other") == (True, True)
     assert (
-        changed(subject, tokenize=lambda texts: subject.tokenize([text.upper()[::-1] for text in texts])) == (True,) * 2
+        changed(eval_model, tokenize=lambda texts: eval_model.tokenize([text.upper()[::-1] for text in texts]))
+        == (True,) * 2
     )
-    assert changed(subject, origin={"checkpoint": "elsewhere"}) == (False, False)
+    assert changed(eval_model, origin={"checkpoint": "elsewhere"}) == (False, False)
     # What has no text of its own is never taken for another one.
-    assert changed(subject, preprocess=lambda image: subject.preprocess(image))[0]
+    assert changed(eval_model, preprocess=lambda image: eval_model.preprocess(image))[0]
 
 
 CONFIG = {
@@ -131,25 +132,25 @@ def open_clip_weights() -> dict[str, torch.Tensor]:
     return open_clip.CLIP(**json.loads(json.dumps(CONFIG["model_cfg"]))).state_dict()
 
 
-def local_subject(folder: Path, weights: dict[str, torch.Tensor], config: dict[str, Any]) -> Subject:
+def local_subject(folder: Path, weights: dict[str, torch.Tensor], config: dict[str, Any]) -> EvalModel:
     folder.mkdir()
     save_file({name: value.contiguous() for name, value in weights.items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return load_subject(f"local-dir:{folder}")
+    return load_eval_model(f"local-dir:{folder}")
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory, open_clip_weights: dict[str, torch.Tensor]) -> Subject:
+def local(tmp_path_factory, open_clip_weights: dict[str, torch.Tensor]) -> EvalModel:
     return local_subject(tmp_path_factory.mktemp("local") / "base", open_clip_weights, CONFIG)
 
 
-def test_a_copied_folder_is_the_same_model(local: Subject, tmp_path: Path, open_clip_weights):
+def test_a_copied_folder_is_the_same_model(local: EvalModel, tmp_path: Path, open_clip_weights):
     copy = local_subject(tmp_path / "copy", open_clip_weights, CONFIG)
     assert (copy.hash, copy.text_hash) == (local.hash, local.text_hash)
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_configuration_is_another_model(local: Subject, tmp_path: Path, open_clip_weights, edit: str):
+def test_an_edited_configuration_is_another_model(local: EvalModel, tmp_path: Path, open_clip_weights, edit: str):
     path, value, in_text = EDITS[edit]
     config = json.loads(json.dumps(CONFIG))
     *folders, name = path.split(".")
@@ -162,7 +163,7 @@ def test_an_edited_configuration_is_another_model(local: Subject, tmp_path: Path
     assert (other.text_hash != local.text_hash) == in_text
 
 
-def test_structure_is_the_same_in_every_process(local: Subject):
+def test_structure_is_the_same_in_every_process(local: EvalModel):
     lines = "\n".join(structure(local.module))
     assert " at 0x" not in lines
     assert "num_heads" in lines

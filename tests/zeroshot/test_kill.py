@@ -91,7 +91,7 @@ def kill_when(arguments: list[str], pattern: str, folder: Path, count: int) -> N
 
 
 def units_in(folder: Path, read) -> int:
-    return len(parts.Parts(folder, read).load())
+    return len(parts.PartialResults(folder, read).load())
 
 
 def counting(function: Callable, name: str, made: Counter[str]) -> Callable:

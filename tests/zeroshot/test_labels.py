@@ -12,8 +12,8 @@ from clip_la.data.corpora import imagenet_names as names
 from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot.datasets.find import open_test_set
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.find import open_dataset
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels import classes
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
@@ -58,7 +58,7 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_a_label_in_shards(tmp_path: Path, form: str):
     folder = labelled(tmp_path, *map(FORMS[form], TRUTH))
-    assert read(open_test_set(str(folder))) == [(f"k{n}", (own,)) for n, own in enumerate(TRUTH)]
+    assert read(open_dataset(str(folder))) == [(f"k{n}", (own,)) for n, own in enumerate(TRUTH)]
 
 
 def test_class_numbers_of_every_form_score_as_open_clip_does(tiny_model: CLIP, tmp_path: Path):
@@ -82,14 +82,14 @@ def test_what_has_no_label_or_another_class_is_counted(tmp_path: Path):
     values = [{".cls": "-1"}, {".cls": ""}, {".json": {"class": None}}, {".json": {"class": float("nan")}}]
     values += [{".json": {}}, {".json": b"{"}, {".json": {"class": "cat"}}, {".cls": "cat"}, {".cls": "2"}]
     folder = labelled(tmp_path, *values)
-    test_set = open_test_set(str(folder))
+    test_set = open_dataset(str(folder))
     assert read(test_set) == [("k8", (2,))]
     reasons = ["no label"] * 5 + ["json damaged"] + ["class not in the class set"] * 2
     assert skipped(test_set) == [(f"k{n}", reason) for n, reason in enumerate(reasons)]
     with pytest.raises(UserError, match=r"0\.tar: class 'cat' of sample k6 is not in"):
-        read(open_test_set(str(folder), unknown_classes="error"))
+        read(open_dataset(str(folder), unknown_classes="error"))
     with pytest.raises(UserError, match="did you mean error"):
-        open_test_set(str(folder), unknown_classes="errors")
+        open_dataset(str(folder), unknown_classes="errors")
 
 
 @pytest.mark.parametrize(
@@ -108,32 +108,32 @@ def test_what_has_no_label_or_another_class_is_counted(tmp_path: Path):
 )
 def test_labels_that_can_be_no_class(tmp_path: Path, parts: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
-        read(open_test_set(str(labelled(tmp_path, parts))))
+        read(open_dataset(str(labelled(tmp_path, parts))))
 
 
 def test_digits_that_name_one_class_and_count_another(tmp_path: Path):
     write(tmp_path / "0.tar", {".png": picture(0), ".json": {"class": "1"}})
     (tmp_path / "classes.json").write_text(json.dumps(["1", "2", "0"]))
     with pytest.raises(UserError, match=r"label '1' of sample k0 is the name of class 0"):
-        read(open_test_set(str(tmp_path)))
+        read(open_dataset(str(tmp_path)))
     (tmp_path / "classes.json").write_text(json.dumps(["7", "8", "1"]))
     write(tmp_path / "0.tar", {".png": picture(0), ".json": {"class": "8"}})
-    assert read(open_test_set(str(tmp_path))) == [("k0", (1,))]
+    assert read(open_dataset(str(tmp_path))) == [("k0", (1,))]
     # .cls is a number in webdataset.
     write(tmp_path / "0.tar", {".png": picture(0), ".cls": "1"})
-    assert read(open_test_set(str(tmp_path))) == [("k0", (1,))]
+    assert read(open_dataset(str(tmp_path))) == [("k0", (1,))]
 
 
 def test_two_lists_beside_that_differ(tmp_path: Path):
     folder = labelled(tmp_path, {".cls": "1"})
     (folder / "classnames.txt").write_text("\n".join(NAMES).replace(" ", "_"))
-    assert read(open_test_set(str(folder))) == [("k0", (1,))]
+    assert read(open_dataset(str(folder))) == [("k0", (1,))]
     (folder / "classnames.txt").write_text("\n".join(reversed(NAMES)))
     with pytest.raises(UserError, match=r"class 0 is 'red panda' in .*classes\.json, 'violin' in classnames\.txt"):
-        open_test_set(str(folder))
+        open_dataset(str(folder))
     (folder / "classnames.txt").write_text("red panda")
     with pytest.raises(UserError, match=r"has 6 classes, classnames\.txt beside it 1"):
-        open_test_set(str(folder))
+        open_dataset(str(folder))
 
 
 LISTED = classes.from_entries(NAMES, name="n", path=Path())
@@ -156,15 +156,15 @@ def test_forms_of_a_label_in_parquet(tmp_path: Path, labels: list[Any], given: s
     parquet(tmp_path / "a.parquet", labels, list(NAMES) if given == "in the file" else None)
     if given == "beside":
         (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
-    test_set = open_test_set(str(tmp_path), classes=LISTED if given == "--classes" else None)
+    test_set = open_dataset(str(tmp_path), classes=LISTED if given == "--classes" else None)
     assert read(test_set) == [(f"a.parquet:{n}", (own,)) for n, own in enumerate(TRUTH)]
 
 
 def test_parquet_labels_that_are_none(tmp_path: Path):
     parquet(tmp_path / "a.parquet", [2.0, None, float("nan"), -1.0], list(NAMES))
     parquet(tmp_path / "b.parquet", [[2, 4], [], None, [-1]], list(NAMES))
-    assert read(open_test_set(str(tmp_path))) == [("a.parquet:0", (2,)), ("b.parquet:0", (2, 4))]
-    assert {reason for _, reason in skipped(open_test_set(str(tmp_path)))} == {"no label"}
+    assert read(open_dataset(str(tmp_path))) == [("a.parquet:0", (2,)), ("b.parquet:0", (2, 4))]
+    assert {reason for _, reason in skipped(open_dataset(str(tmp_path)))} == {"no label"}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_parquet_labels_that_are_none(tmp_path: Path):
 def test_parquet_labels_that_can_be_no_class(tmp_path: Path, labels: list[Any], message: str, given: bool):
     parquet(tmp_path / "a.parquet", labels, None if given else list(NAMES))
     with pytest.raises(UserError, match=message):
-        read(open_test_set(str(tmp_path), classes=LISTED if given else None))
+        read(open_dataset(str(tmp_path), classes=LISTED if given else None))
 
 
 def hub_features(names: Any) -> dict[bytes, bytes]:
@@ -195,34 +195,34 @@ def test_parquet_class_names_in_other_forms(tmp_path: Path):
     table = pyarrow.parquet.read_table(path)
     numbered = {str(n): NAMES[n] for n in (2, 1, 0)}
     pyarrow.parquet.write_table(table.replace_schema_metadata(hub_features(numbered)), path)
-    assert open_test_set(str(path)).classes.names == tuple((name,) for name in NAMES[:3])
+    assert open_dataset(str(path)).classes.names == tuple((name,) for name in NAMES[:3])
     for broken, message in (({"1": "a", "2": "b"}, "begin at 0"), (["a", None], "a class is a name"), (3, "no list")):
         pyarrow.parquet.write_table(table.replace_schema_metadata(hub_features(broken)), path)
         with pytest.raises(UserError, match=message):
-            open_test_set(str(path))
+            open_dataset(str(path))
 
 
 def test_parquet_of_imagenet_with_names_of_two_classes(tmp_path: Path):
     whole = classes.imagenet("imagenet1k")
     hub = [", ".join(names.lemmas()[key]) for key in whole.ids]
     path = parquet(tmp_path / "a.parquet", [0, 134, 517, 999], hub)
-    assert [own for _, own in read(open_test_set(str(path)))] == [(0,), (134,), (517,), (999,)]
+    assert [own for _, own in read(open_dataset(str(path)))] == [(0,), (134,), (517,), (999,)]
 
 
 def test_parquet_with_wordnet_ids_for_names(tmp_path: Path):
     path = parquet(tmp_path / "a.parquet", [3, 0], list(WNIDS))
-    test_set = open_test_set(str(path))
+    test_set = open_dataset(str(path))
     assert (test_set.classes.ids, read(test_set)[0][1]) == (WNIDS, (3,))
     assert test_set.classes.names[1] == ("tench",)
     whole = classes.imagenet("imagenet1k")
-    assert read(open_test_set(str(path), classes=whole))[0][1] == (whole.index[WNIDS[3]],)
+    assert read(open_dataset(str(path), classes=whole))[0][1] == (whole.index[WNIDS[3]],)
 
 
 def test_parquet_files_of_different_classes(tmp_path: Path):
     parquet(tmp_path / "a.parquet", [0], list(NAMES))
     parquet(tmp_path / "b.parquet", [0], list(reversed(NAMES)))
     with pytest.raises(UserError, match=r"b\.parquet has other columns or class names than .*a\.parquet"):
-        open_test_set(str(tmp_path))
+        open_dataset(str(tmp_path))
 
 
 def test_parquet_damaged_within(tmp_path: Path):
@@ -231,19 +231,19 @@ def test_parquet_damaged_within(tmp_path: Path):
     data[4:400] = bytes(396)
     path.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"a\.parquet: damaged"):
-        read(open_test_set(str(path)))
+        read(open_dataset(str(path)))
 
 
 def test_columns_of_clip_benchmarks_sets_on_the_hub(tmp_path: Path):
     table = pyarrow.table({"webp": [picture(0)], "CLS": [4], "__key__": ["a"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert read(open_test_set(str(tmp_path), classes=LISTED)) == [("a.parquet:0", (4,))]
+    assert read(open_dataset(str(tmp_path), classes=LISTED)) == [("a.parquet:0", (4,))]
 
 
 def test_a_set_that_says_what_it_skipped(tiny_model: CLIP, tmp_path: Path):
     folder = labelled(tmp_path, {".cls": "1"}, {".cls": "cat"}, {".cls": "-1"})
     line = evaluate_zeroshot(tiny_model, str(folder), progress=False).line
     assert line["skipped"] == {"class not in the class set": 1, "no label": 1}
-    test_set: TestSet = open_test_set(str(labelled(tmp_path / "x", {".cls": "cat"})))
+    test_set: EvalDataset = open_dataset(str(labelled(tmp_path / "x", {".cls": "cat"})))
     with pytest.raises(UserError, match=r"can be evaluated \(class not in the class set: 1 \(first: k0\)\)"):
         evaluate_zeroshot(tiny_model, test_set, progress=False)

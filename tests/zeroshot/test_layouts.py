@@ -10,12 +10,12 @@ import pytest
 from clip_la.data.corpora import imagenet_names as names
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.datasets.records import Record
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import classes
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
-from clip_la.zeroshot.tasks.entries import Entry, prepare
+from clip_la.zeroshot.tasks.entries import SuiteEntry, prepare
 from clip_la.zeroshot.tasks.task import Probe
 
 from .conftest import NAMES, WNIDS, picture
@@ -26,14 +26,14 @@ PETS = ("cat/0.png", "dog/1.png", "dog/2.png")
 
 
 def keys(data: Path, **how: object) -> list[str]:
-    return [key for key, _ in read(open_test_set(str(data), **how))]  # type: ignore[arg-type]
+    return [key for key, _ in read(open_dataset(str(data), **how))]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("part", ["val", "validation", "test", "Val", "dev"])
 def test_the_only_part_that_is_not_for_training_is_taken(tmp_path: Path, part: str):
     root = put(tmp_path / "pets", *(f"{own}/{file}" for own in ("train", part) for file in PETS))
     (root / "annotations").mkdir()
-    test_set = open_test_set(str(root))
+    test_set = open_dataset(str(root))
     assert [key for key, _ in read(test_set)] == list(PETS)
     assert test_set.classes.names == (("cat",), ("dog",))
     assert test_set.notes[0].endswith(f"taken is {root / part}")
@@ -58,7 +58,7 @@ def test_the_only_part_that_is_not_for_training_is_taken(tmp_path: Path, part: s
 )
 def test_layouts_that_are_no_classes(tmp_path: Path, files: list[str], message: str):
     with pytest.raises(UserError, match=message) as caught:
-        open_test_set(str(put(tmp_path / "x", *files)))
+        open_dataset(str(put(tmp_path / "x", *files)))
     assert "\n" not in str(caught.value)
 
 
@@ -77,7 +77,7 @@ def test_a_probe_learns_from_the_part_for_training(tmp_path: Path):
                 parquet(path, [seed], list(NAMES))
         if name == "shards":
             (root / "classnames.txt").write_text("\n".join(NAMES))
-        job = prepare(Entry(str(root), task="knn", train=str(root)))
+        job = prepare(SuiteEntry(str(root), task="knn", train=str(root)))
         assert isinstance(job, Probe)
         learnt, tested = (
             [(own.key, own.labels) for source in used.sources for own in source.records() if isinstance(own, Record)]
@@ -92,7 +92,7 @@ def test_a_probe_learns_from_the_part_for_training(tmp_path: Path):
 
 def test_a_class_may_be_called_train(tmp_path: Path):
     root = put(tmp_path, "train/a.png", "bus/b.png", "car/c.png")
-    assert open_test_set(str(root)).classes.names == (("bus",), ("car",), ("train",))
+    assert open_dataset(str(root)).classes.names == (("bus",), ("car",), ("train",))
 
 
 def test_what_systems_leave_behind_is_no_class_and_no_picture(tmp_path: Path):
@@ -101,7 +101,7 @@ def test_what_systems_leave_behind_is_no_class_and_no_picture(tmp_path: Path):
     )
     put(tmp_path, "dog/._1.png", "dog/@eaDir/1.png/THUMB.jpg", "dog/.thumbs/1.png", "dog/Thumbs.db", "dog/.DS_Store")
     (root / ".DS_Store").write_bytes(b"x")
-    test_set = open_test_set(str(root))
+    test_set = open_dataset(str(root))
     assert [key for key, _ in read(test_set)] == list(PETS)
     assert not test_set.notes
     # Beside WordNet ids too.
@@ -127,7 +127,7 @@ def test_upper_case_and_links(tmp_path: Path):
         "dog/1.JpEg": 2,
         "dog/more/3.png": 2,
     }
-    assert {key: own[0] for key, own in read(open_test_set(str(root)))} == expected
+    assert {key: own[0] for key, own in read(open_dataset(str(root)))} == expected
 
 
 def test_a_link_to_nothing_is_counted(tiny_model: CLIP, tmp_path: Path):
@@ -140,7 +140,7 @@ def test_a_link_to_nothing_is_counted(tiny_model: CLIP, tmp_path: Path):
 def test_nested_folders_count_for_the_top_one_and_it_is_said(tmp_path: Path):
     root = put(tmp_path, "animals/cat/a.png", "animals/dog/b.png", "plants/oak/c.png", "plants/d.png")
     (root / "stones").mkdir()
-    test_set = open_test_set(str(root))
+    test_set = open_dataset(str(root))
     assert [own for _, own in read(test_set)] == [(0,), (0,), (1,), (1,)]
     assert test_set.notes == (
         f"{root}: class folders without pictures: stones",
@@ -173,9 +173,9 @@ def test_numbered_folders_outside_the_list(tmp_path: Path):
     root = put(tmp_path, *(f"{n}/a.png" for n in range(1, 7)))
     (root / "classnames.txt").write_text("\n".join(NAMES))
     with pytest.raises(UserError, match=r"folders outside the 6 classes .*: 6$"):
-        open_test_set(str(root))
+        open_dataset(str(root))
     with pytest.raises(UserError, match=r"no class of imagenet21k/lemma: 1, 2, 3 and 3 more"):
-        open_test_set(str(root), classes=classes.imagenet("imagenet21k"))
+        open_dataset(str(root), classes=classes.imagenet("imagenet21k"))
 
 
 def test_folder_numbers_count_in_the_list_beside_alone(tmp_path: Path):
@@ -183,20 +183,20 @@ def test_folder_numbers_count_in_the_list_beside_alone(tmp_path: Path):
     (root / "classnames.txt").write_text("\n".join(NAMES))
     turned = classes.from_entries(list(reversed(NAMES)), name="turned", path=Path())
     with pytest.raises(UserError, match=r"no class of turned/file: 0, 3$"):
-        open_test_set(str(root), classes=turned)
+        open_dataset(str(root), classes=turned)
     same = classes.from_entries(NAMES, name="same", path=Path())
-    assert read(open_test_set(str(root), classes=same)) == [("0/a.png", (0,)), ("3/b.png", (3,))]
+    assert read(open_dataset(str(root), classes=same)) == [("0/a.png", (0,)), ("3/b.png", (3,))]
     (root / "classnames.txt").unlink()
-    assert read(open_test_set(str(root), classes=turned)) == [("0/a.png", (0,)), ("3/b.png", (3,))]
+    assert read(open_dataset(str(root), classes=turned)) == [("0/a.png", (0,)), ("3/b.png", (3,))]
 
 
 def test_folders_of_digits_are_digits(tmp_path: Path):
     root = put(tmp_path, *(f"{n}/a.png" for n in range(10)))
-    test_set = open_test_set(str(root))
+    test_set = open_dataset(str(root))
     assert test_set.classes.names[7] == ("7",)
     assert "digits are taken for the names" in test_set.notes[0]
     chosen = classes.from_entries([str(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 0)], name="svhn", path=Path())
-    assert dict(read(open_test_set(str(root), classes=chosen)))["0/a.png"] == (9,)
+    assert dict(read(open_dataset(str(root), classes=chosen)))["0/a.png"] == (9,)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def renditions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_folders_that_are_exactly_a_set_of_the_catalog(renditions: Path):
-    test_set = open_test_set(str(renditions))
+    test_set = open_dataset(str(renditions))
     assert test_set.classes is classes.imagenet("imagenet_r")
     assert test_set.notes == (f"{renditions}: its 200 folders are exactly the classes of imagenet_r",)
 
@@ -215,7 +215,7 @@ def test_folders_that_several_sets_have(tmp_path: Path, renditions: Path):
     root = tmp_path / "some"
     shutil.copytree(renditions, root)
     shutil.rmtree(root / names.wordnet_ids("imagenet_r")[0])
-    test_set = open_test_set(str(root))
+    test_set = open_dataset(str(root))
     assert test_set.classes is classes.imagenet("imagenet1k")
     (note,) = test_set.notes
     assert "199 of the 1,000 classes of imagenet1k have folders" in note
@@ -228,12 +228,12 @@ def test_a_folder_that_the_class_set_lacks_is_skipped_and_counted(tiny_model: CL
     # ImageNet-1K's teddy, which ImageNet-21K does not have.
     root = put(tmp_path, "n02084071/dog.png", "n04399382/a.png", "n04399382/b.png")
     chosen = classes.imagenet("imagenet21k")
-    test_set = open_test_set(str(root), classes=chosen)
+    test_set = open_dataset(str(root), classes=chosen)
     assert skipped(test_set) == [(f"n04399382/{x}.png", "class not in the class set") for x in "ab"]
     assert test_set.notes == (f"{root}: skipped, since they are no class of imagenet21k/lemma: n04399382",)
     if explicit:
         with pytest.raises(UserError, match="no class of imagenet21k/lemma: n04399382"):
-            prepare(Entry(str(root), classes="imagenet21k", unknown_classes="error"))
+            prepare(SuiteEntry(str(root), classes="imagenet21k", unknown_classes="error"))
     small = classes.from_entries([{"id": key, "name": key} for key in ("n02084071", *WNIDS)], name="s", path=Path())
     line = evaluate_zeroshot(tiny_model, str(root), classes=small, progress=False).line
     assert (line["num_samples"], line["skipped"]) == (1, {"class not in the class set": 2})
@@ -245,12 +245,12 @@ def test_img2datasets_parquet_files_are_not_the_pictures(tmp_path: Path):
     (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
     (tmp_path / "00000.parquet").write_bytes(b"PAR1....PAR1")
     (tmp_path / "00000_stats.json").write_text("{}")
-    assert read(open_test_set(str(tmp_path))) == [("k0", (1,))]
+    assert read(open_dataset(str(tmp_path))) == [("k0", (1,))]
     parquet(tmp_path / "test.parquet", [0], list(NAMES))
     with pytest.raises(
         UserError, match=r"shards and Parquet files; name which: --data '.*\*\.tar' or --data .*test\.parquet"
     ):
-        open_test_set(str(tmp_path))
+        open_dataset(str(tmp_path))
     assert keys(tmp_path / "*.tar") == ["k0"]
     assert keys(tmp_path / "te*.parquet") == ["test.parquet:0"]
 
@@ -258,20 +258,20 @@ def test_img2datasets_parquet_files_are_not_the_pictures(tmp_path: Path):
 def test_parts_of_a_hub_data_set(tmp_path: Path):
     for part, label in (("train", 0), ("test", 4)):
         parquet(tmp_path / "data" / f"{part}-00000-of-00001.parquet", [label], list(NAMES))
-    test_set = open_test_set(str(tmp_path))
+    test_set = open_dataset(str(tmp_path))
     assert read(test_set) == [("test-00000-of-00001.parquet:0", (4,))]
     assert "taken is test: 1 of 2" in test_set.notes[0]
     parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [2], list(NAMES))
     with pytest.raises(UserError, match=r"name one, as in --data '.*data/\*test\*\.parquet'"):
-        open_test_set(str(tmp_path))
-    assert read(open_test_set(str(tmp_path / "data" / "valid*.parquet")))[0][1] == (2,)
+        open_dataset(str(tmp_path))
+    assert read(open_dataset(str(tmp_path / "data" / "valid*.parquet")))[0][1] == (2,)
 
 
 def test_parts_of_a_folder_of_shards(tmp_path: Path):
     for shard, label in (("imagenet-train-000000", 0), ("imagenet-train-000001", 0), ("imagenet-validation-00", 4)):
         write(tmp_path / f"{shard}.tar", {".png": picture(label), ".cls": str(label), ".txt": shard})
     (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
-    test_set = open_test_set(str(tmp_path))
+    test_set = open_dataset(str(tmp_path))
     assert read(test_set) == [("k0", (4,))]
     assert "taken is val: 1 of 3" in test_set.notes[0]
     assert len(open_caption_shards(str(tmp_path), "x").sources) == 1
@@ -282,10 +282,10 @@ def test_parts_of_shards_in_folders(tmp_path: Path):
         (tmp_path / part).mkdir()
         write(tmp_path / part / "0.tar", {".png": picture(label), ".cls": str(label)})
     (tmp_path / "classnames.txt").write_text("\n".join(NAMES))
-    assert read(open_test_set(str(tmp_path))) == [("k0", (2,))]
+    assert read(open_dataset(str(tmp_path))) == [("k0", (2,))]
     (tmp_path / "test").mkdir()
     write(tmp_path / "test" / "0.tar", {".png": picture(5), ".cls": "5"})
-    test_set = open_test_set(str(tmp_path))
+    test_set = open_dataset(str(tmp_path))
     assert read(test_set) == [("k0", (5,))]
     assert "holds shards in test and val; taken is" in test_set.notes[0]
 
@@ -302,7 +302,7 @@ def test_parts_of_shards_in_folders(tmp_path: Path):
     ],
 )
 def test_numbers_before_folders_names_are_not_prompted(tmp_path: Path, folders: list[str], prompted: list[str]):
-    test_set = open_test_set(str(put(tmp_path, *(f"{folder}/a.png" for folder in folders))))
+    test_set = open_dataset(str(put(tmp_path, *(f"{folder}/a.png" for folder in folders))))
     assert [names[0] for names in test_set.classes.names] == prompted
     assert list(test_set.classes.ids) == folders
     assert any("left out of prompts" in note for note in test_set.notes) == (prompted[0] not in folders)

@@ -9,10 +9,10 @@ from sklearn.neighbors import NearestNeighbors
 from clip_la import results
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.model.eval_model import of_model
 from clip_la.zeroshot.tasks import probe
-from clip_la.zeroshot.tasks.entries import Entry
+from clip_la.zeroshot.tasks.entries import SuiteEntry
 
 
 def data(rows: int, seed: int, classes: int = 5, dim: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_chosen_penalty_is_the_best_on_held_out_pictures():
 @pytest.mark.parametrize("task", [results.KNN, results.LINEAR_PROBE])
 def test_learning_and_testing_on_the_same_pictures(tiny_model: CLIP, image_folder: Path, task: str, monkeypatch):
     monkeypatch.setattr(probe, "NUM_NEIGHBOURS", 1)
-    test_set = open_test_set(str(image_folder))
+    test_set = open_dataset(str(image_folder))
     line = probe.evaluate_probe(of_model(tiny_model), test_set, test_set, task=task, batch_size=4, progress=False)
     assert (line["task"], line["num_samples"], line["num_train"]) == (task, 23, 23)
     if task == results.LINEAR_PROBE:
@@ -82,7 +82,7 @@ def test_nearest_neighbour_of_a_training_picture_is_itself():
 
 
 def test_shots_limit_the_training_pictures(tiny_model: CLIP, image_folder: Path):
-    test_set = open_test_set(str(image_folder))
+    test_set = open_dataset(str(image_folder))
     line = probe.evaluate_probe(
         of_model(tiny_model), test_set, test_set, task=results.KNN, shots=2, batch_size=4, progress=False
     )
@@ -104,4 +104,4 @@ def test_shots_limit_the_training_pictures(tiny_model: CLIP, image_folder: Path)
 )
 def test_contradicting_entries(arguments: dict, message: str):
     with pytest.raises(UserError, match=message):
-        Entry(data="x", **arguments)
+        SuiteEntry(data="x", **arguments)

@@ -135,7 +135,7 @@ def test_error_on_one_rank_reaches_all(tmp_path: Path):
 
     def work(rank: int) -> None:
         with pytest.raises(UserError, match="shard 7 is not there"):
-            ranks.exchange(lambda: fail(rank))
+            ranks.all_gather(lambda: fail(rank))
 
     run_job(work, 3, tmp_path)
 
@@ -143,6 +143,6 @@ def test_error_on_one_rank_reaches_all(tmp_path: Path):
 def test_unexpected_error_on_one_rank_reaches_all(tmp_path: Path):
     def work(rank: int) -> None:
         with pytest.raises(ZeroDivisionError if rank == 0 else RuntimeError, match="division"):
-            ranks.exchange(lambda: 1 // rank)
+            ranks.all_gather(lambda: 1 // rank)
 
     run_job(work, 2, tmp_path)

@@ -17,7 +17,7 @@ from clip_la.models.interop import to_open_clip, to_open_clip_config
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.labels.prompts import PromptSet
 from clip_la.zeroshot.model.classifier import build_classifier
-from clip_la.zeroshot.model.eval_model import Subject, of_model, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model, wrap_open_clip
 from clip_la.zeroshot.tasks.retrieval import encode_texts
 
 TEXTS = [
@@ -44,7 +44,7 @@ def theirs(tiny_model: CLIP) -> Any:
 
 
 @pytest.fixture(params=["ours", "open_clip"])
-def either(request: pytest.FixtureRequest, tiny_model: CLIP, theirs: Any) -> Subject:
+def either(request: pytest.FixtureRequest, tiny_model: CLIP, theirs: Any) -> EvalModel:
     """The same model evaluated by our towers, and by open_clip's module."""
     if request.param == "ours":
         return of_model(tiny_model)
@@ -72,7 +72,7 @@ SIGNS = st.sampled_from([*string.printable, *"!!!!!!", "!:-)", "\U0001f382", "\u
 
 
 def test_random_texts_have_open_clips_features_in_any_company(tiny_model: CLIP, theirs: Any) -> None:
-    encode, subject = CaptionEncoder("clip", tiny_model.spec.context_length), of_model(tiny_model)
+    encode, eval_model = CaptionEncoder("clip", tiny_model.spec.context_length), of_model(tiny_model)
 
     @settings(derandomize=True, deadline=None, max_examples=12)
     @given(st.lists(st.lists(SIGNS, max_size=25).map("".join) | st.sampled_from(TEXTS), min_size=1, max_size=7))
@@ -81,13 +81,13 @@ def test_random_texts_have_open_clips_features_in_any_company(tiny_model: CLIP, 
         with torch.no_grad():
             together = tiny_model.encode_text(encode(texts)[0])
             alone = torch.cat([tiny_model.encode_text(encode([text])[0]) for text in texts])
-        for features in (together, alone, encode_texts(subject, texts, precision="float32")):
+        for features in (together, alone, encode_texts(eval_model, texts, precision="float32")):
             assert (features - reference).abs().max() < TOLERANCE
 
     check()
 
 
-def test_retrieval_texts_have_open_clips_features(either: Subject, theirs: Any) -> None:
+def test_retrieval_texts_have_open_clips_features(either: EvalModel, theirs: Any) -> None:
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[::-1]):
         features = encode_texts(either, texts, precision="float32")
         assert (features - expected(theirs, texts)).abs().max() < TOLERANCE
@@ -96,7 +96,7 @@ def test_retrieval_texts_have_open_clips_features(either: Subject, theirs: Any) 
 @pytest.mark.parametrize(
     "template", ["a photo of a {c}!:-)", "wow!\u2122 a {c}", "{c}!\U0001f382", "a {c} (not!)", "{c}"]
 )
-def test_classifiers_are_open_clips(either: Subject, theirs: Any, template: str) -> None:
+def test_classifiers_are_open_clips(either: EvalModel, theirs: Any, template: str) -> None:
     names = ("red", "green", "blue", "sky-blue pink", "Yahoo!", "!important")
     classes = ClassSet("colours", "own", names, tuple((name,) for name in names), ("",) * len(names))
     ours = build_classifier(either, classes, PromptSet("own", (template,)), progress=False)

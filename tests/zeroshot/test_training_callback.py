@@ -12,16 +12,16 @@ from clip_la.data.images.transforms import eval_transform
 from clip_la.data.text.tokenizer import caption_ids, get_tokenizer
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
-from clip_la.zeroshot.datasets.find import open_test_set
+from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.labels import prompts
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
-from clip_la.zeroshot.tasks.task import Classification, How
+from clip_la.zeroshot.tasks.task import Classification, EvalOptions
 
 from .conftest import NAMES, picture
 
 TEMPLATES = prompts.PromptSet("one", ("a {c}",))
 BATCH = 4
-HOW = How(batch_size=5)
+HOW = EvalOptions(batch_size=5)
 
 
 class Pairs(Dataset):
@@ -65,7 +65,7 @@ def weights(task: ContrastiveTask) -> np.ndarray:
 
 
 def test_evaluation_at_given_samples(shard_folder: Path, tmp_path: Path):
-    job = Classification(open_test_set(str(shard_folder)), TEMPLATES)
+    job = Classification(open_dataset(str(shard_folder)), TEMPLATES)
     origin = {"run_id": "r", "seed": 1, "train_data": "pairs"}
     out = tmp_path / "run" / "results.jsonl"
 

@@ -18,7 +18,7 @@ from clip_la.errors import UserError
 from clip_la.models import CLIP, save_checkpoint
 from clip_la.models.interop import to_open_clip_config
 from clip_la.zeroshot.model.eval_model import of_model, with_transform, wrap_open_clip
-from clip_la.zeroshot.model.load import load_subject
+from clip_la.zeroshot.model.load import load_eval_model
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (45, 61, 3), dtype=np.uint8)
 RGB = Image.fromarray(COLOURS)
@@ -65,10 +65,10 @@ def test_pixels_are_open_clips_whatever_the_mode(tiny_model: CLIP, kind: str) ->
     spec = tiny_model.spec
     reference = image_transform_v2(PreprocessCfg(size=32, mean=spec.pixel_mean, std=spec.pixel_std), is_train=False)
     expected = reference(Image.open(BytesIO(KINDS[kind])))
-    subject = with_transform(of_model(tiny_model), "open_clip")
-    assert torch.equal(subject.preprocess(KINDS[kind]), expected)
-    assert torch.equal(subject.preprocess(Image.open(BytesIO(KINDS[kind]))), expected)
-    assert subject.pixel_stats is None
+    eval_model = with_transform(of_model(tiny_model), "open_clip")
+    assert torch.equal(eval_model.preprocess(KINDS[kind]), expected)
+    assert torch.equal(eval_model.preprocess(Image.open(BytesIO(KINDS[kind]))), expected)
+    assert eval_model.pixel_stats is None
     if kind in SAME | DIFFERENT:
         ours = of_model(tiny_model).preprocess(KINDS[kind]).float() / 255
         mean, std = (torch.tensor(each)[:, None, None] for each in (spec.pixel_mean, spec.pixel_std))
@@ -82,12 +82,12 @@ def test_an_open_clip_model_keeps_its_own_settings(tiny_model: CLIP, resize_mode
     settings = {"size": (32, 32), "mode": "RGB", "mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
     settings |= {"resize_mode": resize_mode, "fill_color": 7}
     module.visual.preprocess_cfg = settings
-    subject = wrap_open_clip(module, "tiny", "")
+    eval_model = wrap_open_clip(module, "tiny", "")
     reference = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     for data in (KINDS["RGBA"], KINDS["1"], KINDS["EXIF"]):
         picture = Image.open(BytesIO(data))
-        assert torch.equal(with_transform(subject, "open_clip").preprocess(data), reference(picture))
-        assert not torch.equal(subject.preprocess(data), reference(picture))
+        assert torch.equal(with_transform(eval_model, "open_clip").preprocess(data), reference(picture))
+        assert not torch.equal(eval_model.preprocess(data), reference(picture))
 
 
 def test_what_does_not_decode_is_a_skipped_sample(tiny_model: CLIP) -> None:
@@ -116,4 +116,4 @@ def test_the_command_has_it_and_its_results_stay_apart(
     assert lines[0] == lines[2] != lines[1]
     assert len(out.read_text().splitlines()) == 2
     with pytest.raises(UserError, match="unknown transform 'openclip'; did you mean open_clip"):
-        load_subject(str(tmp_path / "tiny.ckpt"), transform="openclip")
+        load_eval_model(str(tmp_path / "tiny.ckpt"), transform="openclip")

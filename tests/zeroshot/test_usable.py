@@ -11,7 +11,7 @@ from PIL import Image
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards import problems
 from clip_la.data.shards.formats import SUFFIXES
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import RecordSource, ShardStream
 from clip_la.data.text.captions import Captions
 from clip_la.data.tools.read import Reading, read
 from clip_la.data.tools.verify import verify, verify_shard
@@ -117,7 +117,7 @@ def trained(shard, in_memory):
     augmentation = Augmentation(16)
     place = {"rank": 0, "world_size": 1, "workers": 0, "seed": 3}
     stream = ShardStream(
-        [Source((str(shard),))],
+        [RecordSource((str(shard),))],
         batch_size=len(USED),
         captions=Captions(),
         augmentation=augmentation,
@@ -132,7 +132,7 @@ def trained(shard, in_memory):
     return first["keys"], lost
 
 
-def test_verify_read_training_and_evaluation_agree(shard, tmp_path, subject):
+def test_verify_read_training_and_evaluation_agree(shard, tmp_path, eval_model):
     report = verify([str(shard)], quiet=True)
     assert (report["usable"], report["skipped"]) == (len(USED), counted(SKIPPED))
     read(Reading((str(shard),), 16), keys=tmp_path / "keys.jsonl", quiet=True)
@@ -142,23 +142,28 @@ def test_verify_read_training_and_evaluation_agree(shard, tmp_path, subject):
     for in_memory in (False, True):
         keys, lost = trained(shard, in_memory)
         assert (set(keys), len(keys), lost) == (USED, len(USED), SKIPPED)
-    found = evaluate_zeroshot(subject, open_shards(str(shard.parent), None, "s"), progress=False)
+    found = evaluate_zeroshot(eval_model, open_shards(str(shard.parent), None, "s"), progress=False)
     assert (set(found.predictions.keys), found.line["skipped"]) == (USED, counted(SKIPPED))
     assert {key: reason for _, _, key, reason in found.predictions.skipped} == SKIPPED
     pairs = encode_images(
-        subject, open_caption_shards(str(shard), "s"), precision="float32", batch_size=32, num_workers=0, progress=False
+        eval_model,
+        open_caption_shards(str(shard), "s"),
+        precision="float32",
+        batch_size=32,
+        num_workers=0,
+        progress=False,
     )
     assert (set(pairs.keys), pairs.skipped) == (USED, counted(SKIPPED))
 
 
-def test_folders_agree_with_shards(tmp_path, subject):
+def test_folders_agree_with_shards(tmp_path, eval_model):
     pictures = {f"b/{key}{suffix}": data for key, (suffix, data, *_) in {**GOOD, **BAD}.items()}
     pictures["b/v1.0/x.1.jpg"] = JPEG
     for name, data in {**pictures, "b/._x.jpg": b"\0\5\26\7", "b/.cache/y.jpg": JPEG, "a/one.png": PNG}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     classes = from_entries([{"id": name, "name": name} for name in "ab"], name="ab", path=tmp_path)
-    found = evaluate_zeroshot(subject, open_folders(tmp_path, classes, "s"), progress=False)
+    found = evaluate_zeroshot(eval_model, open_folders(tmp_path, classes, "s"), progress=False)
     used = {f"b/{key}{suffix}" for key, (suffix, _) in GOOD.items()} | {"b/v1.0/x.1.jpg", "a/one.png"}
     # What follows the first dot is no part of a file's name, and a name with another suffix is no picture.
     used |= {"b/compound.seg.png"}
@@ -167,7 +172,7 @@ def test_folders_agree_with_shards(tmp_path, subject):
     assert {key: reason for _, _, key, reason in found.predictions.skipped} == lost
 
 
-def test_training_limits_are_those_of_verify(tmp_path, subject):
+def test_training_limits_are_those_of_verify(tmp_path, eval_model):
     # An evaluation takes every picture that can be decoded; training leaves out very long ones, and verify says so.
     (tmp_path / "classnames.txt").write_text("a\nb\nc\n")
     with tarfile.open(tmp_path / "0.tar", "w") as archive:
@@ -177,5 +182,5 @@ def test_training_limits_are_those_of_verify(tmp_path, subject):
             archive.addfile(info, io.BytesIO(data))
     url = str(tmp_path / "0.tar")
     assert verify_shard(url).skipped == read(Reading((url,), 16), quiet=True)["skipped"] == {problems.IMAGE_TOO_LONG: 1}
-    found = evaluate_zeroshot(subject, open_shards(str(tmp_path), None, "s"), progress=False)
+    found = evaluate_zeroshot(eval_model, open_shards(str(tmp_path), None, "s"), progress=False)
     assert list(found.predictions.keys) == ["k"]

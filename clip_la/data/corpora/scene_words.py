@@ -40,7 +40,7 @@ BACKGROUNDS: dict[str, tuple[float, tuple[str, ...]]] = {
 }
 
 
-class Layout(NamedTuple):
+class SceneLayout(NamedTuple):
     """Cells as (left, top, right, bottom) fractions of the picture; captions, where `{0}` stands for the first cell."""
 
     share: float
@@ -55,9 +55,9 @@ _THIRDS = tuple((i / 3, 0.0, (i + 1) / 3, 1.0) for i in range(3))
 _ROWS = tuple((0.0, i / 3, 1.0, (i + 1) / 3) for i in range(3))
 _CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
-LAYOUTS: dict[str, Layout] = {
-    "one": Layout(0.14, ((0.0, 0.0, 1.0, 1.0),), ("{0}", "a picture of {0}", "a drawing of {0}")),
-    "side by side": Layout(
+LAYOUTS: dict[str, SceneLayout] = {
+    "one": SceneLayout(0.14, ((0.0, 0.0, 1.0, 1.0),), ("{0}", "a picture of {0}", "a drawing of {0}")),
+    "side by side": SceneLayout(
         0.24,
         (_LEFT, _RIGHT),
         (
@@ -68,31 +68,31 @@ LAYOUTS: dict[str, Layout] = {
             "{0} on the left and {1} on the right",
         ),
     ),
-    "stacked": Layout(
+    "stacked": SceneLayout(
         0.24,
         (_TOP, _BOTTOM),
         ("{0} above {1}", "{1} below {0}", "{0} at the top and {1} at the bottom", "{1} under {0}"),
     ),
-    "row": Layout(
+    "row": SceneLayout(
         0.09, _THIRDS, ("{1} between {0} and {2}", "from left to right {0}, {1} and {2}", "{0}, {1} and {2} in a row")
     ),
-    "column": Layout(0.05, _ROWS, ("from top to bottom {0}, {1} and {2}", "{0} above {1} above {2}")),
-    "one over two": Layout(
+    "column": SceneLayout(0.05, _ROWS, ("from top to bottom {0}, {1} and {2}", "{0} above {1} above {2}")),
+    "one over two": SceneLayout(
         0.07,
         (_TOP, *_QUARTERS[2:]),
         ("{0} above {1} and {2}", "{0} at the top, {1} at the bottom left and {2} at the bottom right"),
     ),
-    "two over one": Layout(
+    "two over one": SceneLayout(
         0.06,
         (*_QUARTERS[:2], _BOTTOM),
         ("{2} below {0} and {1}", "{0} at the top left, {1} at the top right and {2} at the bottom"),
     ),
-    "four": Layout(
+    "four": SceneLayout(
         0.05,
         _QUARTERS,
         ("{0} at the top left, {1} at the top right, {2} at the bottom left and {3} at the bottom right",),
     ),
-    **{f"one, {where}": Layout(0.015, (cell,), (f"{{0}} at the {where}", f"{{0}} in the {where} corner"))
+    **{f"one, {where}": SceneLayout(0.015, (cell,), (f"{{0}} at the {where}", f"{{0}} in the {where} corner"))
        for where, cell in zip(_CORNERS, _QUARTERS, strict=True)},
 }  # fmt: skip
 

@@ -57,7 +57,7 @@ CREDIT = {
 }
 
 
-class Shown(NamedTuple):
+class EncodedImage(NamedTuple):
     """A picture as it goes into a shard: the part's name, its bytes, whether it is grey; or why it cannot be used."""
 
     part: str = ""
@@ -105,24 +105,24 @@ def captions_of(name: str, wnid: str, identity: str, grey: bool) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def show(path: Path, format: str, quality: int) -> Shown:
+def show(path: Path, format: str, quality: int) -> EncodedImage:
     """The picture's own bytes or, as WebP, its pixels; every picture is decoded, so that all of them can be read."""
     data = path.read_bytes()
     try:
         part = image_suffix(data)
         image = decode_image(data)
     except BadSample as bad:
-        return Shown(problem=bad.reason)
+        return EncodedImage(problem=bad.reason)
     red, green, blue = image.split()
     grey = red.tobytes() == green.tobytes() == blue.tobytes()
     if format == ORIGINAL:
-        return Shown(part, data, grey)
+        return EncodedImage(part, data, grey)
     stream = BytesIO()
     image.save(stream, "WEBP", quality=quality, method=4)
-    return Shown(".webp", stream.getvalue(), grey)
+    return EncodedImage(".webp", stream.getvalue(), grey)
 
 
-def _shown(paths: Sequence[Path], format: str, quality: int, workers: int) -> Iterator[Shown]:
+def _shown(paths: Sequence[Path], format: str, quality: int, workers: int) -> Iterator[EncodedImage]:
     job = partial(show, format=format, quality=quality)
     if workers == 1 or len(paths) < _CHUNK:
         yield from map(job, paths)
@@ -144,7 +144,7 @@ def _dealt(pictures: Sequence[Picture], wnids: Sequence[str]) -> dict[str, list[
 
 
 def _samples(
-    pictures: Sequence[Picture], shown: Iterable[Shown], names: Mapping[str, str], counts: Counter[str]
+    pictures: Sequence[Picture], shown: Iterable[EncodedImage], names: Mapping[str, str], counts: Counter[str]
 ) -> Iterator[Record]:
     """The samples of one split; `counts` gets how many are grey, have no box, or are left out and why."""
     for picture, image in zip(pictures, shown, strict=True):

@@ -17,7 +17,7 @@ class Block(NamedTuple):
     problems: list[Problem]
 
 
-class Blocks(Protocol):
+class BlockReader(Protocol):
     """One source as one stream sees it."""
 
     @property
@@ -28,7 +28,7 @@ class Blocks(Protocol):
         """Block `number`, counted from 0 without end."""
 
 
-class ShardBlocks:
+class ShardBlockReader:
     """Blocks of raw samples read from shards."""
 
     def __init__(
@@ -58,7 +58,7 @@ class ShardBlocks:
 class ReadAhead:
     """The same blocks, each read in the background while the one before it is used; memory holds two at a time."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: BlockReader) -> None:
         self._blocks = blocks
         self._number = -1
         self._result: queue.Queue[Block | BaseException] = queue.Queue(1)
@@ -89,10 +89,10 @@ class ReadAhead:
             result.put(error)
 
 
-class Walk:
+class BlockIterator:
     """A place in the endless sequence of blocks: `offset` items of block `number` have been taken."""
 
-    def __init__(self, blocks: Blocks, number: int = 0, offset: int = 0) -> None:
+    def __init__(self, blocks: BlockReader, number: int = 0, offset: int = 0) -> None:
         self.number = number
         self.offset = offset
         self._blocks = blocks

@@ -19,7 +19,7 @@ from clip_la.data.text.captions import Captions
 # Decoded pictures of a chunk are held on the GPU together, so a large one is left to the worker.
 MAX_SIDE_PX = 1024
 # The share of plain JPEGs that the device decodes, by the name of the way to decode.
-LEFT_TO_THE_DEVICE = {"cpu": 0.0, "gpu": 1.0, "hybrid": 0.67}
+DEVICE_DECODE_FRACTION = {"cpu": 0.0, "gpu": 1.0, "hybrid": 0.67}
 
 
 class Encoded(NamedTuple):

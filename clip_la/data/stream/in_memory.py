@@ -43,7 +43,7 @@ DECODED_AT_ONCE = 1024
 class Crops(NamedTuple):
     """Pictures of a pool and what is to be made of them: all that a batch's images are, until they are made."""
 
-    pool: "Pool"
+    pool: "InMemoryDataset"
     numbers: Int64[Tensor, " batch"]
     """Which pictures."""
     boxes: Float32[Tensor, "batch 4"] | None
@@ -84,7 +84,7 @@ class Crops(NamedTuple):
         return images if self.jitter is None else jitter_colors(images, self.pool.augmentation.jitter, self.jitter)
 
 
-class Pool:
+class InMemoryDataset:
     """All samples of some sources, decoded: centre squares of the side that random crops of the model's size need.
 
     Transparent pictures keep their alpha, with colours multiplied by it, so that each time another background can show.
@@ -242,12 +242,12 @@ def _has_room(device: torch.device, size: int) -> bool:
 class Filled(NamedTuple):
     """A sealed pool, and for each source the numbers of its samples and what could not be used."""
 
-    pool: Pool
+    pool: InMemoryDataset
     members: tuple[range, ...]
     problems: tuple[tuple[Problem, ...], ...]
 
 
-def fill_pool(
+def load_in_memory(
     sources: Sequence[tuple[str, ...]],
     captions: Captions,
     augmentation: Augmentation,
@@ -287,7 +287,7 @@ def _fill(
     max_bytes: float,
     sealed: tuple[str, int, torch.device | None],
 ) -> Filled:
-    pool = Pool(captions, augmentation, limits, max_bytes)
+    pool = InMemoryDataset(captions, augmentation, limits, max_bytes)
     members, problems = [], []
     for urls in sources:
         found: list[Problem] = []

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from clip_la.data.images.augment import NUM_DRAWS
-from clip_la.data.stream.in_memory import Pool
+from clip_la.data.stream.in_memory import InMemoryDataset
 from clip_la.data.stream.order import PoolOrder, Streams, choose_sources, draws_for_samples
 
 
-class PoolWalk:
+class InMemoryIterator:
     """A place in the endless sequence of a source's passes: `offset` samples of pass `number` have been taken.
 
     Args:
@@ -48,9 +48,14 @@ class PoolWalk:
 
 
 def pooled_batches(
-    pool: Pool, walks: Sequence[PoolWalk], streams: Streams, weights: tuple[float, ...], batch_size: int, delivered: int
+    pool: InMemoryDataset,
+    walks: Sequence[InMemoryIterator],
+    streams: Streams,
+    weights: tuple[float, ...],
+    batch_size: int,
+    delivered: int,
 ) -> Iterator[dict[str, Any]]:
-    """Batches without end, each as `Pool.batch` makes it and with its `cursor`; `delivered` samples came before."""
+    """Batches without end, each by `InMemoryDataset.batch` and with its `cursor`; `delivered` samples came before."""
     while True:
         places = np.arange(delivered, delivered + batch_size)
         draws = draws_for_samples(streams, places, NUM_DRAWS)

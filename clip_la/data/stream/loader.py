@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_la.data.shards.problems import TOOK_TOO_LONG
-from clip_la.data.stream.prefetch import Background
+from clip_la.data.stream.prefetch import Prefetcher
 from clip_la.data.stream.stream import Batch, ShardStream, StreamFailure
 from clip_la.data.stream.watched_loader import WatchedLoader, WorkerDied
 from clip_la.errors import UserError
@@ -68,8 +68,8 @@ class ShardLoader(WatchedLoader):
         if self._decoder is None:
             yield from batches
             return
-        staged = Background(map(self._decoder.stage, batches), COLLECTING)
-        finished = Background(map(self._decoder.finish, self._waited_for(staged)), DECODING)
+        staged = Prefetcher(map(self._decoder.stage, batches), COLLECTING)
+        finished = Prefetcher(map(self._decoder.finish, self._waited_for(staged)), DECODING)
         try:
             yield from map(self._decoder.hand_over, self._waited_for(finished))
         finally:

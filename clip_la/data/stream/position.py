@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_la.data.shards.sources import shard_name
 from clip_la.data.stream.order import hashed
-from clip_la.data.stream.stream import RankState, Source
+from clip_la.data.stream.stream import RankState, WeightedSource
 from clip_la.errors import UserError
 
 SEED_BITS = 31
@@ -18,7 +18,7 @@ HASH_DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Layout:
+class StreamLayout:
     """All that decides the order of the stream. Shards count by name and place in the list: folders may move."""
 
     seed: int
@@ -31,7 +31,7 @@ class Layout:
     in_memory: bool
 
     @classmethod
-    def of(cls, sources: Sequence[Source], **options: Any) -> "Layout":
+    def of(cls, sources: Sequence[WeightedSource], **options: Any) -> "StreamLayout":
         """The layout of these sources; options are the other fields."""
         names = "\n\n".join("\n".join(shard_name(url) for url in source.urls) for source in sources)
         digest = hashlib.sha256(names.encode()).hexdigest()[:HASH_DIGITS]
@@ -49,7 +49,7 @@ class Layout:
 
 
 def choose_state(
-    saved: dict[str, Any], layout: Layout, rank: int, *, reshuffle: bool
+    saved: dict[str, Any], layout: StreamLayout, rank: int, *, reshuffle: bool
 ) -> tuple[int, RankState, Counter[str]]:
     """Order seed, position and skipped counts for one rank, from what all ranks saved.
 

@@ -21,7 +21,7 @@ class _End:
     pass
 
 
-class Background(Generic[T]):
+class Prefetcher(Generic[T]):
     """The items of another iterable, made by a thread at most `ahead` items ahead of the consumer.
 
     An error of the iterable is raised where its item would have come. Call `close` when no more items are needed.

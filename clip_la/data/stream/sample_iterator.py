@@ -12,8 +12,8 @@ from clip_la.data.shards.problems import NOTICES, BadSample, Problem
 from clip_la.data.shards.reader import KEY, SHARD, read_samples
 from clip_la.data.shards.sources import shard_name
 from clip_la.data.shards.watch import TimeLimit
-from clip_la.data.stream.blocks import Walk
-from clip_la.data.stream.samples import Row
+from clip_la.data.stream.blocks import BlockIterator
+from clip_la.data.stream.samples import DecodedSample
 from clip_la.errors import UserError, printable
 
 # Samples tried before a source reports that none, or too few, of them can be used.
@@ -22,7 +22,7 @@ MIN_TRIES_BAD_SHARE = 1000
 LOOKED_AT = 100
 
 
-class Feed:
+class SampleIterator:
     """The usable rows along a walk.
 
     Args:
@@ -35,8 +35,8 @@ class Feed:
 
     def __init__(
         self,
-        walk: Walk,
-        make_row: Callable[[Any, Sequence[float]], Row],
+        walk: BlockIterator,
+        make_row: Callable[[Any, Sequence[float]], DecodedSample],
         lost: list[Problem],
         bad_share_limit: float,
         explain: Callable[[Counter[str]], str],
@@ -50,7 +50,7 @@ class Feed:
         self._tried = 0
         self._bad: Counter[str] = Counter()
 
-    def next_row(self, draws: Sequence[float]) -> Row:
+    def next_row(self, draws: Sequence[float]) -> DecodedSample:
         """The next usable row.
 
         Raises:

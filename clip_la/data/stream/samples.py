@@ -18,7 +18,7 @@ from clip_la.data.shards.reader import KEY, SHARD
 from clip_la.data.text.captions import Captions
 
 
-class Row(NamedTuple):
+class DecodedSample(NamedTuple):
     """One sample, ready to be put in a batch."""
 
     key: str
@@ -35,12 +35,12 @@ class StreamedRows:
         self._augmentation = augmentation
         self._limits = limits
 
-    def row(self, sample: dict[str, Any], draws: Sequence[float]) -> Row:
+    def row(self, sample: dict[str, Any], draws: Sequence[float]) -> DecodedSample:
         """The row of one sample; its picture is UInt8[image_size, image_size, 3]. Raises BadSample."""
         caption = self._captions.choose(sample, draws[CAPTION])
-        return Row(sample[KEY], sample[SHARD], caption, self._picture(sample, draws))
+        return DecodedSample(sample[KEY], sample[SHARD], caption, self._picture(sample, draws))
 
-    def pictures(self, rows: Sequence[Row], draws: np.ndarray) -> dict[str, Any]:
+    def pictures(self, rows: Sequence[DecodedSample], draws: np.ndarray) -> dict[str, Any]:
         """`image` UInt8[batch, 3, size, size] of a batch, channels last in memory."""
         images = torch.from_numpy(np.stack([row.picture for row in rows])).permute(0, 3, 1, 2)
         return {"image": jitter_batch(images, self._augmentation, draws) if self._augmentation.jitter else images}

@@ -18,12 +18,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clip_la.data.images.augment import NUM_DRAWS, Augmentation
 from clip_la.data.shards.problems import NOTICES, Problem
 from clip_la.data.shards.sources import open_shard
-from clip_la.data.stream.blocks import Blocks, ReadAhead, ShardBlocks, Walk
+from clip_la.data.stream.blocks import BlockIterator, BlockReader, ReadAhead, ShardBlockReader
 from clip_la.data.stream.encoded import EncodedRows
-from clip_la.data.stream.in_memory import DEFAULT_POOL_GB, GIB, Filled, fill_pool
-from clip_la.data.stream.in_memory_batches import PoolWalk, pooled_batches
+from clip_la.data.stream.in_memory import DEFAULT_POOL_GB, GIB, Filled, load_in_memory
+from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
 from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
-from clip_la.data.stream.sample_iterator import Feed, check_bad_share, nothing_usable
+from clip_la.data.stream.sample_iterator import SampleIterator, check_bad_share, nothing_usable
 from clip_la.data.stream.samples import Limits, StreamedRows
 from clip_la.data.text.captions import Captions
 from clip_la.data.text.tokenizer import CaptionEncoder, order_of
@@ -33,7 +33,7 @@ Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightedSource:
     """Shards that are mixed as one, and their share of all samples relative to other sources' weights."""
 
     urls: tuple[str, ...]
@@ -115,7 +115,7 @@ class ShardStream(IterableDataset):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[WeightedSource],
         *,
         batch_size: int,
         rank: int,
@@ -133,7 +133,7 @@ class ShardStream(IterableDataset):
         pool_gb: float = DEFAULT_POOL_GB,
         pool_device: torch.device | None = None,
         bad_share_limit: float = 0.1,
-        leave_jpegs: float = 0.0,
+        device_decode_fraction: float = 0.0,
         read_ahead: bool = False,
         opener: Callable[[str], IO[bytes]] = open_shard,
         start: RankState | None = None,
@@ -155,7 +155,7 @@ class ShardStream(IterableDataset):
         self._pool_gb = pool_gb
         self._pool_device = pool_device
         self._bad_share_limit = bad_share_limit
-        self._leave_jpegs = leave_jpegs
+        self._leave_jpegs = device_decode_fraction
         self._read_ahead = read_ahead
         self._opener = opener
         self._start = start or RankState.fresh(self._workers, len(self._sources))
@@ -187,9 +187,9 @@ class ShardStream(IterableDataset):
     def _batches(self, streams: Streams, position: Position) -> Iterator[Batch]:
         lost: list[Problem] = []
         rows_of, blocks = self._streamed(streams)
-        walks = [Walk(b, *place) for b, place in zip(blocks, position.places, strict=True)]
+        walks = [BlockIterator(b, *place) for b, place in zip(blocks, position.places, strict=True)]
         feeds = [
-            Feed(walk, rows_of.row, lost, self._bad_share_limit, partial(self._explain, source))
+            SampleIterator(walk, rows_of.row, lost, self._bad_share_limit, partial(self._explain, source))
             for walk, source in zip(walks, self._sources, strict=True)
         ]
         encode = CaptionEncoder(self._tokenizer, self._context_length)
@@ -215,14 +215,14 @@ class ShardStream(IterableDataset):
             }
             lost.clear()
 
-    def _explain(self, source: Source, bad: Counter[str]) -> str:
+    def _explain(self, source: WeightedSource, bad: Counter[str]) -> str:
         return nothing_usable(source.urls, self._captions.fields, self._opener, bad)
 
-    def _streamed(self, streams: Streams) -> tuple[StreamedRows, list[Blocks]]:
-        blocks: list[Blocks] = []
+    def _streamed(self, streams: Streams) -> tuple[StreamedRows, list[BlockReader]]:
+        blocks: list[BlockReader] = []
         for i, source in enumerate(self._sources):
             order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
-            read = ShardBlocks(order, streams, source.urls, self._opener)
+            read = ShardBlockReader(order, streams, source.urls, self._opener)
             blocks.append(ReadAhead(read) if self._read_ahead else read)
         return self._rows(), blocks
 
@@ -234,7 +234,7 @@ class ShardStream(IterableDataset):
     def _pooled(self, streams: Streams, position: Position) -> Iterator[Batch]:
         filled = self._filled(streams)
         walks = [
-            PoolWalk(PoolOrder(i, self._replacement), streams, members, *place)
+            InMemoryIterator(PoolOrder(i, self._replacement), streams, members, *place)
             for i, (members, place) in enumerate(zip(filled.members, position.places, strict=True))
         ]
         # Every stream of the run holds the same pool; the first one alone reports what was lost.
@@ -248,7 +248,7 @@ class ShardStream(IterableDataset):
             lost.clear()
 
     def _filled(self, streams: Streams) -> Filled:
-        filled = fill_pool(
+        filled = load_in_memory(
             [source.urls for source in self._sources],
             self._captions,
             self._augmentation,

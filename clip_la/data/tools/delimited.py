@@ -31,7 +31,7 @@ class Cells(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
+class TableForm:
     """How rows are written. `picture` is the place of the cell that names the picture."""
 
     delimiter: str
@@ -77,7 +77,7 @@ def split_lines(text: str) -> list[str]:
     return list(io.StringIO(text, newline=""))
 
 
-def read_rows(lines: Sequence[str], start: int, form: Form) -> Iterator[Cells]:
+def read_rows(lines: Sequence[str], start: int, form: TableForm) -> Iterator[Cells]:
     """The rows from line `start` (from 0) on; blank lines are passed over."""
     number = start
     while number < len(lines):
@@ -89,7 +89,7 @@ def read_rows(lines: Sequence[str], start: int, form: Form) -> Iterator[Cells]:
         number = stop
 
 
-def _row(lines: Sequence[str], number: int, text: str, form: Form) -> tuple[Cells, int]:
+def _row(lines: Sequence[str], number: int, text: str, form: TableForm) -> tuple[Cells, int]:
     """The row that begins at a line, and the line after it."""
     stop = number + 1
     cells: list[str] | None = None
@@ -108,7 +108,7 @@ def _row(lines: Sequence[str], number: int, text: str, form: Form) -> tuple[Cell
     return Cells(number + 1, cells, None if len(cells) == form.width else problems.ROW_CELLS), stop
 
 
-def _joined(lines: Sequence[str], number: int, form: Form) -> tuple[int, list[str] | None]:
+def _joined(lines: Sequence[str], number: int, form: TableForm) -> tuple[int, list[str] | None]:
     """A row whose last quote is open at the end of its line, joined with the lines up to where it closes.
 
     That is no row of several lines, but a stray quote, if a line on the way is a row by itself, or the whole is not

@@ -29,7 +29,7 @@ from clip_la.data.shards.reader import KEY, ShardWriter
 from clip_la.data.shards.watch import TimeLimit, noted
 from clip_la.data.text.captions import clean
 from clip_la.data.tools.json_files import write_json
-from clip_la.data.tools.pack_sources import Raw, Source
+from clip_la.data.tools.pack_sources import PackSource, Raw
 from clip_la.errors import UserError
 from clip_la.fingerprint import combined
 
@@ -50,16 +50,16 @@ class Span(NamedTuple):
     stop: int
 
 
-class Job(NamedTuple):
+class ShardJob(NamedTuple):
     """One output shard: its number and the spans of input it is made from."""
 
     number: int
     spans: tuple[Span, ...]
 
 
-def cut(sizes: list[int], per_shard: int) -> list[Job]:
+def cut(sizes: list[int], per_shard: int) -> list[ShardJob]:
     """Output shards of `per_shard` input samples each (the last one fewer) over pieces of the given sizes."""
-    jobs: list[Job] = []
+    jobs: list[ShardJob] = []
     spans: list[Span] = []
     room = per_shard
     for piece, size in enumerate(sizes):
@@ -70,15 +70,15 @@ def cut(sizes: list[int], per_shard: int) -> list[Job]:
             room -= stop - start
             start = stop
             if room == 0:
-                jobs.append(Job(len(jobs), tuple(spans)))
+                jobs.append(ShardJob(len(jobs), tuple(spans)))
                 spans, room = [], per_shard
     if spans:
-        jobs.append(Job(len(jobs), tuple(spans)))
+        jobs.append(ShardJob(len(jobs), tuple(spans)))
     return jobs
 
 
 def pack(
-    source: Source,
+    source: PackSource,
     out: Path,
     *,
     per_shard: int = DEFAULT_PER_SHARD,
@@ -126,7 +126,7 @@ def pack(
     return _finish(out, jobs, stats, source.note)
 
 
-def _plan(source: Source, per_shard: int, check_pixels: bool) -> dict[str, Any]:
+def _plan(source: PackSource, per_shard: int, check_pixels: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": source.kind,
@@ -169,7 +169,7 @@ def _paths(out: Path, number: int) -> tuple[Path, Path]:
     return out / f"{stem}.tar", out / f"{stem}_stats.json"
 
 
-def _known(out: Path, job: Job) -> dict[str, Any] | None:
+def _known(out: Path, job: ShardJob) -> dict[str, Any] | None:
     """The counts of a shard that is already there; they are written after it, so it is whole."""
     shard, stats = _paths(out, job.number)
     found = _read_object(stats)
@@ -182,16 +182,16 @@ def _known(out: Path, job: Job) -> dict[str, Any] | None:
 class _Writer:
     """Writes output shards, in any process."""
 
-    source: Source
+    source: PackSource
     out: Path
     check_pixels: bool
 
-    def __call__(self, job: Job, passed_over: PassedOver) -> tuple[int, dict[str, Any]]:
+    def __call__(self, job: ShardJob, passed_over: PassedOver) -> tuple[int, dict[str, Any]]:
         return _write(job, self.out, self.check_pixels, self.source, passed_over)
 
 
 def _write(
-    job: Job, out: Path, check_pixels: bool, source: Source, passed_over: PassedOver
+    job: ShardJob, out: Path, check_pixels: bool, source: PackSource, passed_over: PassedOver
 ) -> tuple[int, dict[str, Any]]:
     """Writes one shard and its counts; a shard without any sample is not written."""
     shard, stats_path = _paths(out, job.number)
@@ -246,7 +246,7 @@ def image_suffix(data: bytes) -> str:
         return SUFFIXES["JPEG" if image.format == "MPO" else str(image.format)][0]
 
 
-def _finish(out: Path, jobs: list[Job], stats: dict[int, dict[str, Any]], note: str) -> dict[str, Any]:
+def _finish(out: Path, jobs: list[ShardJob], stats: dict[int, dict[str, Any]], note: str) -> dict[str, Any]:
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for _, known in sorted(stats.items()):

@@ -15,11 +15,11 @@ from clip_la.data.shards.reader import KEY, read_samples
 from clip_la.data.shards.sources import expand_urls, is_shard_name, shard_name, shards_in
 from clip_la.data.tools.pack_inputs import picture_lines, shard_lines
 from clip_la.data.tools.parquet_source import ParquetSource
-from clip_la.data.tools.raw import PIECE_SAMPLES, Raw, Source, from_file, from_parts, piece_sizes
+from clip_la.data.tools.raw import PIECE_SAMPLES, PackSource, Raw, from_file, from_parts, piece_sizes
 from clip_la.data.tools.tables import TABLE_SUFFIXES, TableSource
 from clip_la.errors import UserError
 
-__all__ = ["Raw", "Source", "find_source"]
+__all__ = ["PackSource", "Raw", "find_source"]
 
 
 class FolderSource:
@@ -137,7 +137,7 @@ def _read_with_losses(url: str) -> Iterator[dict[str, Any] | Problem]:
 
 def find_source(
     spec: str, *, image_column: str | None = None, caption_column: str | None = None, images: Path | None = None
-) -> Source:
+) -> PackSource:
     """The source that `spec` names: a folder, a table (.csv, .tsv, .jsonl), Parquet, or shards as a glob or range.
 
     A folder with tars holds shards; else one with pictures is a folder of pictures; else one of Parquet files.

@@ -36,7 +36,7 @@ class Raw:
     place: str = ""
 
 
-class Source(Protocol):
+class PackSource(Protocol):
     """Pieces of samples. `kind` and `names` (of files, with sizes) say what was packed, for resuming; `note` is what
     a person should know of how the source is read, if anything."""
 

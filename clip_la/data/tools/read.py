@@ -47,14 +47,14 @@ class Reading:
 
         from clip_la.data.images.augment import NUM_DRAWS, Augmentation
         from clip_la.data.shards.sources import open_shard
-        from clip_la.data.stream.blocks import ShardBlocks
+        from clip_la.data.stream.blocks import ShardBlockReader
         from clip_la.data.stream.order import ShardOrder, Streams, draws_for_samples
         from clip_la.data.stream.samples import Limits, StreamedRows
 
         began = time.perf_counter()
         streams = Streams(self.seed, world_size=1, workers=1, rank=0, worker=0)
         order = ShardOrder(source=0, num_shards=len(self.urls), block_shards=1, replacement=False)
-        items, lost = ShardBlocks(order, streams, self.urls, open_shard).load(number)
+        items, lost = ShardBlockReader(order, streams, self.urls, open_shard).load(number)
         outcomes: list[Outcome] = [(problem.shard, problem.key, problem.reason) for problem in lost]
         rows = StreamedRows(self.captions, Augmentation(self.image_size), Limits(min_side_px=self.min_side_px))
         draws = draws_for_samples(streams, np.arange(len(items)), NUM_DRAWS).tolist()

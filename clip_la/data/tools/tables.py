@@ -14,7 +14,7 @@ from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.sources import is_remote
 from clip_la.data.tools import delimited
 from clip_la.data.tools.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, columns_note, find_columns, pick_column, shown
-from clip_la.data.tools.delimited import TAB, Form
+from clip_la.data.tools.delimited import TAB, TableForm
 from clip_la.data.tools.raw import (
     NULL_WORDS,
     PIECE_SAMPLES,
@@ -35,7 +35,7 @@ UTF_16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MAX_ZERO_SHARE = 0.2
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """One row: its line in the file, from 1, and the values of its columns, or the problem that it has."""
 
     line: int
@@ -104,7 +104,7 @@ class TableSource:
             except BadSample as bad:
                 yield Raw(place, problem=bad.reason)
 
-    def _raw(self, row: Row, place: str) -> Raw:
+    def _raw(self, row: TableRow, place: str) -> Raw:
         if row.problem:
             raise BadSample(row.problem)
         used = ("", self.image_column, self.caption_column)
@@ -144,7 +144,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{wrong}; save the table as UTF-8") from error
 
 
-def _read_json_lines(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[Row]]:
+def _read_json_lines(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[TableRow]]:
     rows = [_json_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
     if rows and not columns:
@@ -155,17 +155,17 @@ def _read_json_lines(path: Path, text: str, wanted: Columns) -> tuple[list[str],
     return columns, rows
 
 
-def _json_row(number: int, line: str) -> Row:
+def _json_row(number: int, line: str) -> TableRow:
     try:
         value = json.loads(line)
         if isinstance(value, dict):
-            return Row(number, {**plain(value)})
+            return TableRow(number, {**plain(value)})
     except (ValueError, RecursionError):
         pass
-    return Row(number, {}, problems.ROW_NOT_OBJECT)
+    return TableRow(number, {}, problems.ROW_NOT_OBJECT)
 
 
-def _read_delimited(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[Row]]:
+def _read_delimited(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[TableRow]]:
     lines = delimited.split_lines(text)
     header = next((number for number, line in enumerate(lines) if line.strip()), None)
     if header is None:
@@ -175,14 +175,14 @@ def _read_delimited(path: Path, text: str, wanted: Columns) -> tuple[list[str], 
         delimiters, header = (mark[1],), header + 1
     delimiter, columns, skips_spaces = _header(path, lines, header, delimiters, wanted)
     image, caption = wanted.pick(path, columns)
-    form = Form(delimiter, skips_spaces, len(columns), columns.index(image))
+    form = TableForm(delimiter, skips_spaces, len(columns), columns.index(image))
     rows = []
     for line, cells, problem in delimited.read_rows(lines, header + 1, form):
         # A row with a problem may have more cells, or fewer.
         values: dict[str, Any] = {} if problem else dict(zip(columns, cells, strict=True))
         if str(values.get(caption, "")).strip().casefold() in NULL_WORDS:
             values[caption] = None
-        rows.append(Row(line, values, problem))
+        rows.append(TableRow(line, values, problem))
     return columns, rows
 
 

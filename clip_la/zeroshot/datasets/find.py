@@ -11,7 +11,7 @@ from clip_la.zeroshot.datasets import parquet as parquet_sets
 from clip_la.zeroshot.datasets import shards as shard_sets
 from clip_la.zeroshot.datasets.label_values import SKIP, UNKNOWN_CLASSES
 from clip_la.zeroshot.datasets.parquet import PARQUET
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import ClassSet
 
 # Folder names that say which part of a data set this is, not which data set.
@@ -30,7 +30,7 @@ def default_name(data: str) -> str:
     return f"{path.parent.name}-{path.name}" if path.name in SPLITS else path.name
 
 
-def open_test_set(
+def open_dataset(
     data: str,
     *,
     classes: ClassSet | None = None,
@@ -38,7 +38,7 @@ def open_test_set(
     labels: str = "own",
     unknown_classes: str = SKIP,
     training: bool = False,
-) -> TestSet:
+) -> EvalDataset:
     """A test set for classification.
 
     Args:
@@ -62,7 +62,7 @@ def open_test_set(
     return test_set
 
 
-def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool) -> TestSet:
+def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool) -> EvalDataset:
     root = Path(data)
     if not root.exists() and not SHARD_MARKS & set(data) and not is_shard_name(root.name):
         raise UserError(f"no data at {data}; {EXPECTED}")

@@ -12,7 +12,7 @@ from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.beside import own_classes
 from clip_la.zeroshot.datasets.label_values import ERROR, SKIP, numbers_in
-from clip_la.zeroshot.datasets.records import NO_LABEL, NOT_IN_SET, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.datasets.records import NO_LABEL, NOT_IN_SET, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import classes as class_sets
 from clip_la.zeroshot.labels.classes import ClassSet
 
@@ -27,7 +27,7 @@ LARGEST_DIGIT = 9
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderRecords:
     """Files below `root`, each with its labels or, for one that is skipped and counted, the reason."""
 
     root: Path
@@ -148,7 +148,7 @@ def _named(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) 
 
 def open_folders(
     root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, notes: tuple[str, ...] = ()
-) -> TestSet:
+) -> EvalDataset:
     """The test set of a folder of class folders; a subset of the classes may be present.
 
     Args:
@@ -198,15 +198,17 @@ def _remarks(
     return tuple(text for text, found in remarks.items() if found)
 
 
-def of_files(root: Path, files: Sequence[tuple[str, tuple[int, ...] | str]], classes: ClassSet, name: str) -> TestSet:
+def of_files(
+    root: Path, files: Sequence[tuple[str, tuple[int, ...] | str]], classes: ClassSet, name: str
+) -> EvalDataset:
     """A test set of listed files, paths relative to `root`."""
     if not files:
         raise UserError(f"the class folders of {root} hold no pictures ({', '.join(IMAGE_SUFFIXES)})")
     content = Content([str(root / file) for file, _ in files], files)
-    return TestSet(name, classes, (FolderSource(root, tuple(files)),), content, len(files))
+    return EvalDataset(name, classes, (FolderRecords(root, tuple(files)),), content, len(files))
 
 
-def with_real_labels(test_set: TestSet) -> TestSet:
+def with_real_labels(test_set: EvalDataset) -> EvalDataset:
     """ImageNet-1K's validation folders with the ReaL labels: every class a person saw in the picture counts as right.
 
     The class of the folder stays the picture's own class (first label) where ReaL has it, for recall by class; pictures
@@ -219,7 +221,7 @@ def with_real_labels(test_set: TestSet) -> TestSet:
         raise UserError(f"ReaL labels are for imagenet1k, not {test_set.classes.label}")
     real = known.real_labels()
     (source,) = test_set.sources
-    assert isinstance(source, FolderSource)
+    assert isinstance(source, FolderRecords)
     files: list[tuple[str, tuple[int, ...] | str]] = []
     for file, labels in source.files:
         if isinstance(labels, str):
@@ -235,7 +237,7 @@ def with_real_labels(test_set: TestSet) -> TestSet:
     return replace(real_set, notes=test_set.notes)
 
 
-def open_objectnet(root: Path, mappings: Path, name: str) -> TestSet:
+def open_objectnet(root: Path, mappings: Path, name: str) -> EvalDataset:
     """ObjectNet's pictures of the 113 classes that it shares with ImageNet-1K, under ObjectNet's own names.
 
     The classes are read from the mappings that come with ObjectNet (Barbu et al. 2019), as CLIP_benchmark does; the

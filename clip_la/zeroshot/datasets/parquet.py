@@ -14,7 +14,7 @@ from clip_la.errors import UserError
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.beside import own_classes
 from clip_la.zeroshot.datasets.label_values import SKIP, Labels, numbers_in
-from clip_la.zeroshot.datasets.records import NO_PICTURE, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.datasets.records import NO_PICTURE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import class_files
 from clip_la.zeroshot.labels import classes as class_sets
 from clip_la.zeroshot.labels.classes import ClassSet
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetRecords:
     """One file."""
 
     path: Path
@@ -69,7 +69,7 @@ def _first_line(error: Exception) -> str:
 
 def open_parquet(
     root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False
-) -> TestSet:
+) -> EvalDataset:
     """The test set of a Parquet file, of all in a folder, of a glob or a brace range.
 
     Raises:
@@ -84,10 +84,10 @@ def open_parquet(
         if {picture, label} - {*file.schema_arrow.names} or _class_names(file.schema_arrow, label, path) != own:
             raise UserError(f"{path} has other columns or class names than {paths[0]}; evaluate them one by one")
     chosen, numbers = _chosen(own, classes, paths[0], name)
-    sources = tuple(ParquetSource(path, picture, label, Labels(chosen, numbers, unknown)) for path in paths)
+    sources = tuple(ParquetRecords(path, picture, label, Labels(chosen, numbers, unknown)) for path in paths)
     content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, numbers])
     num_records = sum(file.metadata.num_rows for file in files)
-    return TestSet(name, chosen, sources, content, num_records, notes=notes)
+    return EvalDataset(name, chosen, sources, content, num_records, notes=notes)
 
 
 def _files(root: Path, training: bool) -> tuple[list[Path], tuple[str, ...]]:

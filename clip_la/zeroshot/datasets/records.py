@@ -41,7 +41,7 @@ class Skipped:
     reason: str
 
 
-class Source(Protocol):
+class RecordSource(Protocol):
     """A part of a test set, such as one shard; the same records in the same order every time, and it pickles.
 
     `records` may raise UserError, for input that only a person can put right.
@@ -66,7 +66,7 @@ class Content:
     def __call__(self) -> str:
         rank, world = ranks.rank(), ranks.world_size()
         # Each rank its share: none waits long for another, and a large set is read once.
-        found = ranks.exchange(lambda: (shard_hashes(self.urls[rank::world]), self._once))
+        found = ranks.all_gather(lambda: (shard_hashes(self.urls[rank::world]), self._once))
         states = [found[number % world][0][number // world] for number in range(len(self.urls))]
         if None in states:
             return f"{UNKNOWN}-{content_hash([states, self.facts, found[0][1]])}"
@@ -75,7 +75,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class EvalDataset:
     """Pictures with classes.
 
     Attributes:
@@ -92,7 +92,7 @@ class TestSet:
 
     name: str
     classes: ClassSet
-    sources: tuple[Source, ...]
+    sources: tuple[RecordSource, ...]
     content: Callable[[], str]
     num_records: int | None = None
     templates: tuple[str, ...] | None = None
@@ -110,7 +110,7 @@ class TestSet:
         """The fields of a result line that name the data."""
         return {"dataset": self.name, "data": self.data}
 
-    def as_found(self, fingerprint: str) -> "TestSet":
+    def as_found(self, fingerprint: str) -> "EvalDataset":
         """The same set, looked at."""
         return replace(self, found=fingerprint)
 

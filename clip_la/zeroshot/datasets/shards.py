@@ -14,7 +14,7 @@ from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.beside import own_classes, own_templates
 from clip_la.zeroshot.datasets.label_values import SKIP, Labels, Where, number_in, numbers_in
-from clip_la.zeroshot.datasets.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, Record, Skipped, TestSet
+from clip_la.zeroshot.datasets.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels.classes import ClassSet
 
 # Where CLIP_benchmark's data sets keep their shards.
@@ -26,7 +26,7 @@ LABEL_FIELDS = ("wnids", "wnid", "starter", "classes", "class", "label", "labels
 
 
 @dataclass(frozen=True)
-class ShardSource:
+class ShardRecords:
     """One shard. `has_list` says that a class list lies beside it."""
 
     url: str
@@ -118,7 +118,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class CaptionSource:
+class CaptionRecords:
     """One shard of pictures with captions: what training reads too, but all of them, each line of .txt by itself."""
 
     url: str
@@ -138,11 +138,11 @@ class CaptionSource:
             yield Skipped(problem.key or self.url, problem.reason)
 
 
-def open_caption_shards(data: str, name: str) -> TestSet:
+def open_caption_shards(data: str, name: str) -> EvalDataset:
     """A retrieval set of shards: all captions of a sample count, each line of .txt as one, as CLIP_benchmark has it."""
     urls, _, notes = find_shards(data)
-    sources = tuple(CaptionSource(url) for url in urls)
-    return TestSet(name, NO_CLASSES, sources, Content(urls, None), data=data, notes=notes)
+    sources = tuple(CaptionRecords(url) for url in urls)
+    return EvalDataset(name, NO_CLASSES, sources, Content(urls, None), data=data, notes=notes)
 
 
 def find_shards(data: str, training: bool = False) -> tuple[list[str], Path | None, tuple[str, ...]]:
@@ -168,7 +168,9 @@ def places_with_shards(folder: Path, training: bool = False) -> list[Path]:
     return [place for place in (folder, *(folder / part for part in parts)) if shards_in(place)]
 
 
-def open_shards(data: str, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False) -> TestSet:
+def open_shards(
+    data: str, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False
+) -> EvalDataset:
     """The test set of shards; classes from `classes`, else from classes.json or classnames.txt beside the shards.
 
     Raises:
@@ -182,6 +184,6 @@ def open_shards(data: str, classes: ClassSet | None, name: str, unknown: str = S
     # Numbers count in the set's own list; with another list only names and WordNet ids mean anything.
     labels = Labels(chosen, numbers_in(own, chosen), unknown)
     fits = labels.numbers is not None
-    sources = tuple(ShardSource(url, labels, own is not None) for url in urls)
+    sources = tuple(ShardRecords(url, labels, own is not None) for url in urls)
     content = Content(urls, [fits, own.hash if own else None])
-    return TestSet(name, chosen, sources, content, None, own_templates(folder), notes)
+    return EvalDataset(name, chosen, sources, content, None, own_templates(folder), notes)

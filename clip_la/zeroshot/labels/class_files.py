@@ -29,7 +29,7 @@ REMARK = re.compile(r"(#|//)\s")
 WORDNET_FIRST = re.compile(r"(n\d{8})[\s:;,]+(\S.*)", re.ASCII)
 
 
-class Entry(NamedTuple):
+class ClassEntry(NamedTuple):
     """One class: its id (a WordNet id, or its name), the names of its prompts, a sentence that defines it or ""."""
 
     id: str
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
     definition: str = ""
 
 
-def read_entries(path: Path) -> list[Entry]:
+def read_entries(path: Path) -> list[ClassEntry]:
     """The classes of a text file of one name a line, or of a JSON file.
 
     Raises:
@@ -72,7 +72,7 @@ def _python_or_json(text: str, path: Path) -> Any:
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else content
 
 
-def _from_lines(lines: Sequence[str], path: Path) -> list[Entry]:
+def _from_lines(lines: Sequence[str], path: Path) -> list[ClassEntry]:
     synsets = [WORDNET_FIRST.fullmatch(line) for line in lines]
     if lines and all(synsets):
         return from_list([[match[1], match[2]] for match in synsets if match], path)
@@ -90,7 +90,7 @@ def _from_lines(lines: Sequence[str], path: Path) -> list[Entry]:
     return from_list(lines, path)
 
 
-def from_json(content: Any, path: Path) -> list[Entry]:
+def from_json(content: Any, path: Path) -> list[ClassEntry]:
     """The classes of what a JSON file holds; `path` only names it in errors.
 
     Known are a list of names, of lists of names (`["n01440764", "tench"]`), of objects with name or names and id; and
@@ -109,7 +109,7 @@ def _wraps(key: str, value: Any) -> bool:
     return (key in WRAPPERS and isinstance(value, list | dict)) or (key in OBJECT_WRAPPERS and isinstance(value, dict))
 
 
-def _from_object(content: Mapping[str, Any], path: Path) -> list[Entry]:
+def _from_object(content: Mapping[str, Any], path: Path) -> list[ClassEntry]:
     numbers = [whole_number(key) for key in content]
     values = [whole_number(value) for value in content.values()]
     # {"0": "7"} names class 0 "7"; {"7": 0} says the same of the class "7".
@@ -157,7 +157,7 @@ def whole_number(value: object) -> int | None:
     return int(value) if math.isfinite(value) and value == int(value) else None
 
 
-def from_list(content: Sequence[Any], path: Path) -> list[Entry]:
+def from_list(content: Sequence[Any], path: Path) -> list[ClassEntry]:
     """The classes of a list in its order; objects with numbers for ids are put in the order of these."""
     ids = [value.get("id") if isinstance(value, dict) else None for value in content]
     numbers = [whole_number(key) for key in ids]
@@ -176,14 +176,14 @@ def from_list(content: Sequence[Any], path: Path) -> list[Entry]:
     return entries
 
 
-def _of_synset(key: str, path: Path) -> Entry:
+def _of_synset(key: str, path: Path) -> ClassEntry:
     """A class that is listed by its WordNet id alone: under OpenAI's name for it, else WordNet's first lemma."""
     if key not in known.lemmas():
         raise UserError(f"{path}: no name is known for {key}; list names")
-    return Entry(key, (known.curated().get(key, known.lemmas()[key][0]),), known.definitions()[key])
+    return ClassEntry(key, (known.curated().get(key, known.lemmas()[key][0]),), known.definitions()[key])
 
 
-def _entry(value: Any, path: Path) -> Entry:
+def _entry(value: Any, path: Path) -> ClassEntry:
     """One class: a name, a list of names or of a WordNet id and names, or an object with name or names."""
     fields = _as_object(value)
     names = fields.get("names", fields.get("name"))
@@ -195,7 +195,7 @@ def _entry(value: Any, path: Path) -> Entry:
     is_pair = isinstance(value, list) and len(names) > 1 and whole_number(names[0]) is not None
     if is_pair or isinstance(key, bool | list | dict):
         raise _no_class(value, path)
-    entry = Entry(str(key), tuple(names), str(fields.get("definition") or ""))
+    entry = ClassEntry(str(key), tuple(names), str(fields.get("definition") or ""))
     if not names or not all(name.strip() for name in names):
         raise UserError(f"{path}: class '{one_line(entry.id)}' has an empty name")
     if any("\ud800" <= sign <= "\udfff" for text in (entry.id, *names, entry.definition) for sign in text):
@@ -217,7 +217,7 @@ def _no_class(value: Any, path: Path) -> UserError:
     )
 
 
-def distinct(entries: Sequence[Entry]) -> list[Entry]:
+def distinct(entries: Sequence[ClassEntry]) -> list[ClassEntry]:
     """The same classes; a name of several without another id is the id of none: only numbers tell them apart.
 
     ImageNet's own names have some twice ("missile"), in CLIP_benchmark's classnames.txt too.

@@ -194,7 +194,7 @@ def from_entries(content: Sequence[object], *, name: str, path: Path, numbered: 
     return _of_entries(class_files.distinct(entries) if numbered else entries, name)
 
 
-def _of_entries(entries: Sequence[class_files.Entry], name: str) -> ClassSet:
+def _of_entries(entries: Sequence[class_files.ClassEntry], name: str) -> ClassSet:
     ids, names, texts = zip(*entries, strict=True) if entries else ((), (), ())
     return ClassSet(name, "file", tuple(ids), tuple(names), tuple(texts))
 

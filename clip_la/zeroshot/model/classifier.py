@@ -20,7 +20,7 @@ from clip_la.data.text.tokenizer import caption_lengths, trim
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.labels.prompts import PromptSet, check
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
-from clip_la.zeroshot.model.eval_model import Subject, Tokenize, matmul_precision
+from clip_la.zeroshot.model.eval_model import EvalModel, Tokenize, matmul_precision
 
 # Prompts tokenised and sorted together: enough for long runs of equal length, little enough to share over ranks.
 PROMPTS_PER_CHUNK = 8192
@@ -90,14 +90,14 @@ def length_sorted_batches(
 
 
 def encode_tokens(
-    subject: Subject, tokens: Int64[Tensor, "texts tokens"], precision: str
+    eval_model: EvalModel, tokens: Int64[Tensor, "texts tokens"], precision: str
 ) -> Float[Tensor, "texts embed_dim"]:
     """Unit features of texts in their order, on the model's device; encoded in length-sorted batches."""
-    budget = TOKENS_PER_BATCH["cpu" if subject.device.type == "cpu" else "cuda"]
-    lengths = caption_lengths(tokens) if subject.trims_text else torch.full((len(tokens),), tokens.shape[1])
+    budget = TOKENS_PER_BATCH["cpu" if eval_model.device.type == "cpu" else "cuda"]
+    lengths = caption_lengths(tokens) if eval_model.trims_text else torch.full((len(tokens),), tokens.shape[1])
     features: Tensor | None = None
     for rows, longest in length_sorted_batches(lengths, budget):
-        encoded = subject.encode_texts(tokens[rows, :longest], precision)
+        encoded = eval_model.encode_texts(tokens[rows, :longest], precision)
         if features is None:
             features = encoded.new_empty(len(tokens), encoded.shape[1])
         features[rows.to(encoded.device)] = encoded
@@ -106,16 +106,16 @@ def encode_tokens(
 
 
 @torch.inference_mode()
-def encode_chunk(subject: Subject, chunk: Chunk, precision: str) -> Float[Tensor, "classes embed_dim"]:
+def encode_chunk(eval_model: EvalModel, chunk: Chunk, precision: str) -> Float[Tensor, "classes embed_dim"]:
     """The classifier's rows of a chunk, on the CPU."""
-    features = encode_tokens(subject, chunk.tokens.long(), precision)
+    features = encode_tokens(eval_model, chunk.tokens.long(), precision)
     # One segment a class, summed in order: unlike a scatter-add, the same digits every time.
     means = torch.segment_reduce(features, "mean", lengths=chunk.counts.to(features.device))
     return nn.functional.normalize(means, dim=-1).cpu()
 
 
 def build_classifier(
-    subject: Subject,
+    eval_model: EvalModel,
     classes: ClassSet,
     prompts: PromptSet,
     *,
@@ -131,29 +131,29 @@ def build_classifier(
     """
     check(prompts, classes)
     key = {
-        "text_tower": subject.text_hash if cache else "",
+        "text_tower": eval_model.text_hash if cache else "",
         "names": classes.hash,
         "templates": prompts.hash,
         "precision": precision,
-        "device": subject.device.type,
+        "device": eval_model.device.type,
     }
     # Rank 0 alone looks, so that all ranks take the same way.
-    found = ranks.exchange(lambda: cache.load(key) if cache and ranks.rank() == 0 else None)[0]
+    found = ranks.all_gather(lambda: cache.load(key) if cache and ranks.rank() == 0 else None)[0]
     if found is None:
-        found = _build(subject, classes, prompts, precision, num_workers, progress)
+        found = _build(eval_model, classes, prompts, precision, num_workers, progress)
         if cache and ranks.rank() == 0:
             cache.store(key, found)
-    return found.to(subject.device)
+    return found.to(eval_model.device)
 
 
 def _build(
-    subject: Subject, classes: ClassSet, prompts: PromptSet, precision: str, num_workers: int, progress: bool
+    eval_model: EvalModel, classes: ClassSet, prompts: PromptSet, precision: str, num_workers: int, progress: bool
 ) -> Float[Tensor, "classes embed_dim"]:
     chunks = plan_chunks(classes, prompts)
     mine = chunks[ranks.rank() :: ranks.world_size()]
     num_prompts = sum(map(len, classes.names)) * len(prompts.templates)
     workers = min(num_workers, len(mine)) if num_prompts >= PROMPTS_WORTH_WORKERS else 0
-    chunked = ChunkedPrompts(classes, prompts, subject.tokenize, mine, subject.trims_text)
+    chunked = ChunkedPrompts(classes, prompts, eval_model.tokenize, mine, eval_model.trims_text)
     loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
     def work() -> list[tuple[int, Tensor]]:
@@ -162,9 +162,9 @@ def _build(
         rows = []
         with bar, matmul_precision(precision):
             for chunk in loader:
-                rows.append((chunk.classes.start, encode_chunk(subject, chunk, precision)))
+                rows.append((chunk.classes.start, encode_chunk(eval_model, chunk, precision)))
                 bar.update(len(chunk.classes))
         return rows
 
-    parts = [part for own in ranks.exchange(work) for part in own]
+    parts = [part for own in ranks.all_gather(work) for part in own]
     return torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])

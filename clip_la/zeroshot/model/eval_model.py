@@ -76,7 +76,7 @@ def _open_clip_transform(settings: tuple[tuple[str, Any], ...]) -> Callable[[Ima
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalModel:
     """A two-tower model with all it takes to show it pictures and texts.
 
     Attributes:
@@ -183,7 +183,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subject:
+def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> EvalModel:
     """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
     spec = model.spec
     numbers = {name: value for name, value in spec.to_dict().items() if name != "name"}
@@ -211,7 +211,7 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subj
     if meta.get("lineage"):
         # Weights that were trained before, and on how many samples: those of this run are not all.
         origin["lineage"] = meta["lineage"]
-    return Subject(
+    return EvalModel(
         module=model,
         preprocess=UInt8Preprocess(spec.image_size),
         pixel_stats=(tuple(spec.pixel_mean), tuple(spec.pixel_std)),
@@ -226,7 +226,7 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Subj
     )
 
 
-def of_open_clip(name: str, weights: str) -> Subject:
+def of_open_clip(name: str, weights: str) -> EvalModel:
     """Any open_clip model through open_clip's own module; `weights` is a file or one of its pretrained tags."""
     import open_clip
 
@@ -242,7 +242,7 @@ def of_open_clip(name: str, weights: str) -> Subject:
     return wrap_open_clip(create_open_clip(name, weights), name, weights)
 
 
-def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
+def wrap_open_clip(module: nn.Module, name: str, weights: str) -> EvalModel:
     """An open_clip module that is already loaded."""
     import open_clip
 
@@ -266,7 +266,7 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
     origin["parameters"] = sum(p.numel() for p in module.parameters())
     origin["checkpoint"] = f"{name}:{weights}" if weights else name
     origin["transform"] = OWN
-    return Subject(
+    return EvalModel(
         module=module.eval(),
         preprocess=OpenClipPreprocess(tuple(sorted((key, _frozen(value)) for key, value in settings.items()))),
         pixel_stats=None,
@@ -281,21 +281,21 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> Subject:
     )
 
 
-def with_transform(subject: Subject, transform: str) -> Subject:
+def with_transform(eval_model: EvalModel, transform: str) -> EvalModel:
     """The same model shown pictures by one of `TRANSFORMS`; raises UserError for another name."""
     if transform not in TRANSFORMS:
         raise unknown("transform", transform, TRANSFORMS)
     if transform == OWN:
-        return subject
-    if isinstance(subject.preprocess, OpenClipPreprocess):
-        settings = subject.preprocess.settings
+        return eval_model
+    if isinstance(eval_model.preprocess, OpenClipPreprocess):
+        settings = eval_model.preprocess.settings
     else:
-        spec = subject.module.spec
+        spec = eval_model.module.spec
         assert isinstance(spec, ModelSpec)
         settings = (("mean", spec.pixel_mean), ("size", spec.image_size), ("std", spec.pixel_std))
     preprocess = OpenClipPreprocess(settings, as_stored=True)
-    origin = {**subject.origin, "transform": transform}
-    return replace(subject, preprocess=preprocess, pixel_stats=None, origin=origin)
+    origin = {**eval_model.origin, "transform": transform}
+    return replace(eval_model, preprocess=preprocess, pixel_stats=None, origin=origin)
 
 
 def _frozen(value: Any) -> Any:

@@ -12,7 +12,7 @@ from clip_la.models.checkpoint import load_checkpoint
 from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
-from clip_la.zeroshot.model.eval_model import OWN, Subject, of_model, of_open_clip, with_transform
+from clip_la.zeroshot.model.eval_model import OWN, EvalModel, of_model, of_open_clip, with_transform
 
 CHECKPOINT_NAME = re.compile(r"samples=(\d+)\.ckpt")
 WHICH = ("last", "all")
@@ -44,27 +44,27 @@ def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
     return models
 
 
-def load_subject(
+def load_eval_model(
     text: str, device: torch.device | str = "cpu", *, compiled: bool = False, transform: str = OWN
-) -> Subject:
+) -> EvalModel:
     """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
 
     Args:
         compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
-        transform: one of `subject.TRANSFORMS`.
+        transform: one of `eval_model.TRANSFORMS`.
 
     Raises:
         UserError: nothing of that name, or what is there is damaged or does not fit.
     """
-    subject = with_transform(_load(text), transform)
-    subject.module.eval().requires_grad_(False).to(device)
+    eval_model = with_transform(_load(text), transform)
+    eval_model.module.eval().requires_grad_(False).to(device)
     if compiled:
-        subject.compile()
-        return replace(subject, compiled=True)
-    return subject
+        eval_model.compile()
+        return replace(eval_model, compiled=True)
+    return eval_model
 
 
-def _load(text: str) -> Subject:
+def _load(text: str) -> EvalModel:
     if Path(text).suffix == ".safetensors" and Path(text).is_file():
         raise UserError(f"{text} says not which architecture its weights are of; give NAME:FILE, as in ViT-B-16:{text}")
     if Path(text).is_file():

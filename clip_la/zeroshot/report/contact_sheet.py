@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clip_la.atomic import atomic_write
 from clip_la.data.images.decode import decode_image
-from clip_la.zeroshot.datasets.records import Record, TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset, Record
 from clip_la.zeroshot.runner.predictions import Predictions
 
 NUM_PICTURES = 48
@@ -48,7 +48,7 @@ def choose(found: Predictions, num_pictures: int = NUM_PICTURES, seed: int = SHE
     return sorted(np.random.default_rng(seed).choice(len(found), count, replace=False).tolist())
 
 
-def tiles(found: Predictions, test_set: TestSet, rows: Sequence[int]) -> list[Tile]:
+def tiles(found: Predictions, test_set: EvalDataset, rows: Sequence[int]) -> list[Tile]:
     """Reads the pictures of some rows again; sources are read only as far as needed."""
     wanted: dict[int, dict[int, int]] = defaultdict(dict)
     for row in rows:
@@ -64,7 +64,7 @@ def tiles(found: Predictions, test_set: TestSet, rows: Sequence[int]) -> list[Ti
     return [made[row] for row in rows if row in made]
 
 
-def _tile(record: Record, found: Predictions, test_set: TestSet, row: int) -> Tile:
+def _tile(record: Record, found: Predictions, test_set: EvalDataset, row: int) -> Tile:
     names = test_set.classes.names
     guesses = tuple(
         (names[index][0], float(score)) for index, score in zip(found.top[row], found.scores[row], strict=True)
@@ -75,7 +75,7 @@ def _tile(record: Record, found: Predictions, test_set: TestSet, row: int) -> Ti
 
 
 def contact_sheet(
-    found: Predictions, test_set: TestSet, path: Path, *, title: str, num_pictures: int = NUM_PICTURES
+    found: Predictions, test_set: EvalDataset, path: Path, *, title: str, num_pictures: int = NUM_PICTURES
 ) -> tuple[Path, Path]:
     """Writes PATH.png and PATH.html (`path` without suffix) and returns the two paths."""
     chosen = tiles(found, test_set, choose(found, num_pictures))

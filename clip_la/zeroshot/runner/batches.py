@@ -21,7 +21,7 @@ from clip_la.data.shards.problems import TOOK_TOO_LONG, BadSample
 from clip_la.data.shards.watch import At, TimeLimit
 from clip_la.data.stream.watched_loader import WatchedLoader, WorkerDied
 from clip_la.errors import UserError
-from clip_la.zeroshot.datasets.records import Record, Skipped, Source
+from clip_la.zeroshot.datasets.records import Record, RecordSource, Skipped
 
 Unit = tuple[int, int]
 Preprocess = Callable[[Image.Image | bytes], Tensor]
@@ -78,7 +78,11 @@ class UnitStream(IterableDataset):
     """The units of the consumers of this rank; each worker process is a consumer."""
 
     def __init__(
-        self, sources: Sequence[Source], preprocess: Preprocess, batch_size: int, done: frozenset[Unit] = frozenset()
+        self,
+        sources: Sequence[RecordSource],
+        preprocess: Preprocess,
+        batch_size: int,
+        done: frozenset[Unit] = frozenset(),
     ) -> None:
         self.sources, self.preprocess, self.batch_size, self.done = sources, preprocess, batch_size, done
         self.passed_over: dict[tuple[str, int], str] = {}
@@ -132,7 +136,7 @@ class UnitStream(IterableDataset):
         return batch
 
 
-def name_of(source: Source, number: int) -> str:
+def name_of(source: RecordSource, number: int) -> str:
     """What a source is called in messages: its address, if it has one."""
     return str(getattr(source, "url", None) or getattr(source, "path", None) or f"source {number}")
 
@@ -145,7 +149,7 @@ def _read(record: Record) -> bytes:
 
 
 def image_batches(
-    sources: Sequence[Source],
+    sources: Sequence[RecordSource],
     preprocess: Preprocess,
     *,
     batch_size: int,

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from clip_la import distributed as ranks
 from clip_la.zeroshot import metrics
-from clip_la.zeroshot.datasets.records import TestSet
-from clip_la.zeroshot.model.eval_model import Subject, matmul_precision
+from clip_la.zeroshot.datasets.records import EvalDataset
+from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
 from clip_la.zeroshot.runner.batches import ImageBatch, image_batches
-from clip_la.zeroshot.runner.partial_results import Parts, collect, earlier
+from clip_la.zeroshot.runner.partial_results import PartialResults, collect, earlier
 from clip_la.zeroshot.runner.predictions import Predictions, merge
 from clip_la.zeroshot.runner.progress import progress_bar
 
@@ -21,7 +21,7 @@ TOP = 5
 
 @torch.inference_mode()
 def score_batch(
-    subject: Subject, classifier: Float[Tensor, "classes embed_dim"], batch: ImageBatch, precision: str
+    eval_model: EvalModel, classifier: Float[Tensor, "classes embed_dim"], batch: ImageBatch, precision: str
 ) -> Predictions:
     """The rows of one unit."""
     unit = np.array([batch.unit], dtype=np.int64)
@@ -32,7 +32,7 @@ def score_batch(
         top, scores, truth = torch.zeros(0, k), torch.zeros(0, k), torch.zeros(0)
     else:
         # All rows, empty ones included: neither shapes nor places may depend on what could be read.
-        similarity = (subject.encode_images(batch.images, precision) @ classifier.T)[batch.rows]
+        similarity = (eval_model.encode_images(batch.images, precision) @ classifier.T)[batch.rows]
         keys = metrics.ordered_keys(similarity)
         scores, top = metrics.top_classes(keys, similarity, k)
         truth = metrics.truth_ranks(keys, batch.padded_labels().to(keys.device))
@@ -50,14 +50,14 @@ def score_batch(
 
 
 def classify(
-    subject: Subject,
+    eval_model: EvalModel,
     classifier: Float[Tensor, "classes embed_dim"],
-    test_set: TestSet,
+    test_set: EvalDataset,
     *,
     precision: str,
     batch_size: int,
     num_workers: int,
-    parts: Parts[Predictions] | None = None,
+    parts: PartialResults[Predictions] | None = None,
     progress: bool = True,
 ) -> Predictions:
     """Every picture once, by all ranks together; every rank returns all rows. All ranks must call it.
@@ -73,20 +73,20 @@ def classify(
     def work() -> list[Predictions]:
         batches = image_batches(
             test_set.sources,
-            subject.preprocess,
+            eval_model.preprocess,
             batch_size=batch_size,
             num_workers=num_workers,
             done=done,
-            pin_memory=subject.device.type == "cuda",
+            pin_memory=eval_model.device.type == "cuda",
         )
         with matmul_precision(precision), progress_bar(test_set, sum(map(len, before)), progress) as bar:
 
             def scored() -> Iterator[Predictions]:
                 for batch in batches:
-                    yield score_batch(subject, classifier, batch, precision)
+                    yield score_batch(eval_model, classifier, batch, precision)
                     bar.update(len(batch.keys) * ranks.world_size())
 
             return [*before, *collect(scored(), merge, parts)]
 
-    gathered = ranks.exchange(lambda: [merge(own)] if (own := work()) else [])
+    gathered = ranks.all_gather(lambda: [merge(own)] if (own := work()) else [])
     return merge([part for own in gathered for part in own])

@@ -18,11 +18,11 @@ from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
-from clip_la.zeroshot.model.eval_model import Subject, matmul_precision
+from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
 from clip_la.zeroshot.runner.batches import ImageBatch, image_batches
-from clip_la.zeroshot.runner.partial_results import Parts, collect, earlier, units_of
+from clip_la.zeroshot.runner.partial_results import PartialResults, collect, earlier, units_of
 from clip_la.zeroshot.runner.predictions import SkippedPicture, first_keys, said
 from clip_la.zeroshot.runner.progress import progress_bar
 
@@ -83,15 +83,22 @@ def merge_rows(parts: Sequence[FeatureRows]) -> FeatureRows:
     )
 
 
-def features_id(subject: Subject, test_set: TestSet, precision: str, batch_size: int) -> str:
+def features_id(eval_model: EvalModel, test_set: EvalDataset, precision: str, batch_size: int) -> str:
     """A hash of all that the features of a test set, and what is known of its pictures, depend on."""
-    parts = (subject.hash, test_set.fingerprint, test_set.classes.hash, precision, batch_size, subject.device.type)
+    parts = (
+        eval_model.hash,
+        test_set.fingerprint,
+        test_set.classes.hash,
+        precision,
+        batch_size,
+        eval_model.device.type,
+    )
     return content_hash([FOLDER, results.FORMAT, *parts])
 
 
-def feature_parts(state: Path | None, name: str) -> Parts[FeatureRows] | None:
+def feature_parts(state: Path | None, name: str) -> PartialResults[FeatureRows] | None:
     """Where features are kept under a name that begins with a `features_id`; None keeps nothing."""
-    return None if state is None else Parts(state / FOLDER / f"{name}.parts", read_rows)
+    return None if state is None else PartialResults(state / FOLDER / f"{name}.parts", read_rows)
 
 
 def forget(state: Path, features: str) -> None:
@@ -103,12 +110,12 @@ def forget(state: Path, features: str) -> None:
 
 
 @torch.inference_mode()
-def encode_batch(subject: Subject, batch: ImageBatch, precision: str) -> FeatureRows:
+def encode_batch(eval_model: EvalModel, batch: ImageBatch, precision: str) -> FeatureRows:
     """The rows of one unit."""
     source = batch.unit[0]
     values = torch.zeros(0, 0)
     if batch.images is not None:
-        values = subject.encode_images(batch.images, precision)[batch.rows].cpu()
+        values = eval_model.encode_images(batch.images, precision)[batch.rows].cpu()
     columns = zip(batch.positions, batch.keys, batch.labels, batch.captions, strict=True)
     return FeatureRows(
         values.numpy(),
@@ -119,8 +126,8 @@ def encode_batch(subject: Subject, batch: ImageBatch, precision: str) -> Feature
 
 
 def encode_images(
-    subject: Subject,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    test_set: EvalDataset,
     *,
     precision: str,
     batch_size: int,
@@ -137,7 +144,7 @@ def encode_images(
     Raises:
         UserError: what the test set raises; no picture could be read.
     """
-    parts = feature_parts(state, features_id(subject, test_set, precision, batch_size))
+    parts = feature_parts(state, features_id(eval_model, test_set, precision, batch_size))
     before, done, is_all = earlier(parts)
 
     def work() -> list[FeatureRows]:
@@ -145,29 +152,29 @@ def encode_images(
             return before
         batches = image_batches(
             test_set.sources,
-            subject.preprocess,
+            eval_model.preprocess,
             batch_size=batch_size,
             num_workers=num_workers,
             done=done,
-            pin_memory=subject.device.type == "cuda",
+            pin_memory=eval_model.device.type == "cuda",
         )
         num_done = sum(len(part.known) for part in before)
         with matmul_precision(precision), progress_bar(test_set, num_done, progress) as bar:
 
             def encoded() -> Iterator[FeatureRows]:
                 for batch in batches:
-                    yield encode_batch(subject, batch, precision)
+                    yield encode_batch(eval_model, batch, precision)
                     bar.update(len(batch.keys) * ranks.world_size())
 
             return [*before, *collect(encoded(), merge_rows, parts)]
 
-    gathered = [part for own in ranks.exchange(work) for part in own]
+    gathered = [part for own in ranks.all_gather(work) for part in own]
     if parts is not None and not is_all and ranks.rank() == 0:
         parts.finish(len(units_of(gathered)))
     return _in_order(test_set, gathered)
 
 
-def _in_order(test_set: TestSet, gathered: Sequence[FeatureRows]) -> Features:
+def _in_order(test_set: EvalDataset, gathered: Sequence[FeatureRows]) -> Features:
     merged = merge_rows(gathered) if gathered else FeatureRows(np.zeros((0, 0), np.float32), np.zeros((0, 2), np.int64))
     reasons = dict(sorted(Counter(reason for *_, reason in merged.skipped).items()))
     if not merged.known:

@@ -37,7 +37,7 @@ def units_of(parts: Iterable[Part]) -> frozenset[Unit]:
     return frozenset((int(source), int(number)) for part in parts for source, number in part.units)
 
 
-class Parts(Generic[P]):
+class PartialResults(Generic[P]):
     """A folder of parts, written by any rank under names of its own.
 
     Args:
@@ -82,7 +82,7 @@ class Parts(Generic[P]):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def earlier(parts: Parts[P] | None) -> tuple[list[P], frozenset[Unit], bool]:
+def earlier(parts: PartialResults[P] | None) -> tuple[list[P], frozenset[Unit], bool]:
     """(parts of before, on rank 0 alone; their units, on every rank; whether these are all). All ranks must call it."""
     own: list[P] = []
 
@@ -93,11 +93,11 @@ def earlier(parts: Parts[P] | None) -> tuple[list[P], frozenset[Unit], bool]:
         done = units_of(own)
         return done, parts.is_all(len(done))
 
-    done, is_all = ranks.exchange(look)[0]
+    done, is_all = ranks.all_gather(look)[0]
     return own, done, is_all
 
 
-def collect(made: Iterable[P], merge: Callable[[Sequence[P]], P], parts: Parts[P] | None) -> list[P]:
+def collect(made: Iterable[P], merge: Callable[[Sequence[P]], P], parts: PartialResults[P] | None) -> list[P]:
     """All that is made, merged into fewer; where there are `parts`, kept there from time to time and at the end."""
     merged: list[P] = []
     fresh: list[P] = []

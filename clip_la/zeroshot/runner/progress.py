@@ -5,10 +5,10 @@ from typing import Any
 from tqdm import tqdm
 
 from clip_la import distributed as ranks
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 
 
-def progress_bar(test_set: TestSet, num_done: int, shown: bool) -> Any:
+def progress_bar(test_set: EvalDataset, num_done: int, shown: bool) -> Any:
     """A bar over the pictures of a test set, on the first rank's terminal; it leaves no trace when it is over."""
     hidden = not shown or ranks.rank() != 0
     return tqdm(

@@ -13,17 +13,17 @@ from clip_la.data.corpora.imagenet_names import is_wordnet_id
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot import metrics
-from clip_la.zeroshot.datasets.find import open_test_set
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.find import open_dataset
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels import prompts, wordnet
 from clip_la.zeroshot.labels.classes import CATALOG, ClassSet, class_set, content_hash
 from clip_la.zeroshot.labels.prompts import PromptSet
 from clip_la.zeroshot.model.classifier import build_classifier
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
-from clip_la.zeroshot.model.eval_model import Subject, of_model
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.runner import predictions
 from clip_la.zeroshot.runner.classify import TOP, classify
-from clip_la.zeroshot.runner.partial_results import Parts
+from clip_la.zeroshot.runner.partial_results import PartialResults
 from clip_la.zeroshot.runner.predictions import Predictions
 
 DEFAULT_BATCH_SIZE = 128
@@ -45,7 +45,7 @@ class Evaluation:
         return self.found
 
 
-def choose_prompts(text: str | None, test_set: TestSet) -> PromptSet:
+def choose_prompts(text: str | None, test_set: EvalDataset) -> PromptSet:
     """The prompts that `text` names; by default the data's own, else OpenAI's 80 for ImageNet, else the plain one."""
     if text is not None:
         return prompts.prompt_set(text)
@@ -54,10 +54,12 @@ def choose_prompts(text: str | None, test_set: TestSet) -> PromptSet:
     return prompts.built_in("openai80" if test_set.classes.name in CATALOG else "plain")
 
 
-def evaluation_id(subject: Subject, test_set: TestSet, templates: PromptSet, precision: str, batch_size: int) -> str:
+def evaluation_id(
+    eval_model: EvalModel, test_set: EvalDataset, templates: PromptSet, precision: str, batch_size: int
+) -> str:
     """A hash of all that the digits of an evaluation depend on, so that a finished one is known again."""
-    parts = (subject.hash, test_set.fingerprint, test_set.classes.hash, templates.hash, precision, batch_size)
-    return content_hash([results.CLASSIFICATION, results.FORMAT, *parts, subject.device.type])
+    parts = (eval_model.hash, test_set.fingerprint, test_set.classes.hash, templates.hash, precision, batch_size)
+    return content_hash([results.CLASSIFICATION, results.FORMAT, *parts, eval_model.device.type])
 
 
 def classification_metrics(found: Predictions, num_classes: int) -> dict[str, dict[str, float]]:
@@ -90,10 +92,10 @@ def hierarchy_metrics(found: Predictions, classes: ClassSet) -> dict[str, dict[s
     return {name: estimate.to_dict() for name, estimate in values.items()}
 
 
-def labels_of(subject: Subject, test_set: TestSet, templates: PromptSet) -> dict[str, Any]:
+def labels_of(eval_model: EvalModel, test_set: EvalDataset, templates: PromptSet) -> dict[str, Any]:
     """The fields of a result line that name model, data and prompts; they move no digit."""
     return {
-        **subject.origin,
+        **eval_model.origin,
         "task": results.CLASSIFICATION,
         **test_set.labels,
         "names": test_set.classes.label,
@@ -102,12 +104,17 @@ def labels_of(subject: Subject, test_set: TestSet, templates: PromptSet) -> dict
 
 
 def result_line(
-    subject: Subject, test_set: TestSet, templates: PromptSet, found: Predictions, precision: str, evaluation: str
+    eval_model: EvalModel,
+    test_set: EvalDataset,
+    templates: PromptSet,
+    found: Predictions,
+    precision: str,
+    evaluation: str,
 ) -> dict[str, Any]:
     """The result as one JSON-able object; every figure with its origin."""
     classes = test_set.classes
     return {
-        **labels_of(subject, test_set, templates),
+        **labels_of(eval_model, test_set, templates),
         "data_hash": test_set.fingerprint,
         "num_samples": len(found),
         "num_classes": len(classes),
@@ -120,13 +127,13 @@ def result_line(
         "skipped_examples": predictions.first_keys(found.skipped),
         **test_set.said,
         "evaluation": evaluation,
-        **results.circumstances(subject.device, precision),
+        **results.provenance(eval_model.device, precision),
     }
 
 
 def run_evaluation(
-    subject: Subject,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    test_set: EvalDataset,
     templates: PromptSet,
     *,
     precision: str = "float32",
@@ -144,10 +151,10 @@ def run_evaluation(
     Raises:
         UserError: what the test set or the prompts raise; no picture could be read.
     """
-    evaluation = evaluation_id(subject, test_set, templates, precision, batch_size)
-    parts = None if state is None else Parts(state / f"{evaluation}.parts", predictions.load)
+    evaluation = evaluation_id(eval_model, test_set, templates, precision, batch_size)
+    parts = None if state is None else PartialResults(state / f"{evaluation}.parts", predictions.load)
     classifier = build_classifier(
-        subject,
+        eval_model,
         test_set.classes,
         templates,
         precision=precision,
@@ -156,7 +163,7 @@ def run_evaluation(
         progress=progress,
     )
     found = classify(
-        subject,
+        eval_model,
         classifier,
         test_set,
         precision=precision,
@@ -168,7 +175,7 @@ def run_evaluation(
     if not len(found):
         reasons = predictions.said(found.skipped) or "it is empty"
         raise UserError(f"{test_set.name} has no picture that can be evaluated ({reasons})")
-    line = result_line(subject, test_set, templates, found, precision, evaluation)
+    line = result_line(eval_model, test_set, templates, found, precision, evaluation)
     if state is not None and parts is not None and ranks.rank() == 0:
         found.save(state / f"{evaluation}.npz")
         parts.clear()
@@ -176,8 +183,8 @@ def run_evaluation(
 
 
 def evaluate_zeroshot(
-    model: CLIP | Subject,
-    data: str | TestSet,
+    model: CLIP | EvalModel,
+    data: str | EvalDataset,
     *,
     classes: str | ClassSet | None = None,
     templates: str | PromptSet | None = None,
@@ -200,15 +207,15 @@ def evaluate_zeroshot(
     Raises:
         UserError: wrong input, in one line.
     """
-    subject = model if isinstance(model, Subject) else of_model(model, **dict(meta or {}))
+    eval_model = model if isinstance(model, EvalModel) else of_model(model, **dict(meta or {}))
     chosen = class_set(classes) if isinstance(classes, str) else classes
-    test_set = data if isinstance(data, TestSet) else open_test_set(data, classes=chosen, name=name)
+    test_set = data if isinstance(data, EvalDataset) else open_dataset(data, classes=chosen, name=name)
     prompt_set = templates if isinstance(templates, PromptSet) else choose_prompts(templates, test_set)
-    was_training = subject.module.training
-    subject.module.eval()
+    was_training = eval_model.module.training
+    eval_model.module.eval()
     try:
         return run_evaluation(
-            subject,
+            eval_model,
             test_set,
             prompt_set,
             precision=precision,
@@ -219,4 +226,4 @@ def evaluate_zeroshot(
             progress=progress,
         )
     finally:
-        subject.module.train(was_training)
+        eval_model.module.train(was_training)

@@ -7,18 +7,18 @@ from typing import Any
 from clip_la import results
 from clip_la.errors import UserError, shown, unknown
 from clip_la.zeroshot.datasets import shards as shard_sets
-from clip_la.zeroshot.datasets.find import default_name, open_test_set
+from clip_la.zeroshot.datasets.find import default_name, open_dataset
 from clip_la.zeroshot.datasets.label_values import SKIP, UNKNOWN_CLASSES
 from clip_la.zeroshot.labels.classes import class_set
 from clip_la.zeroshot.labels.text_files import read_text
 from clip_la.zeroshot.tasks.classification import choose_prompts
-from clip_la.zeroshot.tasks.task import TASKS, Classification, Job, Probe, Retrieval
+from clip_la.zeroshot.tasks.task import TASKS, Classification, Probe, Retrieval, Task
 
 KEYS = ("models", "datasets")
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteEntry:
     """One evaluation of a suite. `train` and `shots` belong to probes, `classes`, `templates`, `labels` to classes."""
 
     data: str
@@ -59,24 +59,24 @@ class Entry:
                 raise UserError(f"{field.name} is {shown(value)}, not {what}")
 
 
-def prepare(entry: Entry) -> Job:
+def prepare(entry: SuiteEntry) -> Task:
     """Opens what an entry names; raises UserError where it is not there."""
     if entry.task == results.RETRIEVAL:
         return Retrieval(shard_sets.open_caption_shards(entry.data, entry.name or default_name(entry.data)))
     classes = class_set(entry.classes) if entry.classes else None
-    test_set = open_test_set(
+    test_set = open_dataset(
         entry.data, classes=classes, name=entry.name, labels=entry.labels, unknown_classes=entry.unknown_classes
     )
     if entry.train is None:
         return Classification(test_set, choose_prompts(entry.templates, test_set))
     # The test set's classes hold for both, so that equal numbers mean equal classes.
-    train_set = open_test_set(
+    train_set = open_dataset(
         entry.train, classes=test_set.classes, unknown_classes=entry.unknown_classes, training=True
     )
     return Probe(test_set, train_set, entry.task, entry.shots)
 
 
-def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[Entry]]:
+def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[SuiteEntry]]:
     """(models, entries) of a YAML file; what is `given` and not None wins over the file, and fills in what it lacks.
 
     Raises:
@@ -102,8 +102,8 @@ def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[Entry]]:
     return models, [_entry(raw, path, given) for raw in content["datasets"]]
 
 
-def _entry(raw: Any, path: Path, given: dict[str, Any]) -> Entry:
-    known = [field.name for field in fields(Entry)]
+def _entry(raw: Any, path: Path, given: dict[str, Any]) -> SuiteEntry:
+    known = [field.name for field in fields(SuiteEntry)]
     if not isinstance(raw, dict):
         raise UserError(f"{path}: '{raw}' is no entry; write 'data: PATH' and what else it needs")
     for key in raw:
@@ -113,6 +113,6 @@ def _entry(raw: Any, path: Path, given: dict[str, Any]) -> Entry:
     if not values.get("data"):
         raise UserError(f"{path}: the entry {values.get('name') or raw} says not where its data is; give --data PATH")
     try:
-        return Entry(**values)
+        return SuiteEntry(**values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -14,9 +14,9 @@ from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
 from clip_la.zeroshot import metrics
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
-from clip_la.zeroshot.model.eval_model import Subject
+from clip_la.zeroshot.model.eval_model import EvalModel
 from clip_la.zeroshot.runner.classify import TOP
 from clip_la.zeroshot.runner.features import Features, encode_images
 
@@ -106,9 +106,9 @@ def rank_true_classes(
 
 
 def evaluate_probe(
-    subject: Subject,
-    train_set: TestSet,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    train_set: EvalDataset,
+    test_set: EvalDataset,
     *,
     task: str,
     shots: int | None = None,
@@ -133,7 +133,7 @@ def evaluate_probe(
         raise UserError(f"{train_set.name} and {test_set.name} have different classes; name them the same: --classes")
     settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "num_workers": num_workers}
     settings |= {"state": state, "progress": progress}
-    train, test = (encode_images(subject, each, **settings) for each in (train_set, test_set))
+    train, test = (encode_images(eval_model, each, **settings) for each in (train_set, test_set))
     chosen = torch.arange(len(train.images)) if shots is None else few_shots(_labels(train), shots)
 
     def work() -> tuple[np.ndarray, dict[str, float]]:
@@ -143,9 +143,9 @@ def evaluate_probe(
         scores_of, chosen_values = _learn(task, train.images[chosen], _labels(train)[chosen], len(test_set.classes))
         return rank_true_classes(scores_of, test.images, _labels(test)), chosen_values
 
-    found, chosen_values = ranks.exchange(work)[0]
+    found, chosen_values = ranks.all_gather(work)[0]
     return _result_line(
-        subject,
+        eval_model,
         train_set,
         test_set,
         test,
@@ -153,7 +153,7 @@ def evaluate_probe(
         task=task,
         learning={"num_train": len(chosen), "shots": shots, **chosen_values},
         precision=precision,
-        evaluation=probe_id(subject, train_set, test_set, task, shots, precision, batch_size),
+        evaluation=probe_id(eval_model, train_set, test_set, task, shots, precision, batch_size),
     )
 
 
@@ -169,9 +169,9 @@ def _learn(
 
 
 def _result_line(
-    subject: Subject,
-    train_set: TestSet,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    train_set: EvalDataset,
+    test_set: EvalDataset,
     test: Features,
     found: np.ndarray,
     *,
@@ -182,7 +182,7 @@ def _result_line(
 ) -> dict[str, Any]:
     labels, num_classes = _labels(test), len(test_set.classes)
     return {
-        **labels_of(subject, train_set, test_set, task),
+        **labels_of(eval_model, train_set, test_set, task),
         "data_hash": test_set.fingerprint,
         "train_hash": train_set.fingerprint,
         "num_samples": len(found),
@@ -195,7 +195,7 @@ def _result_line(
         "skipped_examples": test.examples,
         **replace(test_set, notes=test_set.notes + train_set.notes).said,
         "evaluation": evaluation,
-        **results.circumstances(subject.device, precision),
+        **results.provenance(eval_model.device, precision),
     }
 
 
@@ -208,23 +208,23 @@ def _metrics(found: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[st
 
 
 def probe_id(
-    subject: Subject,
-    train_set: TestSet,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    train_set: EvalDataset,
+    test_set: EvalDataset,
     task: str,
     shots: int | None,
     precision: str,
     batch_size: int,
 ) -> str:
     """A hash of all that the digits of a probe depend on."""
-    parts: Sequence[Any] = (subject.hash, train_set.fingerprint, test_set.fingerprint, test_set.classes.hash)
-    return content_hash([task, results.FORMAT, shots, *parts, precision, batch_size, subject.device.type])
+    parts: Sequence[Any] = (eval_model.hash, train_set.fingerprint, test_set.fingerprint, test_set.classes.hash)
+    return content_hash([task, results.FORMAT, shots, *parts, precision, batch_size, eval_model.device.type])
 
 
-def labels_of(subject: Subject, train_set: TestSet, test_set: TestSet, task: str) -> dict[str, Any]:
+def labels_of(eval_model: EvalModel, train_set: EvalDataset, test_set: EvalDataset, task: str) -> dict[str, Any]:
     """The fields of a result line that name model, data and classes."""
     return {
-        **subject.origin,
+        **eval_model.origin,
         "task": task,
         **test_set.labels,
         "train_dataset": train_set.name,

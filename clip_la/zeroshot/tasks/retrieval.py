@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader
 from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.zeroshot import metrics
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.classifier import encode_tokens
-from clip_la.zeroshot.model.eval_model import Subject, matmul_precision
+from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
 from clip_la.zeroshot.runner.features import FeatureRows, encode_images, feature_parts, features_id, merge_rows
-from clip_la.zeroshot.runner.partial_results import Parts, collect, earlier
+from clip_la.zeroshot.runner.partial_results import PartialResults, collect, earlier
 
 RECALL_AT = (1, 5, 10)
 # Texts tokenised and encoded together, and queries scored against everything at once.
@@ -28,7 +28,7 @@ QUERIES_PER_CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Pairs:
+class RetrievalPairs:
     """Features of all pictures and captions; `owners[t]` is the picture of caption t."""
 
     images: Float[Tensor, "images embed_dim"]
@@ -39,8 +39,8 @@ class Pairs:
 
 
 class _Texts(torch.utils.data.Dataset):
-    def __init__(self, subject: Subject, texts: Sequence[str], chunks: list[range]) -> None:
-        self.tokenize, self.texts, self.chunks = subject.tokenize, texts, chunks
+    def __init__(self, eval_model: EvalModel, texts: Sequence[str], chunks: list[range]) -> None:
+        self.tokenize, self.texts, self.chunks = eval_model.tokenize, texts, chunks
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -52,12 +52,12 @@ class _Texts(torch.utils.data.Dataset):
 
 @torch.inference_mode()
 def encode_texts(
-    subject: Subject,
+    eval_model: EvalModel,
     texts: Sequence[str],
     *,
     precision: str,
     num_workers: int = 0,
-    parts: Parts[FeatureRows] | None = None,
+    parts: PartialResults[FeatureRows] | None = None,
 ) -> Float[Tensor, "texts embed_dim"]:
     """Unit features of texts in their order, by all ranks, on the CPU; finished chunks are kept in `parts`."""
     before, done, _ = earlier(parts)
@@ -65,15 +65,15 @@ def encode_texts(
     left = [chunk for chunk in chunks if (0, chunk.start) not in done]
     mine = left[ranks.rank() :: ranks.world_size()]
     workers = min(num_workers, len(mine)) if len(chunks) > 1 else 0
-    chunked = _Texts(subject, texts, mine)
+    chunked = _Texts(eval_model, texts, mine)
     loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
     def encoded() -> Iterator[FeatureRows]:
         for start, tokens in loader:
-            values = encode_tokens(subject, tokens, precision).cpu().numpy()
+            values = encode_tokens(eval_model, tokens, precision).cpu().numpy()
             yield FeatureRows(values, np.array([(0, start)], dtype=np.int64))
 
-    gathered = ranks.exchange(lambda: [*before, *collect(encoded(), merge_rows, parts)])
+    gathered = ranks.all_gather(lambda: [*before, *collect(encoded(), merge_rows, parts)])
     return torch.from_numpy(_in_order([part for own in gathered for part in own], len(texts)))
 
 
@@ -90,18 +90,18 @@ def _in_order(parts: Sequence[FeatureRows], num_texts: int) -> Float32[np.ndarra
 
 
 def encode_pairs(
-    subject: Subject,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    test_set: EvalDataset,
     *,
     precision: str,
     batch_size: int,
     num_workers: int,
     state: Path | None = None,
     progress: bool = True,
-) -> Pairs:
+) -> RetrievalPairs:
     """Features of a retrieval set; pictures without captions are skipped and counted. `state` as in `encode_images`."""
     found = encode_images(
-        subject,
+        eval_model,
         test_set,
         precision=precision,
         batch_size=batch_size,
@@ -112,10 +112,10 @@ def encode_pairs(
     texts = [caption for own in found.captions for caption in own]
     owners = [number for number, own in enumerate(found.captions) for _ in own]
     # A picture that could be read one time and not another would change which caption is which.
-    name = f"{features_id(subject, test_set, precision, batch_size)}-{content_hash([TEXTS_PER_CHUNK, texts])}"
+    name = f"{features_id(eval_model, test_set, precision, batch_size)}-{content_hash([TEXTS_PER_CHUNK, texts])}"
     parts = feature_parts(state, name)
-    features = encode_texts(subject, texts, precision=precision, num_workers=num_workers, parts=parts)
-    return Pairs(found.images, features, torch.tensor(owners), found.skipped, found.examples)
+    features = encode_texts(eval_model, texts, precision=precision, num_workers=num_workers, parts=parts)
+    return RetrievalPairs(found.images, features, torch.tensor(owners), found.skipped, found.examples)
 
 
 @torch.inference_mode()
@@ -139,7 +139,7 @@ def best_ranks(
             found.append((start, metrics.truth_ranks(keys, matches[rows].to(keys.device)).cpu()))
         return found
 
-    parts = sorted((part for own in ranks.exchange(work) for part in own), key=lambda part: part[0])
+    parts = sorted((part for own in ranks.all_gather(work) for part in own), key=lambda part: part[0])
     return torch.cat([ranked for _, ranked in parts]).numpy()
 
 
@@ -152,7 +152,9 @@ def captions_of(owners: Int64[Tensor, " texts"], num_images: int) -> Int64[Tenso
     return torch.tensor([own + [-1] * (width - len(own)) for own in lists])
 
 
-def retrieval_metrics(pairs: Pairs, device: torch.device, precision: str = "float32") -> dict[str, dict[str, float]]:
+def retrieval_metrics(
+    pairs: RetrievalPairs, device: torch.device, precision: str = "float32"
+) -> dict[str, dict[str, float]]:
     """Recall at 1, 5 and 10 with intervals, and the median rank (from 1), pictures by caption and captions by picture.
 
     A picture is found when any of its captions is, as CLIP-like papers count; names are CLIP_benchmark's.
@@ -169,20 +171,20 @@ def retrieval_metrics(pairs: Pairs, device: torch.device, precision: str = "floa
     return values
 
 
-def retrieval_id(subject: Subject, test_set: TestSet, precision: str, batch_size: int) -> str:
+def retrieval_id(eval_model: EvalModel, test_set: EvalDataset, precision: str, batch_size: int) -> str:
     """A hash of all that the digits of a retrieval result depend on."""
-    parts = (subject.hash, test_set.fingerprint, precision, batch_size, subject.device.type)
+    parts = (eval_model.hash, test_set.fingerprint, precision, batch_size, eval_model.device.type)
     return content_hash([results.RETRIEVAL, results.FORMAT, *parts])
 
 
-def labels_of(subject: Subject, test_set: TestSet) -> dict[str, Any]:
+def labels_of(eval_model: EvalModel, test_set: EvalDataset) -> dict[str, Any]:
     """The fields of a result line that name model and data."""
-    return {**subject.origin, "task": results.RETRIEVAL, **test_set.labels}
+    return {**eval_model.origin, "task": results.RETRIEVAL, **test_set.labels}
 
 
 def evaluate_retrieval(
-    subject: Subject,
-    test_set: TestSet,
+    eval_model: EvalModel,
+    test_set: EvalDataset,
     *,
     precision: str = "float32",
     batch_size: int = 128,
@@ -192,7 +194,7 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """The result line of one model on one retrieval set; by all ranks together, every rank returns it."""
     pairs = encode_pairs(
-        subject,
+        eval_model,
         test_set,
         precision=precision,
         batch_size=batch_size,
@@ -201,14 +203,14 @@ def evaluate_retrieval(
         progress=progress,
     )
     return {
-        **labels_of(subject, test_set),
+        **labels_of(eval_model, test_set),
         "data_hash": test_set.fingerprint,
         "num_samples": len(pairs.images),
         "num_captions": len(pairs.texts),
-        "metrics": retrieval_metrics(pairs, subject.device, precision),
+        "metrics": retrieval_metrics(pairs, eval_model.device, precision),
         "skipped": pairs.skipped,
         "skipped_examples": pairs.examples,
         **test_set.said,
-        "evaluation": retrieval_id(subject, test_set, precision, batch_size),
-        **results.circumstances(subject.device, precision),
+        "evaluation": retrieval_id(eval_model, test_set, precision, batch_size),
+        **results.provenance(eval_model.device, precision),
     }

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from clip_la import results
-from clip_la.zeroshot.datasets.records import TestSet
+from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.prompts import PromptSet
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
-from clip_la.zeroshot.model.eval_model import Subject
+from clip_la.zeroshot.model.eval_model import EvalModel
 from clip_la.zeroshot.runner.features import features_id, forget
 from clip_la.zeroshot.tasks import classification as evaluate
 from clip_la.zeroshot.tasks import probe, retrieval
@@ -21,7 +21,7 @@ TASKS = (results.CLASSIFICATION, results.RETRIEVAL, results.LINEAR_PROBE, result
 
 
 @dataclass(frozen=True)
-class How:
+class EvalOptions:
     """With what means evaluations run; the first two can move their digits."""
 
     precision: str = "float32"
@@ -37,14 +37,14 @@ class How:
         return {name: getattr(self, name) for name in names}
 
 
-class Job(ABC):
+class Task(ABC):
     """One evaluation to be done for any model."""
 
-    test_set: TestSet
+    test_set: EvalDataset
     has_predictions = False
 
     @property
-    def test_sets(self) -> dict[str, TestSet]:
+    def test_sets(self) -> dict[str, EvalDataset]:
         """The test sets that it reads, by the names of their fields."""
         return {"test_set": self.test_set}
 
@@ -67,88 +67,88 @@ class Job(ABC):
         return {name: own.content() for name, own in self.test_sets.items()}
 
     @abstractmethod
-    def labels(self, subject: Subject) -> dict[str, Any]:
+    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
         """What the result's line says of model and data by name."""
 
     @abstractmethod
-    def identify(self, subject: Subject, how: How) -> str:
+    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
         """The evaluation id that the result will have."""
 
     @abstractmethod
-    def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
+    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
         """Evaluates, by all ranks together; finished units are kept in `state`, for a killed evaluation to go on."""
 
-    def featured(self) -> tuple[TestSet, ...]:
+    def featured(self) -> tuple[EvalDataset, ...]:
         """The test sets of which features are kept in `state` even when this job is done: others may want them."""
         return ()
 
-    def forget(self, subject: Subject, how: How, state: Path) -> None:
+    def forget(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> None:
         """Removes these features."""
         for test_set in self.featured():
-            forget(state, features_id(subject, test_set, how.precision, how.batch_size))
+            forget(state, features_id(eval_model, test_set, how.precision, how.batch_size))
 
 
 @dataclass(frozen=True)
-class Classification(Job):
+class Classification(Task):
     """Zero-shot classification."""
 
-    test_set: TestSet
+    test_set: EvalDataset
     prompts: PromptSet
     has_predictions = True
 
-    def labels(self, subject: Subject) -> dict[str, Any]:
-        return evaluate.labels_of(subject, self.test_set, self.prompts)
+    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
+        return evaluate.labels_of(eval_model, self.test_set, self.prompts)
 
-    def identify(self, subject: Subject, how: How) -> str:
-        return evaluation_id(subject, self.test_set, self.prompts, how.precision, how.batch_size)
+    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
+        return evaluation_id(eval_model, self.test_set, self.prompts, how.precision, how.batch_size)
 
-    def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
-        return run_evaluation(subject, self.test_set, self.prompts, cache=how.cache, state=state, **how.for_images)
+    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
+        return run_evaluation(eval_model, self.test_set, self.prompts, cache=how.cache, state=state, **how.for_images)
 
 
 @dataclass(frozen=True)
-class Retrieval(Job):
+class Retrieval(Task):
     """Pictures by caption and captions by picture."""
 
-    test_set: TestSet
+    test_set: EvalDataset
 
-    def labels(self, subject: Subject) -> dict[str, Any]:
-        return retrieval.labels_of(subject, self.test_set)
+    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
+        return retrieval.labels_of(eval_model, self.test_set)
 
-    def identify(self, subject: Subject, how: How) -> str:
-        return retrieval_id(subject, self.test_set, how.precision, how.batch_size)
+    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
+        return retrieval_id(eval_model, self.test_set, how.precision, how.batch_size)
 
-    def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
-        return Evaluation(evaluate_retrieval(subject, self.test_set, state=state, **how.for_images))
+    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
+        return Evaluation(evaluate_retrieval(eval_model, self.test_set, state=state, **how.for_images))
 
-    def featured(self) -> tuple[TestSet, ...]:
+    def featured(self) -> tuple[EvalDataset, ...]:
         return (self.test_set,)
 
 
 @dataclass(frozen=True)
-class Probe(Job):
+class Probe(Task):
     """A linear probe or k-NN on frozen features."""
 
-    test_set: TestSet
-    train_set: TestSet
+    test_set: EvalDataset
+    train_set: EvalDataset
     task: str
     shots: int | None
 
     @property
-    def test_sets(self) -> dict[str, TestSet]:
+    def test_sets(self) -> dict[str, EvalDataset]:
         return {"test_set": self.test_set, "train_set": self.train_set}
 
-    def labels(self, subject: Subject) -> dict[str, Any]:
-        return probe.labels_of(subject, self.train_set, self.test_set, self.task)
+    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
+        return probe.labels_of(eval_model, self.train_set, self.test_set, self.task)
 
-    def identify(self, subject: Subject, how: How) -> str:
-        return probe_id(subject, self.train_set, self.test_set, self.task, self.shots, how.precision, how.batch_size)
+    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
+        return probe_id(eval_model, self.train_set, self.test_set, self.task, self.shots, how.precision, how.batch_size)
 
-    def run(self, subject: Subject, how: How, state: Path) -> Evaluation:
+    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
         sets = (self.train_set, self.test_set)
         return Evaluation(
-            evaluate_probe(subject, *sets, task=self.task, shots=self.shots, state=state, **how.for_images)
+            evaluate_probe(eval_model, *sets, task=self.task, shots=self.shots, state=state, **how.for_images)
         )
 
-    def featured(self) -> tuple[TestSet, ...]:
+    def featured(self) -> tuple[EvalDataset, ...]:
         return (self.train_set, self.test_set)

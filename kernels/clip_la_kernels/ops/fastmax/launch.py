@@ -44,7 +44,7 @@ def numbers(tokens: int, width: int, temperature: float) -> Numbers:
     return Numbers(alpha / temperature, alpha, shift, 2 * alpha / (temperature * shift))
 
 
-class Call(NamedTuple):
+class FastmaxPlan(NamedTuple):
     """Everything the launches of one call share; hashable, so that launchers are kept by it."""
 
     shape: tuple[int, ...]
@@ -64,13 +64,13 @@ class Call(NamedTuple):
 _launchers: dict[Any, Launcher] = {}
 
 
-def _call(q: Tensor, k: Tensor, v: Tensor, causal: bool, *others: Tensor) -> Call:
+def _call(q: Tensor, k: Tensor, v: Tensor, causal: bool, *others: Tensor) -> FastmaxPlan:
     aligned = is_aligned(q, k, v, *others)
     precision = configs.precision(q.dtype)
-    return Call(q.shape, q.stride(), q.dtype, q.device, causal, aligned, precision, configs.version())
+    return FastmaxPlan(q.shape, q.stride(), q.dtype, q.device, causal, aligned, precision, configs.version())
 
 
-def _has_copy_engine(call: Call, *strides: tuple[int, ...]) -> bool:
+def _has_copy_engine(call: FastmaxPlan, *strides: tuple[int, ...]) -> bool:
     if not call.aligned or call.dtype == torch.float32:
         return False
     on_gpu = call.device.type == "cuda"
@@ -79,7 +79,7 @@ def _has_copy_engine(call: Call, *strides: tuple[int, ...]) -> bool:
 
 
 def _launch(
-    call: Call, name: str, kernel: Any, tiles: Sequence[Tensor], own: Sequence[bool], rest: Sequence[Any],
+    call: FastmaxPlan, name: str, kernel: Any, tiles: Sequence[Tensor], own: Sequence[bool], rest: Sequence[Any],
     strides: tuple[tuple[int, ...], ...] = (), **flags: Any,
 ) -> None:  # fmt: skip
     """own: does a tile have the rows that the program owns, or the rows that stream through it; rest gets PARTS in the

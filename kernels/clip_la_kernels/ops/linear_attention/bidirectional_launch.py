@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import bidirectional, bidirectional_backward, configs
-from clip_la_kernels.ops.linear_attention.plan import Call
+from clip_la_kernels.ops.linear_attention.plan import KernelPlan
 from clip_la_kernels.runtime.options import DEN_SUM
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks: Triple, save: bool) -> None:
+def forward(call: KernelPlan, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks: Triple, save: bool) -> None:
     """Writes `out` and the state in `kept`."""
     q, k, v = qkv
     opt, plan = call.opt, call.plan
@@ -29,7 +29,7 @@ def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks:
 
 
 def key_states(
-    call: Call, kv: tuple[Tensor, Tensor], state: Tensor, aux: Tensor, masks: Triple, parts: int, size: int
+    call: KernelPlan, kv: tuple[Tensor, Tensor], state: Tensor, aux: Tensor, masks: Triple, parts: int, size: int
 ) -> None:
     """Fills `state` and `aux`: bidirectional, with the scaled state of each head; causal, with the raw one of each part
     (the last part's is not asked for)."""
@@ -52,7 +52,7 @@ def key_states(
         combine(call, own, (state, aux), masks, parts)
 
 
-def combine(call: Call, parts_of: Sequence[Tensor], whole: Sequence[Tensor], masks: Triple, parts: int) -> None:
+def combine(call: KernelPlan, parts_of: Sequence[Tensor], whole: Sequence[Tensor], masks: Triple, parts: int) -> None:
     """Scaled states of heads from the raw ones of their parts."""
     rest = (*parts_of, *whole, *masks[1:], call.tokens, call.axis_heads, parts, call.opt.a, call.opt.b)
     blocks = call.width // configs.COMBINE_ROWS
@@ -60,7 +60,7 @@ def combine(call: Call, parts_of: Sequence[Tensor], whole: Sequence[Tensor], mas
 
 
 def backward(
-    call: Call, qkv: Triple, grad: Tensor, kept: Sequence[Tensor], grads: Triple, masks: Triple,
+    call: KernelPlan, qkv: Triple, grad: Tensor, kept: Sequence[Tensor], grads: Triple, masks: Triple,
     needs: tuple[bool, bool],
 ) -> None:  # fmt: skip
     """Writes the gradients that are needed (dq; dk and dv)."""

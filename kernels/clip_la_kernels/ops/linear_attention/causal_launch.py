@@ -8,12 +8,12 @@ from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import causal, causal_backward, causal_columns, configs, short
 from clip_la_kernels.ops.linear_attention.bidirectional_launch import Triple, key_states
-from clip_la_kernels.ops.linear_attention.plan import Call
+from clip_la_kernels.ops.linear_attention.plan import KernelPlan
 from clip_la_kernels.runtime.options import DEN_SUM, L2
 
 
-def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks: Triple, save: bool) -> None:
-    """Writes `out` and `kept`: states of the parts, z, norms, as `Call.kept` lists them."""
+def forward(call: KernelPlan, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks: Triple, save: bool) -> None:
+    """Writes `out` and `kept`: states of the parts, z, norms, as `KernelPlan.kept` lists them."""
     q, k, v = qkv
     opt, scan = call.opt, call.scan
     constants = (opt.a, opt.b, opt.eps)
@@ -40,7 +40,7 @@ def forward(call: Call, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks:
 
 
 def backward(
-    call: Call, qkv: Triple, grad: Tensor, kept: Sequence[Tensor], grads: Triple, masks: Triple,
+    call: KernelPlan, qkv: Triple, grad: Tensor, kept: Sequence[Tensor], grads: Triple, masks: Triple,
     needs: tuple[bool, bool],
 ) -> None:  # fmt: skip
     """Writes the gradients that are needed (dq; dk and dv)."""
@@ -80,7 +80,7 @@ def backward(
 
 
 def _backward_by_columns(
-    call: Call,
+    call: KernelPlan,
     qkv: Triple,
     grad: Tensor,
     norms: Tensor,
@@ -111,14 +111,14 @@ def _backward_by_columns(
         )  # fmt: skip
 
 
-def _named(call: Call, kept: Sequence[Tensor], dummy: Tensor, states: bool, norms: bool) -> Iterator[Tensor]:
-    """state, aux, z, norms out of `Call.kept`'s list, with something never read in place of what is not there."""
+def _named(call: KernelPlan, kept: Sequence[Tensor], dummy: Tensor, states: bool, norms: bool) -> Iterator[Tensor]:
+    """state, aux, z, norms out of `KernelPlan.kept`'s list, with something never read in place of what is not there."""
     rest = iter(kept)
     present = (states, states, call.opt.denominator == DEN_SUM, norms and call.opt.feature_map == L2)
     return (next(rest) if there else dummy for there in present)
 
 
-def _scan(call: Call, state: Tensor, aux: Tensor, reverse: bool) -> None:
+def _scan(call: KernelPlan, state: Tensor, aux: Tensor, reverse: bool) -> None:
     """Each part's state becomes the sum of those before it (after it if reverse)."""
     blocks = call.width // configs.COMBINE_ROWS
     call.launch(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import bidirectional_launch, causal_launch
-from clip_la_kernels.ops.linear_attention.plan import Call, call_for
+from clip_la_kernels.ops.linear_attention.plan import KernelPlan, plan_for
 from clip_la_kernels.runtime.options import Options
 
 Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -20,10 +20,10 @@ def uniform(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, save: bool) -> list[Tensor]:
-    """[o (B, N, H, D) contiguous, then what `Call.kept` lists]. masks: uint8 (B, N), counts float32, cu_seqlens, or
-    None each."""
+    """[o (B, N, H, D) contiguous, then what `KernelPlan.kept` lists]. masks: uint8 (B, N), counts float32, cu_seqlens,
+    or None each."""
     q, k, v = uniform(q, k, v)
-    call = call_for(q, k, v, *masks, opt)
+    call = plan_for(q, k, v, *masks, opt)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     kept = call.empty(call.kept(save))
     run = causal_launch.forward if opt.causal else bidirectional_launch.forward
@@ -37,7 +37,7 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """[dqkv] if packed, else [dq, dk, dv]; what is not needed (needs: dq, dk and dv) is left unwritten."""
     q, k, v = uniform(q, k, v)
-    call = call_for(q, k, v, *masks, opt)
+    call = plan_for(q, k, v, *masks, opt)
     if not call.readable(grad):
         grad = grad.contiguous()
     whole, grads = _room(call, packed)
@@ -46,7 +46,7 @@ def backward(
     return [whole] if whole is not None else list(grads)
 
 
-def _room(call: Call, packed: bool) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
+def _room(call: KernelPlan, packed: bool) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
     """One packed tensor and its three views, or three tensors."""
     shape, dtype, device = call.signature.shape, call.dtype, call.device
     if packed:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from clip_la_kernels.ops.linear_attention import launch
-from clip_la_kernels.ops.linear_attention.plan import call_of_fakes
+from clip_la_kernels.ops.linear_attention.plan import plan_of_fakes
 from clip_la_kernels.runtime.autograd import first_order_only
 from clip_la_kernels.runtime.options import Options
 
@@ -60,7 +60,7 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _forward_fake(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
-    call = call_of_fakes(q, mask, cu, Options(a, b, feature_map, denominator, causal, eps))
+    call = plan_of_fakes(q, mask, cu, Options(a, b, feature_map, denominator, causal, eps))
     return [q.new_empty(q.shape), *(q.new_empty(shape, dtype=dtype) for shape, dtype in call.kept(save))]
 
 

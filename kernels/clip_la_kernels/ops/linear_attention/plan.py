@@ -62,7 +62,7 @@ def mappable(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:
     )
 
 
-class Call:
+class KernelPlan:
     """The static side of a call; its launchers live as long as it does."""
 
     def __init__(self, signature: Signature) -> None:
@@ -188,12 +188,12 @@ class Call:
         launcher(tiles, rest)
 
 
-_calls: dict[Signature, Call] = {}
+_calls: dict[Signature, KernelPlan] = {}
 
 
-def call_for(
+def plan_for(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, counts: Tensor | None, cu: Tensor | None, opt: Options
-) -> Call:
+) -> KernelPlan:
     """The (remembered) call of these tensors; q, k, v share their strides."""
     signature = Signature(
         q.shape, q.stride(), q.dtype, q.device, opt, mask is not None, None if cu is None else cu.shape[0] - 1,
@@ -203,12 +203,12 @@ def call_for(
     if call is None:
         if len(_calls) >= MAX_CALLS:
             _calls.clear()
-        call = _calls[signature] = Call(signature)
+        call = _calls[signature] = KernelPlan(signature)
     return call
 
 
-def call_of_fakes(q: Tensor, mask: Tensor | None, cu: Tensor | None, opt: Options) -> Call:
+def plan_of_fakes(q: Tensor, mask: Tensor | None, cu: Tensor | None, opt: Options) -> KernelPlan:
     """The call of tensors without memory, for shapes alone."""
     sequences = None if cu is None else cu.shape[0] - 1
     masked, precision = mask is not None, configs.precision(q.dtype)
-    return Call(Signature(q.shape, q.stride(), q.dtype, q.device, opt, masked, sequences, False, precision, -1))
+    return KernelPlan(Signature(q.shape, q.stride(), q.dtype, q.device, opt, masked, sequences, False, precision, -1))

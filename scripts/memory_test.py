@@ -20,7 +20,7 @@ from PIL import Image
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards.reader import ShardWriter
 from clip_la.data.stream.samples import Limits
-from clip_la.data.stream.stream import ShardStream, Source, StreamFailure
+from clip_la.data.stream.stream import ShardStream, StreamFailure, WeightedSource
 from clip_la.data.text.captions import Captions
 
 BATCH_SIZE, IMAGE_SIZE = 100, 32
@@ -56,7 +56,7 @@ def growth_mb(urls: list[str], num_samples: int, *, verbose: bool = False) -> fl
     """MiB by which the process grew from a fifth of the way to the end."""
     torch.set_num_threads(1)
     stream = ShardStream(
-        [Source(tuple(urls))],
+        [WeightedSource(tuple(urls))],
         batch_size=BATCH_SIZE,
         rank=0,
         world_size=1,

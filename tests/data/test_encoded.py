@@ -13,7 +13,7 @@ from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards import problems
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 
 SIZE = 16
@@ -37,7 +37,7 @@ def damaged(data):
 
 def stream_of(urls, augmentation, device_decode_fraction, *, batch_size=12, workers=1):
     return ShardStream(
-        [Source(tuple(urls))],
+        [WeightedSource(tuple(urls))],
         batch_size=batch_size,
         rank=0,
         world_size=1,

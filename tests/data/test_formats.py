@@ -20,7 +20,7 @@ from clip_la.data.images.decode import decode_image
 from clip_la.data.shards import problems
 from clip_la.data.shards.formats import IMAGE_SUFFIXES, SUFFIXES, is_hidden, is_picture, merged_keys
 from clip_la.data.shards.reader import read_samples, split_name
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.data.tools.pack import image_suffix, pack
 from clip_la.data.tools.pack_sources import find_source
@@ -147,7 +147,7 @@ def test_what_macos_leaves_behind_is_no_sample(tmp_path):
 def stream(path, batch_size):
     place = {"rank": 0, "world_size": 1, "workers": 0, "seed": 0}
     augmentation = Augmentation(8)
-    sources = [Source((path,))]
+    sources = [WeightedSource((path,))]
     return iter(ShardStream(sources, batch_size=batch_size, captions=Captions(), augmentation=augmentation, **place))
 
 

@@ -16,7 +16,7 @@ from clip_la.data.stream.blocks import BlockIterator, ShardBlockReader
 from clip_la.data.stream.loader import ShardLoader
 from clip_la.data.stream.order import ShardOrder, Streams
 from clip_la.data.stream.samples import Limits, StreamedRows
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 
 SIZE = 16
@@ -40,7 +40,11 @@ def hostile(tmp_path_factory):
 def stream_of(urls, **options):
     options = {"batch_size": 1, "rank": 0, "world_size": 1, "workers": 1, "seed": 3, "limits": LIMITS, **options}
     return ShardStream(
-        [Source(tuple(urls))], captions=Captions(), augmentation=Augmentation(SIZE), bad_share_limit=1.0, **options
+        [WeightedSource(tuple(urls))],
+        captions=Captions(),
+        augmentation=Augmentation(SIZE),
+        bad_share_limit=1.0,
+        **options,
     )
 
 

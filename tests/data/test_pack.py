@@ -12,7 +12,7 @@ from PIL import Image
 
 from clip_la.data.shards.reader import ShardWriter, read_samples
 from clip_la.data.tools import pack as packing
-from clip_la.data.tools.pack import Job, Span, cut, image_suffix, pack
+from clip_la.data.tools.pack import ShardJob, Span, cut, image_suffix, pack
 from clip_la.data.tools.pack_sources import find_source
 from clip_la.errors import UserError
 
@@ -185,7 +185,7 @@ def test_cut_covers_every_sample_once_in_order(sizes, per_shard):
 
 
 def test_cut_example():
-    assert cut([3, 4], 5) == [Job(0, (Span(0, 0, 3), Span(1, 0, 2))), Job(1, (Span(1, 2, 4),))]
+    assert cut([3, 4], 5) == [ShardJob(0, (Span(0, 0, 3), Span(1, 0, 2))), ShardJob(1, (Span(1, 2, 4),))]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

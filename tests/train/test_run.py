@@ -18,7 +18,7 @@ from tqdm import tqdm
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards.sources import expand_urls
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.stream import ShardStream, Source
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
@@ -374,7 +374,7 @@ def test_the_order_under_torchrun_is_that_of_every_start_method(shards, tmp_path
 def order(shards, seed, rank, method, num_batches):
     """(shard, key) of the first samples of one of two ranks, two workers each."""
     stream = ShardStream(
-        [Source(tuple(expand_urls(shards)))],
+        [WeightedSource(tuple(expand_urls(shards)))],
         batch_size=BATCH // 2,
         rank=rank,
         world_size=2,

@@ -13,9 +13,9 @@ from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards.problems import SHARD_DAMAGED, Problem
 from clip_la.data.shards.reader import ShardWriter, read_samples
 from clip_la.data.shards.sources import expand_urls
-from clip_la.data.stream.stream import RecordSource, ShardStream
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
-from clip_la.data.tools.pack_sources import ShardRecords, find_source
+from clip_la.data.tools.pack_sources import ShardSource, find_source
 from clip_la.data.tools.read import Reading, read
 from clip_la.data.tools.verify import missing_shards, verify
 from clip_la.errors import UserError
@@ -52,7 +52,7 @@ def test_a_test_set_is_the_same(compressed: Path, shard_folder: Path) -> None:
 def first_batch(urls: list[str]) -> dict[str, Any]:
     """A training batch; samples have no caption of their own, so their class is taken."""
     stream = ShardStream(
-        [RecordSource(tuple(urls))],
+        [WeightedSource(tuple(urls))],
         batch_size=9,
         rank=0,
         world_size=1,
@@ -77,7 +77,7 @@ def test_training_read_verify_and_pack_find_the_same(compressed: Path, shard_fol
     assert [each["samples"] for each in passes] == [18, 18]
     assert passes[0]["skipped"] == passes[1]["skipped"]
     for spec in (str(compressed / "test"), urls[0]):
-        assert isinstance(find_source(spec), ShardRecords)
+        assert isinstance(find_source(spec), ShardSource)
 
 
 def test_a_shard_in_both_forms_is_not_counted_twice(shard_folder: Path) -> None:

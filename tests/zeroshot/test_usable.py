@@ -11,7 +11,7 @@ from PIL import Image
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.shards import problems
 from clip_la.data.shards.formats import SUFFIXES
-from clip_la.data.stream.stream import RecordSource, ShardStream
+from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.data.tools.read import Reading, read
 from clip_la.data.tools.verify import verify, verify_shard
@@ -117,7 +117,7 @@ def trained(shard, in_memory):
     augmentation = Augmentation(16)
     place = {"rank": 0, "world_size": 1, "workers": 0, "seed": 3}
     stream = ShardStream(
-        [RecordSource((str(shard),))],
+        [WeightedSource((str(shard),))],
         batch_size=len(USED),
         captions=Captions(),
         augmentation=augmentation,

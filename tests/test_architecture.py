@@ -38,6 +38,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.fingerprint": set(),
     "clip_la.json_text": set(),
     "clip_la.launched": set(),
+    "clip_la.moved": set(),
     "clip_la.plugins": set(),
     "clip_la.losses": {"torch", "clip_la_kernels"},
     "clip_la.models": {"torch", "timm", "safetensors", "clip_la.models"},

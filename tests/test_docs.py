@@ -39,7 +39,7 @@ OPTION = re.compile(r"--[A-Za-z][\w.-]*")
 NESTED = {"data", "scaling", "bench"}
 VERB = re.compile(r"[a-z][a-z-]*")
 # Options that no help lists.
-ALWAYS = ("--help", "--print_config")
+ALWAYS = ("--help", "--print_config", "--plugin")
 
 
 def ids(page: Path) -> str:

@@ -18,9 +18,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 CHILD = """
 import os, signal, sys
 from clip_la.cli import main
-from clip_la.data.stream.sample_iterator import Feed
+from clip_la.data.stream.sample_iterator import SampleIterator
 from clip_la.errors import UserError
-next_row, calls = Feed.next_row, []
+next_row, calls = SampleIterator.next_row, []
 
 def odd(self, draws):
     calls.append(1)
@@ -30,7 +30,7 @@ def odd(self, draws):
         raise UserError("shard 7 is not there")
     return next_row(self, draws)
 
-Feed.next_row = odd
+SampleIterator.next_row = odd
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -28,7 +28,7 @@ SLEEPS, HANGS, DIES = b"sleeps", b"hangs", b"dies"
 CHILD = f"""
 import os, signal, sys, time
 from PIL import Image
-from clip_la.data import watch
+from clip_la.data.shards import watch
 watch.GRACE_S = 0.2
 opened = Image.open
 def odd(stream, *args, **options):
@@ -158,7 +158,7 @@ def test_the_option_says_how_long(tmp_path):
 
 CREW = """
 import os, signal, sys, time
-from clip_la.data import crew, watch
+from clip_la.data.shards import crew, watch
 from clip_la.errors import UserError
 watch.GRACE_S = 0.1
 

@@ -32,7 +32,8 @@ PATIENCE_S = 120
 # The command as a user starts it, but that it keeps every unit at once instead of every twenty seconds.
 CHILD = f"""
 import sys
-from clip_la.zeroshot import parts, retrieval
+from clip_la.zeroshot.runner import partial_results as parts
+from clip_la.zeroshot.tasks import retrieval
 parts.SECONDS_BETWEEN_SAVES = -1.0
 retrieval.TEXTS_PER_CHUNK = {TEXTS_PER_CHUNK}
 from clip_la.cli import main

@@ -106,7 +106,7 @@ class ShardStream(IterableDataset):
         pool_device: a GPU whose memory is meant, if it has room; batches then hold `pooled`, for a DeviceDecoder,
             instead of `image`.
         bad_share_limit: share of samples tried that may be unusable, in [0, 1].
-        leave_jpegs: the share of plain JPEGs that is left encoded; if above 0, batches hold `encoded`, for a
+        device_decode_fraction: the share of plain JPEGs that is left encoded; if above 0, batches hold `encoded`, for a
             DeviceDecoder, instead of `image`.
         read_ahead: read the next block in the background, at the price of holding two.
         opener: opens a shard.

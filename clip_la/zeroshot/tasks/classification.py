@@ -200,7 +200,7 @@ def evaluate_zeroshot(
     """Zero-shot classification in one call; the model stays on its device and keeps its mode.
 
     Args:
-        model: one of ours, or a Subject of `load.load_subject`.
+        model: one of ours, or an EvalModel of `load.load_eval_model`.
         data, classes, templates, name: what the `eval` command takes, or the objects themselves.
         meta: origin of a model given as such: samples_seen, run_id, seed, schedule, ...
 

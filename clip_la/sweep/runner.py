@@ -31,11 +31,13 @@ class Slot:
 def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
     """`per_gpu` places on each GPU (by the numbers that CUDA_VISIBLE_DEVICES takes), or so many on the CPU.
 
-    The cores are dealt out over the places, so that workers of several runs do not fight for them.
+    The cores are dealt out over several places, so that their runs do not fight for them. A single place has the threads
+    that `clip-la train` would have, and so the same digits on a CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // (max(1, len(gpus)) * per_gpu))
-    shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    places = max(1, len(gpus)) * per_gpu
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // places)))
+    shared = {"OMP_NUM_THREADS": threads} if places > 1 else {}
     if not gpus:
         return [Slot(number, shared) for number in range(per_gpu)]
     return [

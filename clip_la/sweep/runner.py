@@ -31,8 +31,8 @@ class Slot:
 def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
     """`per_gpu` places on each GPU (by the numbers that CUDA_VISIBLE_DEVICES takes), or so many on the CPU.
 
-    The cores are dealt out over several places, so that their runs do not fight for them. A single place has the threads
-    that `clip-la train` would have, and so the same digits on a CPU.
+    The cores are dealt out over several places, so that their runs do not fight for them. A single place has the
+    threads that `clip-la train` would have, and so the same digits on a CPU.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     places = max(1, len(gpus)) * per_gpu

@@ -184,3 +184,8 @@ def test_places_spread_over_the_gpus_first() -> None:
     assert [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots(["0", "3"], 2)] == ["0", "3", "0", "3"]
     assert [slot.number for slot in slots([], 2)] == [0, 1]
     assert "CUDA_VISIBLE_DEVICES" not in slots([], 1)[0].environment
+
+
+def test_a_run_is_given_all_digits_of_a_number() -> None:
+    (run,) = expand(OPTIONS, {"model.lr": [0.00123456789]})
+    assert "--model.lr=0.00123456789" in run.arguments(Path("x"))

@@ -30,6 +30,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from clip_la.atomic import atomic_write
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
+from clip_la.data.options import StreamOptions
 from clip_la.data.shards.reader import ShardWriter
 
 NUM_SHARDS, SAMPLES_A_SHARD = 13, 47
@@ -85,17 +86,16 @@ def train(folder: Path, rank: int, port: str, args: argparse.Namespace) -> None:
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     pl.seed_everything(SEED, verbose=False)
-    data = ShardDataModule(
-        str(folder.parent / "shards"),
+    options = StreamOptions(
+        shards=str(folder.parent / "shards"),
         batch_size=BATCH_SIZE * args.ranks,
         workers=args.workers,
-        image_size=IMAGE_SIZE,
-        seed=SEED,
         bad_share_limit=1.0,
         block_shards=2,
         cache=args.cache,
         start_method=args.start_method,
     )
+    data = ShardDataModule(options, image_size=IMAGE_SIZE, seed=SEED)
     keep_all = pl.callbacks.ModelCheckpoint(
         folder, filename="{step:06d}", every_n_train_steps=STEPS_BETWEEN_CHECKPOINTS, save_top_k=-1
     )

@@ -53,9 +53,13 @@ RULES: dict[str, set[str]] = {
     "clip_la.data.shards": {*STREAMS, *wings("data", "shards")},
     "clip_la.data.images": {*STREAMS, *wings("data", "shards", "images")},
     "clip_la.data.text": {"torch", "open_clip", *wings("data", "shards", "text")},
-    "clip_la.data.stream": {*STREAMS, *wings("data", "shards", "images", "text", "stream")},
+    "clip_la.data.options": wings("data", "shards.sources", "images.limits"),
+    "clip_la.data.stream": {*STREAMS, *wings("data", "options", "shards", "images", "text", "stream")},
     "clip_la.data.stream.device": {*STREAMS, *wings("data", "shards", "images", "text", "stream"), "clip_la_kernels"},
-    "clip_la.data.datamodule": {*STREAMS, "pytorch_lightning", *wings("data", "shards", "images", "text", "stream")},
+    "clip_la.data.datamodule": {
+        *(*STREAMS, "pytorch_lightning"),
+        *wings("data", "options", "shards", "images", "text", "stream"),
+    },
     "clip_la.data.tools": {*STREAMS, *wings("data", "shards", "images", "text", "stream", "tools")},
     "clip_la.data.corpora": {*ARTISTS, *wings("data", "shards", "images", "stream", "tools", "corpora")},
     "clip_la.data.corpora.imagenet_names": {"timm", "open_clip", "torchvision"},
@@ -85,6 +89,10 @@ RULES: dict[str, set[str]] = {
         "clip_la.train",
         "clip_la.zeroshot",
     },
+    # Options and parsers, without torch: they answer --help.
+    "clip_la.train.options": {"clip_la.data.options"},
+    "clip_la.train.parser": {"jsonargparse"},
+    "clip_la.convert.options": {"clip_la.data.options", "clip_la.train.options"},
     "clip_la.train": {
         *("torch", "torchvision", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),

@@ -15,6 +15,7 @@ from clip_la.data.text.tokenizer import order_of
 from clip_la.models.registry import model_spec
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 from clip_la.train.optim import clip_gradients
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 PEER = "open_clip"
@@ -76,8 +77,8 @@ class OurStep(nn.Module):
 
     def __init__(self, case: StepCase) -> None:
         super().__init__()
-        self.task = ContrastiveTask(
-            case.model,
+        options = ModelOptions(
+            name=case.model,
             attention=case.attention,
             image_size=case.image_size,
             compile=case.provider != "eager",
@@ -86,9 +87,9 @@ class OurStep(nn.Module):
             text_groups=case.text_groups,
             micro_batches=case.micro_batches,
             grad_checkpointing=case.checkpointing,
-            batch_size=case.batch_size * world_size(),
-            budget_samples=case.batch_size * world_size(),
         )
+        num_pairs = case.batch_size * world_size()
+        self.task = ContrastiveTask(options, batch_size=num_pairs, budget_samples=num_pairs)
         self.logit_scale = self.task.model.logit_scale
 
     def forward(self, batch: dict[str, Any]) -> Tensor:

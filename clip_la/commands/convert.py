@@ -5,11 +5,9 @@ from clip_la.errors import EXIT_CODE
 
 def main(argv: list[str]) -> int:
     """Runs `clip-la convert`; returns 0, or 130 where it was stopped. Raises UserError."""
+    from clip_la.convert import cli
+
     if not argv or "--help" in argv or "-h" in argv:
-        from clip_la.convert.help import help_text
-
-        print(help_text())
+        cli.make_parser().print_help()
         return 0 if argv else EXIT_CODE
-    from clip_la.convert.cli import main as convert
-
-    return convert(argv)
+    return cli.main(argv)

@@ -1,35 +1,39 @@
-"""The command line of a conversion: options of `convert`, and of the data under `data.` as in `clip-la train`."""
+"""The command line of a conversion: ConvertOptions, with the data under `data.` as in `clip-la train`."""
 
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from clip_la.convert.run import STAGES, Stage, convert
-from clip_la.data.datamodule import ShardDataModule
-from clip_la.train.cli import STOPPED_EXIT_CODE, OneLineParser
-from clip_la.train.hardware import is_first_process
+from clip_la.convert.options import ConvertOptions
+from clip_la.data.options import StreamOptions
+from clip_la.train.parser import STOPPED_EXIT_CODE, OneLineParser
 
-PROG = "clip-la convert"
-# What the model and the other options decide.
-NOT_OF_DATA = {"seed", "image_size", "context_length", "tokenizer"}
+USAGE = """\
+clip-la convert RUN_OR_OPENCLIP --attention PLAN --data SHARDS --out OUT [--OPTION VALUE ...]
+       clip-la convert NAME:FILE --image_attention PLAN --data SHARDS --out OUT --layers.samples N ..."""
+DESCRIPTION = """\
+A trained model into one of another attention. Weights are copied; what has no counterpart starts at its initial value,
+and is reported. Then up to three stages, layers, features and tune, each a run in a folder of OUT (metrics.csv,
+checkpoints); OUT/copied holds the model before them. The same command goes on where it was stopped or killed;
+--attention softmax is the control. `clip-la eval OUT/tune` evaluates; result lines carry the lineage: the teacher, and
+samples of each stage."""
 
 
 def make_parser() -> OneLineParser:
     """Every option of the command."""
-    parser = OneLineParser(prog=PROG, allow_abbrev=False)
-    parser.add_argument("teacher", type=str)
-    parser.add_argument("--config", action="config")
-    parser.add_function_arguments(convert, skip={"teacher", "data"})
-    parser.add_class_arguments(ShardDataModule, "data", skip=NOT_OF_DATA)
+    parser = OneLineParser(ConvertOptions, skip=["data"], prog="clip-la convert", usage=USAGE, description=DESCRIPTION)
+    # The tokenizer is the model's.
+    parser.add_class_arguments(StreamOptions, "data", skip={"tokenizer"})
+    teacher = "a run (its last checkpoint), a checkpoint, or a model of open_clip as NAME:FILE or NAME:TAG"
+    parser.add_argument("teacher", type=str, help=teacher)
     return parser
 
 
-def parse(argv: Sequence[str]) -> dict[str, Any]:
-    """The arguments of `convert` that a command line stands for. Raises UserError."""
-    values = vars(make_parser().parse_args(list(_written_out(argv))))
+def parse(argv: Sequence[str]) -> tuple[str, ConvertOptions]:
+    """The teacher and the options that a command line stands for. Raises UserError."""
+    parser = make_parser()
+    values = vars(parser.instantiate(parser.parse_args(list(_written_out(argv)))))
     del values["config"]
-    stages = {name: Stage(**vars(values[name])) for name in STAGES}
-    return {**values, **stages, "data": vars(values["data"])}
+    return values.pop("teacher"), ConvertOptions(**values)
 
 
 def _written_out(argv: Sequence[str]) -> Iterator[str]:
@@ -49,7 +53,11 @@ def main(argv: list[str]) -> int:
 
     Raises UserError.
     """
-    runs = convert(**parse(argv))
+    teacher, options = parse(argv)
+    from clip_la.convert.run import convert
+    from clip_la.train.hardware import is_first_process
+
+    runs = convert(teacher, options)
     if is_first_process():
         folders = " ".join(shlex.quote(str(run.folder)) for run in runs)
         how = "wrote" if runs[-1].is_finished else "stopped, the same command goes on; in"

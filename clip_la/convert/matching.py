@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from clip_la.convert.options import FEATURES, LAYERS
 from clip_la.models.clip import CLIP
 from clip_la.models.spec import ModelSpec
 from clip_la.train.features import BatchEncoder
+from clip_la.train.options import ModelOptions, StepOptions
 from clip_la.train.task import ContrastiveTask
 
 TOWERS = ("image", "text")
-LAYERS, FEATURES = "layers", "features"
 
 
 def changed_layers(teacher: ModelSpec, student: ModelSpec) -> dict[str, list[int]]:
@@ -52,20 +53,23 @@ class Teacher:
 
     def __init__(self, model: CLIP) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.encoder = BatchEncoder(model)
+        self.encoder = BatchEncoder(model, StepOptions())
 
 
 class Matching(ContrastiveTask):
     """What both kinds of matching share: a teacher on the same device, only some parameters trained, no chance loss.
 
     Args:
+        options: as for ContrastiveTask; `init_from` is a checkpoint of the student, and `loss` is the teacher's, whose
+            numbers are carried along.
         teacher: of the student's widths.
-        init_from: a checkpoint of the student.
-        options: as for ContrastiveTask. The loss named there is the teacher's: its numbers are carried along.
+        batch_size, budget_samples, seed: as for ContrastiveTask.
     """
 
-    def __init__(self, teacher: CLIP, *, init_from: str, **options: Any) -> None:
-        super().__init__(init_from=init_from, **options)
+    def __init__(
+        self, options: ModelOptions, teacher: CLIP, *, batch_size: int, budget_samples: int, seed: int = 0
+    ) -> None:
+        super().__init__(options, batch_size=batch_size, budget_samples=budget_samples, seed=seed)
         self._teacher = Teacher(teacher)
         self._changed = changed_layers(teacher.spec, self.model.spec)
         self._last_parts: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from clip_la.models.checkpoint import STATE_DICT, load_checkpoint, read_torch_fi
 from clip_la.models.clip import CLIP
 from clip_la.models.registry import create_model
 from clip_la.models.spec import ModelSpec
+from clip_la.train.options import StartOptions
 
 LOGIT_BIAS = "logit_bias"
 LINEAGE = "lineage"
@@ -49,25 +50,18 @@ def origin_of(spec: ModelSpec, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": spec.name, "attention": spec.attention, **known}
 
 
-def begin(
-    init_from: str | None,
-    name: str,
-    seed: int,
-    attention: str,
-    image_attention: str | None,
-    text_attention: str | None,
-    image_size: int | None,
-    context_length: int | None,
-) -> Beginning:
-    """The weights of a checkpoint whose architecture must be what `name` and the choices of model_spec say.
+def begin(options: StartOptions, seed: int) -> Beginning:
+    """The weights of `options.init_from`, whose architecture must be what the other options say.
 
-    Fresh weights of that architecture from `seed` for None. Raises UserError naming the file and what differs.
+    Fresh weights of that architecture from `seed` without `init_from`. Raises UserError naming the file and what
+    differs.
     """
+    name, init_from, attention = options.name, options.init_from, options.attention
     choices: dict[str, Any] = {
-        "image_attention": attention if image_attention is None else image_attention,
-        "text_attention": attention if text_attention is None else text_attention,
-        "image_size": image_size,
-        "context_length": context_length,
+        "image_attention": attention if options.image_attention is None else options.image_attention,
+        "text_attention": attention if options.text_attention is None else options.text_attention,
+        "image_size": options.image_size,
+        "context_length": options.context_length,
     }
     if init_from is None:
         return Beginning(create_model(name, **choices, seed=seed), None, None, [])

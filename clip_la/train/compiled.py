@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch._dynamo.config
@@ -19,8 +19,7 @@ import torch._functorch.config
 
 from clip_la.data.corpora.debian import cache_folder
 from clip_la.models.clip import CLIP
-
-Unit = Literal["block", "tower"]
+from clip_la.train.options import Unit
 
 # Graphs a function may have: two towers, two kinds of block, each length of a caption, with and without gradients.
 MAX_GRAPHS = 64

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clip_la.data.images.transforms import channel_constants, scale_pixels
-from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
-from clip_la.train.compiled import Unit, compile_model
+from clip_la.train.compiled import compile_model
 from clip_la.train.lengths import Encode, encode_by_length, groups_by_length, pad_captions, padded_length
+from clip_la.train.options import StepOptions
 
 
 class BatchEncoder:
@@ -20,44 +20,29 @@ class BatchEncoder:
 
     Args:
         model: in whose place compiled towers are put.
-        compile, compile_unit, cuda_graphs: see compile_model.
-        text_groups: groups of captions of like length.
-        micro_batches: parts that a batch is worked out in.
-
-    Raises UserError for what excludes each other.
+        options: how a step is computed.
     """
 
-    def __init__(
-        self,
-        model: CLIP,
-        compile: bool = False,
-        compile_unit: Unit = "block",
-        cuda_graphs: bool = False,
-        text_groups: int = 1,
-        micro_batches: int = 1,
-    ) -> None:
-        if cuda_graphs and micro_batches > 1:
-            raise UserError("cuda_graphs and micro_batches exclude each other: leave one out")
-        self._model = model
-        self._text_groups, self._micro_batches = text_groups, micro_batches
-        self._is_compiled, self.cuda_graphs = compile or cuda_graphs, cuda_graphs
+    def __init__(self, model: CLIP, options: StepOptions) -> None:
+        self._model, self._options = model, options
+        self._is_compiled = options.compile or options.cuda_graphs
         self._shapes_met: set[tuple[int, int]] = set()
         self._scale_pixels = scale_pixels
         if self._is_compiled:
-            compile_model(model, compile_unit, cuda_graphs=cuda_graphs)
+            compile_model(model, options.compile_unit, cuda_graphs=options.cuda_graphs)
             self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
     def begin_step(self) -> None:
         """To be called before each step: memory of CUDA graphs' last step is free from here on."""
-        if self.cuda_graphs:
+        if self._options.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
 
     def images(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """Unit features of pictures."""
         encode = self._in_part(self._encode_pixels)
-        if self._micro_batches == 1:
+        if self._options.micro_batches == 1:
             return encode(images)
-        return torch.cat([encode(part) for part in images.tensor_split(self._micro_batches)])
+        return torch.cat([encode(part) for part in images.tensor_split(self._options.micro_batches)])
 
     def texts(self, batch: Mapping[str, Any]) -> Float[Tensor, "batch dim"]:
         """Unit features of a batch's captions."""
@@ -88,13 +73,16 @@ class BatchEncoder:
         The backward pass comes to part after part and works each out again: the two passes of GradCache (arXiv
         2101.06983), by autograd's own means.
         """
-        if self._micro_batches == 1:
+        if self._options.micro_batches == 1:
             return encode
         return lambda part: checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False)
 
     def _text_shapes(self, batch: Mapping[str, Any]) -> list[tuple[slice, int]]:
         """Rows, sorted by length if in several groups, that the text tower sees together, and their length there."""
-        context, num_groups = self._model.spec.context_length, max(self._text_groups, self._micro_batches)
+        context, num_groups = (
+            self._model.spec.context_length,
+            max(self._options.text_groups, self._options.micro_batches),
+        )
         if num_groups > 1:
             return groups_by_length(batch["sorted_lengths"], num_groups, context)
         batch_size, longest = batch["tokens"].shape

@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -15,39 +15,26 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from clip_la.errors import UserError
 from clip_la.launched import rank_timeout
 from clip_la.train.lightning_private import process_rank
-
-Precision = Literal["auto", "float32", "bfloat16"]
-Accelerator = Literal["auto", "gpu", "cpu"]
-Reduction = Literal["float32", "bfloat16"]
+from clip_la.train.options import HardwareOptions, Reduction
 
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 
 
-def trainer_hardware(
-    accelerator: Accelerator, devices: int | None, precision: Precision, reduction: Reduction = "float32"
-) -> dict[str, Any]:
-    """The Trainer's arguments for processes, devices and precision.
-
-    `devices` counts processes on this machine; None: as many as torchrun or SLURM started here, else one.
-    Precision auto is bfloat16 mixed with float32 where a GPU has it in hardware, else float32. `reduction` is what
-    gradients are sent in when processes average them.
-
-    Raises UserError for a GPU that is not there, or no process at all.
-    """
+def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
+    """The Trainer's arguments for processes, devices and precision. Raises UserError for a GPU that is not there."""
+    accelerator, precision = options.accelerator, options.precision
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator gpu: PyTorch finds no GPU here; give cpu or auto")
-    if devices is not None and devices < 1:
-        raise UserError(f"devices must be at least 1, not {devices}")
     on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     per_node, num_nodes = _launched_processes()
-    num_devices = devices or per_node
+    num_devices = options.devices or per_node
     has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     is_mixed = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
     return {
         "accelerator": "gpu" if on_gpu else "cpu",
         "devices": num_devices,
         "num_nodes": num_nodes,
-        "strategy": _ddp(reduction) if num_devices * num_nodes > 1 else "auto",
+        "strategy": _ddp(options.reduction) if num_devices * num_nodes > 1 else "auto",
         "precision": "bf16-mixed" if is_mixed else "32-true",
     }
 

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from clip_la.errors import UserError, unknown
+from clip_la.train.options import OptimOptions, ScheduleName
 
-SCHEDULES = ("cosine", "constant", "cooldown")
+SCHEDULES = get_args(ScheduleName)
 
 
 def whole_batches(num_samples: int, batch_size: int) -> int:
@@ -67,38 +69,19 @@ class Schedule:
         return self.peak_lr
 
 
-def check_adamw(betas: tuple[float, float], eps: float, weight_decay: float, max_grad_norm: float | None) -> None:
-    """Raises UserError naming the setting that makes no optimiser."""
-    for name, value in zip(("beta1", "beta2"), betas, strict=True):
-        if not 0 <= value < 1:
-            raise UserError(f"{name} must be from 0 to below 1, not {value}")
-    if not eps > 0:
-        raise UserError(f"eps must be positive, not {eps}")
-    if not weight_decay >= 0:
-        raise UserError(f"weight_decay must not be negative, not {weight_decay}")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise UserError(f"max_grad_norm must be positive, or null for no limit, not {max_grad_norm}")
-
-
 def adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]],
-    *,
-    undecayed: Collection[str],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
+    parameters: Iterable[tuple[str, nn.Parameter]], options: OptimOptions, *, undecayed: Collection[str]
 ) -> torch.optim.AdamW:
-    """Fused AdamW over named parameters; those named in `undecayed` are spared the weight decay.
+    """Fused AdamW over named parameters that train; those named in `undecayed` are spared the weight decay.
 
     Fused on the CPU too: with the token embedding's dense gradient the foreach form takes four times as long there.
     """
     trained = [(name, p) for name, p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for name, p in trained if name not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if name not in undecayed], "weight_decay": options.weight_decay},
         {"params": [p for name, p in trained if name in undecayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(groups, options.lr, (options.beta1, options.beta2), options.eps, fused=True)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:

@@ -4,7 +4,6 @@ import importlib.util
 import random
 import sys
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ from clip_la.train.beginning import LINEAGE
 from clip_la.train.callbacks import MetricsLogger, Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, saved_checkpoints
 from clip_la.train.hardware import (
-    Accelerator,
-    Precision,
-    Reduction,
     cluster_plugins,
     fast_matmul,
     is_first_process,
@@ -34,9 +30,10 @@ from clip_la.train.hardware import (
 )
 from clip_la.train.lightning_private import ask_for_no_signals
 from clip_la.train.logger import CsvMetrics
+from clip_la.train.options import RunOptions
 from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, ResumePoint, find_resume_point, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
-from clip_la.train.zeroshot_callback import ZeroShot, after_training, during_training
+from clip_la.train.zeroshot_callback import after_training, during_training
 
 METRICS_NAME = "metrics.csv"
 TENSORBOARD_NAME = "tensorboard"
@@ -61,40 +58,8 @@ class Run:
         return self.samples_seen >= self.budget_samples
 
 
-@dataclass(frozen=True)
-class _Intervals:
-    """When a run logs, saves and evaluates, in samples seen; the fields are those options of train_run."""
-
-    log_every_samples: int | None
-    save_every_samples: int | None
-    checkpoint_samples: Sequence[int]
-    zeroshot: ZeroShot
-
-    def window_batches(self, batch_size: int) -> int:
-        """Batches between two rows of metrics.csv."""
-        return -(-self.log_every_samples // batch_size) if self.log_every_samples else DEFAULT_WINDOW_BATCHES
-
-
 def train_run(
-    task: ContrastiveTask,
-    data: ShardDataModule,
-    *,
-    out: str,
-    resume: bool = False,
-    branch_from: str | None = None,
-    checkpoint_samples: Sequence[int] = (),
-    save_every_samples: int | None = None,
-    log_every_samples: int | None = None,
-    seed: int = 0,
-    precision: Precision = "auto",
-    accelerator: Accelerator = "auto",
-    devices: int | None = None,
-    reduction: Reduction = "float32",
-    tensorboard: bool = True,
-    zeroshot_suite: str | None = None,
-    zeroshot_samples: Sequence[int] = (),
-    train_data: str = "",
-    config_text: str = "",
+    task: ContrastiveTask, data: ShardDataModule, options: RunOptions, *, train_data: str = "", config_text: str = ""
 ) -> Run:
     """Trains up to the task's budget; on Ctrl-C or SIGTERM saves after the running step and returns an unfinished Run.
 
@@ -103,49 +68,33 @@ def train_run(
     Args:
         task: the model, its loss and its schedule.
         data: the stream of batches.
-        out: the run's folder; holds config.yaml, metrics.csv, tensorboard/ and checkpoints/.
-        resume: go on from the newest whole checkpoint in `out`; without one, start from the beginning.
-        branch_from: checkpoint of a run of schedule constant to go on from, into this other folder: weights, optimiser
-            and place in the data are taken over, so one constant run gives cooled-down models for many budgets.
-        checkpoint_samples: numbers of samples seen whose checkpoints are kept, besides the last; rounded up to batches.
-        save_every_samples: distance of further checkpoints for resuming, of which only the newest is kept.
-        log_every_samples: samples a row of metrics.csv; null: 50 batches.
-        seed: of the initial weights, the order of the data and its augmentation.
-        precision: auto is bfloat16 where a GPU has it in hardware, else float32.
-        accelerator: auto is a GPU where there is one.
-        devices: processes on this machine; null: as many as torchrun or SLURM started here, else 1.
-        reduction: what gradients are sent in when processes average them; bfloat16 halves what is sent.
-        tensorboard: also write event files, if TensorBoard is installed.
-        zeroshot_suite: YAML file as for `clip-la eval --config`, evaluated on while training by all processes together,
-            at the end of the budget and at `zeroshot_samples`; results are appended to RUN/results.jsonl.
-        zeroshot_samples: numbers of samples seen to evaluate at; rounded up to batches.
+        options: the folder, where the run begins, when it logs, saves and evaluates, and what it runs on.
         train_data: what the shards are called in checkpoints and results.
         config_text: what to write into config.yaml; nothing is written for an empty text.
 
     Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a GPU that is not
     there, a loss that is not finite, and whatever is wrong with the data.
     """
-    _check_positive(save_every_samples=save_every_samples, log_every_samples=log_every_samples)
-    zeroshot = ZeroShot(zeroshot_suite, zeroshot_samples)
-    zeroshot.check_budget(task.budget_samples)
-    hardware = trainer_hardware(accelerator, devices, precision, reduction)
+    beyond = [samples for samples in options.zeroshot_samples if samples > task.budget_samples]
+    if beyond:
+        raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {task.budget_samples:,} samples")
+    hardware = trainer_hardware(options)
     task.check_accelerator(hardware["accelerator"])
-    folder = Path(out)
-    _seed_everything(seed)
-    _prepare(folder, resume)
-    start = find_resume_point(folder, task, seed=seed, resume=resume, branch_from=branch_from, report=_note)
+    folder = Path(options.out)
+    _seed_everything(options.seed)
+    _prepare(folder, options.resume)
+    start = find_resume_point(task, options, report=_note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
-        after_training(zeroshot, folder / results.FILE_NAME, start.checkpoint, hardware["accelerator"])
+        after_training(options.zeroshot_suite, folder / results.FILE_NAME, start.checkpoint, hardware["accelerator"])
         return _as_run(folder, task, start.samples_seen)
     stop = StopOnSignal()
-    moments = _Intervals(log_every_samples, save_every_samples, checkpoint_samples, zeroshot)
-    origin = _origin(start, seed, train_data, task.lineage)
-    callbacks = _callbacks(folder, task, data, stop, moments, origin, hardware["accelerator"])
+    origin = _origin(start, options.seed, train_data, task.lineage)
+    callbacks = _callbacks(task, data, options, stop, origin, hardware["accelerator"])
     _note(_arithmetic(task, start))
     _write_config(folder, config_text)
     with quiet_lightning(), fast_matmul(), stop.installed():
-        loggers = _loggers(folder, start.samples_seen, tensorboard)
+        loggers = _loggers(folder, start.samples_seen, options.tensorboard)
         max_steps = task.budget_samples // task.batch_size
         trainer = _trainer(folder, hardware, max_steps=max_steps, loggers=loggers, callbacks=callbacks)
         _fit(trainer, task, data, start)
@@ -153,25 +102,26 @@ def train_run(
 
 
 def _callbacks(
-    folder: Path,
     task: ContrastiveTask,
     data: ShardDataModule,
+    options: RunOptions,
     stop: StopOnSignal,
-    moments: _Intervals,
     origin: dict[str, Any],
     accelerator: str,
 ) -> list[pl.Callback]:
     """What happens around the steps. Raises UserError where the zero-shot suite, or data it names, is not there."""
-    meter = MetricsLogger(moments.window_batches(task.batch_size), lambda: data.skipped.total(), stop)
+    folder, window = Path(options.out), options.log_every_samples
+    window_batches = -(-window // task.batch_size) if window else DEFAULT_WINDOW_BATCHES
+    meter = MetricsLogger(window_batches, lambda: data.skipped.total(), stop)
     checkpoints = SampleCheckpoints(
         folder / CHECKPOINTS_NAME,
         origin=origin,
-        keep_samples=moments.checkpoint_samples,
-        save_every_samples=moments.save_every_samples,
+        keep_samples=options.checkpoint_samples,
+        save_every_samples=options.save_every_samples,
         before_save=lambda: meter.check_finite(task),
-        save_also_at=moments.zeroshot.at_samples,
+        save_also_at=options.zeroshot_samples,
     )
-    zeroshots = during_training(moments.zeroshot, folder / results.FILE_NAME, origin, accelerator, meter)
+    zeroshots = during_training(options, folder / results.FILE_NAME, origin, accelerator, meter)
     return [StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots]
 
 
@@ -205,12 +155,6 @@ def _prepare(folder: Path, resume: bool) -> None:
     # A kill in the middle of saving leaves a file as large as a checkpoint.
     for each in (folder, folder / CHECKPOINTS_NAME):
         remove_unfinished(each)
-
-
-def _check_positive(**lengths: int | None) -> None:
-    for name, samples in lengths.items():
-        if samples is not None and samples < 1:
-            raise UserError(f"{name} must be at least 1, not {samples}")
 
 
 def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, start: ResumePoint) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from clip_la.errors import UserError
 from clip_la.train.checkpoint import check_same_model, latest_valid, read_block
+from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
 
 CONFIG_NAME = "config.yaml"
@@ -37,31 +38,24 @@ def refuse_existing_run(out: Path) -> None:
         raise UserError(f"{out} is a file; --out must name a folder")
 
 
-def find_resume_point(
-    out: Path,
-    task: ContrastiveTask,
-    *,
-    seed: int,
-    resume: bool,
-    branch_from: str | None,
-    report: Callable[[str], None],
-) -> ResumePoint:
-    """Chooses the start of a run and checks that it fits; `report` hears of damaged checkpoints that are passed over.
+def find_resume_point(task: ContrastiveTask, options: RunOptions, *, report: Callable[[str], None]) -> ResumePoint:
+    """Chooses the start of a run and checks that it fits; `report` is told of damaged checkpoints that are skipped.
 
     Raises UserError for a checkpoint of another architecture, batch size, seed or schedule.
     """
-    own = latest_valid(out / CHECKPOINTS_NAME, report) if resume else None
+    folder, seed = Path(options.out) / CHECKPOINTS_NAME, options.seed
+    own = latest_valid(folder, report) if options.resume else None
     if own is not None:
         block = read_block(own)
         _check_resume(own, block, task, seed)
         return ResumePoint(own, block)
-    if branch_from:
-        parent = Path(branch_from)
+    if options.branch_from:
+        parent = Path(options.branch_from)
         block = read_block(parent)
         _check_branch(parent, block, task, seed)
         return ResumePoint(parent, block, is_branch=True)
-    if resume:
-        report(f"no whole checkpoint in {out / CHECKPOINTS_NAME}: starting from the beginning")
+    if options.resume:
+        report(f"no whole checkpoint in {folder}: starting from the beginning")
     return ResumePoint()
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
 from clip_la.train.beginning import begin
-from clip_la.train.compiled import Unit
 from clip_la.train.features import BatchEncoder
-from clip_la.train.optim import Schedule, adamw, check_adamw, clip_gradients, whole_batches
+from clip_la.train.optim import Schedule, adamw, clip_gradients, whole_batches
+from clip_la.train.options import ModelOptions
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
 SIGMOID_INIT_SCALE = 10.0
@@ -24,36 +24,7 @@ class ContrastiveTask(pl.LightningModule):
     """Trains the two towers of a preset against each other.
 
     Args:
-        name: preset, one of `clip-la models`.
-        attention: kind of both towers, or a pattern over the layers such as linear*11+softmax.
-        image_attention: kind or pattern of the image tower, if not `attention`.
-        text_attention: kind or pattern of the text tower, if not `attention`.
-        image_size: side of the square images in pixels, if not the preset's.
-        context_length: most tokens of a caption, if not the preset's.
-        init_from: checkpoint whose weights a new run begins with instead of fresh ones; the options above must say the
-            same architecture, and `name` what the checkpoint calls its model.
-        loss: contrastive (CLIP) or sigmoid (SigLIP).
-        repeated_captions_are_negatives: whether equal captions in a batch push each other's images away.
-        lr: peak learning rate.
-        weight_decay: of AdamW; gains, biases and scales are spared.
-        beta1: of AdamW.
-        beta2: of AdamW.
-        eps: of AdamW.
-        schedule: cosine, constant, or cooldown (constant, then down to zero over the last cooldown_samples).
-        warmup_samples: samples over which the learning rate rises to its peak.
-        cooldown_samples: samples over which it falls at the end of schedule cooldown.
-        max_grad_norm: gradients longer than this are scaled down to it; null leaves them.
-        max_logit_scale: upper bound of the learnt factor on the cosines.
-        compile: compile both towers with torch.compile, and pad captions to a few lengths.
-        compile_unit: what one graph holds: a block, which all blocks of a tower share, or a whole tower, which takes
-            minutes to compile and runs a little faster.
-        cuda_graphs: compile, and replay each tower's passes as CUDA graphs: for small models on a GPU, whose steps
-            are over before the processor has asked for them one by one.
-        text_groups: sort the captions of a batch by length and work them out in so many groups, each padded only to
-            its own longest; the same features for less work where lengths differ.
-        micro_batches: parts that a process's batch is worked out in, one after another, each twice: memory holds the
-            activations of one part, for a third more compute; loss and gradient are those of the whole batch.
-        grad_checkpointing: recompute activations in the backward pass: less memory, a third more compute.
+        options: architecture, loss, optimiser and form of the step, as under `model.` on the command line.
         batch_size: pairs in the batch of all processes together.
         budget_samples: samples the run will see; rounded up to whole batches.
         seed: of the initial weights.
@@ -64,59 +35,30 @@ class ContrastiveTask(pl.LightningModule):
     Raises UserError for values that do not fit, unknown models and unknown attention kinds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        attention: str = "softmax",
-        image_attention: str | None = None,
-        text_attention: str | None = None,
-        image_size: int | None = None,
-        context_length: int | None = None,
-        init_from: str | None = None,
-        loss: Literal["contrastive", "sigmoid"] = "contrastive",
-        repeated_captions_are_negatives: bool = False,
-        lr: float = 5e-4,
-        weight_decay: float = 0.2,
-        beta1: float = 0.9,
-        beta2: float = 0.98,
-        eps: float = 1e-6,
-        schedule: Literal["cosine", "constant", "cooldown"] = "cosine",
-        warmup_samples: int = 0,
-        cooldown_samples: int = 0,
-        max_grad_norm: float | None = 1.0,
-        max_logit_scale: float = 100.0,
-        compile: bool = False,
-        compile_unit: Unit = "block",
-        cuda_graphs: bool = False,
-        text_groups: int = 1,
-        micro_batches: int = 1,
-        grad_checkpointing: bool = False,
-        batch_size: int,
-        budget_samples: int,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, options: ModelOptions, *, batch_size: int, budget_samples: int, seed: int = 0) -> None:
         super().__init__()
-        _check_sizes(batch_size, budget_samples, max_logit_scale, text_groups=text_groups, micro_batches=micro_batches)
+        if batch_size < 2:
+            raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
+        if budget_samples < 1:
+            raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
+        for name in ("text_groups", "micro_batches"):
+            if not 1 <= getattr(options, name) <= batch_size:
+                raise UserError(f"{name} must be from 1 to batch_size ({batch_size}), not {getattr(options, name)}")
+        self.options = options
         self.batch_size = batch_size
         self.budget_samples = whole_batches(budget_samples, batch_size)
         self.schedule = Schedule(
-            name=schedule,
-            peak_lr=lr,
+            name=options.schedule,
+            peak_lr=options.lr,
             budget_samples=self.budget_samples,
-            warmup_samples=warmup_samples,
-            cooldown_samples=cooldown_samples,
+            warmup_samples=options.warmup_samples,
+            cooldown_samples=options.cooldown_samples,
         )
-        beginning = begin(init_from, name, seed, attention, image_attention, text_attention, image_size, context_length)
+        beginning = begin(options, seed)
         self.model, self.lineage = beginning.model, beginning.lineage
-        self._set_up_loss(loss, beginning.logit_bias)
-        self.model.set_grad_checkpointing(grad_checkpointing)
-        self._encoder = BatchEncoder(self.model, compile, compile_unit, cuda_graphs, text_groups, micro_batches)
-        self._repeated_captions_are_negatives = repeated_captions_are_negatives
-        check_adamw((beta1, beta2), eps, weight_decay, max_grad_norm)
-        self._adamw: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
-        self._max_grad_norm = max_grad_norm
-        self._max_log_scale = math.log(max_logit_scale)
+        self._set_up_loss(options.loss, beginning.logit_bias)
+        self.model.set_grad_checkpointing(options.grad_checkpointing)
+        self._encoder = BatchEncoder(self.model, options)
         self.grad_norm = torch.zeros(())
 
     def _set_up_loss(self, loss: str, trained_bias: Tensor | None) -> None:
@@ -146,7 +88,7 @@ class ContrastiveTask(pl.LightningModule):
         self._encoder.begin_step()
         image_features, text_features = self._encoder.images(batch["image"]), self._encoder.texts(batch)
         scale = self.model.logit_scale.exp()
-        caption_ids = None if self._repeated_captions_are_negatives else batch["caption_id"]
+        caption_ids = None if self.options.repeated_captions_are_negatives else batch["caption_id"]
         if self.logit_bias is None:
             return contrastive_loss(image_features, text_features, scale, caption_ids)
         return sigmoid_loss(image_features, text_features, scale, self.logit_bias, caption_ids)
@@ -161,15 +103,10 @@ class ContrastiveTask(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
-        return adamw(
-            self.named_parameters(),
-            undecayed=undecayed,
-            lr=self.schedule.peak_lr,
-            **self._adamw,
-        )
+        return adamw(self.named_parameters(), self.options, undecayed=undecayed)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        self.grad_norm = clip_gradients(self._trained, self._max_grad_norm)
+        self.grad_norm = clip_gradients(self._trained, self.options.max_grad_norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the learning rate of the batch's middle sample, then the bound on the logit scale."""
@@ -177,7 +114,7 @@ class ContrastiveTask(pl.LightningModule):
             group["lr"] = self.schedule.lr(self.samples_seen + self.batch_size / 2)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0.0, self._max_log_scale)
+            self.model.logit_scale.clamp_(0.0, math.log(self.options.max_logit_scale))
 
     def on_train_start(self) -> None:
         """A run that goes on takes AdamW's moments from its checkpoint, but its settings from its options."""
@@ -189,7 +126,7 @@ class ContrastiveTask(pl.LightningModule):
 
     def check_accelerator(self, accelerator: str) -> None:
         """Raises UserError where the task wants a GPU and the run has none."""
-        if self._encoder.cuda_graphs and accelerator != "gpu":
+        if self.options.cuda_graphs and accelerator != "gpu":
             raise UserError("model.cuda_graphs needs a GPU, and this run is on the CPU; leave it out")
 
     def on_fit_start(self) -> None:
@@ -198,15 +135,3 @@ class ContrastiveTask(pl.LightningModule):
             raise UserError(
                 "gradient accumulation changes the loss (fewer negatives); use micro_batches, which does not"
             )
-
-
-def _check_sizes(batch_size: int, budget_samples: int, max_logit_scale: float, **parts: int) -> None:
-    if batch_size < 2:
-        raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
-    if budget_samples < 1:
-        raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
-    if not 1 <= max_logit_scale < math.inf:
-        raise UserError(f"max_logit_scale must be at least 1 and finite, not {max_logit_scale}")
-    for name, number in parts.items():
-        if not 1 <= number <= batch_size:
-            raise UserError(f"{name} must be from 1 to batch_size ({batch_size}), not {number}")

@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +13,18 @@ from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
-from clip_la.errors import UserError
 from clip_la.train.callbacks import MetricsLogger
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process
 from clip_la.train.optim import whole_batches
+from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
 from clip_la.zeroshot.model.eval_model import EvalModel, default_precision, of_model
 from clip_la.zeroshot.model.load import choose_device
 from clip_la.zeroshot.suite import describe, evaluate_jobs, run_suite
 from clip_la.zeroshot.tasks.classification import Evaluation
-from clip_la.zeroshot.tasks.entries import SuiteEntry, prepare, read_suite
+from clip_la.zeroshot.tasks.entries import prepare, read_suite
 from clip_la.zeroshot.tasks.task import EvalOptions, Task
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """What a run evaluates on while it trains, and when.
-
-    Args:
-        suite: a YAML file as for `clip-la eval --config`; models that it may name are not looked at.
-        at_samples: numbers of samples seen, besides the end of the budget.
-
-    Raises:
-        UserError: a number below 1, or numbers without a suite.
-    """
-
-    suite: str | None
-    at_samples: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        wrong = [samples for samples in self.at_samples if samples < 1]
-        if wrong:
-            raise UserError(f"zeroshot_samples must be at least 1, not {wrong[0]}")
-        if self.at_samples and self.suite is None:
-            raise UserError("zeroshot_samples says when to evaluate; say on what: zeroshot_suite (see configs/eval)")
-
-    def check_budget(self, budget_samples: int) -> None:
-        """Raises UserError if it would evaluate after the end of the budget."""
-        beyond = [samples for samples in self.at_samples if samples > budget_samples]
-        if beyond:
-            raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {budget_samples:,} samples")
-
-    def entries(self) -> list[SuiteEntry]:
-        """The suite's evaluations, none without a suite."""
-        return read_suite(self.suite)[1] if self.suite else []
 
 
 class ZeroShotEvaluation(Callback):
@@ -149,30 +115,31 @@ def _say_once(text: str) -> None:
 
 
 def during_training(
-    settings: ZeroShot, out: Path, origin: Mapping[str, Any], accelerator: str, meter: MetricsLogger
+    options: RunOptions, out: Path, origin: Mapping[str, Any], accelerator: str, meter: MetricsLogger
 ) -> list[Callback]:
-    """The callback that a run's settings ask for, or none; `accelerator` is "gpu" or "cpu".
+    """The callback that a run's options ask for, or none; `accelerator` is "gpu" or "cpu".
 
     Raises:
         UserError: the suite, or data that it names, is not there.
     """
-    jobs = [prepare(entry) for entry in settings.entries()]
-    if not jobs:
+    if options.zeroshot_suite is None:
         return []
+    # Models that the suite may name are not looked at.
+    jobs = [prepare(entry) for entry in read_suite(options.zeroshot_suite)[1]]
     for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
         describe(test_set, _say_once)
     how = EvalOptions(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
     )
-    return [ZeroShotEvaluation(jobs, at_samples=settings.at_samples, out=out, origin=origin, how=how, meter=meter)]
+    return [ZeroShotEvaluation(jobs, at_samples=options.zeroshot_samples, out=out, origin=origin, how=how, meter=meter)]
 
 
-def after_training(settings: ZeroShot, out: Path, checkpoint: Path, accelerator: str) -> None:
+def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: str) -> None:
     """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint."""
-    entries = settings.entries()
-    if not entries:
+    if suite is None:
         return
+    entries = read_suite(suite)[1]
     local_rank = ranks.join_from_environment()
     # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
     if ranks.world_size() > 1 or is_first_process():

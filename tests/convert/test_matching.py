@@ -8,6 +8,7 @@ from clip_la.convert.matching import FeatureMatching, LayerMatching, changed_lay
 from clip_la.models import create_model, model_spec
 from clip_la.models.clip import CLIP
 from clip_la.train.beginning import Beginning
+from clip_la.train.options import ModelOptions
 
 LENGTHS = (5, 9, 7)
 END = 49407
@@ -30,9 +31,13 @@ def matching(kind, folder, *, image="softmax", text="softmax"):
     spec = converted_spec(teacher.spec, None, image, text)
     path = folder / "copied.ckpt"
     write_copy(path, copy_weights(teacher, spec, 0), Beginning(teacher, None, None, []), 0)
-    options = {"image_attention": spec.image_attention, "text_attention": spec.text_attention}
-    task = kind(teacher, name="vit_nano", init_from=str(path), batch_size=4, budget_samples=8, **options)
-    return task, teacher
+    options = ModelOptions(
+        name="vit_nano",
+        init_from=str(path),
+        image_attention=spec.image_attention,
+        text_attention=spec.text_attention,
+    )
+    return kind(options, teacher, batch_size=4, budget_samples=8), teacher
 
 
 def test_unexplained_is_error_over_variance():

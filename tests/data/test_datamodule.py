@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
+from clip_la.data.options import StreamOptions
 from clip_la.errors import UserError
 
 SIZE = 8
@@ -49,8 +50,9 @@ def fit(folder, steps, data, ckpt_path=None):
 
 
 def data_of(urls, **options):
-    options = {"batch_size": 4, "workers": 0, "image_size": SIZE, "bad_share_limit": 1.0, **options}
-    return ShardDataModule(urls, **options)
+    seed = options.pop("seed", 0)
+    options = {"shards": urls, "batch_size": 4, "workers": 0, "bad_share_limit": 1.0, **options}
+    return ShardDataModule(StreamOptions(**options), image_size=SIZE, seed=seed)
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path):

@@ -8,14 +8,15 @@ from clip_la.models import create_model, load_checkpoint, save_checkpoint
 from clip_la.train.beginning import read_beginning
 from clip_la.train.checkpoint import checkpoint_name
 from clip_la.train.cli import main
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import SIGMOID_INIT_BIAS, SIGMOID_INIT_SCALE, ContrastiveTask
 
 BATCH = 16
 
 
 def task(path, **more):
-    options = {"batch_size": BATCH, "budget_samples": BATCH, "init_from": str(path), "seed": 5, **more}
-    return ContrastiveTask("vit_pico", **options)
+    options = ModelOptions(**{"name": "vit_pico", "init_from": str(path), **more})
+    return ContrastiveTask(options, batch_size=BATCH, budget_samples=BATCH, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -72,4 +73,4 @@ def test_another_architecture_is_refused(start, options, says):
 
 def test_another_model_is_refused(start):
     with pytest.raises(UserError, match="is a vit_pico, not a vit_nano: no run of this model can begin with it"):
-        ContrastiveTask("vit_nano", batch_size=BATCH, budget_samples=BATCH, init_from=str(start))
+        task(start, name="vit_nano")

@@ -1,5 +1,10 @@
 """What a user reads who errs, the help, and the configuration files."""
 
+import dataclasses
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +15,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.models import list_models
-from clip_la.train.cli import parse
+from clip_la.train.cli import config_text, make_parser, make_task_and_data, parse
 from clip_la.train.hardware import cluster_plugins, trainer_hardware
-from clip_la.train.help import help_text, options
+from clip_la.train.options import HardwareOptions, ModelOptions, TrainOptions
 from clip_la.train.task import ContrastiveTask
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
@@ -78,11 +83,11 @@ def test_torchrun_inside_a_slurm_job_counts_the_processes(monkeypatch):
     with pytest.raises(UserError, match="ntasks-per-node"):
         cluster_plugins()
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
-    assert trainer_hardware("cpu", None, "float32")["num_nodes"] == 2
+    assert trainer_hardware(HardwareOptions(accelerator="cpu"))["num_nodes"] == 2
     assert [type(plugin).__name__ for plugin in cluster_plugins()] == ["SLURMEnvironment"]
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "16"}.items():
         monkeypatch.setenv(name, value)
-    hardware = trainer_hardware("cpu", None, "float32")
+    hardware = trainer_hardware(HardwareOptions(accelerator="cpu"))
     assert (hardware["devices"], hardware["num_nodes"]) == (8, 2)
     assert cluster_plugins() == []
 
@@ -159,12 +164,12 @@ def test_a_foreign_checkpoint_is_no_start(run_options, tmp_path, capsys):
 
 
 def test_gradients_are_sent_as_asked_for():
-    found = [trainer_hardware("cpu", 2, "float32", *more)["strategy"]._ddp_comm_hook for more in ((), ("bfloat16",))]
-    assert found == [None, bf16_compress_hook]
+    two = [HardwareOptions(accelerator="cpu", devices=2, reduction=reduction) for reduction in ("float32", "bfloat16")]
+    assert [trainer_hardware(options)["strategy"]._ddp_comm_hook for options in two] == [None, bf16_compress_hook]
 
 
 def test_gradient_accumulation_is_refused():
-    task = ContrastiveTask("vit_pico", batch_size=4, budget_samples=8)
+    task = ContrastiveTask(ModelOptions(name="vit_pico"), batch_size=4, budget_samples=8)
     task.trainer = pl.Trainer(accumulate_grad_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(UserError, match="gradient accumulation changes the loss"):
         task.on_fit_start()
@@ -174,27 +179,106 @@ def test_gradient_accumulation_is_refused():
 def test_configuration_files_parse(config, shards, tmp_path):
     # A small model in the large one's place: making ViT-L would tell no more.
     options = ["--data.shards", shards, "--out", str(tmp_path / "run"), "--model.name", "vit_pico"]
-    cli = parse(["--config", str(config), *options])
+    given = parse(["--config", str(config), *options])
+    task, data = make_task_and_data(given)
     assert yaml.safe_load(config.read_text())["model"]["name"] in list_models()
-    assert cli.model.batch_size == cli.datamodule.batch_size
+    assert task.batch_size == data.batch_size == given.data.batch_size
     # What is written into the run's folder gives the same run again.
     resolved = tmp_path / "config.yaml"
-    resolved.write_text(cli.config_text())
-    assert parse(["--config", str(resolved)]).config_text() == cli.config_text()
+    resolved.write_text(config_text(given))
+    assert parse(["--config", str(resolved)]) == given
 
 
 def test_there_are_configuration_files():
     assert {"vit_nano", "vit_s16", "vit_b16", "vit_l16"} <= {path.stem for path in CONFIGS}
 
 
-def test_the_help_names_every_option_and_explains_it(run_options, tmp_path):
-    cli = parse([*run_options, "--budget_samples", "32", "--out", str(tmp_path / "run")])
-    internal = {"help", "print_config", "print_shtab", "model.help", "data.help"}
-    groups = {"model", "data"}
-    linked = {"model.batch_size", "model.budget_samples", "model.seed", "data.seed", "data.image_size"}
-    linked |= {"data.context_length"}
-    known = {action.dest for action in cli.parser._actions} - internal - groups - linked
-    listed = {option.name: option for option in options()}
-    assert {name for name in known if not name.startswith("==")} == set(listed)
-    assert [name for name, option in listed.items() if not option.help] == []
-    assert all(f"--{name}" in help_text() for name in listed)
+def fields_of(options: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Each option's name and the field it comes from."""
+    for field in dataclasses.fields(options):
+        if dataclasses.is_dataclass(field.type):
+            yield from fields_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+def test_the_help_tells_every_option_with_its_default_and_what_it_is() -> None:
+    fields = dict(fields_of(TrainOptions))
+    actions = {action.dest: action for action in make_parser()._actions}
+    assert {*fields, "help", "config", "print_config", "model", "data"} == set(actions)
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n+(?:\S.*\n)?  (?=-)", make_parser().format_help())]
+    for name, field in fields.items():
+        text, default = actions[name].help, field.default
+        assert len(text.split()) >= 2, f"{name} has no text below it"
+        (entry,) = (entry for entry in entries if entry.startswith(f"--{name} "))
+        assert " ".join(text.split()) in entry
+        if default is dataclasses.MISSING:
+            assert "(required" in entry
+        else:
+            assert entry.endswith(f"default: {'null' if default is None else default})")
+
+
+def test_a_configuration_of_an_earlier_version_is_resumed(run_options, tmp_path) -> None:
+    """As `clip-la train` wrote it when LightningCLI made its parser."""
+    (tmp_path / "config.yaml").write_text(EARLIER)
+    given = parse(["--resume", "--out", str(tmp_path), "--model.lr", "0.25"])
+    assert (given.budget_samples, given.resume, given.checkpoint_samples) == (512, True, (128,))
+    assert (given.model.name, given.model.lr, given.model.eps, given.model.image_size) == ("vit_pico", 0.25, 1e-6, None)
+    assert (given.data.shards, given.data.caption_fields, given.data.weights) == ("scenes/train", ("txt",), None)
+
+
+EARLIER = """\
+budget_samples: 512
+out: run
+branch_from: null
+checkpoint_samples:
+- 128
+log_every_samples: null
+seed: 0
+precision: auto
+zeroshot_samples: []
+model:
+  name: vit_pico
+  image_size: null
+  lr: 0.0005
+  eps: 1.0e-06
+  schedule: constant
+  max_grad_norm: 1.0
+data:
+  shards: scenes/train
+  batch_size: 64
+  weights: null
+  caption_fields:
+  - txt
+  caption_weights: []
+  max_pixels: 67108864
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--lr", "1"], '"lr" must be given via "model.lr"'),
+        (["--data.image_size", "64"], '"data.image_size" must be given via "model.image_size"'),
+        (["--model.seed", "1"], '"model.seed" must be given via "seed"'),
+        (["--model.zzz", "1"], "unknown option --model.zzz; did you mean model"),
+    ],
+)
+def test_an_option_of_another_group_says_where_it_is(wrong: list[str], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(wrong)
+    assert says in str(error.value)
+
+
+def test_options_are_read_and_explained_without_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+from clip_la.commands import convert, train
+assert train.main(["--help"]) == convert.main(["--help"]) == 0
+train.main(["--out", "x", "--budget_samples", "3", "--model.name", "n", "--data.shards", "s", "--print_config"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--model.lr LR" in done.stdout
+    assert yaml.safe_load(done.stdout[done.stdout.index("\nout: x") :])["data"]["shards"] == "s"

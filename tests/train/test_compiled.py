@@ -14,6 +14,7 @@ from clip_la.models import model_spec
 from clip_la.models.clip import model_from_spec
 from clip_la.train.compiled import MAX_GRAPHS, compile_model, configure_compiler, uncompiled
 from clip_la.train.lengths import LENGTH_STEP, encode_by_length, groups_by_length, pad_captions, padded_length
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 CONTEXT = 40
@@ -144,11 +145,12 @@ def test_lengths_are_multiples_of_a_step_or_the_context():
 
 
 def test_the_step_says_for_which_lengths_it_will_be_compiled():
-    task = ContrastiveTask("vit_pico", compile=True, batch_size=4, budget_samples=4)
+    sizes = {"batch_size": 4, "budget_samples": 4}
+    task = ContrastiveTask(ModelOptions(name="vit_pico", compile=True), **sizes)
     batches = [{"tokens": captions([5, 2, 3, length])} for length in (9, 16, 17, 4)]
     assert [task.new_shapes(batch) for batch in batches] == [[16], [], [32], []]
-    assert ContrastiveTask("vit_pico", batch_size=4, budget_samples=4).new_shapes(batches[0]) == []
-    grouped = ContrastiveTask("vit_pico", compile=True, text_groups=2, batch_size=4, budget_samples=4)
+    assert ContrastiveTask(ModelOptions(name="vit_pico"), **sizes).new_shapes(batches[0]) == []
+    grouped = ContrastiveTask(ModelOptions(name="vit_pico", compile=True, text_groups=2), **sizes)
     batches = [{**batch, **order_of(batch["tokens"])} for batch in batches]
     assert [grouped.new_shapes(batch) for batch in batches] == [[16], [], [32], []]
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from clip_la.data.text.tokenizer import order_of
 from clip_la.errors import UserError
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 LENGTHS = (20, 3, 11, 32, 8, 15, 6, 9)
@@ -41,8 +42,14 @@ def share_of(batch, rows):
     }
 
 
+def task_of(**options):
+    """The task of such a batch."""
+    model = ModelOptions(name="vit_pico", **options)
+    return ContrastiveTask(model, batch_size=len(LENGTHS), budget_samples=len(LENGTHS))
+
+
 def loss_and_gradients(loss, rows=slice(None), **options):
-    task = ContrastiveTask("vit_pico", loss=loss, batch_size=len(LENGTHS), budget_samples=len(LENGTHS), **options)
+    task = task_of(loss=loss, **options)
     value = task.training_step(share_of(batch_of(), rows), 0)
     value.backward()
     return [value.detach(), *(p.grad for p in task.parameters())]
@@ -64,7 +71,7 @@ def test_parts_have_the_loss_and_the_gradients_of_the_whole(loss, options):
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_only_one_part_is_held_in_memory(micro_batches):
     """Bytes saved for the backward pass when it begins; what is left is of the size of features."""
-    task = ContrastiveTask("vit_pico", micro_batches=micro_batches, batch_size=len(LENGTHS), budget_samples=7)
+    task = task_of(micro_batches=micro_batches)
     held = 0
 
     def pack(tensor):
@@ -89,7 +96,7 @@ def test_only_one_part_is_held_in_memory(micro_batches):
 )
 def test_options_that_do_not_fit_are_refused(options, says):
     with pytest.raises(UserError, match=says):
-        ContrastiveTask("vit_pico", batch_size=8, budget_samples=8, **options)
+        task_of(**options)
 
 
 def one_rank(init, out, rank):

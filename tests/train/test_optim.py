@@ -8,6 +8,7 @@ import torch
 from clip_la.errors import UserError
 from clip_la.models import create_model
 from clip_la.train.optim import Schedule, adamw, clip_gradients, whole_batches
+from clip_la.train.options import OptimOptions
 
 
 def schedule(name, **lengths):
@@ -61,17 +62,12 @@ def test_a_rate_that_is_not_positive_is_refused():
 
 def test_vectors_and_scalars_are_not_decayed():
     model = create_model("vit_pico", seed=0)
-    optimizer = adamw(
-        model.named_parameters(),
-        undecayed=model.no_weight_decay(),
-        lr=1.0,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        weight_decay=0.2,
-    )
+    options = OptimOptions(lr=0.5, beta1=0.8, beta2=0.7, eps=0.1, weight_decay=0.3)
+    optimizer = adamw(model.named_parameters(), options, undecayed=model.no_weight_decay())
+    assert all((g["lr"], g["betas"], g["eps"]) == (0.5, (0.8, 0.7), 0.1) for g in optimizer.param_groups)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert decayed | spared == set(names.values())
     assert {"logit_scale", "image.trunk.cls_token"} <= spared
     # open_clip's rule, on shapes without axes of one.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_la import results
 from clip_la.data.images.transforms import eval_transform
 from clip_la.data.text.tokenizer import caption_ids, get_tokenizer
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
 from clip_la.zeroshot.datasets.find import open_dataset
@@ -43,7 +44,7 @@ class Pairs(Dataset):
 
 
 def train(callbacks: list[pl.Callback], folder: Path) -> tuple[ContrastiveTask, torch.Tensor]:
-    task = ContrastiveTask("vit_pico", batch_size=BATCH, budget_samples=5 * BATCH, lr=1e-3, seed=1)
+    task = ContrastiveTask(ModelOptions(name="vit_pico", lr=1e-3), batch_size=BATCH, budget_samples=5 * BATCH, seed=1)
     torch.manual_seed(5)
     trainer = pl.Trainer(
         max_steps=5,

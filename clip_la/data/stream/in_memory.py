@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clip_la.data.images.augment import CAPTION, FLIP, JITTER, Augmentation, jitter_colors, random_crops
 from clip_la.data.images.resample import resample
+from clip_la.data.options import StreamOptions
 from clip_la.data.shards.problems import BadSample, OnProblem, Problem
 from clip_la.data.shards.reader import KEY, SHARD, read_samples
 from clip_la.data.shards.watch import passed_over_as_too_long, sample_seconds
@@ -33,7 +34,7 @@ from clip_la.errors import UserError
 OPAQUE = 255.0
 GIB = 1 << 30
 # Decoded pixels that a pool may take unless more is asked for; beyond, streaming is the right way.
-DEFAULT_POOL_GB = 8.0
+DEFAULT_POOL_GB = StreamOptions.cache_gb
 # The share of a GPU's memory that a pool may take; a larger one stays in the host's.
 GPU_SHARE = 0.25
 # Samples that threads decode between two looks at the shard.

@@ -1,0 +1,64 @@
+"""Every option of `clip-la convert`, written once, as those of `clip-la train` are. Without torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clip_la.data.options import StreamOptions
+from clip_la.errors import UserError
+from clip_la.train.options import HardwareOptions
+
+StageName = Literal["layers", "features", "tune"]
+LAYERS, FEATURES, TUNE = STAGES = ("layers", "features", "tune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How one stage trains."""
+
+    samples: int | None = None
+    """to see, counting repetitions; null: 2, 6 and 2 % of the teacher's own for layers, features and tune"""
+    lr: float
+    """peak learning rate of a cosine with a short warm-up"""
+    weight_decay: float = 0.0
+    """of AdamW; a teacher keeps weights in bounds better"""
+    batch_size: int | None = None
+    """samples in a step, if not data.batch_size: matching needs no negatives, and small batches learn more from as
+    many samples"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(HardwareOptions):
+    """options of the conversion"""
+
+    out: str
+    """the folder; each stage is a run in it, beside `copied`, the model before any training"""
+    attention: str | None = None
+    """kind of both towers, or a plan of their layers; softmax for the control"""
+    image_attention: str | None = None
+    """of the image tower, if not `attention`; the teacher's if neither is given"""
+    text_attention: str | None = None
+    """of the text tower, if not `attention`; the teacher's if neither is given"""
+    stages: Sequence[StageName] = STAGES
+    """which to do, of layers (attention outputs), features, tune (contrastive), always in this order"""
+    layers: Stage = Stage(lr=3e-3)
+    """stage layers: every changed attention layer learns the teacher's output from the teacher's input to it"""
+    features: Stage = Stage(lr=1e-3)
+    """stage features: the changed towers learn the teacher's features"""
+    tune: Stage = Stage(lr=1e-4, weight_decay=0.2)
+    """stage tune: the trainer as ever, `clip-la train --model.init_from CHECKPOINT`"""
+    seed: int = 0
+    """of what is not copied, and of the order of the data, which is another in each stage"""
+    log_every_samples: int | None = None
+    """samples a row of metrics.csv; null: twenty rows a stage"""
+    save_every_samples: int | None = None
+    """distance of checkpoints for resuming, of which only the newest is kept; null: ten a stage"""
+    zeroshot_suite: str | None = None
+    """YAML file as for `clip-la eval --config`, evaluated on at the end of each stage"""
+    data: StreamOptions
+    """options of the data; the tokenizer is the model's, whatever they say"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages or len(set(self.stages)) != len(self.stages):
+            raise UserError(f"stages {list(self.stages)}: name each that is wanted once, of {', '.join(STAGES)}")

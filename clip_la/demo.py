@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
+from clip_la.runs import RESULTS, RunFolder
 
 if TYPE_CHECKING:
     from clip_la.zeroshot.tasks.classification import Evaluation
@@ -90,10 +91,7 @@ class Step:
     @property
     def checkpoint(self) -> Path | None:
         """The finished run's last checkpoint, or None."""
-        from clip_la.train.checkpoint import saved_checkpoints
-        from clip_la.train.start import CHECKPOINTS_NAME
-
-        return saved_checkpoints(self.folder / CHECKPOINTS_NAME).get(self.samples)
+        return RunFolder(self.folder).saved_checkpoints().get(self.samples)
 
 
 def steps(series: Series, shards: Path, seed: int) -> list[Step]:
@@ -114,17 +112,10 @@ def steps(series: Series, shards: Path, seed: int) -> list[Step]:
             "model.schedule": "cooldown",
             "model.cooldown_samples": series.cooldown(budget),
             "budget_samples": budget,
-            "branch_from": _checkpoint(series.trunk, series.leaves_at(budget)),
+            "branch_from": RunFolder(series.trunk).checkpoint(series.leaves_at(budget)),
         }
         made.append(Step(series.branch(budget), budget, {**shared, **branch}))
     return made
-
-
-def _checkpoint(run: Path, samples: int) -> Path:
-    from clip_la.train.checkpoint import checkpoint_name
-    from clip_la.train.start import CHECKPOINTS_NAME
-
-    return run / CHECKPOINTS_NAME / checkpoint_name(samples)
 
 
 def _train(step: Step) -> None:
@@ -311,7 +302,7 @@ def run_demo(
     check_plan(models, attention, budgets)
     keep_settings(out, seed, budgets)
     started = time.monotonic()
-    corpus, results = out / "corpus", out / "results.jsonl"
+    corpus, results = out / "corpus", out / RESULTS
     _say(f"starter corpus in {corpus}")
     build_starter(corpus)
     series = [Series(out / "runs", model, kind, tuple(sorted(budgets))) for model in models for kind in attention]

@@ -20,7 +20,6 @@ LINEAR_PROBE = "linear_probe"
 KNN = "knn"
 # The distributions whose versions can move a result.
 VERSIONED = ("clip_la", "torch", "torchvision", "timm", "open_clip_torch", "pillow", "numpy")
-FILE_NAME = "results.jsonl"
 # Raised when what an evaluation computes from the same input changes: what was kept before is then not found.
 FORMAT = 2
 # What a line says of places; they may be spelt in several ways.

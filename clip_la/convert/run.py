@@ -1,6 +1,5 @@
 """A conversion in its folder: the copy, then stages that are runs of the trainer, each in a folder of its own."""
 
-import csv
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,12 +14,12 @@ from clip_la.convert.options import FEATURES, LAYERS, STAGES, TUNE, ConvertOptio
 from clip_la.data.datamodule import ShardDataModule
 from clip_la.errors import UserError
 from clip_la.models.spec import ModelSpec
+from clip_la.runs import RunFolder
 from clip_la.train.beginning import Beginning, read_beginning
-from clip_la.train.checkpoint import check_same_model, checkpoint_name, read_block, saved_checkpoints
+from clip_la.train.checkpoint import check_same_model, read_block
 from clip_la.train.hardware import is_first_process
 from clip_la.train.options import ModelOptions, RunOptions
-from clip_la.train.run import METRICS_NAME, Run, train_run
-from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME
+from clip_la.train.run import Run, train_run
 from clip_la.train.task import ContrastiveTask
 
 COPIED = "copied"
@@ -90,7 +89,7 @@ class Conversion:
 
     def copied(self) -> Path:
         """The checkpoint of the copy in `out`, written if it is not there; raises UserError if it is another's."""
-        path = self.out / COPIED / CHECKPOINTS_NAME / checkpoint_name(0)
+        path = RunFolder(self.out / COPIED).checkpoint(0)
         if path.exists():
             there = read_beginning(path)
             check_same_model(path, {"spec": there.model.spec.to_dict()}, self.spec)
@@ -113,7 +112,7 @@ class Conversion:
         folder = self.out / name
         if not folder.exists():
             return before
-        newest = next(reversed(saved_checkpoints(folder / CHECKPOINTS_NAME).values()), None)
+        newest = RunFolder(folder).newest_checkpoint()
         block = read_block(newest) if newest else None
         if newest is None or block is None or block["samples_seen"] < block["budget_samples"]:
             raise UserError(f"{folder} is not finished: add {name} to the stages, or remove it")
@@ -124,8 +123,8 @@ class Conversion:
         # What of a stage's settings the trainer does not compare by itself when it goes on.
         settings = {"begins_with": str(begins_with.relative_to(self.out)), **asdict(stage)}
         folder = self.out / name
-        if (folder / CONFIG_NAME).exists():
-            _check_same_settings(folder / CONFIG_NAME, settings)
+        if RunFolder(folder).config.exists():
+            _check_same_settings(RunFolder(folder), settings)
         _note(f"stage {name}, from {begins_with}")
         task = self._task(name, stage, begins_with)
         data = replace(self.options.data, batch_size=task.batch_size, tokenizer=self.spec.tokenizer)
@@ -188,23 +187,22 @@ def _identity(line: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != "checkpoint" or line["run_id"] is None}
 
 
-def _check_same_settings(config: Path, wanted: Mapping[str, Any]) -> None:
+def _check_same_settings(run: RunFolder, wanted: Mapping[str, Any]) -> None:
     """Raises UserError naming what differs from a stage's config.yaml."""
     try:
-        there = yaml.safe_load(config.read_text(encoding="utf-8"))
+        there = run.read_config()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{run.config} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(there, dict):
-        raise UserError(f"{config} holds no settings of a stage; give another --out")
+        raise UserError(f"{run.config} holds no settings of a stage; give another --out")
     for key, value in wanted.items():
         if there.get(key) != value:
-            raise UserError(f"{config} has {key} {there.get(key)}, not {value}: give the same, or another --out")
+            raise UserError(f"{run.config} has {key} {there.get(key)}, not {value}: give the same, or another --out")
 
 
 def _outcome(name: str, run: Run) -> str:
     """A stage's last line: samples, the loss of its first and last row, its checkpoint."""
-    metrics = run.folder / METRICS_NAME
-    rows = list(csv.DictReader(metrics.read_text(encoding="utf-8").splitlines())) if metrics.exists() else []
+    rows = RunFolder(run.folder).rows()
     losses = f", loss {float(rows[0]['loss']):.4g} -> {float(rows[-1]['loss']):.4g}" if rows else ""
     how_far = "" if run.is_finished else f" of {run.budget_samples:,}"
     return f"stage {name}: {run.samples_seen:,}{how_far} samples{losses}; {run.newest_checkpoint}"

@@ -12,6 +12,7 @@ from typing import Any
 
 from clip_la.errors import UserError, unknown
 from clip_la.json_text import lines_in
+from clip_la.runs import RESULTS
 from clip_la.scaling.points import (
     NOTHING_RIGHT,
     LeftOut,
@@ -60,9 +61,9 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(path.rglob("results.jsonl"))
+            inside = sorted(path.rglob(RESULTS))
             if not inside:
-                raise UserError(f"no results.jsonl below {path}: evaluate a run first (clip-la eval)")
+                raise UserError(f"no {RESULTS} below {path}: evaluate a run first (clip-la eval)")
             found += inside
         elif path.is_file():
             found.append(path)

@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-CONFIG_NAME, METRICS_NAME = "config.yaml", "metrics.csv"
+from clip_la.runs import RunFolder
 
 
 @cache
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The run's config.yaml; empty where there is none or it is damaged."""
     try:
-        found = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        found = RunFolder(folder).read_config()
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -25,16 +25,15 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 def training_seconds(folder: Path) -> Mapping[int, float]:
     """Seconds of training by samples seen, from metrics.csv; empty where there is none."""
     try:
-        with (folder / METRICS_NAME).open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        rows = RunFolder(folder).rows()
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}
     seconds: dict[int, float] = {}
     for row in rows:
         try:
             seconds[int(row["samples_seen"])] = float(row["train_s"])
-        except (KeyError, TypeError, ValueError):
-            # A row that a kill cut short.
+        except (KeyError, ValueError):
+            # A row that a kill cut short inside a number, or another program's table.
             continue
     return seconds
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from clip_la.atomic import atomic_write
 from clip_la.json_text import lines_in
+from clip_la.runs import RunFolder
 from clip_la.sweep.plan import PlannedRun, folder_of
 
 TABLE_NAME = "sweep.csv"
-METRICS_NAME = "metrics.csv"
-RESULTS_NAME = "results.jsonl"
 # Of the last row of metrics.csv.
 TRAINING_FIGURES = ("samples_seen", "loss", "pairs_per_s", "data_wait_share", "train_s")
 # Of any result line: what the model is.
@@ -21,18 +20,13 @@ MODEL_FIGURES = ("model", "image_attention", "text_attention", "parameters", "fl
 
 def last_row(folder: Path) -> dict[str, str]:
     """The last whole row of a run's metrics.csv, {} where there is none."""
-    path = folder / METRICS_NAME
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        # A row that a kill cut short lacks values.
-        rows = [row for row in csv.DictReader(stream) if None not in row.values()]
+    rows = RunFolder(folder).rows()
     return rows[-1] if rows else {}
 
 
 def result_lines(folder: Path) -> list[dict[str, Any]]:
     """The result lines of a run; what is no whole line of JSON is left out."""
-    path = folder / RESULTS_NAME
+    path = RunFolder(folder).results
     lines = []
     for text in lines_in(path.read_text(encoding="utf-8")) if path.is_file() else ():
         try:

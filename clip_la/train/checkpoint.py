@@ -1,7 +1,6 @@
 """Checkpoints of a run: `samples=000012800.ckpt`, each whole or absent, saved at given numbers of samples seen."""
 
 import os
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,28 +16,17 @@ from clip_la.errors import UserError
 from clip_la.models import checkpoint as model_checkpoint
 from clip_la.models.checkpoint import BLOCK, FORMAT, read_torch_file
 from clip_la.models.spec import ModelSpec
+from clip_la.runs import RunFolder, checkpoint_name
 from clip_la.train.optim import whole_batches
 from clip_la.train.task import ContrastiveTask
 
 # What a run that goes on has to know of the one before.
 NEEDED = ("run_id", "samples_seen", "budget_samples", "schedule")
-_NAME = re.compile(r"samples=(\d{9,})\.ckpt")
 
 
-def checkpoint_name(samples: int) -> str:
-    """The file name of a checkpoint after `samples` samples; names sort as the numbers do (up to 10^9)."""
-    return f"samples={samples:09d}.ckpt"
-
-
-def saved_checkpoints(folder: Path) -> dict[int, Path]:
-    """Samples seen -> file, for each checkpoint of a run's folder `checkpoints`, fewest samples first."""
-    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob("samples=*.ckpt")]
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
-
-
-def latest_valid(folder: Path, report: Callable[[str], None]) -> Path | None:
+def latest_valid(run: RunFolder, report: Callable[[str], None]) -> Path | None:
     """The checkpoint with the most samples that can be read to its end; `report` hears of damaged ones."""
-    for path in reversed(saved_checkpoints(folder).values()):
+    for path in reversed(run.saved_checkpoints().values()):
         if is_whole(path):
             return path
         report(f"skipping the damaged checkpoint {path}")

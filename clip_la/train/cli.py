@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from clip_la.runs import RunFolder
 from clip_la.train.options import TrainOptions
 from clip_la.train.parser import STOPPED_EXIT_CODE, OneLineParser
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from clip_la.train.run import Run
     from clip_la.train.task import ContrastiveTask
 
-CONFIG_NAME = "config.yaml"
-METRICS_NAME = "metrics.csv"
 USAGE = """\
 clip-la train --config FILE.yaml [--out RUN] [--OPTION VALUE ...]
        clip-la train --resume --out RUN
@@ -56,11 +55,10 @@ def _base_config(argv: list[str]) -> list[str]:
         known, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError:
         return []  # an option without its value; the full parser says so
-    folders = [Path(known.out)] if known.resume == "true" and known.out else []
-    # RUN/checkpoints/samples=....ckpt
-    folders += [Path(known.branch_from).parent.parent] if known.branch_from else []
-    configs = [folder / CONFIG_NAME for folder in folders if (folder / CONFIG_NAME).is_file()]
-    return ["--config", str(configs[0])] if configs else []
+    own = RunFolder(Path(known.out)) if known.resume == "true" and known.out else None
+    parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
+    configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
+    return ["--config", *configs[:1]] if configs else []
 
 
 def config_text(options: TrainOptions) -> str:
@@ -110,7 +108,7 @@ def main(argv: list[str]) -> int:
 
 def _outcome(run: "Run") -> str:
     """The last line: what was written and where, and how to go on."""
-    where = f"{run.folder / METRICS_NAME} and {run.newest_checkpoint}"
+    where = f"{RunFolder(run.folder).metrics} and {run.newest_checkpoint}"
     if run.is_finished:
         return f"{run.samples_seen:,} samples seen; wrote {where}"
     return (

@@ -8,8 +8,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from clip_la.atomic import atomic_write
-
-KEY = "samples_seen"
+from clip_la.runs import SAMPLES_SEEN as KEY
 
 
 class CsvMetrics(Logger):

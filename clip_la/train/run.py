@@ -18,9 +18,10 @@ from clip_la import results
 from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
+from clip_la.runs import TENSORBOARD, RunFolder
 from clip_la.train.beginning import LINEAGE
 from clip_la.train.callbacks import MetricsLogger, Progress, StopOnSignal
-from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints, saved_checkpoints
+from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints
 from clip_la.train.hardware import (
     cluster_plugins,
     fast_matmul,
@@ -31,12 +32,10 @@ from clip_la.train.hardware import (
 from clip_la.train.lightning_private import ask_for_no_signals
 from clip_la.train.logger import CsvMetrics
 from clip_la.train.options import RunOptions
-from clip_la.train.start import CHECKPOINTS_NAME, CONFIG_NAME, ResumePoint, find_resume_point, refuse_existing_run
+from clip_la.train.start import ResumePoint, find_resume_point, refuse_existing_run
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import after_training, during_training
 
-METRICS_NAME = "metrics.csv"
-TENSORBOARD_NAME = "tensorboard"
 DEFAULT_WINDOW_BATCHES = 50
 
 
@@ -86,7 +85,7 @@ def train_run(
     start = find_resume_point(task, options, report=_note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         _note(f"{folder} has seen its {task.budget_samples:,} samples: nothing to do")
-        after_training(options.zeroshot_suite, folder / results.FILE_NAME, start.checkpoint, hardware["accelerator"])
+        after_training(options.zeroshot_suite, RunFolder(folder).results, start.checkpoint, hardware["accelerator"])
         return _as_run(folder, task, start.samples_seen)
     stop = StopOnSignal()
     origin = _origin(start, options.seed, train_data, task.lineage)
@@ -114,14 +113,14 @@ def _callbacks(
     window_batches = -(-window // task.batch_size) if window else DEFAULT_WINDOW_BATCHES
     meter = MetricsLogger(window_batches, lambda: data.skipped.total(), stop)
     checkpoints = SampleCheckpoints(
-        folder / CHECKPOINTS_NAME,
+        RunFolder(folder).checkpoints,
         origin=origin,
         keep_samples=options.checkpoint_samples,
         save_every_samples=options.save_every_samples,
         before_save=lambda: meter.check_finite(task),
         save_also_at=options.zeroshot_samples,
     )
-    zeroshots = during_training(options, folder / results.FILE_NAME, origin, accelerator, meter)
+    zeroshots = during_training(options, RunFolder(folder).results, origin, accelerator, meter)
     return [StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots]
 
 
@@ -153,7 +152,7 @@ def _prepare(folder: Path, resume: bool) -> None:
         refuse_existing_run(folder)
         return
     # A kill in the middle of saving leaves a file as large as a checkpoint.
-    for each in (folder, folder / CHECKPOINTS_NAME):
+    for each in (folder, RunFolder(folder).checkpoints):
         remove_unfinished(each)
 
 
@@ -176,9 +175,9 @@ def _seed_everything(seed: int) -> None:
 
 
 def _loggers(folder: Path, resume_samples: int, tensorboard: bool) -> list[Logger]:
-    loggers: list[Logger] = [CsvMetrics(folder / METRICS_NAME, resume_samples)]
+    loggers: list[Logger] = [CsvMetrics(RunFolder(folder).metrics, resume_samples)]
     if tensorboard and importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD_NAME, purge_step=resume_samples or None))
+        loggers.append(TensorBoardLogger(folder, name="", version=TENSORBOARD, purge_step=resume_samples or None))
     return loggers
 
 
@@ -201,7 +200,7 @@ def _versions() -> dict[str, str]:
 
 
 def _as_run(folder: Path, task: ContrastiveTask, samples_seen: int) -> Run:
-    return Run(folder, samples_seen, task.budget_samples, saved_checkpoints(folder / CHECKPOINTS_NAME))
+    return Run(folder, samples_seen, task.budget_samples, RunFolder(folder).saved_checkpoints())
 
 
 def _arithmetic(task: ContrastiveTask, start: ResumePoint) -> str:
@@ -217,7 +216,7 @@ def _arithmetic(task: ContrastiveTask, start: ResumePoint) -> str:
 @rank_zero_only
 def _write_config(folder: Path, text: str) -> None:
     if text:
-        with atomic_write(folder / CONFIG_NAME, "w") as stream:
+        with atomic_write(RunFolder(folder).config, "w") as stream:
             stream.write(text)
 
 

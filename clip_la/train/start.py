@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.errors import UserError
+from clip_la.runs import RunFolder
 from clip_la.train.checkpoint import check_same_model, latest_valid, read_block
 from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
-
-CONFIG_NAME = "config.yaml"
-CHECKPOINTS_NAME = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class ResumePoint:
 
 def refuse_existing_run(out: Path) -> None:
     """Raises UserError where `out` holds a run, so that nothing is overwritten unasked."""
-    if (out / CONFIG_NAME).exists() or (out / CHECKPOINTS_NAME).exists():
+    if RunFolder(out).is_begun:
         raise UserError(f"{out} holds a run already: add --resume to go on with it, or give another --out")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out must name a folder")
@@ -43,8 +41,8 @@ def find_resume_point(task: ContrastiveTask, options: RunOptions, *, report: Cal
 
     Raises UserError for a checkpoint of another architecture, batch size, seed or schedule.
     """
-    folder, seed = Path(options.out) / CHECKPOINTS_NAME, options.seed
-    own = latest_valid(folder, report) if options.resume else None
+    run, seed = RunFolder(Path(options.out)), options.seed
+    own = latest_valid(run, report) if options.resume else None
     if own is not None:
         block = read_block(own)
         _check_resume(own, block, task, seed)
@@ -55,7 +53,7 @@ def find_resume_point(task: ContrastiveTask, options: RunOptions, *, report: Cal
         _check_branch(parent, block, task, seed)
         return ResumePoint(parent, block, is_branch=True)
     if options.resume:
-        report(f"no whole checkpoint in {folder}: starting from the beginning")
+        report(f"no whole checkpoint in {run.checkpoints}: starting from the beginning")
     return ResumePoint()
 
 

@@ -11,6 +11,7 @@ import torch
 from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
+from clip_la.runs import RESULTS
 from clip_la.zeroshot.datasets.records import UNKNOWN, EvalDataset
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
 from clip_la.zeroshot.model.eval_model import OWN, EvalModel
@@ -46,7 +47,7 @@ class Extras:
 def default_out(model: str) -> Path:
     """RUN/results.jsonl for a checkpoint of a run, else results.jsonl here."""
     run = run_folder(model) if Path(model).is_file() else None
-    return Path(results.FILE_NAME) if run is None else run / results.FILE_NAME
+    return Path(RESULTS) if run is None else run / RESULTS
 
 
 def run_suite(

@@ -21,8 +21,8 @@ from clip_la.convert.run import SHARES
 from clip_la.errors import UserError
 from clip_la.models import create_model, load_checkpoint
 from clip_la.models.interop import to_open_clip
+from clip_la.runs import RunFolder, checkpoint_name
 from clip_la.scaling.results import result_points
-from clip_la.train.checkpoint import checkpoint_name, saved_checkpoints
 from clip_la.train.cli import main as train
 from clip_la.train.task import SIGMOID_INIT_BIAS
 from clip_la.zeroshot.model.eval_model import of_model
@@ -38,7 +38,7 @@ def of_stages(samples=SAMPLES):
 
 def end(out, stage):
     """The newest checkpoint of a stage."""
-    return next(reversed(saved_checkpoints(Path(out) / stage / "checkpoints").values()))
+    return next(reversed(RunFolder(Path(out) / stage).saved_checkpoints().values()))
 
 
 def weights(path):

@@ -5,8 +5,8 @@ import torch
 
 from clip_la.errors import UserError
 from clip_la.models import create_model, load_checkpoint, save_checkpoint
+from clip_la.runs import checkpoint_name
 from clip_la.train.beginning import read_beginning
-from clip_la.train.checkpoint import checkpoint_name
 from clip_la.train.cli import main
 from clip_la.train.options import ModelOptions
 from clip_la.train.task import SIGMOID_INIT_BIAS, SIGMOID_INIT_SCALE, ContrastiveTask

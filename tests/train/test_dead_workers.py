@@ -12,7 +12,7 @@ from clip_la.cli import main
 from clip_la.data.shards import problems, watch
 from clip_la.data.shards.reader import ShardWriter
 from clip_la.data.stream import watched_loader
-from clip_la.train.checkpoint import saved_checkpoints
+from clip_la.runs import RunFolder
 
 from .conftest import drawing
 
@@ -94,7 +94,7 @@ def test_a_worker_that_is_gone_ends_the_run_in_one_line_and_loses_nothing(
     assert how in lines[-1]
     assert "--resume" in lines[-1]
     assert not any("Traceback" in line for line in lines)
-    before = max(saved_checkpoints(tmp_path / "run" / "checkpoints"), default=0)
+    before = max(RunFolder(tmp_path / "run").saved_checkpoints(), default=0)
     # What it was is mended.
     assert main(["train", *options, "--resume"]) == 0
-    assert max(saved_checkpoints(tmp_path / "run" / "checkpoints")) == 6 * BATCH > before
+    assert max(RunFolder(tmp_path / "run").saved_checkpoints()) == 6 * BATCH > before

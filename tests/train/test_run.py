@@ -22,7 +22,8 @@ from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
-from clip_la.train.checkpoint import checkpoint_name, latest_valid, saved_checkpoints
+from clip_la.runs import RunFolder, checkpoint_name
+from clip_la.train.checkpoint import latest_valid
 from clip_la.train.cli import main
 
 BATCH = 16
@@ -97,7 +98,7 @@ def test_the_sigmoid_loss_learns(run_options, tmp_path):
 
 def test_what_a_run_leaves(uninterrupted, shared):
     assert {path.name for path in uninterrupted.iterdir()} == {"config.yaml", "metrics.csv", "checkpoints"}
-    assert list(saved_checkpoints(uninterrupted / "checkpoints")) == [4 * BATCH, 7 * BATCH, BUDGET]
+    assert list(RunFolder(uninterrupted).saved_checkpoints()) == [4 * BATCH, 7 * BATCH, BUDGET]
     model, meta = load_checkpoint(uninterrupted / "checkpoints" / checkpoint_name(7 * BATCH))
     assert model.spec.name == "vit_pico"
     assert (meta["samples_seen"], meta["budget_samples"], meta["schedule"]) == (7 * BATCH, BUDGET, "cosine")
@@ -185,7 +186,7 @@ def start_process(out, options, launcher=(sys.executable, "-m")):
 
 def wait_for_checkpoint(process, out, samples):
     deadline = time.monotonic() + PATIENCE_S
-    while not any(n >= samples for n in saved_checkpoints(Path(out) / "checkpoints")):
+    while not any(n >= samples for n in RunFolder(Path(out)).saved_checkpoints()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -208,7 +209,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(number, long_run, tmp_path):
     wait_for_checkpoint(process, tmp_path / "run", 6 * BATCH)
     os.killpg(process.pid, number)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    reached = max(saved_checkpoints(tmp_path / "run" / "checkpoints"))
+    reached = max(RunFolder(tmp_path / "run").saved_checkpoints())
     assert reached < budget, "the run was over before it could be cut short"
     if number == signal.SIGINT:
         assert process.returncode == 130
@@ -272,7 +273,7 @@ def test_a_branch_equals_the_run_that_was_cooled_down_from_the_first(shared, tmp
 
 
 def newest(out):
-    return latest_valid(Path(out) / "checkpoints", print)
+    return latest_valid(RunFolder(Path(out)), print)
 
 
 def test_only_a_constant_run_can_be_branched(uninterrupted, tmp_path):
@@ -330,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(run_options, tmp_path):
             "--save_every_samples",
             BATCH,
         )
-    for path in saved_checkpoints(tmp_path / "run" / "checkpoints").values():
+    for path in RunFolder(tmp_path / "run").saved_checkpoints().values():
         model, _ = load_checkpoint(path)
         assert all(p.isfinite().all() for p in model.parameters()), "weights that are not finite were saved"
     assert not any(bar.desc.startswith("vit_pico") for bar in tqdm._instances), "the progress line was left open"
@@ -344,7 +345,7 @@ def test_two_processes_train_together_and_stop_together(shared, tmp_path):
     wait_for_checkpoint(process, run, 6 * BATCH)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    reached = max(saved_checkpoints(run / "checkpoints"))
+    reached = max(RunFolder(run).saved_checkpoints())
     assert stdout.count(f"stopped at {reached:,} of 16,000 samples") == 1, stderr
     checkpoint = final(run, reached)
     assert checkpoint["clip_la"]["samples_seen"] == reached < 1000 * BATCH

@@ -13,7 +13,7 @@ import yaml
 from clip_la import results
 from clip_la.cli import main
 from clip_la.data.shards.reader import ShardWriter
-from clip_la.train.checkpoint import checkpoint_name
+from clip_la.runs import checkpoint_name
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
 
 from .conftest import COLOURS, SHAPES, drawing

@@ -1,6 +1,5 @@
 """From what a user names to models under evaluation: a run, a checkpoint, or an open_clip model with its weights."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,15 @@ from clip_la.models.checkpoint import load_checkpoint
 from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
+from clip_la.runs import RunFolder, samples_of
 from clip_la.zeroshot.model.eval_model import OWN, EvalModel, of_model, of_open_clip, with_transform
 
-CHECKPOINT_NAME = re.compile(r"samples=(\d+)\.ckpt")
 WHICH = ("last", "all")
 
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run's folder, fewest samples first; raises UserError where there are none."""
-    found = {path: int(match[1]) for path in run.glob("**/*.ckpt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
+    found = {path: samples for path in run.glob("**/*.ckpt") if (samples := samples_of(path)) is not None}
     folders = sorted({str(path.parent) for path in found})
     if len(folders) > 1:
         raise UserError(f"{run} holds {len(folders)} runs; name one of them: {', '.join(folders)}")
@@ -111,8 +110,8 @@ def _nothing_there(text: str) -> UserError:
 
 def run_folder(checkpoint: str) -> Path | None:
     """The run that a checkpoint file lies in (RUN/checkpoints/FILE), or None."""
-    folder = Path(checkpoint).resolve().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    run = RunFolder.of_checkpoint(Path(checkpoint).resolve())
+    return None if run is None else run.path
 
 
 def choose_device(text: str | None, local_rank: int = 0) -> torch.device:

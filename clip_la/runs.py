@@ -1,0 +1,100 @@
+"""A run's folder: what is called how and lies where in it. The one place that knows; plain Python, without torch.
+
+```
+RUN/config.yaml                       every option as it was resolved
+RUN/metrics.csv                       one row a logging window, keyed by samples seen
+RUN/checkpoints/samples=000012800.ckpt
+RUN/results.jsonl                     result lines of zero-shot evaluations
+RUN/tensorboard/                      event files
+```
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG, METRICS, RESULTS = "config.yaml", "metrics.csv", "results.jsonl"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+# The column of metrics.csv that its rows are in order of.
+SAMPLES_SEEN = "samples_seen"
+_CHECKPOINT = re.compile(r"samples=(\d+)\.ckpt")
+
+
+def checkpoint_name(samples: int) -> str:
+    """The file name of a checkpoint after `samples` samples; names sort as the numbers do (up to 10^9)."""
+    return f"samples={samples:09d}.ckpt"
+
+
+def samples_of(checkpoint: Path) -> int | None:
+    """The samples that a checkpoint's file name says, None for a file that is called otherwise."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, which need not exist yet."""
+
+    path: Path
+
+    @staticmethod
+    def of_checkpoint(checkpoint: Path) -> "RunFolder | None":
+        """The run that a checkpoint lies in (RUN/checkpoints/FILE), or None."""
+        folder = checkpoint.parent
+        return RunFolder(folder.parent) if folder.name == CHECKPOINTS else None
+
+    @property
+    def config(self) -> Path:
+        """The options that the run was started with, as YAML."""
+        return self.path / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        """The table of losses, rates and times."""
+        return self.path / METRICS
+
+    @property
+    def results(self) -> Path:
+        """The result lines."""
+        return self.path / RESULTS
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has written here."""
+        return self.config.exists() or self.checkpoints.exists()
+
+    def checkpoint(self, samples: int) -> Path:
+        """The file of the checkpoint after `samples` samples, whether or not it is there."""
+        return self.checkpoints / checkpoint_name(samples)
+
+    def saved_checkpoints(self) -> dict[int, Path]:
+        """Samples seen -> file, fewest samples first."""
+        files = [(samples_of(path), path) for path in self.checkpoints.glob("samples=*.ckpt")]
+        return dict(sorted((samples, path) for samples, path in files if samples is not None))
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint after most samples, whole or not, or None."""
+        return next(reversed(self.saved_checkpoints().values()), None)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The whole rows of metrics.csv, fewest samples first; a row that a kill cut short lacks values.
+
+        Raises OSError, UnicodeDecodeError or csv.Error for a file that cannot be read; [] where there is none.
+        """
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(newline="", encoding="utf-8") as stream:
+            return [row for row in csv.DictReader(stream) if None not in row.values()]
+
+    def read_config(self) -> Any:
+        """What config.yaml holds. Raises OSError, UnicodeDecodeError, yaml.YAMLError or RecursionError."""
+        return yaml.safe_load(self.config.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """A conversion in its folder: the copy, then stages that are runs of the trainer, each in a folder of its own."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +12,12 @@ from clip_la.convert.matching import FeatureMatching, LayerMatching
 from clip_la.convert.options import FEATURES, LAYERS, STAGES, TUNE, ConvertOptions, Stage
 from clip_la.data.datamodule import ShardDataModule
 from clip_la.errors import UserError
+from clip_la.models.checkpoint import read_torch_file
 from clip_la.models.spec import ModelSpec
 from clip_la.runs import RunFolder
 from clip_la.train.beginning import Beginning, read_beginning
 from clip_la.train.checkpoint import check_same_model, read_block
-from clip_la.train.hardware import is_first_process
+from clip_la.train.hardware import note
 from clip_la.train.options import ModelOptions, RunOptions
 from clip_la.train.run import Run, train_run
 from clip_la.train.task import ContrastiveTask
@@ -101,7 +101,7 @@ class Conversion:
         copy = copy_weights(self.teacher.model, self.spec, self.options.seed)
         write_copy(path, copy, self.teacher, self.options.seed)
         for line in copy.lines():
-            _note(line)
+            note(line)
         return path
 
     def skipped(self, name: str, before: Path) -> Path:
@@ -113,7 +113,7 @@ class Conversion:
         if not folder.exists():
             return before
         newest = RunFolder(folder).newest_checkpoint()
-        block = read_block(newest) if newest else None
+        block = read_block(read_torch_file(newest), newest) if newest else None
         if newest is None or block is None or block["samples_seen"] < block["budget_samples"]:
             raise UserError(f"{folder} is not finished: add {name} to the stages, or remove it")
         return newest
@@ -125,7 +125,7 @@ class Conversion:
         folder = self.out / name
         if RunFolder(folder).config.exists():
             _check_same_settings(RunFolder(folder), settings)
-        _note(f"stage {name}, from {begins_with}")
+        note(f"stage {name}, from {begins_with}")
         task = self._task(name, stage, begins_with)
         data = replace(self.options.data, batch_size=task.batch_size, tokenizer=self.spec.tokenizer)
         run = train_run(
@@ -141,7 +141,7 @@ class Conversion:
             train_data=data.train_data,
             config_text=yaml.safe_dump({**settings, "data": asdict(data)}, sort_keys=False),
         )
-        _note(_outcome(name, run))
+        note(_outcome(name, run))
         return run
 
     def _task(self, name: str, stage: Stage, begins_with: Path) -> ContrastiveTask:
@@ -206,8 +206,3 @@ def _outcome(name: str, run: Run) -> str:
     losses = f", loss {float(rows[0]['loss']):.4g} -> {float(rows[-1]['loss']):.4g}" if rows else ""
     how_far = "" if run.is_finished else f" of {run.budget_samples:,}"
     return f"stage {name}: {run.samples_seen:,}{how_far} samples{losses}; {run.newest_checkpoint}"
-
-
-def _note(text: str) -> None:
-    if is_first_process():
-        print(text, file=sys.stderr)

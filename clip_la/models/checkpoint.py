@@ -49,7 +49,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]
     Raises UserError for a file that is missing, damaged, foreign, of a newer format, that says of itself what cannot
     be, or whose weights do not fit its own architecture or hold NaN. Nothing but tensors and plain values is unpickled.
     """
-    checkpoint = read_torch_file(path)
+    return model_of(read_torch_file(path), path)
+
+
+def model_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]:
+    """As load_checkpoint, of what read_torch_file has read from `path`."""
     block, spec = read_block(checkpoint, path)
     weights = checkpoint.get(STATE_DICT)
     found = find_weights(weights if isinstance(weights, dict) else {}, str(path))
@@ -92,13 +96,16 @@ def _check_lineage(lineage: Any, path: str | os.PathLike[str]) -> None:
     raise UserError(f"{path}: lineage is {shown(lineage)}, not a list of dictionaries")
 
 
-def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The dictionary in a file of torch.save, on the CPU; raises UserError if there is none or it is not plain data."""
+def read_torch_file(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[str, Any]:
+    """The dictionary in a file of torch.save, on the CPU; raises UserError if there is none or it is not plain data.
+
+    With `mmap` its tensors stay in the file until they are used, which must not change meanwhile.
+    """
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
         _check_sums(Path(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except (MemoryError, UserError):
         raise
     # Damage makes zipfile and the unpickler raise almost anything: UnicodeDecodeError, IndexError, struct.error, ...

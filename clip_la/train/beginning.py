@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from clip_la.errors import UserError
-from clip_la.models.checkpoint import STATE_DICT, load_checkpoint, read_torch_file
+from clip_la.models.checkpoint import STATE_DICT, model_of, read_torch_file
 from clip_la.models.clip import CLIP
 from clip_la.models.registry import create_model
 from clip_la.models.spec import ModelSpec
@@ -38,8 +38,10 @@ class Beginning:
 
 def read_beginning(path: str | Path) -> Beginning:
     """The weights of a checkpoint of ours; raises UserError where it is missing, damaged or foreign."""
-    model, meta = load_checkpoint(path)
-    bias = read_torch_file(path)[STATE_DICT].get(LOGIT_BIAS)
+    checkpoint = read_torch_file(path)
+    model, meta = model_of(checkpoint, path)
+    # Lightning's state dict is the task's, and has the bias beside the model; a model alone has none.
+    bias = checkpoint[STATE_DICT].get(LOGIT_BIAS)
     line = {"checkpoint": str(path), **origin_of(model.spec, meta)}
     return Beginning(model, bias, meta.get("loss"), [*(meta.get(LINEAGE) or []), line])
 

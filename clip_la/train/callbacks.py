@@ -88,7 +88,7 @@ class MetricsLogger(Callback):
 
     Args:
         every_batches: length of a window.
-        skipped_samples: how many bad samples this process has passed over so far.
+        skipped_samples: how many bad samples this process has skipped so far.
         stop: asked at the end of each window whether to end the run.
     """
 
@@ -155,7 +155,13 @@ class MetricsLogger(Callback):
         window_s = now - self._window_start
         self._train_s += window_s
         mean_loss = math.fsum(loss for loss, _ in values) / len(values)
-        loss, skipped, stop = _sum_over_processes(mean_loss, self._skipped_samples(), self._stop.requested, task.device)
+        sums = [mean_loss, self._skipped_samples(), self._stop.requested]
+        if dist.is_available() and dist.is_initialized():
+            # The one meeting of the processes besides the gradients': whoever is asked to stop says so here.
+            values = torch.tensor(sums, dtype=torch.float64, device=task.device)
+            dist.all_reduce(values)
+            sums = values.tolist()
+        loss, skipped, stop = sums
         trainer.should_stop = trainer.should_stop or stop > 0
         self.latest = {
             "loss": loss / trainer.world_size,
@@ -244,10 +250,3 @@ class Progress(Callback):
         if row["skipped_samples"]:
             parts.append(f"skipped {row['skipped_samples']:,}")
         return ", ".join(parts)
-
-
-def _sum_over_processes(loss: float, skipped: int, stop: bool, device: torch.device) -> list[float]:
-    values = torch.tensor([loss, skipped, stop], dtype=torch.float64, device=device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values.tolist()

@@ -1,7 +1,6 @@
 """Checkpoints of a run: `samples=000012800.ckpt`, each whole or absent, saved at given numbers of samples seen."""
 
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from clip_la.errors import UserError
 from clip_la.models import checkpoint as model_checkpoint
 from clip_la.models.checkpoint import BLOCK, FORMAT, read_torch_file
 from clip_la.models.spec import ModelSpec
-from clip_la.runs import RunFolder, checkpoint_name
+from clip_la.runs import checkpoint_name
 from clip_la.train.optim import whole_batches
 from clip_la.train.task import ContrastiveTask
 
@@ -24,30 +23,8 @@ from clip_la.train.task import ContrastiveTask
 NEEDED = ("run_id", "samples_seen", "budget_samples", "schedule")
 
 
-def latest_valid(run: RunFolder, report: Callable[[str], None]) -> Path | None:
-    """The checkpoint with the most samples that can be read to its end; `report` hears of damaged ones."""
-    for path in reversed(run.saved_checkpoints().values()):
-        if is_whole(path):
-            return path
-        report(f"skipping the damaged checkpoint {path}")
-    return None
-
-
-def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint agrees with its checksum; torch.load checks only the table of contents."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except MemoryError:
-        raise
-    # Damage to the table of contents makes zipfile raise almost anything: BadZipFile, UnicodeDecodeError, ...
-    except Exception:
-        return False
-
-
-def read_block(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run; raises UserError for a file that is missing, damaged or foreign."""
-    checkpoint = read_torch_file(path)
+def read_block(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What the checkpoint read from `path` says of its run; raises UserError where no training can go on from it."""
     if not isinstance(checkpoint.get(BLOCK), dict) or "optimizer_states" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of `clip-la train`: no training can go on from it")
     block, _ = model_checkpoint.read_block(checkpoint, path)
@@ -66,7 +43,30 @@ def check_same_model(path: Path, block: dict[str, Any], spec: ModelSpec) -> None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's reading and writing, except that a file is whole, and on the disk, before it has its name."""
+    """Lightning's reading and writing, except that a file is read once, and whole before it has its name.
+
+    A run reads the checkpoint that it goes on from before Lightning does, to choose it and to compare it with the
+    options. What `read` has read waits here for Lightning, which takes it when the fit begins: the file is neither read
+    nor checked a second time, and weights and moments are not held beside the trained ones for the rest of the run.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: tuple[Path, dict[str, Any]] | None = None
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The checkpoint in a file, tensors on the CPU.
+
+        Raises UserError for a file that is missing, or where a byte disagrees with its checksum.
+        """
+        # In memory, not mapped: the optimiser goes on to write into these tensors, and the file is removed one day.
+        self._waiting = path, read_torch_file(path, mmap=False)
+        return self._waiting[1]
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting[0] == Path(path):
+            return waiting[1]
+        return super().load_checkpoint(path, *args, **kwargs)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None

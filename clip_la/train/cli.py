@@ -38,27 +38,26 @@ def make_parser() -> OneLineParser:
 
 
 def parse(argv: Sequence[str]) -> TrainOptions:
-    """The options that a command line stands for, with those of its configuration files. Raises UserError."""
-    parser = make_parser()
+    """The options that a command line stands for, with those of its configuration files. Raises UserError.
+
+    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top.
+    """
     words = [f"{RESUME}=true" if word == RESUME else word for word in argv]
-    values = vars(parser.instantiate(parser.parse_args([*_base_config(words), *words])))
-    del values["config"]
-    return TrainOptions(**values)
-
-
-def _base_config(argv: list[str]) -> list[str]:
-    """A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    begun = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--out", "--branch_from", RESUME):
-        parser.add_argument(option)
+        begun.add_argument(option)
     try:
-        known, _ = parser.parse_known_args(argv)
+        known, _ = begun.parse_known_args(words)
     except argparse.ArgumentError:
-        return []  # an option without its value; the full parser says so
+        known = begun.parse_args([])  # an option without its value; the full parser says so
     own = RunFolder(Path(known.out)) if known.resume == "true" and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
     configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
-    return ["--config", *configs[:1]] if configs else []
+    parser = make_parser()
+    options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
+    values = vars(parser.instantiate(options))
+    del values["config"]
+    return TrainOptions(**values)
 
 
 def config_text(options: TrainOptions) -> str:
@@ -83,7 +82,8 @@ def make_task_and_data(options: TrainOptions) -> "tuple[ContrastiveTask, ShardDa
     return task, data
 
 
-def _run(argv: Sequence[str]) -> "Run":
+def run(argv: Sequence[str]) -> "Run":
+    """Trains what a command line says, from where it stands; returns the Run. Raises UserError as `train` does."""
     options = parse(argv)
     from clip_la.train.hardware import quiet_lightning
     from clip_la.train.run import train_run
@@ -96,25 +96,21 @@ def _run(argv: Sequence[str]) -> "Run":
 def main(argv: list[str]) -> int:
     """Runs `clip-la train` with `argv` (without program and verb); returns 0, or 130 where the run was stopped.
 
-    Raises UserError. Can be called many times in one process.
+    The last line says what was written and where, and how to go on. Raises UserError. Can be called many times in one
+    process.
     """
-    run = _run(argv)
+    done = run(argv)
     from clip_la.train.hardware import is_first_process
 
+    where = f"wrote {RunFolder(done.folder).metrics} and {done.newest_checkpoint}"
+    if done.is_finished:
+        text = f"{done.samples_seen:,} samples seen; {where}"
+    else:
+        resume = f"`clip-la train --resume --out {shlex.quote(str(done.folder))}` goes on"
+        text = f"stopped at {done.samples_seen:,} of {done.budget_samples:,} samples; {where}; {resume}"
     if is_first_process():
-        print(_outcome(run))
-    return 0 if run.is_finished else STOPPED_EXIT_CODE
-
-
-def _outcome(run: "Run") -> str:
-    """The last line: what was written and where, and how to go on."""
-    where = f"{RunFolder(run.folder).metrics} and {run.newest_checkpoint}"
-    if run.is_finished:
-        return f"{run.samples_seen:,} samples seen; wrote {where}"
-    return (
-        f"stopped at {run.samples_seen:,} of {run.budget_samples:,} samples; wrote {where}; "
-        f"`clip-la train --resume --out {shlex.quote(str(run.folder))}` goes on"
-    )
+        print(text)
+    return 0 if done.is_finished else STOPPED_EXIT_CODE
 
 
 def train(**options: Any) -> "Run":
@@ -138,7 +134,7 @@ def train(**options: Any) -> "Run":
     stopped by a signal. Raises UserError for options or data that are wrong, before anything is written, and for a loss
     that is not finite.
     """
-    return _run(list(_as_arguments(options)))
+    return run(list(_as_arguments(options)))
 
 
 def _as_arguments(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

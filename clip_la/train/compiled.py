@@ -50,10 +50,15 @@ def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = Fals
 
 def configure_compiler(unit: Unit = "block") -> None:
     """Settings of this process: where compiled code is kept, how many graphs there may be, whether DDP splits them."""
-    # Under the system's folder for temporary files, PyTorch's own choice, it would be lost now and then. Compiled code
-    # calls our operators by name and relies on what they return, so other kernels have other code.
-    folder = cache_folder() / "compiled" / _kernels_digest()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    # Compiled code calls our operators by name and relies on what they return, so other kernels have other code.
+    package = importlib.util.find_spec("clip_la_kernels")
+    folders = (package.submodule_search_locations if package else None) or []
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    # Under the system's folder for temporary files, PyTorch's own choice, it would be lost now and then.
+    cache = cache_folder() / "compiled" / digest.hexdigest()[:HASH_DIGITS]
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, MAX_GRAPHS)
     # DDP's buckets are smaller than a block of ViT-B: it would split each block's graph to overlap its reductions, as
@@ -63,16 +68,6 @@ def configure_compiler(unit: Unit = "block") -> None:
     if hasattr(functorch, "autograd_cache_allow_custom_autograd_functions"):
         # Our attention's graphs are cached by their operators and numbers like all others.
         functorch.autograd_cache_allow_custom_autograd_functions = True
-
-
-def _kernels_digest() -> str:
-    """Tells one state of the kernels' sources from another."""
-    package = importlib.util.find_spec("clip_la_kernels")
-    folders = (package.submodule_search_locations if package else None) or []
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:HASH_DIGITS]
 
 
 @contextmanager

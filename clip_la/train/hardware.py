@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -15,50 +16,40 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from clip_la.errors import UserError
 from clip_la.launched import rank_timeout
 from clip_la.train.lightning_private import process_rank
-from clip_la.train.options import HardwareOptions, Reduction
+from clip_la.train.options import HardwareOptions
 
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 
 
 def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
     """The Trainer's arguments for processes, devices and precision. Raises UserError for a GPU that is not there."""
-    accelerator, precision = options.accelerator, options.precision
-    if accelerator == "gpu" and not torch.cuda.is_available():
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator gpu: PyTorch finds no GPU here; give cpu or auto")
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
-    per_node, num_nodes = _launched_processes()
+    on_gpu = options.accelerator != "cpu" and torch.cuda.is_available()
+    # Without a launcher this is one process on one machine.
+    per_node, num_nodes = 1, 1
+    if TorchElasticEnvironment.detect():
+        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // per_node
+    elif SLURMEnvironment.detect():
+        num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        per_node = int(os.environ.get("SLURM_NTASKS", "1")) // num_nodes
     num_devices = options.devices or per_node
+    strategy: DDPStrategy | str = "auto"
+    if num_devices * num_nodes > 1:
+        hook = bf16_compress_hook if options.reduction == "bfloat16" else None
+        # A process that waits longer than this for another one ends with an error.
+        strategy = DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook, timeout=rank_timeout())
+    # Emulated bfloat16, on GPUs of before 2020, is slower than float32.
     has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    is_mixed = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
+    is_mixed = options.precision == "bfloat16" or (options.precision == "auto" and has_bfloat16)
     return {
         "accelerator": "gpu" if on_gpu else "cpu",
         "devices": num_devices,
         "num_nodes": num_nodes,
-        "strategy": _ddp(options.reduction) if num_devices * num_nodes > 1 else "auto",
+        "strategy": strategy,
         "precision": "bf16-mixed" if is_mixed else "32-true",
     }
-
-
-def _ddp(reduction: Reduction) -> DDPStrategy:
-    """A process that waits for another one longer than `rank_timeout` ends with an error."""
-    hook = bf16_compress_hook if reduction == "bfloat16" else None
-    return DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook, timeout=rank_timeout())
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes and speaks; known before the processes have met."""
-    return process_rank() == 0
-
-
-def _launched_processes() -> tuple[int, int]:
-    """(processes on this machine, machines) that torchrun or SLURM started; (1, 1) without a launcher."""
-    if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return local, int(os.environ["WORLD_SIZE"]) // local
-    if SLURMEnvironment.detect():
-        num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
-        return int(os.environ.get("SLURM_NTASKS", "1")) // num_nodes, num_nodes
-    return 1, 1
 
 
 def cluster_plugins() -> list[Any]:
@@ -73,6 +64,17 @@ def cluster_plugins() -> list[Any]:
         return [SLURMEnvironment(auto_requeue=False)]
     except RuntimeError as error:
         raise UserError(str(error)) from None
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and speaks; known before the processes have met."""
+    return process_rank() == 0
+
+
+def note(text: str) -> None:
+    """One line on stderr, of the first process."""
+    if is_first_process():
+        print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

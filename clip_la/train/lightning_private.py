@@ -28,7 +28,7 @@ def ask_for_no_signals(trainer: pl.Trainer) -> None:
     """
     loop = trainer.fit_loop.epoch_loop
     _needed(loop, "_broadcast_sigterm_tensor")
-    loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+    loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def _needed(owner: Any, name: str) -> Any:
@@ -38,7 +38,3 @@ def _needed(owner: Any, name: str) -> Any:
             f"pytorch-lightning {pl.__version__} has no {where}.{name}; clip_la needs a release that has"
         )
     return getattr(owner, name)
-
-
-def _nothing() -> None:
-    pass

@@ -15,7 +15,7 @@ from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.train.callbacks import MetricsLogger
 from clip_la.train.compiled import uncompiled
-from clip_la.train.hardware import is_first_process
+from clip_la.train.hardware import is_first_process, note
 from clip_la.train.optim import whole_batches
 from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
@@ -86,8 +86,12 @@ class ZeroShotEvaluation(Callback):
         finally:
             task.model.train(was_training)
         self.latest = [evaluation for evaluation in found if evaluation.line not in before]
-        for evaluation in self.latest if trainer.is_global_zero else ():
-            _log(trainer, evaluation.line, task.samples_seen)
+        # Curves for TensorBoard; metrics.csv keeps to what every window has, results.jsonl has these figures in full.
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for line in [evaluation.line for evaluation in self.latest if trainer.is_global_zero]:
+            values = {f"{line['task']}/{line['dataset']}/{name}": own["value"] for name, own in line["metrics"].items()}
+            for board in boards:
+                board.log_metrics(values, step=task.samples_seen)
 
     def _subject(self, task: ContrastiveTask) -> EvalModel:
         meta = {
@@ -98,20 +102,6 @@ class ZeroShotEvaluation(Callback):
             "schedule": task.schedule.name,
         }
         return of_model(task.model, **meta)
-
-
-def _log(trainer: pl.Trainer, line: Mapping[str, Any], samples_seen: int) -> None:
-    """Curves for TensorBoard; metrics.csv keeps to what every step has, results.jsonl has these figures in full."""
-    values = {f"{line['task']}/{line['dataset']}/{name}": own["value"] for name, own in line["metrics"].items()}
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_metrics(values, step=samples_seen)
-
-
-def _say_once(text: str) -> None:
-    """One line on stderr, of the first process; before the processes have met."""
-    if is_first_process():
-        print(text, file=sys.stderr)
 
 
 def during_training(
@@ -127,7 +117,7 @@ def during_training(
     # Models that the suite may name are not looked at.
     jobs = [prepare(entry) for entry in read_suite(options.zeroshot_suite)[1]]
     for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
-        describe(test_set, _say_once)
+        describe(test_set, note)
     how = EvalOptions(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
@@ -151,6 +141,6 @@ def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: 
             precision=default_precision(device.type),
             num_workers=ranks.default_workers(),
             out=out,
-            report=_say_once,
+            report=note,
         )
     ranks.leave()

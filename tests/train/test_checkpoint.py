@@ -8,6 +8,7 @@ import torch
 
 from clip_la.errors import UserError
 from clip_la.models import create_model, save_checkpoint
+from clip_la.models.checkpoint import read_torch_file
 from clip_la.train.checkpoint import read_block
 
 BLOCK = {"run_id": "r", "samples_seen": 64, "budget_samples": 128, "schedule": "constant", "batch_size": 32, "seed": 0}
@@ -20,8 +21,12 @@ def checkpoint(path: Path, **changes: Any) -> Path:
     return path
 
 
+def block_of(path: Path) -> dict[str, Any]:
+    return read_block(read_torch_file(path), path)
+
+
 def test_a_whole_block_comes_back(tmp_path: Path) -> None:
-    block = read_block(checkpoint(tmp_path / "a.ckpt"))
+    block = block_of(checkpoint(tmp_path / "a.ckpt"))
     assert {name: block[name] for name in BLOCK} == BLOCK
 
 
@@ -38,10 +43,10 @@ def test_a_whole_block_comes_back(tmp_path: Path) -> None:
 )
 def test_a_block_that_is_not_whole_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_block(checkpoint(tmp_path / "a.ckpt", **changes))
+        block_of(checkpoint(tmp_path / "a.ckpt", **changes))
     other = checkpoint(tmp_path / "b.ckpt")
     content = torch.load(other, weights_only=True)
     content["clip_la"]["spec"]["image_layers"] = "2"
     torch.save(content, other)
     with pytest.raises(UserError, match=r"b.ckpt: model 'vit_pico': image_layers is '2', not a whole number"):
-        read_block(other)
+        block_of(other)

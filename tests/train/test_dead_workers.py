@@ -71,14 +71,14 @@ def train(monkeypatch, options, act):
 def test_a_sample_that_sleeps_is_passed_over(options, monkeypatch, capfd):
     assert train(monkeypatch, options, sleep) == 0
     err = capfd.readouterr().err
-    assert f"samples passed over: {problems.TOOK_TOO_LONG} " in err
+    assert f"samples skipped: {problems.TOOK_TOO_LONG} " in err
     assert "sample k20 of " in err
 
 
 def test_a_sigterm_to_all_processes_is_for_the_training_process_to_answer(options, monkeypatch, capfd):
     """Loader processes that it ended would end the run before it has saved."""
     assert train(monkeypatch, options, term) == 0
-    assert "passed over" not in capfd.readouterr().err
+    assert "samples skipped" not in capfd.readouterr().err
     assert not multiprocessing.active_children()
 
 

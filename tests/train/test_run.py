@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,6 @@ from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
 from clip_la.runs import RunFolder, checkpoint_name
-from clip_la.train.checkpoint import latest_valid
 from clip_la.train.cli import main
 
 BATCH = 16
@@ -241,6 +242,44 @@ def test_a_damaged_checkpoint_is_passed_over(shared, uninterrupted, tmp_path, ca
     assert losses(run) == losses(uninterrupted)
 
 
+@pytest.fixture
+def readings(monkeypatch):
+    """How often each file has been read by torch.load, and its checksums been worked out, since the test began."""
+    loads, sums = Counter(), Counter()
+    load, testzip = torch.load, zipfile.ZipFile.testzip
+
+    def counted_load(file, *args, **kwargs):
+        loads[Path(getattr(file, "name", file)).name] += 1
+        return load(file, *args, **kwargs)
+
+    def counted_testzip(archive):
+        sums[Path(archive.filename).name] += 1
+        return testzip(archive)
+
+    monkeypatch.setattr(torch, "load", counted_load)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", counted_testzip)
+    return loads, sums
+
+
+def test_a_checkpoint_is_read_and_checked_once(run_options, tmp_path, readings):
+    run, branch = tmp_path / "run", tmp_path / "branch"
+    train(run, run_options, "--model.schedule", "constant", "--budget_samples", BATCH)
+    start = checkpoint_name(BATCH)
+    assert readings == ({}, {})
+    assert main(["--resume", "--out", str(run), "--budget_samples", str(2 * BATCH)]) == 0
+    assert readings == ({start: 1}, {start: 1})
+    # A branch, and a run that begins with the weights alone.
+    budget = ["--budget_samples", str(2 * BATCH)]
+    assert main(["--branch_from", str(run / "checkpoints" / start), "--out", str(branch), *budget]) == 0
+    assert readings == ({start: 2}, {start: 2})
+    train(tmp_path / "tuned", run_options, *budget, "--model.init_from", run / "checkpoints" / start)
+    assert readings == ({start: 3}, {start: 3})
+    # Of several, the damaged ones are looked at once, and those before the newest whole one not at all.
+    newest(run).write_bytes(newest(run).read_bytes()[:-7])
+    assert main(["--resume", "--out", str(run), *budget]) == 0
+    assert readings[0][start] == 4
+
+
 def test_a_branch_equals_the_run_that_was_cooled_down_from_the_first(shared, tmp_path):
     """One constant-rate run gives several points; each is what a run of its own would have given."""
     train(tmp_path / "constant", shared, "--model.schedule", "constant")
@@ -273,7 +312,7 @@ def test_a_branch_equals_the_run_that_was_cooled_down_from_the_first(shared, tmp
 
 
 def newest(out):
-    return latest_valid(RunFolder(Path(out)), print)
+    return RunFolder(Path(out)).newest_checkpoint()
 
 
 def test_only_a_constant_run_can_be_branched(uninterrupted, tmp_path):

@@ -21,6 +21,7 @@ MODULES = {
     "clip_la.zeroshot.evaluate": "clip_la.zeroshot.tasks.classification",
     "clip_la.zeroshot.load": "clip_la.zeroshot.model.load",
     "clip_la.zeroshot.prompts": "clip_la.zeroshot.labels.prompts",
+    "clip_la.zeroshot.tasks.entries": "clip_la.zeroshot.suite",
 }
 NAMES = {"load_subject": "load_eval_model", "Subject": "EvalModel", "TestSet": "EvalDataset"}
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,15 @@ from clip_la.zeroshot.labels import classes, prompts
 from clip_la.zeroshot.model.classifier import build_classifier, length_sorted_batches, plan_chunks
 from clip_la.zeroshot.model.classifier_cache import ClassifierCache
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
-from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.runner import loop
 from clip_la.zeroshot.runner.batches import share_of
+from clip_la.zeroshot.runner.rows import Predictions
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import NAMES, WNIDS, folder_labels, picture
 
 TEMPLATES = prompts.PromptSet("two", ("a photo of a {c}.", "the {c}"))
+ARRAYS = tuple(each.name for each in fields(Predictions) if each.name != "skipped")
 
 
 def reference_classifier(model: CLIP, class_set: classes.ClassSet, templates: prompts.PromptSet) -> torch.Tensor:
@@ -143,7 +146,7 @@ def test_workers_change_no_digit(tiny_model: CLIP, shard_folder: Path, image_fol
         shared = evaluate_zeroshot(
             tiny_model, str(data), templates=TEMPLATES, batch_size=2, num_workers=num_workers, progress=False
         )
-        for name in predictions.ARRAYS:
+        for name in ARRAYS:
             assert np.array_equal(getattr(alone.predictions, name), getattr(shared.predictions, name)), name
         assert alone.line["metrics"] == shared.line["metrics"]
 
@@ -214,9 +217,7 @@ class Breaking:
 def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Path, tmp_path: Path, monkeypatch):
     import dataclasses
 
-    from clip_la.zeroshot.runner import partial_results as parts
-
-    monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False}
     whole = evaluate_zeroshot(eval_model, str(image_folder), **arguments)
     breaking = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 13))
@@ -227,9 +228,9 @@ def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Pat
     again = evaluate_zeroshot(counting, str(image_folder), state=tmp_path / "state", **arguments)
     assert counting.preprocess.left == 0
     assert {**again.line, "date": ""} == {**whole.line, "date": ""}
-    for name in predictions.ARRAYS:
+    for name in ARRAYS:
         assert np.array_equal(getattr(again.predictions, name), getattr(whole.predictions, name)), name
-    stored = predictions.load(tmp_path / "state" / f"{again.line['evaluation']}.npz")
+    stored = Predictions.load(tmp_path / "state" / f"{again.line['evaluation']}.npz")
     assert np.array_equal(stored.scores, whole.predictions.scores)
     assert not list((tmp_path / "state").glob("*.parts"))
 
@@ -237,9 +238,7 @@ def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Pat
 def test_damaged_part_is_done_again(eval_model: EvalModel, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     import dataclasses
 
-    from clip_la.zeroshot.runner import partial_results as parts
-
-    monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False, "state": tmp_path}
     breaking = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 13))
     with pytest.raises(Interrupted):

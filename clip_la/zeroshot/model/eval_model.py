@@ -20,12 +20,10 @@ from clip_la.models.clip import CLIP
 from clip_la.models.flops import flops
 from clip_la.models.spec import ModelSpec
 from clip_la.zeroshot.model.identity import PROBES, model_hash, sources_from_outside, structure, tokenizer_id
+from clip_la.zeroshot.options import OPEN_CLIP, OWN
 
 Tokenize = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-# How a picture file becomes a model's input: RGB by the rule of data/decode.py first, or as Pillow opens it and all of
-# the rest by open_clip's transform, which shows what lies under transparency and leaves EXIF and wide integers alone.
-OWN, OPEN_CLIP = "clip_la", "open_clip"
 TRANSFORMS = (OWN, OPEN_CLIP)
 
 
@@ -89,6 +87,8 @@ class EvalModel:
         text_architecture: the text tower's part of it.
         compiled: whether torch has compiled the towers, which may move a digit.
         origin: the fields of a result line that tell where the model comes from.
+        sizes: the fields that follow from its architecture: `tokens` of an image, class token included, and
+            `image_size` in pixels; null where a tower has no tokens or its images are not square.
     """
 
     module: nn.Module
@@ -103,6 +103,7 @@ class EvalModel:
     text_architecture: Any
     compiled: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -223,6 +224,7 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Eval
         architecture=numbers,
         text_architecture={k: v for k, v in numbers.items() if not k.startswith(("image_", "patch_", "pixel_"))},
         origin=origin,
+        sizes={"tokens": spec.num_image_tokens, "image_size": spec.image_size},
     )
 
 
@@ -278,7 +280,20 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> EvalModel:
         architecture=structure(module),
         text_architecture=structure(module, without="visual."),
         origin=origin,
+        sizes=_open_clip_sizes(module.visual, settings["size"]),
     )
+
+
+def _open_clip_sizes(visual: Any, size: Any) -> dict[str, int | None]:
+    """`EvalModel.sizes` of an open_clip image tower: its own transformer, one of timm, or a convolutional network."""
+    sides = set(size) if isinstance(size, tuple | list) else {size}
+    trunk = getattr(visual, "trunk", None)
+    tokens: int | None = None
+    if isinstance(positions := getattr(visual, "positional_embedding", None), Tensor):
+        tokens = positions.shape[-2]
+    elif isinstance(patches := getattr(getattr(trunk, "patch_embed", None), "num_patches", None), int):
+        tokens = patches + int(getattr(trunk, "num_prefix_tokens", 0))
+    return {"tokens": tokens, "image_size": int(sides.pop()) if len(sides) == 1 else None}
 
 
 def with_transform(eval_model: EvalModel, transform: str) -> EvalModel:

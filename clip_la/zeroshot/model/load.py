@@ -12,7 +12,8 @@ from clip_la.models.checkpoint import load_checkpoint
 from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
-from clip_la.zeroshot.model.eval_model import OWN, EvalModel, of_model, of_open_clip, with_transform
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model, of_open_clip, with_transform
+from clip_la.zeroshot.options import OWN
 
 CHECKPOINT_NAME = re.compile(r"samples=(\d+)\.ckpt")
 WHICH = ("last", "all")

@@ -225,7 +225,7 @@ def _measure_large(
     report: Callable[..., None],
 ) -> None:
     from clip_la.zeroshot.datasets.find import open_dataset
-    from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+    from clip_la.zeroshot.model.classifier import ClassifierCache
 
     cache = ClassifierCache(cache_folder)
     for phase in ("large_first", "large_from_cache"):

@@ -67,7 +67,7 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
     from clip_la import distributed as ranks
     from clip_la.data.shards.watch import set_sample_seconds
     from clip_la.options import split_values
-    from clip_la.zeroshot.model.classifier_cache import ClassifierCache, default_folder
+    from clip_la.zeroshot.model.classifier import ClassifierCache, default_folder
     from clip_la.zeroshot.model.eval_model import default_precision
     from clip_la.zeroshot.model.load import choose_device, expand_models
     from clip_la.zeroshot.options import EvalOptions, SuiteEntry
@@ -131,7 +131,7 @@ def write_extras(evaluation: "Evaluation", options: "EvalOptions", several: bool
     """
     from clip_la.zeroshot.report.contact_sheet import contact_sheet
     from clip_la.zeroshot.report.tables import write_class_table, write_clip_benchmark
-    from clip_la.zeroshot.report.text import percent
+    from clip_la.zeroshot.suite import percent
 
     line, written = evaluation.line, []
     if options.clip_benchmark:

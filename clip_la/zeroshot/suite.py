@@ -12,13 +12,12 @@ from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
 from clip_la.zeroshot.datasets.find import default_name, open_dataset
-from clip_la.zeroshot.datasets.records import UNKNOWN
+from clip_la.zeroshot.datasets.records import UNKNOWN, EvalDataset
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels.classes import class_set
 from clip_la.zeroshot.model.eval_model import EvalModel
-from clip_la.zeroshot.model.load import load_eval_model, run_folder
+from clip_la.zeroshot.model.load import load_eval_model
 from clip_la.zeroshot.options import OWN, SuiteEntry, read_suite
-from clip_la.zeroshot.report.text import describe, percent, summary
 from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.runner.rows import Predictions
 from clip_la.zeroshot.tasks.classification import Classification, choose_prompts
@@ -88,8 +87,10 @@ def run_suite(
         describe(test_set, report)
     for model in models:
         eval_model = load_eval_model(model, device, compiled=compiled, transform=transform)
-        run = run_folder(model) if Path(model).is_file() else None
-        target = out or Path(run or ".") / results.FILE_NAME
+        # RUN/checkpoints/FILE is a checkpoint of a run.
+        folder = Path(model).resolve().parent
+        is_of_run = Path(model).is_file() and folder.name == "checkpoints"
+        target = out or (folder.parent if is_of_run else Path()) / results.FILE_NAME
         yield from evaluate_tasks(eval_model, tasks, settings, target, again=again, report=report)
 
 
@@ -133,7 +134,7 @@ def _evaluate(
     eval_model: EvalModel, task: Task, settings: EvalSettings, target: Path, again: bool, report: Report
 ) -> Evaluation | None:
     """One evaluation, read from `target` or made; None if the data have changed meanwhile."""
-    evaluation, labels = task.identify(eval_model, settings), task.labels(eval_model)
+    evaluation, labels = task.identify(eval_model, settings)
     assert settings.state is not None
     path = settings.state / f"{evaluation}.npz"
 
@@ -175,3 +176,52 @@ def _relabelled(line: dict[str, Any], labels: dict[str, Any], target: Path, repo
         results.append(target, line)
     report(f"{name}: {same}, already in {target}; wrote a line under this name")
     return line
+
+
+def describe(test_set: EvalDataset, report: Report) -> None:
+    """Says what is odd about the data, and which names stand for several classes: no model can tell these apart."""
+    for note in test_set.notes:
+        report(note)
+    shared = test_set.classes.collisions()
+    if shared:
+        examples = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in list(shared.items())[:2])
+        num_classes = len({key for keys in shared.values() for key in keys})
+        report(
+            f"{test_set.classes.label}: {len(shared)} names stand for several of {num_classes} classes ({examples}"
+            f"{'; ...' if len(shared) > 2 else ''}); a picture counts as right only for its own class"
+        )
+    alike = test_set.classes.read_alike()
+    if alike:
+        examples = "; ".join(", ".join(map(repr, names)) for names in list(alike.values())[:2])
+        report(
+            f"{test_set.classes.label}: names of several classes that are one for the tokenizer, {len(alike)} times "
+            f"({examples}{'; ...' if len(alike) > 2 else ''}); no model can tell these apart"
+        )
+
+
+def percent(estimate: dict[str, float]) -> str:
+    """A share with its interval: "12.34 % [11.90, 12.80]"."""
+    return f"{100 * estimate['value']:.2f} % [{100 * estimate['low']:.2f}, {100 * estimate['high']:.2f}]"
+
+
+def summary(line: dict[str, Any]) -> str:
+    """A result in one line for a person."""
+    figures = []
+    for name, estimate in line["metrics"].items():
+        # Ranks and losses are numbers, everything else is a share.
+        is_number = name.endswith(("_rank", "_loss"))
+        numbers = f"{estimate['value']:g} [{estimate['low']:g}, {estimate['high']:g}]"
+        figures.append(f"{name} {numbers if is_number else percent(estimate)}")
+    first = {reason: f" (first: {key})" for reason, key in line.get("skipped_examples", {}).items()}
+    skipped = "".join(f", {count} skipped: {why}{first.get(why, '')}" for why, count in line["skipped"].items())
+    if "num_captions" in line:
+        others = f"{line['num_captions']} captions"
+    else:
+        others = f"{line['num_classes']} classes of {line['names']}"
+        if line.get("classes_with_pictures", line["num_classes"]) < line["num_classes"]:
+            others += f" of which {line['classes_with_pictures']} have pictures"
+    if "templates" in line:
+        others += f", templates {line['templates']}"
+    task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
+    size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
+    return f"{line['checkpoint'] or line['model']} on {line['dataset']} ({size}): {', '.join(figures)}"

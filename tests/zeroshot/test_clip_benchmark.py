@@ -18,7 +18,8 @@ from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import classes, prompts
-from clip_la.zeroshot.model.eval_model import EvalModel, of_model, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
+from clip_la.zeroshot.model.open_clip import wrap_open_clip
 from clip_la.zeroshot.report import tables
 from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.runner.rows import Predictions

@@ -13,8 +13,7 @@ from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot.datasets.find import default_name, open_dataset
 from clip_la.zeroshot.labels import classes, prompts
-from clip_la.zeroshot.model.classifier import build_classifier, length_sorted_batches, plan_chunks
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.classifier import ClassifierCache, build_classifier, length_sorted_batches, plan_chunks
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.runner import loop
 from clip_la.zeroshot.runner.batches import share_of

@@ -22,7 +22,7 @@ from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot import suite
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.classifier import ClassifierCache
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.report import tables
 from clip_la.zeroshot.runner.loop import EvalSettings

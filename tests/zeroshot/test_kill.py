@@ -21,8 +21,7 @@ from clip_la.data.shards.reader import ShardWriter
 from clip_la.models.checkpoint import save_checkpoint
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot.model.eval_model import EvalModel
-from clip_la.zeroshot.runner import loop
-from clip_la.zeroshot.runner.rows import Features, ImageFeatures, Predictions, UnitRows
+from clip_la.zeroshot.runner.rows import Features, ImageFeatures, PartialResults, Predictions, UnitRows
 from clip_la.zeroshot.tasks import retrieval
 
 from .conftest import NAMES, picture
@@ -93,7 +92,7 @@ def kill_when(arguments: list[str], pattern: str, folder: Path, count: int) -> N
 
 
 def units_in(folder: Path, kind: type[UnitRows]) -> int:
-    return sum(len(rows.unit_set) for rows in loop.PartialResults(folder, kind).load())
+    return sum(len(rows.unit_set) for rows in PartialResults(folder, kind).load())
 
 
 def counting(function: Callable, name: str, made: Counter[str]) -> Callable:

@@ -17,7 +17,8 @@ from clip_la.models.interop import to_open_clip, to_open_clip_config
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.labels.prompts import PromptSet
 from clip_la.zeroshot.model.classifier import build_classifier
-from clip_la.zeroshot.model.eval_model import EvalModel, of_model, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
+from clip_la.zeroshot.model.open_clip import wrap_open_clip
 from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.tasks.retrieval import encode_texts
 

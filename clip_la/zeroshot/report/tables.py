@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def compare(a: Evaluation, b: Evaluation) -> dict[str, Any]:
         "dataset": a.line["dataset"],
         "a": a.line["checkpoint"] or a.line["model"],
         "b": b.line["checkpoint"] or b.line["model"],
-        "difference": paired.difference.to_dict(),
+        "difference": asdict(paired.difference),
         "only_a": paired.only_a,
         "only_b": paired.only_b,
         "num_samples": paired.num_samples,

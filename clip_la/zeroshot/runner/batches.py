@@ -69,8 +69,8 @@ class ImageBatch:
         }
 
     def padded_labels(self) -> Int64[Tensor, "rows labels"]:
-        """The labels of the rows that hold images, padded with -1."""
-        width = max(map(len, self.labels))
+        """The accepted labels of each row that holds an image, its own first, padded with -1."""
+        width = max(map(len, self.labels), default=0)
         return torch.tensor([(*own, *[-1] * (width - len(own))) for own in self.labels])
 
 

@@ -5,30 +5,24 @@ saves new ones every SECONDS_BETWEEN_SAVES, and gives every rank all rows in the
 neither on the number of ranks nor on where a run was cut.
 """
 
-import shutil
-import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 from clip_la import distributed as ranks
-from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.zeroshot.datasets.records import EvalDataset
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.classifier import ClassifierCache
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
 from clip_la.zeroshot.runner.batches import ImageBatch, image_batches
-from clip_la.zeroshot.runner.rows import Unit, UnitRows
+from clip_la.zeroshot.runner.rows import PartialResults, Unit, UnitRows
 
 SECONDS_BETWEEN_SAVES = 20.0
-# Says how many units there are, once all are finished: a test set then need not be read to know that none is left.
-COMPLETE = "complete"
 R = TypeVar("R", bound=UnitRows)
 B = TypeVar("B")
 
@@ -51,55 +45,6 @@ class EvalSettings:
     cache: ClassifierCache | None = None
     state: Path | None = None
     progress: bool = True
-
-
-class PartialResults(Generic[R]):
-    """The rows of finished units in a folder, until all units are finished; any rank writes, rank 0 reads.
-
-    Args:
-        folder: where the files lie; None keeps nothing.
-        kind: what rows they hold.
-    """
-
-    def __init__(self, folder: Path | None, kind: type[R]) -> None:
-        self.folder, self._kind = folder, kind
-
-    def save(self, rows: R) -> None:
-        """Keeps some more rows, in a file of their own."""
-        if self.folder is not None:
-            rows.save(self.folder / f"{uuid.uuid4().hex}.npz")
-
-    def load(self) -> list[R]:
-        """All rows that can be read, no unit twice; a damaged file is skipped with a line on stderr."""
-        loaded: list[R] = []
-        units: set[Unit] = set()
-        for path in sorted(self.folder.glob("*.npz")) if self.folder is not None else ():
-            try:
-                rows = self._kind.load(path)
-            except UserError as error:
-                print(f"{error}; its samples are evaluated again", file=sys.stderr)
-                continue
-            # Two commands at work on the same evaluation may both have left a unit.
-            if not rows.unit_set & units:
-                loaded.append(rows)
-                units |= rows.unit_set
-        return loaded
-
-    def finish(self, num_units: int) -> None:
-        """Notes that there are no more units than these."""
-        if self.folder is not None:
-            with atomic_write(self.folder / COMPLETE, "w") as stream:
-                stream.write(str(num_units))
-
-    def is_complete(self, num_units: int) -> bool:
-        """Whether so many units are all there are, as `finish` has noted. A damaged file makes them fewer."""
-        path = None if self.folder is None else self.folder / COMPLETE
-        return path is not None and path.is_file() and path.read_text(encoding="utf-8") == str(num_units)
-
-    def clear(self) -> None:
-        """Removes the folder, once its rows have gone into a result."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def run_units(

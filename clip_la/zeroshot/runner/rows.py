@@ -1,16 +1,20 @@
 """What a model gave for the samples of a test set: a row each, merged over ranks, saved whole or not at all.
 
 Three kinds share one form: `Predictions` (classification), `ImageFeatures` (retrieval, probes) and `Features` of texts.
+`PartialResults` keeps the rows of an unfinished evaluation.
 """
 
 import json
 import os
+import shutil
+import sys
+import uuid
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -22,6 +26,9 @@ from clip_la.errors import UserError, printable
 Unit = tuple[int, int]
 # (source, position in it, key, reason)
 SkippedImage = tuple[int, int, str, str]
+# Says how many units there are, once all are finished: a test set then need not be read to know that none is left.
+COMPLETE = "complete"
+R = TypeVar("R", bound="UnitRows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +106,13 @@ class UnitRows:
 
     def skip_examples(self) -> dict[str, str]:
         """Reason -> the key of the first sample that was skipped for it."""
-        return first_keys(self.skipped)
+        # The first in the order of the data is written last, and stays.
+        return {reason: key for _, _, key, reason in sorted(self.skipped, key=lambda entry: entry[:2], reverse=True)}
 
     def skip_text(self) -> str:
         """What was skipped, in one line for a person: "no label: 3 (first: a/b), ..."."""
         first, counts = self.skip_examples(), self.skip_counts()
         return ", ".join(f"{why}: {count} (first: {printable(first[why])})" for why, count in counts.items())
-
-
-def first_keys(skipped: Iterable[SkippedImage]) -> dict[str, str]:
-    """Reason -> the key of the first of these samples, in the order of the data."""
-    return {reason: key for _, _, key, reason in sorted(skipped, key=lambda entry: entry[:2], reverse=True)}
 
 
 def _as_tuples(value: Any) -> Any:
@@ -151,6 +154,55 @@ class ImageFeatures(Features):
     keys: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]
     captions: tuple[tuple[str, ...], ...]
+
+
+class PartialResults(Generic[R]):
+    """The rows of finished units in a folder, until all units are finished; any rank writes, rank 0 reads.
+
+    Args:
+        folder: where the files lie; None keeps nothing.
+        kind: what rows they hold.
+    """
+
+    def __init__(self, folder: Path | None, kind: type[R]) -> None:
+        self.folder, self._kind = folder, kind
+
+    def save(self, rows: R) -> None:
+        """Keeps some more rows, in a file of their own."""
+        if self.folder is not None:
+            rows.save(self.folder / f"{uuid.uuid4().hex}.npz")
+
+    def load(self) -> list[R]:
+        """All rows that can be read, no unit twice; a damaged file is skipped with a line on stderr."""
+        loaded: list[R] = []
+        units: set[Unit] = set()
+        for path in sorted(self.folder.glob("*.npz")) if self.folder is not None else ():
+            try:
+                rows = self._kind.load(path)
+            except UserError as error:
+                print(f"{error}; its samples are evaluated again", file=sys.stderr)
+                continue
+            # Two commands at work on the same evaluation may both have left a unit.
+            if not rows.unit_set & units:
+                loaded.append(rows)
+                units |= rows.unit_set
+        return loaded
+
+    def finish(self, num_units: int) -> None:
+        """Notes that there are no more units than these."""
+        if self.folder is not None:
+            with atomic_write(self.folder / COMPLETE, "w") as stream:
+                stream.write(str(num_units))
+
+    def is_complete(self, num_units: int) -> bool:
+        """Whether so many units are all there are, as `finish` has noted. A damaged file makes them fewer."""
+        path = None if self.folder is None else self.folder / COMPLETE
+        return path is not None and path.is_file() and path.read_text(encoding="utf-8") == str(num_units)
+
+    def clear(self) -> None:
+        """Removes the folder, once its rows have gone into a result."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def pair(a: Predictions, b: Predictions) -> tuple[Int64[np.ndarray, " shared"], Int64[np.ndarray, " shared"]]:

@@ -20,13 +20,12 @@ from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels import prompts, wordnet
 from clip_la.zeroshot.labels.classes import CATALOG, ClassSet, class_set
 from clip_la.zeroshot.labels.prompts import PromptSet
-from clip_la.zeroshot.model.classifier import build_classifier
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.classifier import ClassifierCache, build_classifier
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.runner.batches import ImageBatch
-from clip_la.zeroshot.runner.loop import EvalSettings, PartialResults, run_images
-from clip_la.zeroshot.runner.rows import Predictions
-from clip_la.zeroshot.tasks.task import TOP, Evaluation, Task, classification_metrics
+from clip_la.zeroshot.runner.loop import EvalSettings, run_images
+from clip_la.zeroshot.runner.rows import PartialResults, Predictions
+from clip_la.zeroshot.tasks.task import Evaluation, Task
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,14 @@ class Classification(Task):
     has_predictions = True
     kind = results.CLASSIFICATION
 
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        names = {"names": self.test_set.classes.label, "templates": self.prompts.name}
-        return {**super().labels(eval_model), **names}
-
-    def depends_on(self, eval_model: EvalModel) -> tuple[Any, ...]:
-        return (eval_model.hash, self.test_set.fingerprint, self.test_set.classes.hash, self.prompts.hash)
+    def depends_on(self, eval_model: EvalModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        classes = self.test_set.classes
+        content = (eval_model.hash, self.test_set.fingerprint, classes.hash, self.prompts.hash)
+        return content, {"names": classes.label, "templates": self.prompts.name}
 
     def run(self, eval_model: EvalModel, settings: EvalSettings) -> Evaluation:
         """Evaluates, and writes the predictions to STATE/EVALUATION.npz where there is a state folder."""
         classes, state = self.test_set.classes, settings.state
-        evaluation = self.identify(eval_model, settings)
-        kept = PartialResults(None if state is None else state / f"{evaluation}.parts", Predictions)
         classifier = build_classifier(
             eval_model,
             classes,
@@ -59,8 +54,10 @@ class Classification(Task):
             cache=settings.cache,
             progress=settings.progress,
         )
+        evaluation, _ = self.identify(eval_model, settings)
+        kept = PartialResults(None if state is None else state / f"{evaluation}.parts", Predictions)
         rows = classify(eval_model, classifier, self.test_set, settings, kept)
-        values = classification_metrics(rows.ranks, rows.labels, len(classes)) | hierarchy_metrics(rows, classes)
+        values = metrics.classification(rows.ranks, rows.labels, len(classes)) | hierarchy_metrics(rows, classes)
         line = self.result_line(
             eval_model,
             settings,
@@ -95,19 +92,19 @@ def classify(
     Raises:
         UserError: what the test set raises, on whichever rank; no image could be read.
     """
-    k = min(TOP, len(classifier))
+    k = min(metrics.TOP, len(classifier))
 
     def score(batch: ImageBatch) -> Predictions:
-        if batch.images is None:
-            top, scores, truth = torch.zeros(0, k), torch.zeros(0, k), torch.zeros(0)
-        else:
+        unit, labels = batch.unit_rows(), batch.padded_labels()
+        top, scores, truth = torch.zeros(0, k), torch.zeros(0, k), torch.zeros(0)
+        if batch.images is not None:
             # All rows, empty ones included: neither shapes nor places may depend on what could be read.
             similarity = (eval_model.encode_images(batch.images, settings.precision) @ classifier.T)[batch.rows]
             keys = metrics.ordered_keys(similarity)
             scores, top = metrics.top_classes(keys, similarity, k)
-            truth = metrics.truth_ranks(keys, batch.padded_labels().to(keys.device))
+            truth = metrics.truth_ranks(keys, labels.to(keys.device))
         return Predictions(
-            **batch.unit_rows(),
+            **unit,
             keys=np.array(batch.keys, dtype=np.str_),
             labels=np.array([own[0] for own in batch.labels], dtype=np.int32),
             ranks=truth.cpu().numpy().astype(np.int32),

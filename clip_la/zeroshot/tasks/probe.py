@@ -17,7 +17,7 @@ from clip_la.zeroshot import metrics
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.model.eval_model import EvalModel
 from clip_la.zeroshot.runner.loop import EvalSettings
-from clip_la.zeroshot.tasks.task import Evaluation, Task, classification_metrics, encode_images
+from clip_la.zeroshot.tasks.task import Evaluation, Task, encode_images
 
 # Wu et al. 2018 (arXiv 1805.01978, section 3.4): votes weighted by exp(similarity / temperature).
 NUM_NEIGHBOURS = 20
@@ -56,13 +56,10 @@ class Probe(Task):
     def test_sets(self) -> dict[str, EvalDataset]:
         return {"test_set": self.test_set, "train_set": self.train_set}
 
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        train = {"train_dataset": self.train_set.name, "train_path": self.train_set.data}
-        return {**super().labels(eval_model), **train, "names": self.test_set.classes.label}
-
-    def depends_on(self, eval_model: EvalModel) -> tuple[Any, ...]:
-        content = (self.train_set.fingerprint, self.test_set.fingerprint, self.test_set.classes.hash)
-        return (self.shots, eval_model.hash, *content)
+    def depends_on(self, eval_model: EvalModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        train, test = self.train_set, self.test_set
+        content = (self.shots, eval_model.hash, train.fingerprint, test.fingerprint, test.classes.hash)
+        return content, {"train_dataset": train.name, "train_path": train.data, "names": test.classes.label}
 
     def run(self, eval_model: EvalModel, settings: EvalSettings) -> Evaluation:
         """Evaluates; raises UserError also where the two sets have different classes."""
@@ -92,7 +89,7 @@ class Probe(Task):
             eval_model,
             settings,
             test,
-            classification_metrics(ranked, labels.numpy(), len(classes)),
+            metrics.classification(ranked, labels.numpy(), len(classes)),
             train_hash=self.train_set.fingerprint,
             num_classes=len(classes),
             classes_with_pictures=len(labels.unique()),

@@ -23,8 +23,8 @@ from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.classifier import encode_tokens
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
-from clip_la.zeroshot.runner.loop import EvalSettings, PartialResults, progress_bar, run_units
-from clip_la.zeroshot.runner.rows import Features, Unit
+from clip_la.zeroshot.runner.loop import EvalSettings, progress_bar, run_units
+from clip_la.zeroshot.runner.rows import Features, PartialResults, Unit
 from clip_la.zeroshot.tasks.task import Evaluation, Task, encode_images, features_id, kept_features
 
 RECALL_AT = (1, 5, 10)
@@ -43,9 +43,9 @@ class Retrieval(Task):
     kind = results.RETRIEVAL
     shares_features = True
 
-    def depends_on(self, eval_model: EvalModel) -> tuple[Any, ...]:
+    def depends_on(self, eval_model: EvalModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # The name of the newest metric stands for the form: results without it are made anew.
-        return (eval_model.hash, self.test_set.fingerprint, f"contrastive_loss/{PAIRS_PER_BATCH}")
+        return (eval_model.hash, self.test_set.fingerprint, f"contrastive_loss/{PAIRS_PER_BATCH}"), {}
 
     def run(self, eval_model: EvalModel, settings: EvalSettings) -> Evaluation:
         """Evaluates; images without captions are skipped and counted."""
@@ -58,7 +58,8 @@ class Retrieval(Task):
         owners = torch.tensor([number for number, own in enumerate(rows.captions) for _ in own])
         # Each image with its first caption, as most training sets have one.
         first = torch.tensor([0, *(len(own) for own in rows.captions[:-1])]).cumsum(0)
-        losses = batch_losses(images, texts[first], logit_scale_of(eval_model))
+        logit_scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
+        losses = pair_losses(images, texts[first], logit_scale)
         line = self.result_line(
             eval_model,
             settings,
@@ -69,7 +70,8 @@ class Retrieval(Task):
             },
             num_captions=len(texts),
             contrastive_batch_size=min(PAIRS_PER_BATCH, len(images)),
-            contrastive_batches=len(losses),
+            contrastive_pairs=len(losses),
+            logit_scale=logit_scale,
         )
         return Evaluation(line, self.test_set)
 
@@ -182,33 +184,34 @@ def retrieval_metrics(
     return values
 
 
-def logit_scale_of(eval_model: EvalModel) -> float:
-    """The factor on cosine similarities with which the model was trained, 1 / temperature."""
-    return float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
-
-
 @torch.inference_mode()
-def batch_losses(
-    images: Float[Tensor, "pairs embed_dim"], texts: Float[Tensor, "pairs embed_dim"], logit_scale: float
-) -> Float[np.ndarray, " batches"]:
-    """CLIP's loss (arXiv 2103.00020, Fig. 3) of each batch of PAIRS_PER_BATCH pairs in their order, in float64.
+def pair_losses(
+    images: Float[Tensor, "images embed_dim"], texts: Float[Tensor, "images embed_dim"], logit_scale: float
+) -> Float[np.ndarray, " pairs"]:
+    """CLIP's loss (arXiv 2103.00020, Fig. 3) of each pair within its batch of PAIRS_PER_BATCH, in float64.
 
-    A last batch that is not full is left out, since the loss depends on the size; fewer pairs than that are one batch.
-    Equal captions count as negatives of each other, as in open_clip. ln(batch size) is chance.
+    Batches are consecutive pairs in their order. A last batch that is not full is left out, since the loss depends on
+    the size; fewer pairs than that are one batch. Equal captions count as negatives of each other, as in open_clip.
 
     Args:
         images, texts: unit features, row i of either from pair i.
+        logit_scale: the factor on cosine similarities, 1 / temperature.
+
+    Returns:
+        The mean of both directions for each pair; their mean is the mean of the batches' losses. ln(batch) is chance.
     """
     size = min(PAIRS_PER_BATCH, len(images))
     starts = range(0, len(images) - size + 1, size)[ranks.rank() :: ranks.world_size()]
+    own = torch.arange(size)
 
-    def work() -> list[tuple[int, float]]:
+    def work() -> list[tuple[int, np.ndarray]]:
         losses = []
         for start in starts:
             rows = slice(start, start + size)
             logits = logit_scale * images[rows].double() @ texts[rows].double().T
-            own = torch.arange(size)
-            losses.append((start, float((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2)))
+            by_image, by_text = (F.cross_entropy(each, own, reduction="none") for each in (logits, logits.T))
+            losses.append((start, ((by_image + by_text) / 2).numpy()))
         return losses
 
-    return np.array([loss for _, loss in sorted(pair for own in ranks.all_gather(work) for pair in own)])
+    parts = sorted((part for own in ranks.all_gather(work) for part in own), key=lambda part: part[0])
+    return np.concatenate([losses for _, losses in parts])

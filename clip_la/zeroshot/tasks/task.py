@@ -3,11 +3,10 @@
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from clip_la import results
@@ -17,13 +16,11 @@ from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.eval_model import EvalModel
 from clip_la.zeroshot.runner.batches import ImageBatch
-from clip_la.zeroshot.runner.loop import EvalSettings, PartialResults, run_images
-from clip_la.zeroshot.runner.rows import ImageFeatures, Predictions, UnitRows
+from clip_la.zeroshot.runner.loop import EvalSettings, run_images
+from clip_la.zeroshot.runner.rows import ImageFeatures, PartialResults, Predictions, UnitRows
 
 # Beside the predictions: features that several tasks on one model share, until all of them are done.
 FEATURES_FOLDER = "features"
-# The best classes that are kept of each image, and the k of top-k accuracy.
-TOP = 5
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,21 @@ class Task(ABC):
         """Whether its data are no longer what `current` saw. All ranks must call it."""
         return {name: own.content() for name, own in self.test_sets.items()} != self.content
 
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        """The fields of the result line that name model and data; they move no digit."""
-        return {**eval_model.origin, "task": self.kind, "dataset": self.test_set.name, "data": self.test_set.data}
-
     @abstractmethod
-    def depends_on(self, eval_model: EvalModel) -> tuple[Any, ...]:
-        """What its digits depend on besides the settings, as JSON has it."""
+    def depends_on(self, eval_model: EvalModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(What its digits depend on besides the settings, as JSON has it; what its labels have besides the usual)."""
 
-    def identify(self, eval_model: EvalModel, settings: EvalSettings) -> str:
-        """The `evaluation` of the result: a hash of all that its digits depend on."""
+    def identify(self, eval_model: EvalModel, settings: EvalSettings) -> tuple[str, dict[str, Any]]:
+        """What is known of the result line before the evaluation.
+
+        Returns:
+            `evaluation`, a hash of all that its digits depend on; and the fields that name model and data, which move
+            no digit.
+        """
+        content, names = self.depends_on(eval_model)
         means = (settings.precision, settings.batch_size, eval_model.device.type)
-        return content_hash([self.kind, results.FORMAT, *self.depends_on(eval_model), *means])
+        labels = {"task": self.kind, "dataset": self.test_set.name, "data": self.test_set.data, **names}
+        return content_hash([self.kind, results.FORMAT, *content, *means]), {**eval_model.origin, **labels}
 
     @abstractmethod
     def run(self, eval_model: EvalModel, settings: EvalSettings) -> Evaluation:
@@ -107,18 +107,19 @@ class Task(ABC):
         **fields: Any,
     ) -> dict[str, Any]:
         """The result as one JSON object: names, content, sizes, metrics, what was skipped, by what it was computed."""
+        evaluation, labels = self.identify(eval_model, settings)
         notes = [note for own in self.test_sets.values() for note in own.notes]
         return {
-            **self.labels(eval_model),
+            **labels,
             **eval_model.sizes,
             "data_hash": self.test_set.fingerprint,
             "num_samples": len(rows),
             **fields,
-            "metrics": {name: estimate.to_dict() for name, estimate in values.items()},
+            "metrics": {name: asdict(estimate) for name, estimate in values.items()},
             "skipped": rows.skip_counts(),
             "skipped_examples": rows.skip_examples(),
             **({"notes": notes} if notes else {}),
-            "evaluation": self.identify(eval_model, settings),
+            "evaluation": evaluation,
             **results.provenance(eval_model.device, settings.precision),
         }
 
@@ -131,20 +132,6 @@ class Task(ABC):
                     shutil.rmtree(path, ignore_errors=True)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-
-
-def classification_metrics(ranks: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, metrics.Estimate]:
-    """top1, top5 (with five classes and more) and mean_per_class_recall, each with its 95 % interval.
-
-    Args:
-        ranks: Int[samples], how many classes came before the best-placed accepted class of each image.
-        labels: Int[samples], each image's own class.
-    """
-    values = {"top1": metrics.share(ranks == 0)}
-    if num_classes >= TOP:
-        values["top5"] = metrics.share(ranks < TOP)
-    values["mean_per_class_recall"] = metrics.mean_per_class_recall(labels, ranks == 0, num_classes)
-    return values
 
 
 def features_id(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSettings) -> str:

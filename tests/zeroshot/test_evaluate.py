@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from clip_la import results
 from clip_la.data.images.decode import decode_image
 from clip_la.data.images.transforms import eval_transform, normalize_pixels
 from clip_la.errors import UserError
@@ -300,27 +299,6 @@ def test_stale_cache_is_noticed(eval_model: EvalModel, tmp_path: Path, capsys):
     other.write_bytes(file.read_bytes())
     assert torch.equal(build_classifier(eval_model, second, TEMPLATES, cache=cache, progress=False), expected)
     assert "stale" in capsys.readouterr().err
-
-
-def test_results_survive_a_torn_line(tmp_path: Path):
-    path = tmp_path / "results.jsonl"
-    results.append(path, {"evaluation": "a", "n": 1})
-    with path.open("a") as stream:
-        stream.write('{"evaluation": "b", "n"')
-    assert [line["n"] for line in results.read(path)] == [1]
-    results.append(path, {"evaluation": "c", "n": 3})
-    assert [line["n"] for line in results.read(path)] == [1, 3]
-    path.write_text(path.read_text().rstrip("\n"))
-    results.append(path, {"evaluation": "a", "n": 4})
-    assert [line["n"] for line in results.read(path)] == [1, 3, 4]
-    assert results.find(path, "a") == {"evaluation": "a", "n": 4}
-
-
-def test_results_name_a_bad_line(tmp_path: Path):
-    path = tmp_path / "results.jsonl"
-    path.write_text('{"n": 1}\nnonsense\n{"n": 2}\n')
-    with pytest.raises(UserError, match=":2:"):
-        list(results.read(path))
 
 
 def test_open_test_set_names():

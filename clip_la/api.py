@@ -98,13 +98,12 @@ def evaluate_zeroshot(models: PathLike | Iterable[PathLike], **options: Any) -> 
     run; else results.jsonl here); what that file has already is not made again, unless `again=True`. Progress is on
     stderr. Raises UserError for wrong input.
     """
-    from clip_la.commands.eval import evaluate, make_parser
+    from clip_la.commands.eval import evaluate
 
-    names = [models] if isinstance(models, str | os.PathLike) else list(models)
-    given = _options(make_parser(), [], options, "evaluate_zeroshot")
-    given.models = [os.fspath(name) for name in names]
-    given.json = True  # the command's report goes to stderr then
-    done, _ = evaluate(given)
+    names = [models] if isinstance(models, str | os.PathLike) else models
+    # With `json` the command's report goes to stderr.
+    given = {**options, "models": tuple(os.fspath(name) for name in names), "json": True}
+    done, _ = evaluate(given, "evaluate_zeroshot")
     return [evaluation.line for evaluation in done]
 
 

@@ -17,7 +17,7 @@ from clip_la.errors import UserError
 from clip_la.runs import RESULTS, RunFolder
 
 if TYPE_CHECKING:
-    from clip_la.zeroshot.tasks.classification import Evaluation
+    from clip_la.zeroshot.tasks.task import Evaluation
 
 MODELS = ("vit_pico", "vit_nano", "vit_micro")
 ATTENTION = ("softmax", "linear", "linear_mean")
@@ -146,19 +146,20 @@ def evaluate(checkpoints: Sequence[Path], corpus: Path, results: Path) -> "list[
     """Zero-shot results of every checkpoint on every held-out split, appended to `results`; done ones are skipped."""
     import torch
 
+    from clip_la.zeroshot.runner.loop import EvalSettings
     from clip_la.zeroshot.suite import SuiteEntry, run_suite
 
     done = []
     for number, checkpoint in enumerate(checkpoints, 1):
-        found = run_suite(
+        evaluations = run_suite(
             [str(checkpoint)],
             [SuiteEntry(data=str(corpus / split), name=split) for split in TEST_SPLITS],
+            EvalSettings(batch_size=EVAL_BATCH_SIZE),
             out=results,
             device=torch.device("cpu"),
-            precision="float32",
-            batch_size=EVAL_BATCH_SIZE,
             report=lambda text: None,
         )
+        found = list(evaluations)
         _say(f"[{number}/{len(checkpoints)}] evaluated {_run_name(checkpoint)}: {_times_chance(found)}")
         done += found
     return done

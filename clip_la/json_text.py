@@ -13,8 +13,3 @@ def json_text(value: Any, **options: Any) -> str:
     """`json.dumps` with letters as they are, but for signs that end a line or that UTF-8 lacks: those as escapes."""
     text = json.dumps(value, ensure_ascii=False, **options)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def lines_in(text: str) -> list[str]:
-    r"""The lines of JSON lines. Only \n ends one: str.splitlines would cut strings that hold U+2028."""
-    return text.removesuffix("\n").split("\n")

@@ -15,12 +15,13 @@ MODULES = {
     "clip_la.data.problems": "clip_la.data.shards.problems",
     "clip_la.data.rows": "clip_la.data.stream.samples",
     "clip_la.data.tokenizer": "clip_la.data.text.tokenizer",
-    "clip_la.zeroshot.cache": "clip_la.zeroshot.model.classifier_cache",
+    "clip_la.zeroshot.cache": "clip_la.zeroshot.model.classifier",
     "clip_la.zeroshot.classes": "clip_la.zeroshot.labels.classes",
     "clip_la.zeroshot.classifier": "clip_la.zeroshot.model.classifier",
     "clip_la.zeroshot.evaluate": "clip_la.zeroshot.tasks.classification",
     "clip_la.zeroshot.load": "clip_la.zeroshot.model.load",
     "clip_la.zeroshot.prompts": "clip_la.zeroshot.labels.prompts",
+    "clip_la.zeroshot.tasks.entries": "clip_la.zeroshot.suite",
 }
 NAMES = {"load_subject": "load_eval_model", "Subject": "EvalModel", "TestSet": "EvalDataset"}
 

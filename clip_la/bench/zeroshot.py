@@ -80,7 +80,8 @@ def measure_ours(
     import torch
 
     from clip_la.zeroshot.model.classifier import build_classifier
-    from clip_la.zeroshot.runner.classify import classify
+    from clip_la.zeroshot.runner.loop import EvalSettings
+    from clip_la.zeroshot.tasks.classification import classify
 
     watch = Stopwatch()
     if torch.cuda.is_available():
@@ -91,9 +92,7 @@ def measure_ours(
                 eval_model, test_set.classes, templates, precision=precision, num_workers=workers, cache=cache
             )
         with watch.phase("pictures_s"):
-            found = classify(
-                eval_model, classifier, test_set, precision=precision, batch_size=batch_size, num_workers=workers
-            )
+            found = classify(eval_model, classifier, test_set, EvalSettings(precision, batch_size, workers))
     figures = {"num_classes": len(test_set.classes), "num_pictures": len(found), **watch.seconds, **memory.figures()}
     figures["pictures_per_s"] = round(len(found) / watch.seconds["pictures_s"], 1)
     figures["total_s"] = round(sum(watch.seconds.values()), 2)
@@ -226,7 +225,7 @@ def _measure_large(
     report: Callable[..., None],
 ) -> None:
     from clip_la.zeroshot.datasets.find import open_dataset
-    from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+    from clip_la.zeroshot.model.classifier import ClassifierCache
 
     cache = ClassifierCache(cache_folder)
     for phase in ("large_first", "large_from_cache"):

@@ -5,13 +5,12 @@ its own. A checkpoint from the middle of a cosine run, or from a constant-rate r
 learning rate too high for its sample count: its error says nothing of what that compute can reach.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_la.errors import UserError, unknown
-from clip_la.json_text import lines_in
+from clip_la.results import numbered_lines
 from clip_la.runs import RESULTS
 from clip_la.scaling.points import (
     NOTHING_RIGHT,
@@ -72,33 +71,20 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _parse(text: str, where: str) -> ResultRow:
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{where}: not a JSON object")
-    missing = [name for name in FIELDS if name not in fields]
-    if missing:
-        raise UserError(f"{where}: no field {', '.join(missing)}")
-    if not isinstance(fields["metrics"], dict):
-        raise UserError(f"{where}: 'metrics' is not a JSON object")
-    return ResultRow(where, fields)
-
-
 def read_results(paths: Iterable[Path]) -> list[ResultRow]:
     """All result lines of files and folders, in order. Raises UserError naming file and line of what is wrong."""
     rows: list[ResultRow] = []
     for path in find_files(paths):
-        try:
-            lines = lines_in(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not a text file of JSON lines") from None
-        here = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+        here = [(f"{path}:{number}", fields) for number, fields in numbered_lines(path)]
         if not here:
             raise UserError(f"{path}: no results in it")
-        rows += [ResultRow(row.where, completed(row.fields, path.parent)) for row in here]
+        for where, fields in here:
+            missing = [name for name in FIELDS if name not in fields]
+            if missing:
+                raise UserError(f"{where}: no field {', '.join(missing)}")
+            if not isinstance(fields["metrics"], dict):
+                raise UserError(f"{where}: 'metrics' is not a JSON object")
+            rows.append(ResultRow(where, completed(fields, path.parent)))
     return rows
 
 

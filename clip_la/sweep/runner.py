@@ -186,7 +186,7 @@ def count_evaluations(suite: str | None) -> int:
     """Results that a run evaluated on this suite has at its end. Raises UserError for a suite that cannot be read."""
     if suite is None:
         return 0
-    from clip_la.zeroshot.tasks.entries import read_suite
+    from clip_la.zeroshot.options import read_suite
 
     return len(read_suite(suite)[1])
 

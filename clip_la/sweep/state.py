@@ -1,13 +1,12 @@
 """What the run folders of a sweep say: which runs are finished, and one row of figures for each."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clip_la import results
 from clip_la.atomic import atomic_write
-from clip_la.json_text import lines_in
 from clip_la.runs import RunFolder
 from clip_la.sweep.plan import PlannedRun, folder_of
 
@@ -26,16 +25,8 @@ def last_row(folder: Path) -> dict[str, str]:
 
 def result_lines(folder: Path) -> list[dict[str, Any]]:
     """The result lines of a run; what is no whole line of JSON is left out."""
-    path = RunFolder(folder).results
-    lines = []
-    for text in lines_in(path.read_text(encoding="utf-8")) if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("metrics"), dict):
-            lines.append(line)
-    return lines
+    lines = results.read(RunFolder(folder).results, skip_damaged=True)
+    return [line for line in lines if isinstance(line.get("metrics"), dict)]
 
 
 def is_finished(out: Path, run: PlannedRun, num_evaluations: int) -> bool:

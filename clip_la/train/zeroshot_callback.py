@@ -21,10 +21,9 @@ from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
 from clip_la.zeroshot.model.eval_model import EvalModel, default_precision, of_model
 from clip_la.zeroshot.model.load import choose_device
-from clip_la.zeroshot.suite import describe, evaluate_jobs, run_suite
-from clip_la.zeroshot.tasks.classification import Evaluation
-from clip_la.zeroshot.tasks.entries import prepare, read_suite
-from clip_la.zeroshot.tasks.task import EvalOptions, Task
+from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.suite import describe, evaluate_tasks, prepare, read_suite, run_suite
+from clip_la.zeroshot.tasks.task import Evaluation, Task
 
 
 class ZeroShotEvaluation(Callback):
@@ -35,7 +34,7 @@ class ZeroShotEvaluation(Callback):
     that is killed meanwhile evaluates when it is resumed. What the file has already is not made again.
 
     Args:
-        jobs: what to evaluate on, from `clip_la.zeroshot.tasks.entries.prepare`.
+        jobs: what to evaluate on, from `clip_la.zeroshot.suite.prepare`.
         at_samples: numbers of samples seen; each is rounded up to whole batches.
         out: the result file (RUN/results.jsonl).
         origin: what the run's checkpoints carry: run_id, seed, train_data, ...
@@ -50,7 +49,7 @@ class ZeroShotEvaluation(Callback):
         at_samples: Sequence[int],
         out: Path,
         origin: Mapping[str, Any],
-        how: EvalOptions,
+        how: EvalSettings,
         meter: MetricsLogger | None = None,
     ) -> None:
         self._jobs = jobs
@@ -82,7 +81,7 @@ class ZeroShotEvaluation(Callback):
         task.model.eval()
         try:
             with self._meter.away() if self._meter else contextlib.nullcontext(), uncompiled():
-                found = list(evaluate_jobs(self._subject(task), self._jobs, self._how, self._out, False, report))
+                found = list(evaluate_tasks(self._subject(task), self._jobs, self._how, self._out, report=report))
         finally:
             task.model.train(was_training)
         self.latest = [evaluation for evaluation in found if evaluation.line not in before]
@@ -118,7 +117,7 @@ def during_training(
     jobs = [prepare(entry) for entry in read_suite(options.zeroshot_suite)[1]]
     for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
         describe(test_set, note)
-    how = EvalOptions(
+    how = EvalSettings(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
     )
@@ -134,13 +133,7 @@ def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: 
     # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
     if ranks.world_size() > 1 or is_first_process():
         device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
-        run_suite(
-            [str(checkpoint)],
-            entries,
-            device=device,
-            precision=default_precision(device.type),
-            num_workers=ranks.default_workers(),
-            out=out,
-            report=note,
-        )
+        settings = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
+        for _ in run_suite([str(checkpoint)], entries, settings, device=device, out=out, report=note):
+            pass
     ranks.leave()

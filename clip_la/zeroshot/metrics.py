@@ -15,6 +15,8 @@ NUM_RESAMPLES = 1000
 LEVEL = 0.95
 BOOTSTRAP_SEED = 0
 LOWER_HALF = 0xFFFFFFFF
+# The k of top-k accuracy.
+TOP = 5
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,6 @@ class Estimate:
     value: float
     low: float
     high: float
-
-    def to_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def ordered_keys(scores: Float[Tensor, "batch classes"]) -> Int64[Tensor, "batch classes"]:
@@ -132,6 +131,22 @@ def mean_per_class_recall(
     drawn = np.random.default_rng(seed).multinomial(n, cells, NUM_RESAMPLES)
     drawn_hits, drawn_misses = np.split(drawn, 2, axis=1)
     return _interval((drawn_hits / sizes).sum(1) / ((drawn_hits + drawn_misses) / sizes).sum(1), value)
+
+
+def classification(
+    ranks: Int[np.ndarray, " samples"], labels: Int[np.ndarray, " samples"], num_classes: int
+) -> dict[str, Estimate]:
+    """top1, top5 (with five classes and more) and mean_per_class_recall, each with its 95 % interval.
+
+    Args:
+        ranks: how many classes came before the best-placed accepted class of each image.
+        labels: each image's own class.
+    """
+    values = {"top1": share(ranks == 0)}
+    if num_classes >= TOP:
+        values["top5"] = share(ranks < TOP)
+    values["mean_per_class_recall"] = mean_per_class_recall(labels, ranks == 0, num_classes)
+    return values
 
 
 def most_confused(

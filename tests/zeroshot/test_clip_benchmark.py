@@ -18,11 +18,13 @@ from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip, to_open_clip_config
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import classes, prompts
-from clip_la.zeroshot.model.eval_model import EvalModel, of_model, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
+from clip_la.zeroshot.model.open_clip import wrap_open_clip
 from clip_la.zeroshot.report import tables
-from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.runner.rows import Predictions
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
-from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval
+from clip_la.zeroshot.tasks.retrieval import Retrieval
 
 from .conftest import folder_labels, picture
 
@@ -67,7 +69,7 @@ def patched_accuracy(output: torch.Tensor, target: torch.Tensor, topk: tuple[int
     return [float(correct[:k].reshape(-1).float().sum(0, keepdim=True).cpu().numpy()[0]) / n for k in topk]
 
 
-def test_classification(tiny_model: CLIP, theirs: torch.nn.Module, image_folder: Path, monkeypatch):
+def test_classification(tiny_model: CLIP, theirs: torch.nn.Module, image_folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(classification, "accuracy", patched_accuracy)
     entries = [((image_folder / file).read_bytes(), label) for file, label in folder_labels()]
     tokenizer = open_clip.SimpleTokenizer(context_length=tiny_model.spec.context_length)
@@ -85,7 +87,7 @@ def test_classification(tiny_model: CLIP, theirs: torch.nn.Module, image_folder:
         batch_size=4,
         progress=False,
     )
-    ours = tables.clip_benchmark_form(found.line)["metrics"]
+    ours = json.loads(tables.write_clip_benchmark(found.line, tmp_path).read_text())["metrics"]
     assert 0 < expected["acc1"] < 1
     for name, value in expected.items():
         assert ours[name] == pytest.approx(value, abs=1e-6), name
@@ -129,7 +131,7 @@ def test_a_file_of_weights_of_any_open_clip_model(shard_folder: Path, tmp_path: 
     arguments = ["--data", str(shard_folder), "--workers", "0", "--cache", "none", "--batch-size", "6"]
     assert main(["eval", "RN50:weights.pt", *arguments, "--device", "cpu", "--out", "results.jsonl"]) == 0
     (line,) = results.read("results.jsonl")
-    found = predictions.load(f"predictions/{line['evaluation']}.npz")
+    found = Predictions.load(f"predictions/{line['evaluation']}.npz")
     assert (line["model"], line["checkpoint"], line["num_samples"]) == ("RN50", "RN50:weights.pt", 18)
 
     names = (shard_folder / "classnames.txt").read_text().split("\n")[:-1]
@@ -182,7 +184,8 @@ def test_retrieval(tiny_model: CLIP, theirs: torch.nn.Module, caption_shards):
     tokenizer = open_clip.SimpleTokenizer(context_length=tiny_model.spec.context_length)
     loader = DataLoader(Listed(entries, tiny_model.spec.image_size), batch_size=4, collate_fn=collate)
     expected = retrieval.evaluate(theirs, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
-    line = evaluate_retrieval(of_model(tiny_model), open_caption_shards(str(folder), "x"), batch_size=3, progress=False)
+    task = Retrieval(open_caption_shards(str(folder), "x"))
+    line = task.run(of_model(tiny_model), EvalSettings(batch_size=3, progress=False)).line
     assert line["num_samples"] == 13
     assert line["num_captions"] == sum(CAPTIONS)
     assert any(0 < value < 1 for value in expected.values())
@@ -204,7 +207,8 @@ def test_median_ranks(tiny_model: CLIP, theirs: torch.nn.Module, caption_shards)
         1 + min(int((column > column[t]).sum()) for t, owner in enumerate(owners) if owner == n)
         for n, column in enumerate(scores.T)
     ]
-    line = evaluate_retrieval(of_model(tiny_model), open_caption_shards(str(folder), "x"), batch_size=3, progress=False)
+    task = Retrieval(open_caption_shards(str(folder), "x"))
+    line = task.run(of_model(tiny_model), EvalSettings(batch_size=3, progress=False)).line
     assert line["metrics"]["image_retrieval_median_rank"]["value"] == np.median(by_text)
     assert line["metrics"]["text_retrieval_median_rank"]["value"] == np.median(by_image)
 

@@ -15,7 +15,8 @@ from clip_la.cli import main
 from clip_la.models.checkpoint import save_checkpoint
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip
-from clip_la.zeroshot.tasks import entries
+from clip_la.zeroshot.labels.classes import class_set
+from clip_la.zeroshot.options import read_suite
 
 SUITES = Path(__file__).parents[2] / "configs" / "eval"
 
@@ -149,11 +150,11 @@ def test_open_clip_weights_by_file(evaluate, tiny_model: CLIP, image_folder: Pat
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SUITES.glob("*.yaml")))
 def test_every_suite_of_the_repository_is_read(name: str):
-    _, found = entries.read_suite(SUITES / name, data="/some/where")
+    _, found = read_suite(SUITES / name, data="/some/where")
     assert found
     for entry in found:
         if entry.classes:
-            entries.class_set(entry.classes)
+            class_set(entry.classes)
 
 
 @pytest.mark.parametrize(
@@ -247,4 +248,4 @@ def test_any_name_of_a_data_set_can_be_written_and_read(evaluate, run_folder, sh
 def test_results_that_are_not_utf8_are_one_line(evaluate, run_folder, shard_folder):
     Path("r.jsonl").write_bytes(b'{"dataset": "caf\xe9"}\n')
     code, _, err = evaluate(run_folder, "--data", shard_folder, "--out", "r.jsonl")
-    assert (code, err) == (2, "clip-la: error: r.jsonl is not UTF-8; one result a line is expected\n")
+    assert (code, err) == (2, "clip-la: error: r.jsonl:1: not UTF-8; one result a line is expected\n")

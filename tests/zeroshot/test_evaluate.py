@@ -1,27 +1,28 @@
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from clip_la import results
 from clip_la.data.images.decode import decode_image
 from clip_la.data.images.transforms import eval_transform, normalize_pixels
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot.datasets.find import default_name, open_dataset
 from clip_la.zeroshot.labels import classes, prompts
-from clip_la.zeroshot.model.classifier import build_classifier, length_sorted_batches, plan_chunks
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.classifier import ClassifierCache, build_classifier, length_sorted_batches, plan_chunks
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
-from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.runner import loop
 from clip_la.zeroshot.runner.batches import share_of
+from clip_la.zeroshot.runner.rows import Predictions
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import NAMES, WNIDS, folder_labels, picture
 
 TEMPLATES = prompts.PromptSet("two", ("a photo of a {c}.", "the {c}"))
+ARRAYS = tuple(each.name for each in fields(Predictions) if each.name != "skipped")
 
 
 def reference_classifier(model: CLIP, class_set: classes.ClassSet, templates: prompts.PromptSet) -> torch.Tensor:
@@ -143,7 +144,7 @@ def test_workers_change_no_digit(tiny_model: CLIP, shard_folder: Path, image_fol
         shared = evaluate_zeroshot(
             tiny_model, str(data), templates=TEMPLATES, batch_size=2, num_workers=num_workers, progress=False
         )
-        for name in predictions.ARRAYS:
+        for name in ARRAYS:
             assert np.array_equal(getattr(alone.predictions, name), getattr(shared.predictions, name)), name
         assert alone.line["metrics"] == shared.line["metrics"]
 
@@ -214,9 +215,7 @@ class Breaking:
 def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Path, tmp_path: Path, monkeypatch):
     import dataclasses
 
-    from clip_la.zeroshot.runner import partial_results as parts
-
-    monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False}
     whole = evaluate_zeroshot(eval_model, str(image_folder), **arguments)
     breaking = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 13))
@@ -227,9 +226,9 @@ def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Pat
     again = evaluate_zeroshot(counting, str(image_folder), state=tmp_path / "state", **arguments)
     assert counting.preprocess.left == 0
     assert {**again.line, "date": ""} == {**whole.line, "date": ""}
-    for name in predictions.ARRAYS:
+    for name in ARRAYS:
         assert np.array_equal(getattr(again.predictions, name), getattr(whole.predictions, name)), name
-    stored = predictions.load(tmp_path / "state" / f"{again.line['evaluation']}.npz")
+    stored = Predictions.load(tmp_path / "state" / f"{again.line['evaluation']}.npz")
     assert np.array_equal(stored.scores, whole.predictions.scores)
     assert not list((tmp_path / "state").glob("*.parts"))
 
@@ -237,9 +236,7 @@ def test_interrupted_evaluation_goes_on(eval_model: EvalModel, image_folder: Pat
 def test_damaged_part_is_done_again(eval_model: EvalModel, image_folder: Path, tmp_path: Path, monkeypatch, capsys):
     import dataclasses
 
-    from clip_la.zeroshot.runner import partial_results as parts
-
-    monkeypatch.setattr(parts, "SECONDS_BETWEEN_SAVES", -1.0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", -1.0)
     arguments = {"templates": TEMPLATES, "batch_size": 3, "progress": False, "state": tmp_path}
     breaking = dataclasses.replace(eval_model, preprocess=Breaking(eval_model.preprocess, 13))
     with pytest.raises(Interrupted):
@@ -302,27 +299,6 @@ def test_stale_cache_is_noticed(eval_model: EvalModel, tmp_path: Path, capsys):
     other.write_bytes(file.read_bytes())
     assert torch.equal(build_classifier(eval_model, second, TEMPLATES, cache=cache, progress=False), expected)
     assert "stale" in capsys.readouterr().err
-
-
-def test_results_survive_a_torn_line(tmp_path: Path):
-    path = tmp_path / "results.jsonl"
-    results.append(path, {"evaluation": "a", "n": 1})
-    with path.open("a") as stream:
-        stream.write('{"evaluation": "b", "n"')
-    assert [line["n"] for line in results.read(path)] == [1]
-    results.append(path, {"evaluation": "c", "n": 3})
-    assert [line["n"] for line in results.read(path)] == [1, 3]
-    path.write_text(path.read_text().rstrip("\n"))
-    results.append(path, {"evaluation": "a", "n": 4})
-    assert [line["n"] for line in results.read(path)] == [1, 3, 4]
-    assert results.find(path, "a") == {"evaluation": "a", "n": 4}
-
-
-def test_results_name_a_bad_line(tmp_path: Path):
-    path = tmp_path / "results.jsonl"
-    path.write_text('{"n": 1}\nnonsense\n{"n": 2}\n')
-    with pytest.raises(UserError, match=":2:"):
-        list(results.read(path))
 
 
 def test_open_test_set_names():

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from clip_la.models.clip import CLIP, model_from_spec
 from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.model.eval_model import EvalModel, OpenClipPreprocess, UInt8Preprocess, of_model
-from clip_la.zeroshot.model.identity import structure, tokenizer_id
+from clip_la.zeroshot.model.eval_model import EvalModel, UInt8Preprocess, of_model
 from clip_la.zeroshot.model.load import load_eval_model
+from clip_la.zeroshot.model.open_clip import OpenClipPreprocess, structure, tokenizer_id
 
 HALF = (0.5, 0.5, 0.5)
 # Each change leaves names, shapes and values of the weights as they are; does the text tower see it?

@@ -22,15 +22,16 @@ from clip_la.data.shards.reader import ShardWriter
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot import suite
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
+from clip_la.zeroshot.model.classifier import ClassifierCache
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
+from clip_la.zeroshot.report import tables
+from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.suite import SuiteEntry, prepare
 from clip_la.zeroshot.tasks import classification as evaluate
-from clip_la.zeroshot.tasks.classification import Evaluation
-from clip_la.zeroshot.tasks.entries import SuiteEntry, prepare
-from clip_la.zeroshot.tasks.task import EvalOptions
+from clip_la.zeroshot.tasks.task import Evaluation
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
-HOW = EvalOptions(batch_size=4, progress=False)
+HOW = EvalSettings(batch_size=4, progress=False)
 
 
 def bmp(number: int, kind: str = "BMP") -> bytes:
@@ -155,7 +156,7 @@ def run(tiny_model: CLIP, tmp_path: Path) -> Callable[..., Evaluation]:
         said.clear()
         eval_model = eval_model or of_model(tiny_model)
         jobs = [prepare(entry)]
-        (found,) = suite.evaluate_jobs(eval_model, jobs, more.get("how", how), tmp_path / out, False, said.append)
+        (found,) = suite.evaluate_tasks(eval_model, jobs, more.get("how", how), tmp_path / out, report=said.append)
         return found
 
     evaluate_entry.said = said  # type: ignore[attr-defined]
@@ -302,7 +303,7 @@ def test_data_are_looked_at_when_they_are_evaluated(tiny_model: CLIP, tmp_path: 
     lines = []
     for change in (lambda data: None, replaced_picture, lambda data: None):
         change(tmp_path / "set")
-        (found,) = suite.evaluate_jobs(of_model(tiny_model), jobs, HOW, out, False, lambda text: None)
+        (found,) = suite.evaluate_tasks(of_model(tiny_model), jobs, HOW, out, report=lambda text: None)
         lines.append(found.line)
     assert lines[0]["data_hash"] != lines[1]["data_hash"]
     assert lines[2] == lines[1]
@@ -361,4 +362,4 @@ def test_models_are_not_paired_over_different_pictures(run, tmp_path: Path):
     (tmp_path / "names.txt").write_text("\n".join(COLOURS))
     both = [run(SuiteEntry(str(tmp_path / place), name="same", classes=str(tmp_path / "names.txt"))) for place in "ab"]
     with pytest.raises(UserError, match="nothing to compare"):
-        suite.compare_all(both, lambda text: None)
+        tables.compare_all(both)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,8 @@ from clip_la.cli import main
 from clip_la.data.shards.reader import ShardWriter
 from clip_la.models.checkpoint import save_checkpoint
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot.runner import classify as engine
-from clip_la.zeroshot.runner import features, predictions
-from clip_la.zeroshot.runner import partial_results as parts
+from clip_la.zeroshot.model.eval_model import EvalModel
+from clip_la.zeroshot.runner.rows import Features, ImageFeatures, PartialResults, Predictions, UnitRows
 from clip_la.zeroshot.tasks import retrieval
 
 from .conftest import NAMES, picture
@@ -32,9 +32,9 @@ PATIENCE_S = 120
 # The command as a user starts it, but that it keeps every unit at once instead of every twenty seconds.
 CHILD = f"""
 import sys
-from clip_la.zeroshot.runner import partial_results as parts
+from clip_la.zeroshot.runner import loop
 from clip_la.zeroshot.tasks import retrieval
-parts.SECONDS_BETWEEN_SAVES = -1.0
+loop.SECONDS_BETWEEN_SAVES = -1.0
 retrieval.TEXTS_PER_CHUNK = {TEXTS_PER_CHUNK}
 from clip_la.cli import main
 sys.exit(main(["eval", *sys.argv[1:]]))
@@ -91,8 +91,8 @@ def kill_when(arguments: list[str], pattern: str, folder: Path, count: int) -> N
     assert process.returncode == -signal.SIGKILL
 
 
-def units_in(folder: Path, read) -> int:
-    return len(parts.PartialResults(folder, read).load())
+def units_in(folder: Path, kind: type[UnitRows]) -> int:
+    return sum(len(rows.unit_set) for rows in PartialResults(folder, kind).load())
 
 
 def counting(function: Callable, name: str, made: Counter[str]) -> Callable:
@@ -117,36 +117,37 @@ def test_a_killed_suite_goes_on_to_the_same_digits(suite: list[str], tmp_path: P
     kill_when(arguments, "*.parts/*.npz", state, 5)
     assert not cut.exists()
     (unfinished,) = state.glob("*.parts")
-    classified = units_in(unfinished, predictions.load)
+    classified = units_in(unfinished, Predictions)
     assert 5 <= classified < PICTURES / 2
     kill_when(arguments, "features/*-*.parts/*.npz", state, 5)
     (captions,) = state.glob("features/*-*.parts")
-    captioned = units_in(captions, features.read_rows)
+    captioned = units_in(captions, Features)
     assert 5 <= captioned < 2 * PICTURES / TEXTS_PER_CHUNK
     assert [line["task"] for line in results.read(cut)] == ["zeroshot_classification"]
     (pictured,) = set(state.glob("features/*.parts")) - {captions}
-    assert units_in(pictured, features.read_rows) == PICTURES / 2
+    assert units_in(pictured, ImageFeatures) == PICTURES / 2
 
     # Enough for the pictures to learn from, and some of those to be tested on.
     kill_when(arguments, "features/*.parts/*.npz", state, 2 * PICTURES // TEXTS_PER_CHUNK + PICTURES // 2 + 5)
     assert [line["task"] for line in results.read(cut)] == ["zeroshot_classification", "zeroshot_retrieval"]
-    tested = min(units_in(folder, features.read_rows) for folder in state.glob("features/*.parts"))
+    of_images = set(state.glob("features/*.parts")) - {captions}
+    tested = min(units_in(folder, ImageFeatures) for folder in of_images)
     assert 5 <= tested < PICTURES / 2
 
     made: Counter[str] = Counter()
-    for module, name in ((engine, "score_batch"), (features, "encode_batch"), (retrieval, "encode_tokens")):
+    for module, name in ((EvalModel, "encode_images"), (retrieval, "encode_tokens")):
         monkeypatch.setattr(module, name, counting(getattr(module, name), name, made))
     assert main(["eval", *arguments]) == 0
     # The first two tasks were done, the last one has its features from the third, which lacked these.
-    assert made == {"encode_batch": PICTURES // 2 - tested}
+    assert made == {"encode_images": PICTURES // 2 - tested}
     assert timeless(cut) == timeless(whole)
     assert json.loads(cut.read_text().splitlines()[3])["num_train"] == 5 * len(NAMES)
     for line in results.read(whole):
         if line["task"] == results.CLASSIFICATION:
             own, other = (
-                predictions.load(p.parent / "predictions" / f"{line['evaluation']}.npz") for p in (whole, cut)
+                Predictions.load(p.parent / "predictions" / f"{line['evaluation']}.npz") for p in (whole, cut)
             )
-            assert all(np.array_equal(getattr(own, name), getattr(other, name)) for name in predictions.ARRAYS)
+            assert all(np.array_equal(getattr(own, each.name), getattr(other, each.name)) for each in fields(own))
     # Nothing is left but the predictions, nor of the uninterrupted one.
     assert [path.suffix for folder in (whole, cut) for path in (folder.parent / "predictions").iterdir()] == [
         ".npz"

@@ -14,9 +14,9 @@ from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.datasets.records import Record
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import classes
+from clip_la.zeroshot.suite import SuiteEntry, prepare
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
-from clip_la.zeroshot.tasks.entries import SuiteEntry, prepare
-from clip_la.zeroshot.tasks.task import Probe
+from clip_la.zeroshot.tasks.probe import Probe
 
 from .conftest import NAMES, WNIDS, picture
 from .reference import Reference

@@ -11,8 +11,11 @@ from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.model.eval_model import of_model
+from clip_la.zeroshot.options import SuiteEntry
+from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.tasks import probe
-from clip_la.zeroshot.tasks.entries import SuiteEntry
+
+SETTINGS = EvalSettings(batch_size=4, progress=False)
 
 
 def data(rows: int, seed: int, classes: int = 5, dim: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +71,7 @@ def test_chosen_penalty_is_the_best_on_held_out_pictures():
 def test_learning_and_testing_on_the_same_pictures(tiny_model: CLIP, image_folder: Path, task: str, monkeypatch):
     monkeypatch.setattr(probe, "NUM_NEIGHBOURS", 1)
     test_set = open_dataset(str(image_folder))
-    line = probe.evaluate_probe(of_model(tiny_model), test_set, test_set, task=task, batch_size=4, progress=False)
+    line = probe.Probe(test_set, test_set, task).run(of_model(tiny_model), SETTINGS).line
     assert (line["task"], line["num_samples"], line["num_train"]) == (task, 23, 23)
     if task == results.LINEAR_PROBE:
         assert line["penalty"] > 0
@@ -83,9 +86,7 @@ def test_nearest_neighbour_of_a_training_picture_is_itself():
 
 def test_shots_limit_the_training_pictures(tiny_model: CLIP, image_folder: Path):
     test_set = open_dataset(str(image_folder))
-    line = probe.evaluate_probe(
-        of_model(tiny_model), test_set, test_set, task=results.KNN, shots=2, batch_size=4, progress=False
-    )
+    line = probe.Probe(test_set, test_set, results.KNN, shots=2).run(of_model(tiny_model), SETTINGS).line
     # Seven classes, one of which has a single picture.
     assert line["num_train"] == 13
     assert line["shots"] == 2

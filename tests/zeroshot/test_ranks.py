@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from clip_la.zeroshot.datasets.records import Content
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.labels import prompts
 from clip_la.zeroshot.model.eval_model import of_model
-from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.runner.rows import Predictions
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
-from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval
+from clip_la.zeroshot.tasks.retrieval import Retrieval
 
 from .conftest import write_shards
 
 TEMPLATES = prompts.PromptSet("two", ("a photo of a {c}.", "the {c}"))
+ARRAYS = tuple(each.name for each in fields(Predictions) if each.name != "skipped")
 # The longest a job may take before the test calls it hung; it takes seconds.
 LIMIT_S = 120
 
@@ -73,11 +76,11 @@ def test_any_number_of_ranks_gives_the_same_digits(tiny_model: CLIP, tmp_path: P
 
     for world_size in (1, 2, 3):
         run_job(work, world_size, tmp_path)
-    expected = predictions.load(tmp_path / "1-0.npz")
+    expected = Predictions.load(tmp_path / "1-0.npz")
     assert len(expected) == 13
     for world_size, rank in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2)):
-        found = predictions.load(tmp_path / f"{world_size}-{rank}.npz")
-        for name in predictions.ARRAYS:
+        found = Predictions.load(tmp_path / f"{world_size}-{rank}.npz")
+        for name in ARRAYS:
             assert np.array_equal(getattr(found, name), getattr(expected, name)), (world_size, rank, name)
         assert (tmp_path / f"{world_size}-{rank}.txt").read_text() == (tmp_path / "1-0.txt").read_text()
 
@@ -99,7 +102,7 @@ def test_retrieval_on_two_ranks(tiny_model: CLIP, tmp_path: Path, monkeypatch):
 
     def work(rank: int) -> None:
         test_set = open_caption_shards(str(tmp_path / "{0,1}.tar"), "x")
-        line = evaluate_retrieval(of_model(tiny_model), test_set, batch_size=2, progress=False)
+        line = Retrieval(test_set).run(of_model(tiny_model), EvalSettings(batch_size=2, progress=False)).line
         (tmp_path / f"{ranks.world_size()}-{rank}.txt").write_text(repr((line["metrics"], line["num_captions"])))
 
     for world_size in (1, 2):

@@ -14,7 +14,8 @@ from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 from clip_la.zeroshot.model.eval_model import of_model
-from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval
+from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.tasks.retrieval import Retrieval
 
 from .conftest import picture
 from .reference import Reference
@@ -48,7 +49,8 @@ def shard(path: Path, parts: list[dict[str, Any]]) -> Path:
 
 
 def line_of(model: CLIP, path: Path) -> dict[str, Any]:
-    return evaluate_retrieval(of_model(model), open_caption_shards(str(path), "x"), batch_size=4, progress=False)
+    task = Retrieval(open_caption_shards(str(path), "x"))
+    return task.run(of_model(model), EvalSettings(batch_size=4, progress=False)).line
 
 
 def check(model: CLIP, line: dict[str, Any], meant: dict[int, list[str]]) -> None:

@@ -17,7 +17,9 @@ from clip_la.models.interop import to_open_clip, to_open_clip_config
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.labels.prompts import PromptSet
 from clip_la.zeroshot.model.classifier import build_classifier
-from clip_la.zeroshot.model.eval_model import EvalModel, of_model, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
+from clip_la.zeroshot.model.open_clip import wrap_open_clip
+from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.tasks.retrieval import encode_texts
 
 TEXTS = [
@@ -81,7 +83,7 @@ def test_random_texts_have_open_clips_features_in_any_company(tiny_model: CLIP, 
         with torch.no_grad():
             together = tiny_model.encode_text(encode(texts)[0])
             alone = torch.cat([tiny_model.encode_text(encode([text])[0]) for text in texts])
-        for features in (together, alone, encode_texts(eval_model, texts, precision="float32")):
+        for features in (together, alone, encode_texts(eval_model, texts, EvalSettings(progress=False))):
             assert (features - reference).abs().max() < TOLERANCE
 
     check()
@@ -89,7 +91,7 @@ def test_random_texts_have_open_clips_features_in_any_company(tiny_model: CLIP, 
 
 def test_retrieval_texts_have_open_clips_features(either: EvalModel, theirs: Any) -> None:
     for texts in (TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[::-1]):
-        features = encode_texts(either, texts, precision="float32")
+        features = encode_texts(either, texts, EvalSettings(progress=False))
         assert (features - expected(theirs, texts)).abs().max() < TOLERANCE
 
 

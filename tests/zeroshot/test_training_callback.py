@@ -15,14 +15,14 @@ from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
 from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.labels import prompts
-from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
-from clip_la.zeroshot.tasks.task import Classification, EvalOptions
+from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.tasks.classification import Classification, evaluate_zeroshot
 
 from .conftest import NAMES, picture
 
 TEMPLATES = prompts.PromptSet("one", ("a {c}",))
 BATCH = 4
-HOW = EvalOptions(batch_size=5)
+HOW = EvalSettings(batch_size=5)
 
 
 class Pairs(Dataset):

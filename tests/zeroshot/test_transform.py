@@ -17,8 +17,9 @@ from clip_la.data.shards.problems import BadSample
 from clip_la.errors import UserError
 from clip_la.models import CLIP, save_checkpoint
 from clip_la.models.interop import to_open_clip_config
-from clip_la.zeroshot.model.eval_model import of_model, with_transform, wrap_open_clip
+from clip_la.zeroshot.model.eval_model import of_model
 from clip_la.zeroshot.model.load import load_eval_model
+from clip_la.zeroshot.model.open_clip import with_own_transform, wrap_open_clip
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (45, 61, 3), dtype=np.uint8)
 RGB = Image.fromarray(COLOURS)
@@ -65,7 +66,7 @@ def test_pixels_are_open_clips_whatever_the_mode(tiny_model: CLIP, kind: str) ->
     spec = tiny_model.spec
     reference = image_transform_v2(PreprocessCfg(size=32, mean=spec.pixel_mean, std=spec.pixel_std), is_train=False)
     expected = reference(Image.open(BytesIO(KINDS[kind])))
-    eval_model = with_transform(of_model(tiny_model), "open_clip")
+    eval_model = with_own_transform(of_model(tiny_model))
     assert torch.equal(eval_model.preprocess(KINDS[kind]), expected)
     assert torch.equal(eval_model.preprocess(Image.open(BytesIO(KINDS[kind]))), expected)
     assert eval_model.pixel_stats is None
@@ -86,12 +87,12 @@ def test_an_open_clip_model_keeps_its_own_settings(tiny_model: CLIP, resize_mode
     reference = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     for data in (KINDS["RGBA"], KINDS["1"], KINDS["EXIF"]):
         picture = Image.open(BytesIO(data))
-        assert torch.equal(with_transform(eval_model, "open_clip").preprocess(data), reference(picture))
+        assert torch.equal(with_own_transform(eval_model).preprocess(data), reference(picture))
         assert not torch.equal(eval_model.preprocess(data), reference(picture))
 
 
 def test_what_does_not_decode_is_a_skipped_sample(tiny_model: CLIP) -> None:
-    preprocess = with_transform(of_model(tiny_model), "open_clip").preprocess
+    preprocess = with_own_transform(of_model(tiny_model)).preprocess
     thin = saved(Image.new("L", (1, 200_000)), "PNG")
     for data, reason in ((b"no picture", problems.NOT_AN_IMAGE), (thin, problems.IMAGE_TOO_LONG)):
         with pytest.raises(BadSample) as caught:

@@ -18,8 +18,9 @@ from clip_la.data.tools.verify import verify, verify_shard
 from clip_la.zeroshot.datasets.folders import open_folders
 from clip_la.zeroshot.datasets.shards import open_caption_shards, open_shards
 from clip_la.zeroshot.labels.classes import from_entries
-from clip_la.zeroshot.runner.features import encode_images
+from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
+from clip_la.zeroshot.tasks.task import encode_images
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
@@ -145,15 +146,8 @@ def test_verify_read_training_and_evaluation_agree(shard, tmp_path, eval_model):
     found = evaluate_zeroshot(eval_model, open_shards(str(shard.parent), None, "s"), progress=False)
     assert (set(found.predictions.keys), found.line["skipped"]) == (USED, counted(SKIPPED))
     assert {key: reason for _, _, key, reason in found.predictions.skipped} == SKIPPED
-    pairs = encode_images(
-        eval_model,
-        open_caption_shards(str(shard), "s"),
-        precision="float32",
-        batch_size=32,
-        num_workers=0,
-        progress=False,
-    )
-    assert (set(pairs.keys), pairs.skipped) == (USED, counted(SKIPPED))
+    pairs = encode_images(eval_model, open_caption_shards(str(shard), "s"), EvalSettings(batch_size=32, progress=False))
+    assert (set(pairs.keys), pairs.skip_counts()) == (USED, counted(SKIPPED))
 
 
 def test_folders_agree_with_shards(tmp_path, eval_model):

@@ -7,7 +7,7 @@ import pytest
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.zeroshot.labels import classes, wordnet
-from clip_la.zeroshot.runner import predictions
+from clip_la.zeroshot.runner.rows import Predictions
 from clip_la.zeroshot.tasks.classification import evaluate_zeroshot
 
 from .conftest import picture
@@ -184,7 +184,7 @@ def test_a_result_tells_how_wrong_the_wrong_ones_are(some_of_wordnet, tiny_model
     assert 0 < metrics["top1"]["value"] < metrics["top1_or_hypernym"]["value"] < 1
 
 
-def _columns(found: predictions.Predictions) -> tuple[np.ndarray, np.ndarray]:
+def _columns(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return found.labels, found.top
 
 

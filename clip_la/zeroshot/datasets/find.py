@@ -9,10 +9,10 @@ from clip_la.errors import UserError, unknown
 from clip_la.zeroshot.datasets import folders, layout
 from clip_la.zeroshot.datasets import parquet as parquet_sets
 from clip_la.zeroshot.datasets import shards as shard_sets
-from clip_la.zeroshot.datasets.label_values import SKIP, UNKNOWN_CLASSES
 from clip_la.zeroshot.datasets.parquet import PARQUET
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.options import SKIP, UNKNOWN_CLASSES
 
 # Folder names that say which part of a data set this is, not which data set.
 SPLITS = ("val", "validation", "test", "images", "data", "train")

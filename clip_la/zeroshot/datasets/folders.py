@@ -11,10 +11,11 @@ from clip_la.data.shards.formats import IMAGE_SUFFIXES
 from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.beside import own_classes
-from clip_la.zeroshot.datasets.label_values import ERROR, SKIP, numbers_in
+from clip_la.zeroshot.datasets.label_values import numbers_in
 from clip_la.zeroshot.datasets.records import NO_LABEL, NOT_IN_SET, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import classes as class_sets
 from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.options import ERROR, SKIP
 
 VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 # As CUB-200 ("001.Black_footed_Albatross") and Stanford Dogs ("n02085620-Chihuahua") call their folders.

@@ -10,11 +10,10 @@ from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets.records import NO_LABEL, NOT_IN_SET
 from clip_la.zeroshot.labels.class_files import whole_number
 from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.options import ERROR, SKIP
 
-SKIP, ERROR = "skip", "error"
 Where = tuple[str, str]
 """A file, and the sample in it that a label is of; for errors."""
-UNKNOWN_CLASSES = (SKIP, ERROR)
 # The hub's mark of a label that is withheld.
 WITHHELD = -1
 NUMBER_TEXT = re.compile(r"-?\d{1,9}(\.\d{0,9})?", re.ASCII)

@@ -13,11 +13,12 @@ from clip_la.data.shards.reader import expand_urls
 from clip_la.errors import UserError
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.beside import own_classes
-from clip_la.zeroshot.datasets.label_values import SKIP, Labels, numbers_in
+from clip_la.zeroshot.datasets.label_values import Labels, numbers_in
 from clip_la.zeroshot.datasets.records import NO_PICTURE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import class_files
 from clip_la.zeroshot.labels import classes as class_sets
 from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.options import SKIP
 
 PARQUET = ".parquet"
 PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")

@@ -3,7 +3,7 @@
 import functools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from clip_la import distributed as ranks
@@ -22,9 +22,9 @@ NO_CLASSES = ClassSet("none", "none", ("none",), (("none",),), ("",))
 
 @dataclass(frozen=True)
 class Record:
-    """One picture: `labels` are positions in the class set, the first one its own class, the others accepted too.
+    """One image: `labels` are positions in the class set, the first one its own class, the others accepted too.
 
-    In a retrieval set there are no classes; there a picture has captions.
+    In a retrieval set there are no classes; there an image has captions.
     """
 
     key: str
@@ -35,7 +35,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One picture that cannot be used, and why."""
+    """One image that cannot be used, and why."""
 
     key: str
     reason: str
@@ -76,16 +76,16 @@ class Content:
 
 @dataclass(frozen=True)
 class EvalDataset:
-    """Pictures with classes.
+    """Images with classes.
 
     Attributes:
         name: as it stands in results.
-        content: gives a hash of the pictures' and labels' content as they are when it is called.
-        num_records: how many pictures there are, where that is known without reading all.
+        content: gives a hash of the images' and labels' content as they are when it is called.
+        num_records: how many images there are, where that is known without reading all.
         templates: the set's own prompts, if it brings some.
         notes: what a person should know of the data, a line each.
         data: what a person named it by: a path, an address, a range.
-        found: what `content` gave when somebody looked for all ranks.
+        found: what `content` gave when all ranks last looked together.
     """
 
     __test__ = False  # not a test, whatever pytest thinks of the name
@@ -102,19 +102,5 @@ class EvalDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The hash of the content as it was found, else as it is when first asked for."""
+        """The hash of the content as all ranks last saw it, else as it is when first asked for."""
         return self.content() if self.found is None else self.found
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """The fields of a result line that name the data."""
-        return {"dataset": self.name, "data": self.data}
-
-    def as_found(self, fingerprint: str) -> "EvalDataset":
-        """The same set, looked at."""
-        return replace(self, found=fingerprint)
-
-    @property
-    def said(self) -> dict[str, list[str]]:
-        """The notes as a result line has them: {"notes": [...]}, or nothing."""
-        return {"notes": list(self.notes)} if self.notes else {}

@@ -13,9 +13,10 @@ from clip_la.data.text.captions import every_caption, json_object
 from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.beside import own_classes, own_templates
-from clip_la.zeroshot.datasets.label_values import SKIP, Labels, Where, number_in, numbers_in
+from clip_la.zeroshot.datasets.label_values import Labels, Where, number_in, numbers_in
 from clip_la.zeroshot.datasets.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.options import SKIP
 
 # Where CLIP_benchmark's data sets keep their shards.
 SPLIT_FOLDERS = ("test", "val")

@@ -6,26 +6,36 @@ sorted by length and cut into batches trimmed to their longest. Chunks, and so b
 ranks or workers: any number of them gives the same digits.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from clip_la import distributed as ranks
+from clip_la.atomic import atomic_write
 from clip_la.data.text.tokenizer import caption_lengths, trim
-from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.labels.classes import ClassSet, content_hash
 from clip_la.zeroshot.labels.prompts import PromptSet, check
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
 from clip_la.zeroshot.model.eval_model import EvalModel, Tokenize, matmul_precision
 
 # Prompts tokenised and sorted together: enough for long runs of equal length, little enough to share over ranks.
 PROMPTS_PER_CHUNK = 8192
 # Tokens in one batch of texts on an accelerator and on a CPU, where larger batches only cost memory.
 TOKENS_PER_BATCH = {"cuda": 65536, "cpu": 8192}
+# Raised when the way a classifier is computed changes: older files are then stale.
+FORMAT = "2"
+ROWS = "classifier"
 # Below this many prompts starting worker processes costs more than they save.
 PROMPTS_WORTH_WORKERS = 20000
 
@@ -112,6 +122,60 @@ def encode_chunk(eval_model: EvalModel, chunk: Chunk, precision: str) -> Float[T
     # One segment a class, summed in order: unlike a scatter-add, the same digits every time.
     means = torch.segment_reduce(features, "mean", lengths=chunk.counts.to(features.device))
     return nn.functional.normalize(means, dim=-1).cpu()
+
+
+def default_folder() -> Path:
+    """$XDG_CACHE_HOME/clip_la/classifiers, or ~/.cache/clip_la/classifiers."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "clip_la" / "classifiers"
+
+
+class ClassifierCache:
+    """A folder of classifiers, each under the hash of all that it depends on; stale or damaged ones are built anew.
+
+    Keys are small dictionaries of strings; they stand in the file, beside its checksum.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: Mapping[str, str]) -> Path:
+        """Where the classifier of `key` lies or would lie."""
+        return self.folder / f"{content_hash(dict(key))}.safetensors"
+
+    def load(self, key: Mapping[str, str]) -> Float[Tensor, "classes embed_dim"] | None:
+        """The rows of `key`, float32 on the CPU, or None; says in one line on stderr why a file is not used."""
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = file.metadata() or {}
+                rows = file.get_tensor(ROWS)
+            wrong = None
+            if notes.get("key") != self._notes(key, rows)["key"]:
+                wrong = "stale: made from other weights, names or templates, or by another version"
+            elif notes.get("checksum") != self._notes(key, rows)["checksum"]:
+                wrong = "damaged (checksum)"
+        except (SafetensorError, OSError) as error:
+            wrong = f"damaged ({error})"
+        if wrong is None:
+            return rows
+        print(f"cached classifier {path} is {wrong}; building it anew", file=sys.stderr)
+        return None
+
+    def store(self, key: Mapping[str, str], rows: Float[Tensor, "classes embed_dim"]) -> Path:
+        """Writes the rows of `key`, whole or not at all."""
+        path = self.path(key)
+        data = save({ROWS: rows.contiguous()}, self._notes(key, rows))
+        with atomic_write(path) as stream:
+            stream.write(data)
+        return path
+
+    def _notes(self, key: Mapping[str, str], rows: Tensor) -> dict[str, str]:
+        """What stands in the file beside the rows."""
+        checksum = hashlib.blake2b(rows.contiguous().numpy().tobytes()).hexdigest()
+        return {"key": json.dumps({**key, "format": FORMAT}, sort_keys=True), "checksum": checksum}
 
 
 def build_classifier(

@@ -1,9 +1,16 @@
-"""The model under evaluation behind one small face: ours, or any model of open_clip through open_clip's own module."""
+"""The model under evaluation behind one small face, and the hash of all that can move a digit of its features.
+
+What is kept on disk (text classifiers, predictions, features) is found again by this hash alone. open_clip's own
+modules get the same face in open_clip.py.
+"""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +19,30 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_la.data.images.decode import as_rgb, decode_as_stored, decode_image, reasons
-from clip_la.data.images.transforms import check_shape, eval_transform, normalize_pixels
+from clip_la.data.images.transforms import eval_transform, normalize_pixels
 from clip_la.data.text.tokenizer import get_tokenizer
-from clip_la.errors import UserError, unknown
+from clip_la.errors import unknown
 from clip_la.models.clip import CLIP
 from clip_la.models.flops import flops
-from clip_la.models.spec import ModelSpec
-from clip_la.zeroshot.model.identity import PROBES, model_hash, sources_from_outside, structure, tokenizer_id
+from clip_la.zeroshot.labels.classes import content_hash
+from clip_la.zeroshot.options import OWN
 
 Tokenize = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-# How a picture file becomes a model's input: RGB by the rule of data/decode.py first, or as Pillow opens it and all of
-# the rest by open_clip's transform, which shows what lies under transparency and leaves EXIF and wide integers alone.
-OWN, OPEN_CLIP = "clip_la", "open_clip"
-TRANSFORMS = (OWN, OPEN_CLIP)
+HASH_DIGITS = 16
+COMPILED = "_orig_mod."
+# Of what our models are made; their versions, where they matter, are in result lines.
+OUR_PACKAGES = ("clip_la", "torch", "timm")
+# Texts on which tokenizers differ: case, spaces, HTML, mis-decoded text, other scripts, signs, more words than fit.
+PROBES = (
+    "",
+    "a photo of a Tench, Tinca tinca.",
+    "  Two\tspaces &amp;amp; <b>HTML</b>  don't ",
+    "caf\u00e9 \u5317\u4eac \u0440\u0443\u0441 \U0001f382!",
+    "!$% 2024 a_b-c",
+    "stra\u00c3\u0178e",
+    "word " * 300,
+)
 
 
 @dataclass(frozen=True)
@@ -39,40 +55,7 @@ class UInt8Preprocess:
         return _eval_transform(self.image_size)(image)
 
 
-@dataclass(frozen=True)
-class OpenClipPreprocess:
-    """Picture or bytes -> Float[3, height, width], by open_clip's own evaluation transform of the model.
-
-    Attributes:
-        settings: open_clip's PreprocessCfg.
-        as_stored: whether the transform gets the picture in its own mode, as in open_clip, or RGB by our rule.
-    """
-
-    settings: tuple[tuple[str, Any], ...]
-    as_stored: bool = False
-
-    def __call__(self, image: Image.Image | bytes) -> Tensor:
-        transform = _open_clip_transform(self.settings)
-        if isinstance(image, bytes):
-            image = decode_as_stored(image) if self.as_stored else decode_image(image)
-        elif not self.as_stored:
-            image = as_rgb(image)
-        settings = dict(self.settings)
-        if settings.get("resize_mode", "shortest") == "shortest":
-            size = settings["size"]
-            check_shape(image, max(size) if isinstance(size, tuple) else size)
-        with reasons():
-            return transform(image)
-
-
 _eval_transform = functools.cache(eval_transform)
-
-
-@functools.cache
-def _open_clip_transform(settings: tuple[tuple[str, Any], ...]) -> Callable[[Image.Image], Tensor]:
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    return image_transform_v2(PreprocessCfg(**dict(settings)), is_train=False)
 
 
 @dataclass(frozen=True)
@@ -89,6 +72,8 @@ class EvalModel:
         text_architecture: the text tower's part of it.
         compiled: whether torch has compiled the towers, which may move a digit.
         origin: the fields of a result line that tell where the model comes from.
+        sizes: the fields that follow from its architecture: `tokens` of an image, class token included, and
+            `image_size` in pixels; null where a tower has no tokens or its images are not square.
     """
 
     module: nn.Module
@@ -103,6 +88,7 @@ class EvalModel:
     text_architecture: Any
     compiled: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -183,6 +169,24 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+def model_hash(module: nn.Module, settings: Mapping[str, Any], without: str | None = None) -> str:
+    """The first 16 hex digits of a BLAKE2b over `settings` and names, shapes, dtypes and bytes of the weights.
+
+    Args:
+        settings: whatever else the features depend on, as JSON has it.
+        without: weights whose names begin so are left out.
+    """
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode())
+    # Buffers too: a mask that is not saved with the weights is computed with all the same.
+    tensors = {**module.state_dict(), **dict(module.named_buffers())}
+    for name, tensor in sorted((name.removeprefix(COMPILED), tensor) for name, tensor in tensors.items()):
+        if without is None or not name.startswith(without):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            digest.update(values)
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
 def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> EvalModel:
     """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
     spec = model.spec
@@ -223,80 +227,19 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Eval
         architecture=numbers,
         text_architecture={k: v for k, v in numbers.items() if not k.startswith(("image_", "patch_", "pixel_"))},
         origin=origin,
+        sizes={"tokens": spec.num_image_tokens, "image_size": spec.image_size},
     )
 
 
-def of_open_clip(name: str, weights: str) -> EvalModel:
-    """Any open_clip model through open_clip's own module; `weights` is a file or one of its pretrained tags."""
-    import open_clip
-
-    from clip_la.models.open_clip_module import create_open_clip
-
-    is_hub = ":" in name
-    if not is_hub and name not in open_clip.list_models():
-        raise unknown("open_clip model", name, open_clip.list_models())
-    tags = [] if is_hub else open_clip.list_pretrained_tags_by_model(name)
-    if not is_hub and weights not in tags and not Path(weights).is_file():
-        known = f"one of {', '.join(tags)}" if tags else "a file: open_clip has no weights for it"
-        raise UserError(f"no weights '{weights}' for {name}: expected a file or {known}")
-    return wrap_open_clip(create_open_clip(name, weights), name, weights)
-
-
-def wrap_open_clip(module: nn.Module, name: str, weights: str) -> EvalModel:
-    """An open_clip module that is already loaded."""
-    import open_clip
-
-    settings = dict(module.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
-    tokenizer = open_clip.get_tokenizer(name)
-    empty = (
-        "run_id",
-        "parent_run_id",
-        "seed",
-        "samples_seen",
-        "budget_samples",
-        "schedule",
-        "batch_size",
-        "train_data",
-        "flops_per_sample",
-    )
-    origin: dict[str, Any] = dict.fromkeys(empty)
-    # Every open_clip tower attends by softmax; its FLOPs are not counted by our arithmetic.
-    origin |= dict.fromkeys(("attention", "image_attention", "text_attention"), "softmax")
-    origin["model"] = name
-    origin["parameters"] = sum(p.numel() for p in module.parameters())
-    origin["checkpoint"] = f"{name}:{weights}" if weights else name
-    origin["transform"] = OWN
-    return EvalModel(
-        module=module.eval(),
-        preprocess=OpenClipPreprocess(tuple(sorted((key, _frozen(value)) for key, value in settings.items()))),
-        pixel_stats=None,
-        tokenize=lambda texts: tokenizer(list(texts)),
-        tokenizer_name=tokenizer_id(tokenizer),
-        context_length=int(module.context_length),  # type: ignore[arg-type]
-        trims_text=False,
-        image_prefix="visual.",
-        architecture=structure(module),
-        text_architecture=structure(module, without="visual."),
-        origin=origin,
-    )
-
-
-def with_transform(eval_model: EvalModel, transform: str) -> EvalModel:
-    """The same model shown pictures by one of `TRANSFORMS`; raises UserError for another name."""
-    if transform not in TRANSFORMS:
-        raise unknown("transform", transform, TRANSFORMS)
-    if transform == OWN:
-        return eval_model
-    if isinstance(eval_model.preprocess, OpenClipPreprocess):
-        settings = eval_model.preprocess.settings
-    else:
-        spec = eval_model.module.spec
-        assert isinstance(spec, ModelSpec)
-        settings = (("mean", spec.pixel_mean), ("size", spec.image_size), ("std", spec.pixel_std))
-    preprocess = OpenClipPreprocess(settings, as_stored=True)
-    origin = {**eval_model.origin, "transform": transform}
-    return replace(eval_model, preprocess=preprocess, pixel_stats=None, origin=origin)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def sources_from_outside(module: nn.Module) -> dict[str, str]:
+    """Class -> hash of its source, for parts that a plugin brings: these change without a new version of clip_la."""
+    kinds = {type(part) for part in module.modules()}
+    foreign = {kind for kind in kinds if kind.__module__.partition(".")[0] not in OUR_PACKAGES}
+    sources = {}
+    for kind in sorted(foreign, key=lambda kind: kind.__qualname__):
+        # The whole file of a class, for it may use what stands beside it; its name where there is no file to read.
+        source = kind.__qualname__
+        with suppress(TypeError, OSError, UnicodeDecodeError):
+            source = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
+        sources[kind.__qualname__] = content_hash(source)
+    return sources

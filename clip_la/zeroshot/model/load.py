@@ -11,10 +11,13 @@ from clip_la.models.checkpoint import load_checkpoint
 from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
-from clip_la.runs import RunFolder, samples_of
-from clip_la.zeroshot.model.eval_model import OWN, EvalModel, of_model, of_open_clip, with_transform
+from clip_la.runs import samples_of
+from clip_la.zeroshot.model.eval_model import EvalModel, of_model
+from clip_la.zeroshot.model.open_clip import of_open_clip, with_own_transform
+from clip_la.zeroshot.options import OPEN_CLIP, OWN
 
 WHICH = ("last", "all")
+TRANSFORMS = (OWN, OPEN_CLIP)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -50,12 +53,14 @@ def load_eval_model(
 
     Args:
         compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
-        transform: one of `eval_model.TRANSFORMS`.
+        transform: one of TRANSFORMS.
 
     Raises:
         UserError: nothing of that name, or what is there is damaged or does not fit.
     """
-    eval_model = with_transform(_load(text), transform)
+    if transform not in TRANSFORMS:
+        raise unknown("transform", transform, TRANSFORMS)
+    eval_model = _load(text) if transform == OWN else with_own_transform(_load(text))
     eval_model.module.eval().requires_grad_(False).to(device)
     if compiled:
         eval_model.compile()
@@ -106,12 +111,6 @@ def _nothing_there(text: str) -> UserError:
     if "/" in text or Path(text).suffix in (".pt", ".ckpt", ".safetensors", ".bin"):
         return UserError(f"no run or checkpoint at {text}")
     return unknown("model", text, open_clip.list_models())
-
-
-def run_folder(checkpoint: str) -> Path | None:
-    """The run that a checkpoint file lies in (RUN/checkpoints/FILE), or None."""
-    run = RunFolder.of_checkpoint(Path(checkpoint).resolve())
-    return None if run is None else run.path
 
 
 def choose_device(text: str | None, local_rank: int = 0) -> torch.device:

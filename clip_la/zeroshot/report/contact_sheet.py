@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from clip_la.atomic import atomic_write
 from clip_la.data.images.decode import decode_image
 from clip_la.zeroshot.datasets.records import EvalDataset, Record
-from clip_la.zeroshot.runner.predictions import Predictions
+from clip_la.zeroshot.runner.rows import Predictions
 
 NUM_PICTURES = 48
 COLUMNS = 8
@@ -42,43 +42,42 @@ class Tile:
         return RIGHT if self.rank == 0 else NEAR if self.rank < len(self.guesses) else WRONG
 
 
-def choose(found: Predictions, num_pictures: int = NUM_PICTURES, seed: int = SHEET_SEED) -> list[int]:
+def choose(predictions: Predictions, num_pictures: int = NUM_PICTURES, seed: int = SHEET_SEED) -> list[int]:
     """Rows drawn at random, the same for every model on the same test set, in the test set's order."""
-    count = min(num_pictures, len(found))
-    return sorted(np.random.default_rng(seed).choice(len(found), count, replace=False).tolist())
+    count = min(num_pictures, len(predictions))
+    return sorted(np.random.default_rng(seed).choice(len(predictions), count, replace=False).tolist())
 
 
-def tiles(found: Predictions, test_set: EvalDataset, rows: Sequence[int]) -> list[Tile]:
+def tiles(predictions: Predictions, test_set: EvalDataset, rows: Sequence[int]) -> list[Tile]:
     """Reads the pictures of some rows again; sources are read only as far as needed."""
     wanted: dict[int, dict[int, int]] = defaultdict(dict)
     for row in rows:
-        wanted[int(found.sources[row])][int(found.positions[row])] = row
+        wanted[int(predictions.sources[row])][int(predictions.positions[row])] = row
     made: dict[int, Tile] = {}
     for source, positions in wanted.items():
         last = max(positions)
         for position, record in enumerate(test_set.sources[source].records()):
             if position in positions and isinstance(record, Record):
-                made[positions[position]] = _tile(record, found, test_set, positions[position])
+                made[positions[position]] = _tile(record, predictions, test_set, positions[position])
             if position >= last:
                 break
     return [made[row] for row in rows if row in made]
 
 
-def _tile(record: Record, found: Predictions, test_set: EvalDataset, row: int) -> Tile:
+def _tile(record: Record, predictions: Predictions, test_set: EvalDataset, row: int) -> Tile:
     names = test_set.classes.names
-    guesses = tuple(
-        (names[index][0], float(score)) for index, score in zip(found.top[row], found.scores[row], strict=True)
-    )
+    best = zip(predictions.top[row], predictions.scores[row], strict=True)
+    guesses = tuple((names[index][0], float(score)) for index, score in best)
     picture = decode_image(record.read())
     fitted = ImageOps.contain(picture, (TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
-    return Tile(fitted, names[found.labels[row]][0], guesses, int(found.ranks[row]))
+    return Tile(fitted, names[predictions.labels[row]][0], guesses, int(predictions.ranks[row]))
 
 
 def contact_sheet(
-    found: Predictions, test_set: EvalDataset, path: Path, *, title: str, num_pictures: int = NUM_PICTURES
+    predictions: Predictions, test_set: EvalDataset, path: Path, *, title: str, num_pictures: int = NUM_PICTURES
 ) -> tuple[Path, Path]:
     """Writes PATH.png and PATH.html (`path` without suffix) and returns the two paths."""
-    chosen = tiles(found, test_set, choose(found, num_pictures))
+    chosen = tiles(predictions, test_set, choose(predictions, num_pictures))
     image_path, page_path = (path.with_name(path.name + end) for end in (".png", ".html"))
     with atomic_write(image_path) as stream:
         draw_sheet(chosen, title).save(stream, format="PNG")

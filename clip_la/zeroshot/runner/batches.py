@@ -1,15 +1,17 @@
-"""Pictures in batches of fixed size, in any number of ranks and worker processes, each picture exactly once.
+"""Images in batches of fixed size, over any number of ranks and worker processes, each image exactly once.
 
 A unit is `batch_size` consecutive records of one source. Consumers share units, and a resumed evaluation skips
-them whole. The last unit of a source is padded and unreadable pictures leave a gap, so every batch has the same shape,
-and a picture's digits depend neither on its neighbours nor on the number of processes.
+them whole. The last unit of a source is padded and unreadable images leave a gap, so every batch has the same shape,
+and an image's digits depend neither on its neighbours nor on the number of processes.
 """
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from PIL import Image
@@ -22,11 +24,11 @@ from clip_la.data.shards.watch import At, TimeLimit
 from clip_la.data.stream.watched_loader import WatchedLoader, WorkerDied
 from clip_la.errors import UserError
 from clip_la.zeroshot.datasets.records import Record, RecordSource, Skipped
+from clip_la.zeroshot.runner.rows import Unit
 
-Unit = tuple[int, int]
 Preprocess = Callable[[Image.Image | bytes], Tensor]
 NO_FILE = "unreadable file"
-# A batch of 128 pictures of 224 pixels is 19 MB in uint8, held by each worker: one ahead is enough to keep a GPU fed.
+# A batch of 128 images of 224 pixels is 19 MB in uint8, held by each worker: one ahead is enough to keep a GPU fed.
 PREFETCH_BATCHES = 1
 # Workers that die in one pass before it is given up.
 MAX_DEATHS = 20
@@ -56,9 +58,19 @@ class ImageBatch:
             self.images = self.images.pin_memory()
         return self
 
+    def unit_rows(self) -> dict[str, Any]:
+        """The fields that all kinds of `UnitRows` have."""
+        source, count = self.unit[0], len(self.positions)
+        return {
+            "sources": np.full(count, source, dtype=np.int32),
+            "positions": np.array(self.positions, dtype=np.int64),
+            "units": np.array([self.unit], dtype=np.int64),
+            "skipped": tuple((source, *entry) for entry in self.skipped),
+        }
+
     def padded_labels(self) -> Int64[Tensor, "rows labels"]:
-        """The labels of the rows that hold pictures, padded with -1."""
-        width = max(map(len, self.labels))
+        """The accepted labels of each row that holds an image, its own first, padded with -1."""
+        width = max(map(len, self.labels), default=0)
         return torch.tensor([(*own, *[-1] * (width - len(own))) for own in self.labels])
 
 
@@ -75,7 +87,10 @@ def share_of(num_sources: int, consumer: int, num_consumers: int) -> list[tuple[
 
 
 class UnitStream(IterableDataset):
-    """The units of the consumers of this rank; each worker process is a consumer."""
+    """The units of the consumers of this rank; each worker process is a consumer.
+
+    `left_out` has, by name of the source and position, why an image is skipped without being read again.
+    """
 
     def __init__(
         self,
@@ -85,42 +100,45 @@ class UnitStream(IterableDataset):
         done: frozenset[Unit] = frozenset(),
     ) -> None:
         self.sources, self.preprocess, self.batch_size, self.done = sources, preprocess, batch_size, done
-        self.passed_over: dict[tuple[str, int], str] = {}
+        self.left_out: dict[tuple[str, int], str] = {}
         self.rank, self.world_size = ranks.rank(), ranks.world_size()
 
     def __iter__(self) -> Iterator[ImageBatch]:
         worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        workers, own = (worker.num_workers, worker.id) if worker else (1, 0)
         # Rank first: with fewer sources than consumers the sources spread over the ranks.
-        consumer, consumers = number * self.world_size + self.rank, workers * self.world_size
+        consumer, consumers = own * self.world_size + self.rank, workers * self.world_size
         for source, turn, turns in share_of(len(self.sources), consumer, consumers):
             try:
-                yield from self._units(source, turn, turns)
+                records = enumerate(self.sources[source].records())
+                number = 0
+                while chunk := list(islice(records, self.batch_size)):
+                    unit = (source, number)
+                    if number % turns == turn and unit not in self.done:
+                        yield self._decoded(unit, chunk)
+                    number += 1
             except UserError as error:
                 yield ImageBatch((source, -1), error=str(error))
                 return
 
-    def _units(self, source: int, turn: int, turns: int) -> Iterator[ImageBatch]:
-        records = enumerate(self.sources[source].records())
-        number = 0
-        while chunk := list(islice(records, self.batch_size)):
-            unit = (source, number)
-            if number % turns == turn and unit not in self.done:
-                yield self._decoded(unit, chunk)
-            number += 1
-
     def _decoded(self, unit: Unit, chunk: Sequence[tuple[int, Record | Skipped]]) -> ImageBatch:
         batch = ImageBatch(unit)
-        name = name_of(self.sources[unit[0]], unit[0])
+        source = self.sources[unit[0]]
+        # What messages call it: its address, if it has one.
+        name = str(getattr(source, "url", None) or getattr(source, "path", None) or f"source {unit[0]}")
         pixels: list[Tensor] = []
         for row, (position, record) in enumerate(chunk):
             try:
                 if isinstance(record, Skipped):
                     raise BadSample(record.reason)
-                if (name, position) in self.passed_over:
-                    raise BadSample(self.passed_over[name, position])
+                if (name, position) in self.left_out:
+                    raise BadSample(self.left_out[name, position])
                 with TimeLimit(name, record.key, position):
-                    pixels.append(self.preprocess(_read(record)))
+                    try:
+                        data = record.read()
+                    except OSError as error:
+                        raise BadSample(NO_FILE) from error
+                    pixels.append(self.preprocess(data))
             except BadSample as bad:
                 batch.skipped.append((position, record.key, bad.reason))
                 continue
@@ -131,21 +149,9 @@ class UnitStream(IterableDataset):
             batch.positions.append(position)
         if pixels:
             batch.images = pixels[0].new_zeros(self.batch_size, *pixels[0].shape)
-            for row, picture in zip(batch.rows, pixels, strict=True):
-                batch.images[row] = picture
+            for row, image in zip(batch.rows, pixels, strict=True):
+                batch.images[row] = image
         return batch
-
-
-def name_of(source: RecordSource, number: int) -> str:
-    """What a source is called in messages: its address, if it has one."""
-    return str(getattr(source, "url", None) or getattr(source, "path", None) or f"source {number}")
-
-
-def _read(record: Record) -> bytes:
-    try:
-        return record.read()
-    except OSError as error:
-        raise BadSample(NO_FILE) from error
 
 
 def image_batches(
@@ -159,8 +165,8 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """This rank's units that are not `done`, in no particular order.
 
-    A worker that dies, or takes too long over one picture, is reported on stderr, and the workers start again with what
-    is left. They leave out, as skipped, a picture that took too long or at which two workers have died.
+    A worker that dies, or takes too long over one image, is reported on stderr, and the workers start again with what
+    is left. They skip an image that took too long or at which two workers have died.
 
     Raises:
         UserError: what a source raised, also in a worker process; or workers that die again and again.
@@ -169,8 +175,17 @@ def image_batches(
     deaths: list[At] = []
     finished: set[Unit] = set()
     while True:
+        loader = WatchedLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=PREFETCH_BATCHES if num_workers else None,
+            pin_memory=pin_memory,
+            # Of its own: a loader draws a number, and an evaluation must not move the random state of a training.
+            generator=torch.Generator(),
+        )
         try:
-            for batch in _loader(stream, num_workers, pin_memory):
+            for batch in loader:
                 if batch.error is not None:
                     raise UserError(batch.error)
                 finished.add(batch.unit)
@@ -183,18 +198,6 @@ def image_batches(
             if times > 1 or len(deaths) > MAX_DEATHS or (died.reason == TOOK_TOO_LONG and died.at.number < 0):
                 raise UserError(f"{died}; what was finished is kept, the same command goes on from there") from died
             if died.at.number >= 0 and (times or died.reason == TOOK_TOO_LONG):
-                stream.passed_over[place] = died.reason
+                stream.left_out[place] = died.reason
             print(f"{died}; going on", file=sys.stderr)
             stream.done = done | finished
-
-
-def _loader(stream: UnitStream, num_workers: int, pin_memory: bool) -> WatchedLoader:
-    return WatchedLoader(
-        stream,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCH_BATCHES if num_workers else None,
-        pin_memory=pin_memory,
-        # Of its own: a loader draws a number, and an evaluation must not move the random state of a training.
-        generator=torch.Generator(),
-    )

@@ -1,15 +1,20 @@
-"""Retrieval between pictures and captions, several captions a picture, scored in chunks: never all pairs at once."""
+"""Retrieval between images and captions, several captions an image, scored in chunks: never all pairs at once.
+
+Beside recall, which counts hits and so is noisy on a small test set, each result has the contrastive loss of held-out
+pairs: a smooth function of the model, for scaling laws.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
@@ -18,27 +23,62 @@ from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.classifier import encode_tokens
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
-from clip_la.zeroshot.runner.features import FeatureRows, encode_images, feature_parts, features_id, merge_rows
-from clip_la.zeroshot.runner.partial_results import PartialResults, collect, earlier
+from clip_la.zeroshot.runner.loop import EvalSettings, progress_bar, run_units
+from clip_la.zeroshot.runner.rows import Features, PartialResults, Unit
+from clip_la.zeroshot.tasks.task import Evaluation, Task, encode_images, features_id, kept_features
 
 RECALL_AT = (1, 5, 10)
 # Texts tokenised and encoded together, and queries scored against everything at once.
 TEXTS_PER_CHUNK = 8192
 QUERIES_PER_CHUNK = 256
+# Pairs in a batch of the contrastive loss. It grows with the logarithm of this number, so it is fixed and in the line.
+PAIRS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
-class RetrievalPairs:
-    """Features of all pictures and captions; `owners[t]` is the picture of caption t."""
+class Retrieval(Task):
+    """Images by caption and captions by image."""
 
-    images: Float[Tensor, "images embed_dim"]
-    texts: Float[Tensor, "texts embed_dim"]
-    owners: Int64[Tensor, " texts"]
-    skipped: dict[str, int]
-    examples: dict[str, str]
+    test_set: EvalDataset
+    kind = results.RETRIEVAL
+    shares_features = True
+
+    def depends_on(self, eval_model: EvalModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # The name of the newest metric stands for the form: results without it are made anew.
+        return (eval_model.hash, self.test_set.fingerprint, f"contrastive_loss/{PAIRS_PER_BATCH}"), {}
+
+    def run(self, eval_model: EvalModel, settings: EvalSettings) -> Evaluation:
+        """Evaluates; images without captions are skipped and counted."""
+        rows = encode_images(eval_model, self.test_set, settings)
+        captions = [caption for own in rows.captions for caption in own]
+        # An image that could be read one time and not another would change which caption is which.
+        name = f"{features_id(eval_model, self.test_set, settings)}-{content_hash([TEXTS_PER_CHUNK, captions])}"
+        texts = encode_texts(eval_model, captions, settings, kept_features(settings, name, Features))
+        images = torch.from_numpy(rows.values)
+        owners = torch.tensor([number for number, own in enumerate(rows.captions) for _ in own])
+        # Each image with its first caption, as most training sets have one.
+        first = torch.tensor([0, *(len(own) for own in rows.captions[:-1])]).cumsum(0)
+        logit_scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
+        losses = pair_losses(images, texts[first], logit_scale)
+        line = self.result_line(
+            eval_model,
+            settings,
+            rows,
+            {
+                **retrieval_metrics(images, texts, owners, eval_model.device, settings.precision),
+                "contrastive_loss": metrics.mean(losses),
+            },
+            num_captions=len(texts),
+            contrastive_batch_size=min(PAIRS_PER_BATCH, len(images)),
+            contrastive_pairs=len(losses),
+            logit_scale=logit_scale,
+        )
+        return Evaluation(line, self.test_set)
 
 
-class _Texts(torch.utils.data.Dataset):
+class TextChunks(Dataset):
+    """Item i is the i-th of the given ranges of texts, tokenised when asked for: worker processes share the work."""
+
     def __init__(self, eval_model: EvalModel, texts: Sequence[str], chunks: list[range]) -> None:
         self.tokenize, self.texts, self.chunks = eval_model.tokenize, texts, chunks
 
@@ -50,72 +90,41 @@ class _Texts(torch.utils.data.Dataset):
         return chunk.start, self.tokenize([self.texts[i] for i in chunk])
 
 
-@torch.inference_mode()
 def encode_texts(
-    eval_model: EvalModel,
-    texts: Sequence[str],
-    *,
-    precision: str,
-    num_workers: int = 0,
-    parts: PartialResults[FeatureRows] | None = None,
+    eval_model: EvalModel, texts: Sequence[str], settings: EvalSettings, kept: PartialResults[Features] | None = None
 ) -> Float[Tensor, "texts embed_dim"]:
-    """Unit features of texts in their order, by all ranks, on the CPU; finished chunks are kept in `parts`."""
-    before, done, _ = earlier(parts)
+    """Unit features of texts, at least one, in their order; by all ranks, on the CPU.
+
+    Args:
+        kept: where finished chunks are saved from time to time.
+    """
     chunks = [range(start, min(start + TEXTS_PER_CHUNK, len(texts))) for start in range(0, len(texts), TEXTS_PER_CHUNK)]
-    left = [chunk for chunk in chunks if (0, chunk.start) not in done]
-    mine = left[ranks.rank() :: ranks.world_size()]
-    workers = min(num_workers, len(mine)) if len(chunks) > 1 else 0
-    chunked = _Texts(eval_model, texts, mine)
-    loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
-    def encoded() -> Iterator[FeatureRows]:
-        for start, tokens in loader:
-            values = encode_tokens(eval_model, tokens, precision).cpu().numpy()
-            yield FeatureRows(values, np.array([(0, start)], dtype=np.int64))
+    def units(done: frozenset[Unit]) -> Iterator[tuple[int, Tensor]]:
+        left = [chunk for chunk in chunks if (0, chunk.start) not in done]
+        mine = left[ranks.rank() :: ranks.world_size()]
+        # One chunk is tokenised sooner than a process starts.
+        workers = min(settings.num_workers, len(mine)) if len(chunks) > 1 else 0
+        chunked = TextChunks(eval_model, texts, mine)
+        # A generator of its own: a loader draws a number, and an evaluation must not move a training's random state.
+        return iter(DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator()))
 
-    gathered = ranks.all_gather(lambda: [*before, *collect(encoded(), merge_rows, parts)])
-    return torch.from_numpy(_in_order([part for own in gathered for part in own], len(texts)))
+    def encode(unit: tuple[int, Tensor]) -> Features:
+        start, tokens = unit
+        return Features(
+            sources=np.zeros(len(tokens), dtype=np.int32),
+            positions=np.arange(start, start + len(tokens)),
+            units=np.array([(0, start)], dtype=np.int64),
+            values=encode_tokens(eval_model, tokens, settings.precision).cpu().numpy(),
+        )
 
+    def bar(num_done: int) -> tqdm:
+        return progress_bar("captions", "text", len(texts), num_done, settings.progress)
 
-def _in_order(parts: Sequence[FeatureRows], num_texts: int) -> Float32[np.ndarray, "texts embed_dim"]:
-    """The rows of all chunks, each put where it belongs."""
-    ordered = np.empty((num_texts, parts[0].values.shape[1]), np.float32)
-    for part in parts:
-        row = 0
-        for start in part.units[:, 1].tolist():
-            size = min(TEXTS_PER_CHUNK, num_texts - start)
-            ordered[start : start + size] = part.values[row : row + size]
-            row += size
-    return ordered
-
-
-def encode_pairs(
-    eval_model: EvalModel,
-    test_set: EvalDataset,
-    *,
-    precision: str,
-    batch_size: int,
-    num_workers: int,
-    state: Path | None = None,
-    progress: bool = True,
-) -> RetrievalPairs:
-    """Features of a retrieval set; pictures without captions are skipped and counted. `state` as in `encode_images`."""
-    found = encode_images(
-        eval_model,
-        test_set,
-        precision=precision,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        state=state,
-        progress=progress,
-    )
-    texts = [caption for own in found.captions for caption in own]
-    owners = [number for number, own in enumerate(found.captions) for _ in own]
-    # A picture that could be read one time and not another would change which caption is which.
-    name = f"{features_id(eval_model, test_set, precision, batch_size)}-{content_hash([TEXTS_PER_CHUNK, texts])}"
-    parts = feature_parts(state, name)
-    features = encode_texts(eval_model, texts, precision=precision, num_workers=num_workers, parts=parts)
-    return RetrievalPairs(found.images, features, torch.tensor(owners), found.skipped, found.examples)
+    kept = kept or PartialResults(None, Features)
+    rows = run_units(units, encode, kept, precision=settings.precision, bar=bar)
+    assert rows is not None, "no texts"
+    return torch.from_numpy(rows.values)
 
 
 @torch.inference_mode()
@@ -132,85 +141,77 @@ def best_ranks(
     starts = range(0, len(queries), QUERIES_PER_CHUNK)[ranks.rank() :: ranks.world_size()]
 
     def work() -> list[tuple[int, Tensor]]:
-        found = []
+        ranked = []
         for start in starts:
             rows = slice(start, start + QUERIES_PER_CHUNK)
             keys = metrics.ordered_keys(queries[rows] @ targets.T)
-            found.append((start, metrics.truth_ranks(keys, matches[rows].to(keys.device)).cpu()))
-        return found
+            ranked.append((start, metrics.truth_ranks(keys, matches[rows].to(keys.device)).cpu()))
+        return ranked
 
     parts = sorted((part for own in ranks.all_gather(work) for part in own), key=lambda part: part[0])
     return torch.cat([ranked for _, ranked in parts]).numpy()
 
 
-def captions_of(owners: Int64[Tensor, " texts"], num_images: int) -> Int64[Tensor, "images captions"]:
-    """The captions of each picture as positions, padded with -1."""
-    lists: list[list[int]] = [[] for _ in range(num_images)]
-    for text, owner in enumerate(owners.tolist()):
-        lists[owner].append(text)
-    width = max(map(len, lists))
-    return torch.tensor([own + [-1] * (width - len(own)) for own in lists])
-
-
 def retrieval_metrics(
-    pairs: RetrievalPairs, device: torch.device, precision: str = "float32"
-) -> dict[str, dict[str, float]]:
-    """Recall at 1, 5 and 10 with intervals, and the median rank (from 1), pictures by caption and captions by picture.
+    images: Float[Tensor, "images embed_dim"],
+    texts: Float[Tensor, "texts embed_dim"],
+    owners: Int64[Tensor, " texts"],
+    device: torch.device,
+    precision: str = "float32",
+) -> dict[str, metrics.Estimate]:
+    """Recall at 1, 5 and 10 and the median rank (from 1), images by caption and captions by image, with intervals.
 
-    A picture is found when any of its captions is, as CLIP-like papers count; names are CLIP_benchmark's.
+    An image is found when any of its captions is, as CLIP-like papers count; names are CLIP_benchmark's.
+
+    Args:
+        images, texts: unit features, float32.
+        owners: the image of each caption.
     """
-    images, texts = pairs.images.to(device), pairs.texts.to(device)
+    captions: list[list[int]] = [[] for _ in range(len(images))]
+    for text, owner in enumerate(owners.tolist()):
+        captions[owner].append(text)
+    width = max(map(len, captions))
+    padded = torch.tensor([own + [-1] * (width - len(own)) for own in captions])
+    images, texts = images.to(device), texts.to(device)
     with matmul_precision(precision):
-        by_text = best_ranks(texts, images, pairs.owners[:, None])
-        by_image = best_ranks(images, texts, captions_of(pairs.owners, len(images)))
-    values: dict[str, dict[str, float]] = {}
-    for name, found in (("image_retrieval", by_text), ("text_retrieval", by_image)):
-        for k, estimate in metrics.recall_at(found, RECALL_AT).items():
-            values[f"{name}_recall@{k}"] = estimate.to_dict()
-        values[f"{name}_median_rank"] = metrics.median(found + 1).to_dict()
+        by_text = best_ranks(texts, images, owners[:, None])
+        by_image = best_ranks(images, texts, padded)
+    values: dict[str, metrics.Estimate] = {}
+    for name, ranked in (("image_retrieval", by_text), ("text_retrieval", by_image)):
+        for k, estimate in metrics.recall_at(ranked, RECALL_AT).items():
+            values[f"{name}_recall@{k}"] = estimate
+        values[f"{name}_median_rank"] = metrics.median(ranked + 1)
     return values
 
 
-def retrieval_id(eval_model: EvalModel, test_set: EvalDataset, precision: str, batch_size: int) -> str:
-    """A hash of all that the digits of a retrieval result depend on."""
-    parts = (eval_model.hash, test_set.fingerprint, precision, batch_size, eval_model.device.type)
-    return content_hash([results.RETRIEVAL, results.FORMAT, *parts])
+@torch.inference_mode()
+def pair_losses(
+    images: Float[Tensor, "images embed_dim"], texts: Float[Tensor, "images embed_dim"], logit_scale: float
+) -> Float[np.ndarray, " pairs"]:
+    """CLIP's loss (arXiv 2103.00020, Fig. 3) of each pair within its batch of PAIRS_PER_BATCH, in float64.
 
+    Batches are consecutive pairs in their order. A last batch that is not full is left out, since the loss depends on
+    the size; fewer pairs than that are one batch. Equal captions count as negatives of each other, as in open_clip.
 
-def labels_of(eval_model: EvalModel, test_set: EvalDataset) -> dict[str, Any]:
-    """The fields of a result line that name model and data."""
-    return {**eval_model.origin, "task": results.RETRIEVAL, **test_set.labels}
+    Args:
+        images, texts: unit features, row i of either from pair i.
+        logit_scale: the factor on cosine similarities, 1 / temperature.
 
+    Returns:
+        The mean of both directions for each pair; their mean is the mean of the batches' losses. ln(batch) is chance.
+    """
+    size = min(PAIRS_PER_BATCH, len(images))
+    starts = range(0, len(images) - size + 1, size)[ranks.rank() :: ranks.world_size()]
+    own = torch.arange(size)
 
-def evaluate_retrieval(
-    eval_model: EvalModel,
-    test_set: EvalDataset,
-    *,
-    precision: str = "float32",
-    batch_size: int = 128,
-    num_workers: int = 0,
-    state: Path | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """The result line of one model on one retrieval set; by all ranks together, every rank returns it."""
-    pairs = encode_pairs(
-        eval_model,
-        test_set,
-        precision=precision,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        state=state,
-        progress=progress,
-    )
-    return {
-        **labels_of(eval_model, test_set),
-        "data_hash": test_set.fingerprint,
-        "num_samples": len(pairs.images),
-        "num_captions": len(pairs.texts),
-        "metrics": retrieval_metrics(pairs, eval_model.device, precision),
-        "skipped": pairs.skipped,
-        "skipped_examples": pairs.examples,
-        **test_set.said,
-        "evaluation": retrieval_id(eval_model, test_set, precision, batch_size),
-        **results.provenance(eval_model.device, precision),
-    }
+    def work() -> list[tuple[int, np.ndarray]]:
+        losses = []
+        for start in starts:
+            rows = slice(start, start + size)
+            logits = logit_scale * images[rows].double() @ texts[rows].double().T
+            by_image, by_text = (F.cross_entropy(each, own, reduction="none") for each in (logits, logits.T))
+            losses.append((start, ((by_image + by_text) / 2).numpy()))
+        return losses
+
+    parts = sorted((part for own in ranks.all_gather(work) for part in own), key=lambda part: part[0])
+    return np.concatenate([losses for _, losses in parts])

@@ -1,154 +1,166 @@
-"""The kinds of evaluation behind one face: each knows the id of its result beforehand, and how to make it."""
+"""What every kind of evaluation has in common: it knows the id of its result beforehand, and how to make the line."""
 
+import shutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from clip_la import results
-from clip_la.zeroshot.datasets.records import EvalDataset
-from clip_la.zeroshot.labels.prompts import PromptSet
-from clip_la.zeroshot.model.classifier_cache import ClassifierCache
-from clip_la.zeroshot.model.eval_model import EvalModel
-from clip_la.zeroshot.runner.features import features_id, forget
-from clip_la.zeroshot.tasks import classification as evaluate
-from clip_la.zeroshot.tasks import probe, retrieval
-from clip_la.zeroshot.tasks.classification import DEFAULT_BATCH_SIZE, Evaluation, evaluation_id, run_evaluation
-from clip_la.zeroshot.tasks.probe import evaluate_probe, probe_id
-from clip_la.zeroshot.tasks.retrieval import evaluate_retrieval, retrieval_id
+import torch
 
-TASKS = (results.CLASSIFICATION, results.RETRIEVAL, results.LINEAR_PROBE, results.KNN)
+from clip_la import results
+from clip_la.errors import UserError
+from clip_la.zeroshot import metrics
+from clip_la.zeroshot.datasets.records import EvalDataset
+from clip_la.zeroshot.labels.classes import content_hash
+from clip_la.zeroshot.model.eval_model import EvalModel
+from clip_la.zeroshot.runner.batches import ImageBatch
+from clip_la.zeroshot.runner.loop import EvalSettings, run_images
+from clip_la.zeroshot.runner.rows import ImageFeatures, PartialResults, Predictions, UnitRows
+
+# Beside the predictions: features that several tasks on one model share, until all of them are done.
+FEATURES_FOLDER = "features"
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """With what means evaluations run; the first two can move their digits."""
+class Evaluation:
+    """A finished evaluation: its result line, the test set, what was predicted for each image, and the file with it.
 
-    precision: str = "float32"
-    batch_size: int = DEFAULT_BATCH_SIZE
-    num_workers: int = 0
-    cache: ClassifierCache | None = None
-    progress: bool = True
+    A task that predicts no classes has no `rows`; without a state folder there is no file.
+    """
+
+    line: dict[str, Any]
+    test_set: EvalDataset
+    rows: Predictions | None = field(default=None, repr=False)
+    path: Path | None = None
 
     @property
-    def for_images(self) -> dict[str, Any]:
-        """What the functions take that show pictures to a model."""
-        names = ("precision", "batch_size", "num_workers", "progress")
-        return {name: getattr(self, name) for name in names}
+    def predictions(self) -> Predictions:
+        """The predicted classes; raises UserError for a task that predicts none (retrieval, probes)."""
+        if self.rows is None:
+            raise UserError(f"a result of {self.line['task']} has no predicted classes")
+        return self.rows
 
 
 class Task(ABC):
-    """One evaluation to be done for any model."""
+    """One evaluation to be done for any model. A subclass is a frozen dataclass with what it depends on."""
 
     test_set: EvalDataset
     has_predictions = False
+    shares_features = False
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The `task` of its result lines: one of `results.TASKS`."""
 
     @property
     def test_sets(self) -> dict[str, EvalDataset]:
         """The test sets that it reads, by the names of their fields."""
         return {"test_set": self.test_set}
 
-    def as_found(self) -> Self:
-        """The same job with the content of its data as it is found now, equal on every rank. All ranks must call it."""
-        found = self._look()
-        sets = {name: own.as_found(found[name]) for name, own in self.test_sets.items()}
-        return replace(self, **sets)  # type: ignore[type-var]
-
     @property
     def content(self) -> dict[str, str]:
         """The fingerprints of its test sets."""
         return {name: own.fingerprint for name, own in self.test_sets.items()}
 
+    def current(self) -> Self:
+        """The same task with the content that its data have now, equal on every rank. All ranks must call it."""
+        sets = {name: replace(own, found=own.content()) for name, own in self.test_sets.items()}
+        return replace(self, **sets)  # type: ignore[type-var]
+
     def has_changed(self) -> bool:
-        """Whether its data are no longer what they were found to be. All ranks must call it."""
-        return self._look() != self.content
-
-    def _look(self) -> dict[str, str]:
-        return {name: own.content() for name, own in self.test_sets.items()}
+        """Whether its data are no longer what `current` saw. All ranks must call it."""
+        return {name: own.content() for name, own in self.test_sets.items()} != self.content
 
     @abstractmethod
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        """What the result's line says of model and data by name."""
+    def depends_on(self, eval_model: EvalModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(What its digits depend on besides the settings, as JSON has it; what its labels have besides the usual)."""
+
+    def identify(self, eval_model: EvalModel, settings: EvalSettings) -> tuple[str, dict[str, Any]]:
+        """What is known of the result line before the evaluation.
+
+        Returns:
+            `evaluation`, a hash of all that its digits depend on; and the fields that name model and data, which move
+            no digit.
+        """
+        content, names = self.depends_on(eval_model)
+        means = (settings.precision, settings.batch_size, eval_model.device.type)
+        labels = {"task": self.kind, "dataset": self.test_set.name, "data": self.test_set.data, **names}
+        return content_hash([self.kind, results.FORMAT, *content, *means]), {**eval_model.origin, **labels}
 
     @abstractmethod
-    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
-        """The evaluation id that the result will have."""
+    def run(self, eval_model: EvalModel, settings: EvalSettings) -> Evaluation:
+        """Evaluates, by all ranks together; every rank returns the same. What a kill leaves is resumed.
 
-    @abstractmethod
-    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
-        """Evaluates, by all ranks together; finished units are kept in `state`, for a killed evaluation to go on."""
+        Raises:
+            UserError: what the data raise; no image could be read.
+        """
 
-    def featured(self) -> tuple[EvalDataset, ...]:
-        """The test sets of which features are kept in `state` even when this job is done: others may want them."""
-        return ()
+    def result_line(
+        self,
+        eval_model: EvalModel,
+        settings: EvalSettings,
+        rows: UnitRows,
+        values: Mapping[str, metrics.Estimate],
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """The result as one JSON object: names, content, sizes, metrics, what was skipped, by what it was computed."""
+        evaluation, labels = self.identify(eval_model, settings)
+        notes = [note for own in self.test_sets.values() for note in own.notes]
+        return {
+            **labels,
+            **eval_model.sizes,
+            "data_hash": self.test_set.fingerprint,
+            "num_samples": len(rows),
+            **fields,
+            "metrics": {name: asdict(estimate) for name, estimate in values.items()},
+            "skipped": rows.skip_counts(),
+            "skipped_examples": rows.skip_examples(),
+            **({"notes": notes} if notes else {}),
+            "evaluation": evaluation,
+            **results.provenance(eval_model.device, settings.precision),
+        }
 
-    def forget(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> None:
-        """Removes these features."""
-        for test_set in self.featured():
-            forget(state, features_id(eval_model, test_set, how.precision, how.batch_size))
-
-
-@dataclass(frozen=True)
-class Classification(Task):
-    """Zero-shot classification."""
-
-    test_set: EvalDataset
-    prompts: PromptSet
-    has_predictions = True
-
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        return evaluate.labels_of(eval_model, self.test_set, self.prompts)
-
-    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
-        return evaluation_id(eval_model, self.test_set, self.prompts, how.precision, how.batch_size)
-
-    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
-        return run_evaluation(eval_model, self.test_set, self.prompts, cache=how.cache, state=state, **how.for_images)
-
-
-@dataclass(frozen=True)
-class Retrieval(Task):
-    """Pictures by caption and captions by picture."""
-
-    test_set: EvalDataset
-
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        return retrieval.labels_of(eval_model, self.test_set)
-
-    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
-        return retrieval_id(eval_model, self.test_set, how.precision, how.batch_size)
-
-    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
-        return Evaluation(evaluate_retrieval(eval_model, self.test_set, state=state, **how.for_images))
-
-    def featured(self) -> tuple[EvalDataset, ...]:
-        return (self.test_set,)
+    def forget(self, eval_model: EvalModel, settings: EvalSettings) -> None:
+        """Removes the features that it shares with other tasks from the state folder."""
+        if self.shares_features and settings.state is not None:
+            folder = settings.state / FEATURES_FOLDER
+            for own in self.test_sets.values():
+                for path in folder.glob(f"{features_id(eval_model, own, settings)}*.parts"):
+                    shutil.rmtree(path, ignore_errors=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
-@dataclass(frozen=True)
-class Probe(Task):
-    """A linear probe or k-NN on frozen features."""
+def features_id(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSettings) -> str:
+    """A hash of all that the features of a test set, and what is known of its images, depend on."""
+    content = (eval_model.hash, test_set.fingerprint, test_set.classes.hash)
+    means = (settings.precision, settings.batch_size, eval_model.device.type)
+    return content_hash([FEATURES_FOLDER, results.FORMAT, *content, *means])
 
-    test_set: EvalDataset
-    train_set: EvalDataset
-    task: str
-    shots: int | None
 
-    @property
-    def test_sets(self) -> dict[str, EvalDataset]:
-        return {"test_set": self.test_set, "train_set": self.train_set}
+def kept_features(settings: EvalSettings, name: str, kind: type[Any]) -> PartialResults[Any]:
+    """Where features are kept under a name that begins with a `features_id`, so that `Task.forget` removes them."""
+    folder = None if settings.state is None else settings.state / FEATURES_FOLDER / f"{name}.parts"
+    return PartialResults(folder, kind)
 
-    def labels(self, eval_model: EvalModel) -> dict[str, Any]:
-        return probe.labels_of(eval_model, self.train_set, self.test_set, self.task)
 
-    def identify(self, eval_model: EvalModel, how: EvalOptions) -> str:
-        return probe_id(eval_model, self.train_set, self.test_set, self.task, self.shots, how.precision, how.batch_size)
+def encode_images(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSettings) -> ImageFeatures:
+    """Features of every image of a test set, by all ranks together; every rank returns all rows.
 
-    def run(self, eval_model: EvalModel, how: EvalOptions, state: Path) -> Evaluation:
-        sets = (self.train_set, self.test_set)
-        return Evaluation(
-            evaluate_probe(eval_model, *sets, task=self.task, shots=self.shots, state=state, **how.for_images)
-        )
+    Raises:
+        UserError: what the test set raises; no image could be read.
+    """
 
-    def featured(self) -> tuple[EvalDataset, ...]:
-        return (self.train_set, self.test_set)
+    def encode(batch: ImageBatch) -> ImageFeatures:
+        values = torch.zeros(0, 0)
+        if batch.images is not None:
+            # All rows, empty ones included: neither shapes nor places may depend on what could be read.
+            values = eval_model.encode_images(batch.images, settings.precision)[batch.rows].cpu()
+        known = {"keys": tuple(batch.keys), "labels": tuple(batch.labels), "captions": tuple(batch.captions)}
+        return ImageFeatures(**batch.unit_rows(), **known, values=values.numpy())
+
+    kept = kept_features(settings, features_id(eval_model, test_set, settings), ImageFeatures)
+    return run_images(eval_model, test_set, encode, kept, settings)

@@ -28,6 +28,7 @@ def _parser() -> Parser:
         " (default: every kind; kinds without a causal form have softmax in the text tower)",
     )
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the image, if not the preset's")
+    parser.add_argument("--patch-size", type=int, metavar="PIXELS", help="side of a patch, if not the preset's")
     parser.add_argument("--kinds", action="store_true", help="list the attention kinds and their options instead")
     parser.add_argument(
         "--speed",
@@ -57,7 +58,9 @@ def main(argv: list[str]) -> int | None:
         rows = kinds()
         lines = [f"{row['kind']}: {row['summary']}\n    {row['options']}" for row in rows]
     else:
-        rows = table(options.names, options.attention, options.image_size, options.speed, options.start)
+        rows = table(
+            options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
+        )
         lines = _lines(rows)
     human = sys.stderr if options.json else sys.stdout
     for line in lines:
@@ -97,14 +100,15 @@ def table(
     names: list[str],
     attention: str | None = None,
     image_size: int | None = None,
+    patch_size: int | None = None,
     batch: int | None = None,
     start: bool = False,
 ) -> list[dict]:
     """One dictionary a preset and attention: parameters and forward GFLOPs of each tower and of both.
 
     With a `batch`, measured pairs per second too; with `start`, what start.py measures. Without names, presets that the
-    attention or image size does not fit are left out, which stderr tells. Raises UserError for an unknown name, or an
-    attention, image size or batch that does not fit what is named, or any preset.
+    attention or sizes do not fit are left out, and stderr says so. Raises UserError for an unknown name, or an
+    attention, size or batch that does not fit what is named, or any preset.
     """
     import sys
 
@@ -119,7 +123,9 @@ def table(
     for name in names or list_models():
         for image, text in _plans(attention):
             try:
-                spec = model_spec(name, image_attention=image, text_attention=text, image_size=image_size)
+                spec = model_spec(
+                    name, image_attention=image, text_attention=text, image_size=image_size, patch_size=patch_size
+                )
             except UserError as error:
                 if names:
                     raise
@@ -129,6 +135,7 @@ def table(
                 "model": name,
                 "attention": spec.attention,
                 "image_size": spec.image_size,
+                "patch_size": spec.patch_size,
                 "image_tokens": spec.num_image_tokens,
                 "context_length": spec.context_length,
                 "parameters": num_parameters(spec),

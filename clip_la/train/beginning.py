@@ -57,6 +57,7 @@ def begin(
     image_attention: str | None,
     text_attention: str | None,
     image_size: int | None,
+    patch_size: int | None,
     context_length: int | None,
 ) -> Beginning:
     """The weights of a checkpoint whose architecture must be what `name` and the choices of model_spec say.
@@ -67,6 +68,7 @@ def begin(
         "image_attention": attention if image_attention is None else image_attention,
         "text_attention": attention if text_attention is None else text_attention,
         "image_size": image_size,
+        "patch_size": patch_size,
         "context_length": context_length,
     }
     if init_from is None:

@@ -29,6 +29,7 @@ class ContrastiveTask(pl.LightningModule):
         image_attention: kind or pattern of the image tower, if not `attention`.
         text_attention: kind or pattern of the text tower, if not `attention`.
         image_size: side of the square images in pixels, if not the preset's.
+        patch_size: side of a patch in pixels, if not the preset's.
         context_length: most tokens of a caption, if not the preset's.
         init_from: checkpoint whose weights a new run begins with instead of fresh ones; the options above must say the
             same architecture, and `name` what the checkpoint calls its model.
@@ -72,6 +73,7 @@ class ContrastiveTask(pl.LightningModule):
         image_attention: str | None = None,
         text_attention: str | None = None,
         image_size: int | None = None,
+        patch_size: int | None = None,
         context_length: int | None = None,
         init_from: str | None = None,
         loss: Literal["contrastive", "sigmoid"] = "contrastive",
@@ -107,7 +109,9 @@ class ContrastiveTask(pl.LightningModule):
             warmup_samples=warmup_samples,
             cooldown_samples=cooldown_samples,
         )
-        beginning = begin(init_from, name, seed, attention, image_attention, text_attention, image_size, context_length)
+        beginning = begin(
+            init_from, name, seed, attention, image_attention, text_attention, image_size, patch_size, context_length
+        )
         self.model, self.lineage = beginning.model, beginning.lineage
         self._set_up_loss(loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(grad_checkpointing)

@@ -61,6 +61,7 @@ def test_scale_and_bias_of_the_sigmoid_loss_belong_together(start, run_options, 
     [
         ({}, "start.ckpt has image_attention linear, not softmax; `clip-la convert` changes the attention"),
         ({"image_attention": "linear", "image_size": 64}, "start.ckpt has image_size 32, not 64"),
+        ({"image_attention": "linear", "patch_size": 4}, "start.ckpt has patch_size 8, not 4"),
         ({"image_attention": "linear", "init_from": "gone.ckpt"}, "no checkpoint at gone.ckpt"),
     ],
 )

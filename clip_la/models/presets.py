@@ -67,7 +67,7 @@ def vit_ti16() -> ModelSpec:
     return _twelve_layers("vit_ti16", heads=3)
 
 
-# Between and around them, for scaling studies. Each step doubles the width, for 3.3 to 3.7 times the FLOPs at 257 tokens
+# For scaling studies, between and around them. Each step doubles the width, at 3.3 to 3.7 times the FLOPs at 257 tokens
 # (128 pixels in patches of 8). The four span a factor of 44 there; budgets that span a factor of 10 make that two and a
 # half decades of training compute. Their names hold no patch size: `patch_size` is an option.
 

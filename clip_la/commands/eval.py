@@ -70,6 +70,12 @@ def make_parser() -> Parser:
         metavar="NAME",
         help="clip_la (default: upright, transparency on white) or open_clip (its own, on the picture as stored)",
     )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="evaluate at another size than the model was trained at: its position embeddings are interpolated",
+    )
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="pictures at a time (default 128)")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core, at most 16)")
     parser.add_argument(
@@ -145,7 +151,7 @@ def _asked_for(options: argparse.Namespace) -> "tuple[list[str], list[SuiteEntry
 
 
 def _check_counts(options: argparse.Namespace) -> None:
-    for option, least in (("batch_size", 1), ("workers", 0)):
+    for option, least in (("batch_size", 1), ("workers", 0), ("image_size", 1)):
         if (value := getattr(options, option)) is not None and value < least:
             raise UserError(f"--{option.replace('_', '-')} must be at least {least}, not {value}")
 
@@ -179,6 +185,7 @@ def _how(options: argparse.Namespace, local_rank: int) -> dict[str, Any]:
         "cache": None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
         "compiled": options.compile,
         "transform": options.transform,
+        "image_size": options.image_size,
     }
 
 

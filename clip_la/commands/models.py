@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int | None:
 
     if options.kinds:
         rows = kinds()
-        lines = [f"{row['kind']}: {row['summary']}\n    {row['options']}" for row in rows]
+        grows = {True: "; its result grows with the number of tokens", False: ""}
+        lines = [f"{r['kind']}: {r['summary']}{grows[r['grows_with_tokens']]}\n    {r['options']}" for r in rows]
     else:
         rows = table(
             options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
@@ -71,9 +72,13 @@ def main(argv: list[str]) -> int | None:
 
 
 def kinds() -> list[dict]:
-    """One dictionary an attention kind: its name, what it is, and its options with their defaults."""
-    from clip_la.models.attention.kinds import attention_kind, list_attention
+    """One dictionary an attention kind: its name, what it is, its options with their defaults, whether it is causal.
+
+    `grows_with_tokens` is of the kind at its defaults: such a model is tied to the image size that it was trained at.
+    """
+    from clip_la.models.attention.kinds import attention_kind, grows_with_tokens, list_attention
     from clip_la.models.attention.options import OneOf
+    from clip_la.models.attention.pattern import AttentionChoice
 
     rows = []
     for name in list_attention():
@@ -82,7 +87,10 @@ def kinds() -> list[dict]:
             option: f"{o.default} of {'|'.join(o.choices)}" if isinstance(o, OneOf) else f"{o.default:g}"
             for option, o in kind.options.items()
         }
-        rows.append({"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal})
+        plain = AttentionChoice(name, {option: each.default for option, each in kind.options.items()})
+        grows = grows_with_tokens(plain)
+        row = {"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal}
+        rows.append(row | {"grows_with_tokens": grows})
     return rows
 
 

@@ -32,7 +32,8 @@ class ContrastiveTask(pl.LightningModule):
         patch_size: side of a patch in pixels, if not the preset's.
         context_length: most tokens of a caption, if not the preset's.
         init_from: checkpoint whose weights a new run begins with instead of fresh ones; the options above must say the
-            same architecture, and `name` what the checkpoint calls its model.
+            same architecture, and `name` what the checkpoint calls its model; at another image_size the position
+            embeddings are interpolated.
         loss: contrastive (CLIP) or sigmoid (SigLIP).
         repeated_captions_are_negatives: whether equal captions in a batch push each other's images away.
         lr: peak learning rate.

@@ -62,10 +62,14 @@ def run_suite(
     again: bool = False,
     compiled: bool = False,
     transform: str = OWN,
+    image_size: int | None = None,
     extras: Extras = Extras(),
     report: Report = say,
 ) -> list[Evaluation]:
     """Evaluates every model on every entry, model by model; each result is written as soon as it is there.
+
+    Args:
+        image_size: side of the images in pixels, if not what the models were trained at.
 
     Raises:
         UserError: wrong input; what was evaluated before it is kept.
@@ -76,7 +80,9 @@ def run_suite(
     how = EvalOptions(precision, batch_size, num_workers, cache)
     done: list[Evaluation] = []
     for model in models:
-        eval_model = load_eval_model(model, device, compiled=compiled, transform=transform)
+        eval_model = load_eval_model(model, device, compiled=compiled, transform=transform, image_size=image_size)
+        for note in eval_model.notes:
+            report(note)
         target = out or default_out(model)
         for job, evaluation in zip(jobs, evaluate_jobs(eval_model, jobs, how, target, again, report), strict=True):
             done.append(evaluation)
@@ -255,4 +261,5 @@ def summary(line: dict[str, Any]) -> str:
         others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
     size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
-    return f"{line['checkpoint'] or line['model']} on {line['dataset']} ({size}): {figures}"
+    at = f" at {line['eval_image_size']} px" if line.get("eval_image_size") else ""
+    return f"{line['checkpoint'] or line['model']}{at} on {line['dataset']} ({size}): {figures}"

@@ -89,6 +89,7 @@ class EvalModel:
         text_architecture: the text tower's part of it.
         compiled: whether torch has compiled the towers, which may move a digit.
         origin: the fields of a result line that tell where the model comes from.
+        notes: what a person should hear of it before its results.
     """
 
     module: nn.Module
@@ -103,6 +104,7 @@ class EvalModel:
     text_architecture: Any
     compiled: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

@@ -57,9 +57,7 @@ def make_parser() -> Parser:
     parser.add_argument("--checkpoints", default="last", help="of a run: last (default) or all")
     parser.add_argument("--config", metavar="FILE", help="a YAML suite of data sets (see configs/eval)")
     parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="where results are appended (default: RUN/results.jsonl, else here)",
+        "--out", metavar="FILE", help="where results are appended (default: RUN/results.jsonl, else here)"
     )
     parser.add_argument("--again", action="store_true", help="evaluate even what the result file already has")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (default: an accelerator if there is one)")
@@ -70,12 +68,7 @@ def make_parser() -> Parser:
         metavar="NAME",
         help="clip_la (default: upright, transparency on white) or open_clip (its own, on the picture as stored)",
     )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="evaluate at another size than the model was trained at: its position embeddings are interpolated",
-    )
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="size other than training's; interpolates")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="pictures at a time (default 128)")
     parser.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one a core, at most 16)")
     parser.add_argument(

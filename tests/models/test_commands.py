@@ -92,7 +92,7 @@ def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["models", "--kinds", "--json"]) == 0
     rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows) == list_attention()
-    assert rows["rala"]["options"]["conv"] == "5 of 0|3|5"
+    assert rows["rala"]["options"]["conv"] == "5 of 0|3|5|dynamic"
     assert not rows["ttt"]["causal"]
 
 

@@ -34,26 +34,28 @@ CREDIT = {
 }
 
 
-def _read(path: Path, magic: int, header: str) -> tuple[tuple[int, ...], bytes]:
-    try:
-        with gzip.open(path) as stream:
-            numbers = struct.unpack(f">I{header}", stream.read(4 + struct.calcsize(f">{header}")))
-            data = stream.read()
-    except (OSError, EOFError, struct.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if numbers[0] != magic:
-        raise UserError(f"{path} is no IDX file of the kind wanted (magic {numbers[0]}, not {magic})")
-    return numbers[1:], data
-
-
 def read_idx(folder: Path, prefix: str) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
     """Pictures and labels of one half ("train" or "t10k").
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    (num, height, width), pixels = _read(folder / f"{prefix}-images-idx3-ubyte.gz", IMAGES_MAGIC, "III")
-    (num_labels,), labels = _read(folder / f"{prefix}-labels-idx1-ubyte.gz", LABELS_MAGIC, "I")
+
+    def read(name: str, magic: int, header: str) -> tuple[tuple[int, ...], bytes]:
+        # IDX: a magic number that tells the kind, the sizes as big-endian integers, then the bytes.
+        path = folder / f"{prefix}-{name}-ubyte.gz"
+        try:
+            with gzip.open(path) as stream:
+                numbers = struct.unpack(f">I{header}", stream.read(4 + struct.calcsize(f">{header}")))
+                data = stream.read()
+        except (OSError, EOFError, struct.error) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        if numbers[0] != magic:
+            raise UserError(f"{path} is no IDX file of the kind wanted (magic {numbers[0]}, not {magic})")
+        return numbers[1:], data
+
+    (num, height, width), pixels = read("images-idx3", IMAGES_MAGIC, "III")
+    (num_labels,), labels = read("labels-idx1", LABELS_MAGIC, "I")
     if (height, width) != (SIDE_PX, SIDE_PX) or not num == num_labels == len(labels) or len(pixels) != num * SIDE_PX**2:
         raise UserError(f"{folder}: pictures and labels of '{prefix}' do not fit together; the files are damaged")
     return np.frombuffer(pixels, np.uint8).reshape(num, SIDE_PX, SIDE_PX), np.frombuffer(labels, np.uint8)

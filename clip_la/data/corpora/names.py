@@ -62,19 +62,18 @@ def plain(raw: str) -> str:
     return raw.strip(":").replace("_", " ").replace("\u2019", "'").strip()
 
 
-def _join(members: list[str]) -> str:
-    return members[0] if len(members) == 1 else f"{', '.join(members[:-1])} and {members[-1]}"
-
-
 def _people(text: str) -> str:
     """Says "man red hair" as "man with red hair", "family man girl boy" as "family of man, girl and boy"."""
     who, _, what = text.partition(" ")
     if who in _PEOPLE and what in words.HAIR:
         return words.HAIR[what].format(who)
-    if who in ("family", "kiss") and what and set(what.split()) <= _FAMILY:
-        return f"{who} of {_join(what.split())}"
     couple, heart, members = text.partition(" with heart ")
-    return f"{couple} of {_join(members.split())} with heart" if heart else text
+    is_group = who in ("family", "kiss") and what and set(what.split()) <= _FAMILY
+    if not is_group and not heart:
+        return text
+    *most, last = (what if is_group else members).split()
+    together = f"{', '.join(most)} and {last}" if most else last
+    return f"{who} of {together}" if is_group else f"{couple} of {together} with heart"
 
 
 def with_article(text: str) -> str:

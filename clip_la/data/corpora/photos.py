@@ -6,7 +6,6 @@ its WordNet id, stands in `photo_classes.tsv`: every picture was looked at, draw
 
 import base64
 import csv
-from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -66,29 +65,25 @@ def squared_photo(data: bytes) -> bytes:
     return render(svg, side)
 
 
-def english_caption(path: Path, name: str) -> str:
-    """The first line of the text beside a stamp, its English caption; "a NAME" where there is none."""
+def _sample(folder: Path, photo: Photo) -> Record:
+    path = folder / photo.path
     try:
-        first = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        first = []
-    return first[0].strip() if first and first[0].strip() else with_article(name)
-
-
-def _samples(folder: Path, photos: Sequence[Photo]) -> Iterator[Record]:
-    for photo in photos:
-        path = folder / photo.path
-        meta = {
-            "name": photo.name,
-            "class": photo.name,
-            "wnid": photo.wnid,
-            "starter": photo.starter,
-            "caption": english_caption(path, photo.name),
-            "artist": "tuxpaint-stamps",
-            "licence": LICENCE,
-            "origin": photo.path,
-        }
-        yield {".png": squared_photo(path.read_bytes()), ".txt": meta["caption"], ".json": meta}
+        lines = []
+    # The first line beside a stamp is its English caption, those below are other languages'.
+    caption = lines[0].strip() if lines and lines[0].strip() else with_article(photo.name)
+    meta = {
+        "name": photo.name,
+        "class": photo.name,
+        "wnid": photo.wnid,
+        "starter": photo.starter,
+        "caption": caption,
+        "artist": "tuxpaint-stamps",
+        "licence": LICENCE,
+        "origin": photo.path,
+    }
+    return {".png": squared_photo(path.read_bytes()), ".txt": caption, ".json": meta}
 
 
 def _inputs(given: Path | None) -> MadeFrom | None:
@@ -124,7 +119,8 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
     for split, own in ((ALL, photos), (KNOWN, [photo for photo in photos if photo.starter])):
         ids = {photo.name: photo.wnid for photo in own}
         classes = Classes(list(ids), list(ids.values()), PHOTO_TEMPLATES)
-        bar = tqdm(_samples(folder, own), split, total=len(own), unit="img", disable=quiet or None)
+        samples = (_sample(folder, photo) for photo in own)
+        bar = tqdm(samples, split, total=len(own), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, classes)
     manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"tuxpaint-stamps": CREDIT})
     return {**manifest, "built": True}

@@ -73,6 +73,7 @@ def _write_shard(folder: Path, number: int, samples: list[Record], index: Mappin
     with ShardWriter(path) as writer:
         for position, sample in enumerate(samples):
             hashes.append(pixel_hash(next(sample[part] for part in PICTURE_PARTS if part in sample)))
+            # Keys are positions: equal samples make equal shards, byte for byte.
             key = f"{number:05d}{position:04d}"
             meta = {**sample[".json"], "key": key, "pixels_sha256": hashes[-1]}
             parts = {**sample, "__key__": key, ".json": meta}
@@ -108,12 +109,17 @@ def existing(
         return None
     if not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the corpus")
-    manifest = _read_manifest(out / MANIFEST)
-    if manifest is None:
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or "format" not in manifest:
         foreign = sorted(p.name for p in out.iterdir() if p.name not in set(splits) and p.suffix != ".part")
         if foreign:
             raise UserError(f"{out} holds other files ('{foreign[0]}'); name a new or empty folder for the corpus")
         return None
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{out} holds a corpus made by another version of clip-la; name another folder or remove it")
     if manifest.get("settings") != settings:
         made = ", ".join(f"{key}={value}" for key, value in sorted(manifest.get("settings", {}).items()))
         raise UserError(f"{out} holds a corpus made with other settings ({made}); name another folder or remove it")
@@ -128,20 +134,6 @@ def existing(
     # Hashing every shard would take as long as building them: presence and size tell of a copy that was cut short.
     files = [(out / split / s["name"], s["bytes"]) for split, r in manifest["splits"].items() for s in r["shards"]]
     return manifest if all(path.is_file() and path.stat().st_size == size for path, size in files) else None
-
-
-def _read_manifest(path: Path) -> Record | None:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        return None
-    if manifest["format"] != FORMAT:
-        raise UserError(
-            f"{path.parent} holds a corpus made by another version of clip-la; name another folder or remove it"
-        )
-    return manifest
 
 
 def write_manifest(out: Path, settings: Record, splits: Mapping[str, Record], **more: Any) -> Record:

@@ -22,6 +22,10 @@ PHOTO_TEMPLATES = ("a photo of a {c}", "a photo of {c}", "a picture of a {c}", "
 
 
 def pick(choices: Sequence[str], *identity: object) -> str:
-    """One of the choices by a hash of the identity; the same on every machine."""
+    """One of the choices by a hash of the identity; the same on every machine.
+
+    Python's own `hash` would differ from process to process, and a random generator would make each choice depend on
+    how many came before it.
+    """
     digest = hashlib.sha256(" ".join(map(str, identity)).encode()).digest()
     return choices[int.from_bytes(digest[:8], "big") % len(choices)]

@@ -113,26 +113,24 @@ def clip_art(given: Path | None = None) -> list[ClipArt]:
         UserError: the package is not to be had, or holds no drawings.
     """
     folder = package_files(PACKAGE, DRAWINGS, given, option="--clip-art")
-    raw = [found for path in sorted(folder.rglob("*.svg")) if (found := _read(path)) is not None]
+    raw = []
+    for path in sorted(folder.rglob("*.svg")):
+        try:
+            root = ElementTree.parse(path).getroot()
+        except ElementTree.ParseError:
+            continue
+        work = next((e for e in root.iter() if e.tag.endswith("}Work")), None)
+        if work is not None:
+            said = [" ".join((work.findtext(_DC + name) or "").split()) for name in ("title", "description")]
+            tags = [" ".join((e.text or "").lower().split()) for e in work.iter() if e.tag.endswith("}li")]
+            # Broken exports have tags such as "hash(0x8a393fc)" and numbers.
+            named = tuple(tag for tag in tags if re.fullmatch(r"[a-z][a-z' -]+", tag) and tag != "hash")
+            raw.append(_Raw(path, said[0], named, said[1]))
     if not raw:
         raise UserError(f"{folder} holds no SVG drawings with titles; name the folder that {PACKAGE} was unpacked to")
     shared = Counter(each.title for each in raw)
     cleaned = (_cleaned(each, folder) for each in raw if shared[each.title] <= MAX_SHARED_TITLE)
     return [art for art in cleaned if art is not None]
-
-
-def _read(path: Path) -> _Raw | None:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError:
-        return None
-    work = next((e for e in root.iter() if e.tag.endswith("}Work")), None)
-    if work is None:
-        return None
-    tags = (" ".join((e.text or "").lower().split()) for e in work.iter() if e.tag.endswith("}li"))
-    title, description = (" ".join((work.findtext(_DC + name) or "").split()) for name in ("title", "description"))
-    # Broken exports have tags such as "hash(0x8a393fc)" and numbers.
-    return _Raw(path, title, tuple(t for t in tags if re.fullmatch(r"[a-z][a-z' -]+", t) and t != "hash"), description)
 
 
 def _cleaned(raw: _Raw, root: Path) -> ClipArt | None:

@@ -10,7 +10,7 @@ from clip_la.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$CLIP_LA_CACHE`, else `$XDG_CACHE_HOME/clip_la`, else `~/.cache/clip_la`."""
+    """Where downloads and compiled code are kept: `$CLIP_LA_CACHE`, else `$XDG_CACHE_HOME/clip_la`, else `~/.cache/clip_la`."""
     if own := os.environ.get("CLIP_LA_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_la"
@@ -39,6 +39,7 @@ def package_files(package: str, path: str, given: Path | None = None, option: st
 
 def find_package_files(package: str, path: str, given: Path | None = None) -> Path | None:
     """The folder that `package_files` gives, if nothing need be downloaded for it."""
+    # What the system has is used before what an earlier call fetched: it is what the user keeps up to date.
     cached = cache_folder() / "debian" / package
     places = (Path("/") / path, cached / path) if given is None else (given / path, given)
     return next((folder for folder in places if folder.is_dir()), None)

@@ -22,11 +22,12 @@ class Entry(NamedTuple):
 
 
 def drawing_entry(concept: Concept, artist: Artist, svg: Svg) -> Entry:
-    """An artist's drawing of a concept, with its texts: `caption` (the main one), `captions` (all) and `tags`."""
+    """An artist's drawing of a concept, not yet rendered, with its texts: `caption` (the main one), `captions` (all) and `tags`."""
     identity, name = f"{concept.id} {artist.name}", concept.name
     caption = pick(TEMPLATES, "caption", identity).format(name.phrase)
     others = sorted({template for template in TEMPLATES if template.format(name.phrase) != caption})
     tags = ", ".join(name.tags)
+    # The second wording differs from the first, so that whoever draws from all of them has some variety.
     captions = [caption, pick(others, "other", identity).format(name.phrase), name.phrase]
     captions += [f"{name.name}: {tags}"] if tags else []
     meta = {

@@ -61,21 +61,6 @@ def read_idx(folder: Path, prefix: str) -> tuple[UInt8[np.ndarray, "n 28 28"], U
     return np.frombuffer(pixels, np.uint8).reshape(num, SIDE_PX, SIDE_PX), np.frombuffer(labels, np.uint8)
 
 
-def _samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"], split: str) -> Iterator[Record]:
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        name = CLASSES[label]
-        phrase = "trousers" if name == "trouser" else with_article(name)
-        caption = pick(TEMPLATES, "fashion", split, number).format(phrase)
-        meta = {"name": name, "class": name, "caption": caption, "artist": "fashion-mnist", "licence": "MIT"}
-        yield {".png": encode_png(image), ".txt": caption, ".json": meta}
-
-
-def _inputs(given: Path | None) -> MadeFrom | None:
-    """What the corpus would be made from here; None where that would have to be fetched first."""
-    folder = find_package_files(PACKAGE, FOLDER, given)
-    return None if folder is None else {PACKAGE: files_state(folder, folder.glob("*-ubyte.gz"))}
-
-
 def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
     """Builds `train` and `test` in `out` unless they are there. Pictures are as published: white things on black.
 
@@ -86,13 +71,28 @@ def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) 
         UserError: the package is not to be had or damaged.
     """
     settings = {"corpus": "fashion-mnist"}
-    if (manifest := existing(out, settings, SPLITS, _inputs(given))) is not None:
+
+    def made_from() -> MadeFrom | None:
+        # None where the package would have to be fetched first.
+        found = find_package_files(PACKAGE, FOLDER, given)
+        return None if found is None else {PACKAGE: files_state(found, found.glob("*-ubyte.gz"))}
+
+    if (manifest := existing(out, settings, SPLITS, made_from())) is not None:
         return {**manifest, "built": False}
+
+    def samples(split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[Record]:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = CLASSES[label]
+            phrase = "trousers" if name == "trouser" else with_article(name)
+            caption = pick(TEMPLATES, "fashion", split, number).format(phrase)
+            meta = {"name": name, "class": name, "caption": caption, "artist": "fashion-mnist", "licence": "MIT"}
+            yield {".png": encode_png(image), ".txt": caption, ".json": meta}
+
     folder = package_files(PACKAGE, FOLDER, given)
     splits = {}
     for split, prefix in SPLITS.items():
         images, labels = read_idx(folder, prefix)
-        bar = tqdm(_samples(images, labels, split), split, total=len(images), unit="img", disable=quiet or None)
+        bar = tqdm(samples(split, images, labels), split, total=len(images), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, Classes(CLASSES, templates=PHOTO_TEMPLATES), PER_SHARD)
-    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"fashion-mnist": CREDIT})
+    manifest = write_manifest(out, settings, splits, made_from=made_from(), artists={"fashion-mnist": CREDIT})
     return {**manifest, "built": True}

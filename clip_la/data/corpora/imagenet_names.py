@@ -29,20 +29,26 @@ def _timm_text(name: str) -> str:
 
 @functools.cache
 def wordnet_ids(file: str) -> tuple[str, ...]:
-    """The ids of one of timm's lists (`imagenet12k` for imagenet12k_synsets.txt), in the list's order."""
+    """The ids of one of timm's lists (`imagenet12k` for imagenet12k_synsets.txt), in the list's order.
+
+    Raises FileNotFoundError for a list that this timm lacks.
+    """
     return tuple(_timm_text(f"{file}_synsets.txt").split())
 
 
 @functools.cache
 def lemmas() -> dict[str, tuple[str, ...]]:
-    """WordNet id -> its lemmas, the commonest first ("dog", "domestic dog", "Canis familiaris")."""
+    """WordNet id -> its lemmas, the commonest first ("dog", "domestic dog", "Canis familiaris"); 21,844 ids.
+
+    Several ids may share a lemma, even their first: the crane is a bird and a machine.
+    """
     rows = (line.split("\t", 1) for line in _timm_text("imagenet_synset_to_lemma.txt").splitlines())
     return {key: tuple(text.split(", ")) for key, text in rows}
 
 
 @functools.cache
 def definitions() -> dict[str, str]:
-    """WordNet id -> WordNet's definition in one sentence."""
+    """WordNet id -> WordNet's definition in one sentence, for the same ids as `lemmas`."""
     return dict(line.split("\t", 1) for line in _timm_text("imagenet_synset_to_definition.txt").splitlines())
 
 

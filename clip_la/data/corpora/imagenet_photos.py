@@ -19,7 +19,7 @@ from tqdm import tqdm
 from clip_la.data.corpora.build import Classes, Record, existing, write_manifest, write_split
 from clip_la.data.corpora.captions import PHOTO_TEMPLATES, pick
 from clip_la.data.corpora.imagenet_names import definitions, lemmas
-from clip_la.data.corpora.inputs import MadeFrom, files_state
+from clip_la.data.corpora.inputs import files_state
 from clip_la.data.corpora.names import with_article
 from clip_la.data.corpora.photo_folders import TRAIN, VAL, Contents, Picture, read_folder, read_sample_images
 from clip_la.data.images.decode import decode_image
@@ -137,21 +137,52 @@ def encode(path: Path, format: str, quality: int) -> EncodedImage:
     return EncodedImage(".webp", stream.getvalue(), grey)
 
 
-class _Encoding(NamedTuple):
-    """How the pictures of a corpus are written: format, quality of WebP (1 to 100), processes, no progress bars."""
+class _Builder(NamedTuple):
+    """Builds corpora of photographs: in which format, quality of WebP (1 to 100), processes, whether without bars."""
 
     format: str
     quality: int
     workers: int
     quiet: bool
 
-    def settings(self, corpus: str) -> Record:
-        """What the manifest says of it; raises UserError for an unknown format and a quality out of range."""
+    def build(
+        self,
+        corpus: str,
+        folder: Path,
+        files: Iterable[Path],
+        out: Path,
+        splits: Sequence[str],
+        read: Callable[[], Contents],
+        deal: Callable[[Contents], tuple[dict[str, list[Picture]], Record]],
+    ) -> Record:
+        """Writes the corpus to `out` unless it is there, and returns its manifest with `"built": bool`.
+
+        Args:
+            files: what of `folder` is read; a corpus made of other content is not taken for this one.
+            read: what the folder holds.
+            deal: the pictures of each split, and what else the manifest should say. All but `train` are test sets.
+
+        Raises UserError for an unknown format, a quality out of range, and as `existing` and `read` do.
+        """
         if self.format not in FORMATS:
             raise unknown("format", self.format, FORMATS)
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality {self.quality} is out of range: 1 to 100")
-        return {"corpus": corpus, "format": self.format} | ({"quality": self.quality} if self.format == WEBP else {})
+        settings: Record = {"corpus": corpus, "format": self.format}
+        settings |= {"quality": self.quality} if self.format == WEBP else {}
+        made_from = None
+        if folder.is_dir():
+            made_from = {"folder": files_state(folder, (path for path in files if path.is_file()))}
+        if (manifest := existing(out, settings, splits, made_from)) is not None:
+            return {**manifest, "built": False}
+        contents = read()
+        names, left_out = class_names(contents.wnids), Counter(contents.left_out)
+        dealt, more = deal(contents)
+        written = {
+            split: self.write(out / split, own, names, left_out, is_test=split != TRAIN) for split, own in dealt.items()
+        }
+        more = {"artists": {corpus: CREDITS[corpus]}, "left_out": dict(sorted(left_out.items())), **more}
+        return {**write_manifest(out, settings, written, made_from=made_from, **more), "built": True}
 
     def encoded(self, paths: Sequence[Path]) -> Iterator[EncodedImage]:
         """Each picture, in order; in processes of their own where there are many."""
@@ -179,26 +210,23 @@ class _Encoding(NamedTuple):
                     continue
                 counts["grey"] += image.grey
                 counts["without_box"] += picture.box is None
-                yield _sample(picture, image, names[picture.wnid])
+                name = names[picture.wnid]
+                texts = captions_of(name, picture.wnid, picture.path.name, image.grey)
+                meta: dict[str, Any] = {
+                    "caption": texts[0],
+                    "captions": texts,
+                    "name": name,
+                    "class": name,
+                    "wnid": picture.wnid,
+                    "origin": picture.path.name,
+                    "grey": image.grey,
+                }
+                if picture.box is not None:
+                    meta["box_px"] = list(picture.box)
+                yield {image.part: image.data, ".txt": texts[0], ".json": meta}
 
         bar = tqdm(samples(), folder.name, total=len(order), unit="img", disable=self.quiet or None)
         return {**write_split(folder, bar, classes, PER_SHARD), **counts}
-
-
-def _sample(picture: Picture, image: EncodedImage, name: str) -> Record:
-    texts = captions_of(name, picture.wnid, picture.path.name, image.grey)
-    meta: dict[str, Any] = {
-        "caption": texts[0],
-        "captions": texts,
-        "name": name,
-        "class": name,
-        "wnid": picture.wnid,
-        "origin": picture.path.name,
-        "grey": image.grey,
-    }
-    if picture.box is not None:
-        meta["box_px"] = list(picture.box)
-    return {image.part: image.data, ".txt": texts[0], ".json": meta}
 
 
 def build_tiny_imagenet(
@@ -221,19 +249,19 @@ def build_tiny_imagenet(
     Raises:
         UserError: unknown format, quality out of range, no data set in `folder`, `out` taken by something else.
     """
-    encoding = _Encoding(format, quality, workers, quiet)
-    settings = encoding.settings("tiny-imagenet")
-    # Its state tells whether a corpus that is there already was made of it; `test` is not read.
-    made_from = _state(folder, lambda parts: "test" not in parts)
-    if (manifest := existing(out, settings, SPLITS, made_from)) is not None:
-        return {**manifest, "built": False}
-    contents = read_folder(folder)
-    unseen = unseen_classes(contents.wnids)
-    dealt: dict[str, list[Picture]] = {split: [] for split in SPLITS}
-    held = {TRAIN: UNSEEN_LARGE, VAL: UNSEEN}
-    for picture in contents.pictures:
-        dealt[held[picture.half] if picture.wnid in unseen else picture.half].append(picture)
-    return _write_corpus(out, settings, made_from, contents, dealt, encoding, unseen=sorted(unseen))
+
+    def deal(contents: Contents) -> tuple[dict[str, list[Picture]], Record]:
+        unseen = unseen_classes(contents.wnids)
+        held = {TRAIN: UNSEEN_LARGE, VAL: UNSEEN}
+        dealt: dict[str, list[Picture]] = {split: [] for split in SPLITS}
+        for picture in contents.pictures:
+            dealt[held[picture.half] if picture.wnid in unseen else picture.half].append(picture)
+        return dealt, {"unseen": sorted(unseen)}
+
+    # `test` has no labels and is not read.
+    files = [path for path in folder.rglob("*") if "test" not in path.relative_to(folder).parts]
+    builder = _Builder(format, quality, workers, quiet)
+    return builder.build("tiny-imagenet", folder, files, out, SPLITS, partial(read_folder, folder), deal)
 
 
 def build_imagenet_samples(
@@ -257,38 +285,11 @@ def build_imagenet_samples(
     Raises:
         UserError: as `build_tiny_imagenet`.
     """
-    encoding = _Encoding(format, quality, workers, quiet)
-    settings = encoding.settings("imagenet-samples")
-    made_from = _state(folder, lambda parts: not any(part.startswith(".") for part in parts))
-    if (manifest := existing(out, settings, (SAMPLES,), made_from)) is not None:
-        return {**manifest, "built": False}
-    contents = read_sample_images(folder, SAMPLES)
-    return _write_corpus(out, settings, made_from, contents, {SAMPLES: contents.pictures}, encoding)
 
+    def deal(contents: Contents) -> tuple[dict[str, list[Picture]], Record]:
+        return {SAMPLES: contents.pictures}, {}
 
-def _state(folder: Path, is_input: Callable[[tuple[str, ...]], bool]) -> MadeFrom | None:
-    """A hash of the files of the folder, of those whose path below it is input; None where the folder is gone."""
-    if not folder.is_dir():
-        return None
-    files = (path for path in folder.rglob("*") if path.is_file() and is_input(path.relative_to(folder).parts))
-    return {"folder": files_state(folder, files)}
-
-
-def _write_corpus(
-    out: Path,
-    settings: Record,
-    made_from: MadeFrom | None,
-    contents: Contents,
-    dealt: Mapping[str, Sequence[Picture]],
-    encoding: _Encoding,
-    **more: Any,
-) -> Record:
-    """Writes the splits and the manifest, and returns it; all splits but `train` are test sets."""
-    names = class_names(contents.wnids)
-    left_out = Counter(contents.left_out)
-    splits = {
-        split: encoding.write(out / split, own, names, left_out, is_test=split != TRAIN) for split, own in dealt.items()
-    }
-    corpus = settings["corpus"]
-    more = {"artists": {corpus: CREDITS[corpus]}, "left_out": dict(sorted(left_out.items())), **more}
-    return {**write_manifest(out, settings, splits, made_from=made_from, **more), "built": True}
+    files = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    builder = _Builder(format, quality, workers, quiet)
+    read = partial(read_sample_images, folder, SAMPLES)
+    return builder.build("imagenet-samples", folder, files, out, (SAMPLES,), read, deal)

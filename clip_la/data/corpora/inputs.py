@@ -19,7 +19,10 @@ RENDERER = "resvg-py"
 
 
 def files_state(folder: Path, paths: Iterable[Path]) -> str:
-    """One hash of names below `folder` and content of some files."""
+    """One hash of the names below `folder` and the content of these files, whatever their order.
+
+    Times and places do not enter: a package that was installed anew, or elsewhere, makes the same corpus.
+    """
     own = sorted(paths)
     names = (path.relative_to(folder).as_posix() for path in own)
     return combined(f"{name} {content}" for name, content in zip(names, file_hashes(own, len(own)), strict=True))
@@ -38,6 +41,7 @@ def starter_inputs() -> MadeFrom | None:
     try:
         state = {name: version(name) for name in CORPUS_PACKAGES}
         names = package_folder("emoji")
+        # The version alone does not tell of a package that was edited, or of another branch with the same number.
         state["emoji"] += f" {files_state(names, (p for p in names.rglob('*') if p.suffix in ('.py', '.json')))}"
         for artist in STARTER_ARTISTS:
             paths = [svg for svg in artist.drawings().values() if isinstance(svg, Path)]

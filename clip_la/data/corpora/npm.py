@@ -91,6 +91,7 @@ class IconSet:
             return None
         left, top = (icon.get(key, self._icons.get(key, 0)) for key in ("left", "top"))
         width, height = (icon.get(key, self._icons.get(key, 16)) for key in ("width", "height"))
+        # Icons of one colour leave it to the page.
         body = re.sub(r"\bcurrentColor\b", html.escape(color), icon["body"])
         return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}">{body}</svg>'
 

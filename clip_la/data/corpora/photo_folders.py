@@ -75,7 +75,11 @@ def read_folder(folder: Path) -> Contents:
 
 
 class _TinyImageNet:
-    """One reading of the folder `root`: its pictures, and a count of what is left out."""
+    """One reading of the folder `root`: its pictures, and a count of what is left out.
+
+    Folders that went through a file manager, an archive of macOS or a script hold more than the data set: nothing of
+    that is an error, and all of it is counted.
+    """
 
     def __init__(self, root: Path, wnids: set[str]) -> None:
         self.root = root
@@ -94,10 +98,10 @@ class _TinyImageNet:
             if entry.is_dir():
                 listed = entry / f"{entry.name}_boxes.txt"
                 known = entry.name in self.wnids
-                boxes = _columns(listed) if known and listed.is_file() else {}
+                boxes = self._columns(listed) if known and listed.is_file() else {}
                 for path in pictures_below(entry, self.left_out):
                     if known:
-                        yield Picture(path, half, entry.name, _box(boxes.get(path.name, [])[:4]))
+                        yield Picture(path, half, entry.name, self._box(boxes.get(path.name, [])[:4]))
                     else:
                         self.left_out[NO_CLASS] += 1
             elif entry.name != ANNOTATIONS:
@@ -110,7 +114,7 @@ class _TinyImageNet:
                 raise UserError(f"{folder} has neither {ANNOTATIONS} nor folders named by WordNet ids")
             yield from self._class_folders(VAL)
             return
-        rows = _columns(folder / ANNOTATIONS)
+        rows = self._columns(folder / ANNOTATIONS)
         missing = set(rows)
         for path in pictures_below(folder, self.left_out):
             row = rows.get(path.name)
@@ -118,8 +122,24 @@ class _TinyImageNet:
             if row is None or row[0] not in self.wnids:
                 self.left_out[NO_ANNOTATION if row is None else NO_CLASS] += 1
             else:
-                yield Picture(path, VAL, row[0], _box(row[1:5]))
+                yield Picture(path, VAL, row[0], self._box(row[1:5]))
         self.left_out[NOT_THERE] += len(missing)
+
+    @staticmethod
+    def _columns(path: Path) -> dict[str, list[str]]:
+        """File name -> the other columns, of a file of tabs (or spaces); lines that hold less than two are skipped."""
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        # A name may hold spaces ("val_0 2.JPEG"), the other columns do not.
+        rows = [line.split("\t") if "\t" in line else line.split() for line in lines]
+        return {row[0].strip(): [text.strip() for text in row[1:]] for row in rows if len(row) > 1}
+
+    @staticmethod
+    def _box(texts: list[str]) -> Box | None:
+        """Left, top, right and bottom in pixels; None where one is missing or no number."""
+        if len(texts) != 4 or not all(text.isdecimal() for text in texts):
+            return None
+        left, top, right, bottom = map(int, texts)
+        return left, top, right, bottom
 
 
 def read_sample_images(folder: Path, half: str) -> Contents:
@@ -161,22 +181,6 @@ def pictures_below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
             yield path
         elif not path.name.endswith(("_boxes.txt", ANNOTATIONS)):
             left_out[NOT_A_PICTURE] += 1
-
-
-def _columns(path: Path) -> dict[str, list[str]]:
-    """File name -> the other columns, of a file of tabs (or spaces); lines that hold less than two are skipped."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    # A name may hold spaces ("val_0 2.JPEG"), the other columns do not.
-    rows = [line.split("\t") if "\t" in line else line.split() for line in lines]
-    return {row[0].strip(): [text.strip() for text in row[1:]] for row in rows if len(row) > 1}
-
-
-def _box(texts: list[str]) -> Box | None:
-    """Left, top, right and bottom in pixels; None where one is missing or no number."""
-    if len(texts) != 4 or not all(text.isdecimal() for text in texts):
-        return None
-    left, top, right, bottom = map(int, texts)
-    return left, top, right, bottom
 
 
 def distinct(pictures: Iterable[Picture], left_out: Counter[str]) -> list[Picture]:

@@ -58,6 +58,7 @@ def squared_photo(data: bytes) -> bytes:
     side = max(width, height)
     x, y = (side - width) // 2, (side - height) // 2
     text = base64.b64encode(data).decode()
+    # Through resvg rather than Pillow: its PNG bytes do not depend on the zlib of this Python.
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}"><image x="{x}" y="{y}" width="{width}" '
         f'height="{height}" href="data:image/png;base64,{text}"/></svg>'
@@ -86,17 +87,6 @@ def _sample(folder: Path, photo: Photo) -> Record:
     return {".png": squared_photo(path.read_bytes()), ".txt": caption, ".json": meta}
 
 
-def _inputs(given: Path | None) -> MadeFrom | None:
-    """What the test set would be made from here; None where that would have to be fetched first."""
-    folder = find_package_files(PACKAGE, STAMPS, given)
-    if folder is None or (renderer := renderer_version()) is None:
-        return None
-    paths = [folder / photo.path for photo in read_class_map()]
-    texts = [path.with_suffix(".txt") for path in paths]
-    state = files_state(folder, [*dict.fromkeys([*paths, *texts])])
-    return {PACKAGE: state, RENDERER: renderer, CLASS_MAP.name: file_hash(CLASS_MAP)}
-
-
 def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
     """Builds the test set in `out` unless it is there: all classes, and those that the starter corpus has a name for.
 
@@ -107,11 +97,23 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         UserError: the package is not to be had, or lacks pictures of the class map.
     """
     settings = {"corpus": "photos"}
-    if (manifest := existing(out, settings, (ALL, KNOWN), _inputs(given))) is not None:
+    photos = read_class_map()
+
+    def made_from() -> MadeFrom | None:
+        # None where the package would have to be fetched first.
+        stamps = find_package_files(PACKAGE, STAMPS, given)
+        if stamps is None or (renderer := renderer_version()) is None:
+            return None
+        paths = [stamps / photo.path for photo in photos]
+        texts = [path.with_suffix(".txt") for path in paths]
+        # A picture may be in two classes, and is read once.
+        state = files_state(stamps, [*dict.fromkeys([*paths, *texts])])
+        return {PACKAGE: state, RENDERER: renderer, CLASS_MAP.name: file_hash(CLASS_MAP)}
+
+    if (manifest := existing(out, settings, (ALL, KNOWN), made_from())) is not None:
         return {**manifest, "built": False}
     require({"resvg-py": CORPUS_PACKAGES["resvg-py"]})
     folder = package_files(PACKAGE, STAMPS, given)
-    photos = read_class_map()
     missing = [photo.path for photo in photos if not (folder / photo.path).is_file()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {len(photos)} pictures, such as {missing[0]}")
@@ -122,5 +124,5 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         samples = (_sample(folder, photo) for photo in own)
         bar = tqdm(samples, split, total=len(own), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, classes)
-    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"tuxpaint-stamps": CREDIT})
+    manifest = write_manifest(out, settings, splits, made_from=made_from(), artists={"tuxpaint-stamps": CREDIT})
     return {**manifest, "built": True}

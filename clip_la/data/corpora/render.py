@@ -31,7 +31,7 @@ def render(svg: Svg, size_px: int, background: str | None = "white") -> bytes:
     text = svg.read_text(encoding="utf-8") if isinstance(svg, Path) else svg
     box = _VIEW_BOX.search(text)
     if box is not None and float(box[1]) != float(box[2]):
-        # resvg would put it into a corner; nested, it is centred as SVG's default has it.
+        # Nested in a square one it is scaled to fit and centred, as SVG's default has it.
         text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{text[text.index("<svg") :]}</svg>'
     png = resvg_py.svg_to_bytes(
         svg_string=text,
@@ -45,7 +45,13 @@ def render(svg: Svg, size_px: int, background: str | None = "white") -> bytes:
 
 
 def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[bytes]:
-    """PNGs of all drawings on white, in their order, by `workers` processes, at most 8."""
+    """PNGs of all drawings on white, in their order, by `workers` processes, at most 8.
+
+    Args:
+        svgs: files, or the texts of drawings.
+        size_px: side of the square pictures.
+        workers: processes; few drawings are drawn here all the same.
+    """
     draw = partial(render, size_px=size_px)
     num = min(workers, 8)
     if num == 1 or len(svgs) < _SERIAL_BELOW:
@@ -54,15 +60,6 @@ def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[
     # spawn: the caller may have threads (torch), which fork does not survive reliably.
     with ProcessPoolExecutor(num, mp_context=Spawned()) as pool:
         yield from pool.map(draw, svgs, chunksize=_CHUNK)
-
-
-def covered(png: bytes) -> float:
-    """The share of a picture's pixels that are not white."""
-    from PIL import Image
-
-    with Image.open(BytesIO(png)) as image:
-        histogram = image.convert("L").histogram()
-    return 1 - histogram[-1] / sum(histogram)
 
 
 def pixel_hash(png: bytes) -> str:

@@ -112,6 +112,7 @@ class _Draws:
     def number(self) -> float:
         return next(self._numbers)
 
+    # Each call takes one number, whatever comes of it: scenes stay as they are when a rule looks at one more or less.
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.number()
 
@@ -146,6 +147,7 @@ class Stage:
 
     def scene(self, numbers: Sequence[float]) -> Scene:
         """The scene that `NUM_DRAWS` numbers in [0, 1) describe."""
+        # The order of what follows is part of the corpus: another one draws other scenes from the same numbers.
         draws = _Draws(numbers)
         name = draws.weighted((name, layout.share) for name, layout in LAYOUTS.items())
         layout = LAYOUTS[name]
@@ -172,6 +174,7 @@ class Stage:
         return chosen
 
     def _size_words(self, draws: _Draws, count: int) -> list[str]:
+        # Of two things alone a size can be told: among three, "small" would want a comparison.
         told, first = draws.number() < SIZES_TOLD, draws.number() < 0.5
         if count != 2 or not told:
             return [""] * count
@@ -190,6 +193,7 @@ class Stage:
         return first, self._visible(int(draws.number() * len(COLORS)), [*means, COLORS[first]])
 
     def _visible(self, start: int, others: Sequence[Color]) -> str:
+        # Whole numbers throughout: squares of floats may round otherwise on another machine.
         gaps = _PALETTE[:, None] - np.array(others, np.int64)
         contrast = np.roll((gaps * gaps).sum(2).min(1), -start)
         # argmax of a truth value: the first that is far enough; without any, the farthest.

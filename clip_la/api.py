@@ -44,7 +44,7 @@ class Preprocess:
 
 
 def load_model(
-    name: PathLike, *, device: str = "cpu", transform: str = "clip_la"
+    name: PathLike, *, device: str = "cpu", transform: str = "clip_la", image_size: int | None = None
 ) -> "tuple[nn.Module, Preprocess, Callable[[str | Sequence[str]], Int64[Tensor, 'batch context_length']]]":
     """A trained model with what it takes to show it pictures and texts, as users of open_clip expect.
 
@@ -61,6 +61,8 @@ def load_model(
             "ViT-B-16:FILE", "ViT-B-16:TAG" or "hf-hub:ORG/NAME".
         device: where the model goes ("cpu", "cuda", "cuda:1").
         transform: how pictures are prepared: clip_la (upright, transparency on white) or open_clip (its own).
+        image_size: side of the images in pixels, if not what the model was trained at: its position embeddings are
+            interpolated.
 
     Returns:
         model: a module in evaluation mode, float32, without gradients: `encode_image(images, normalize=True)` and
@@ -73,7 +75,9 @@ def load_model(
     """
     from clip_la.zeroshot.model.load import choose_device, expand_models, load_eval_model
 
-    loaded = load_eval_model(expand_models([os.fspath(name)])[0], choose_device(device), transform=transform)
+    loaded = load_eval_model(
+        expand_models([os.fspath(name)])[0], choose_device(device), transform=transform, image_size=image_size
+    )
 
     def tokenizer(texts: str | Sequence[str]) -> "Int64[Tensor, 'batch context_length']":
         return loaded.tokenize([texts] if isinstance(texts, str) else list(texts))

@@ -12,6 +12,8 @@ from typing import Any
 MODULES = {
     "clip_la.data.augment": "clip_la.data.images.augment",
     "clip_la.data.captions": "clip_la.data.text.captions",
+    "clip_la.data.corpora.tiny_imagenet": "clip_la.data.corpora.imagenet_photos",
+    "clip_la.data.corpora.tiny_imagenet_folder": "clip_la.data.corpora.photo_folders",
     "clip_la.data.problems": "clip_la.data.shards.problems",
     "clip_la.data.rows": "clip_la.data.stream.samples",
     "clip_la.data.tokenizer": "clip_la.data.text.tokenizer",

@@ -148,10 +148,24 @@ def _debian_corpus(action: str, build: Callable[..., dict[str, Any]], argv: list
 
 def _tiny_imagenet(argv: list[str]) -> None:
     """Tiny-ImageNet from its unpacked folder: photographs with captions, 40 of 200 classes held out"""
-    from clip_la.data.corpora.tiny_imagenet import DEFAULT_QUALITY, FORMATS, ORIGINAL, WEBP, build_tiny_imagenet
+    from clip_la.data.corpora.imagenet_photos import build_tiny_imagenet
 
-    parser = _parser("tiny-imagenet", json_help="print the manifest")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the unpacked data set: train/WNID/..., val/...")
+    _photo_folder("tiny-imagenet", build_tiny_imagenet, "the unpacked data set: train/WNID/..., val/...", argv)
+
+
+def _imagenet_samples(argv: list[str]) -> None:
+    """a test set of images named by WordNet ids, such as ImageNet-1K's sample images, one a class"""
+    from clip_la.data.corpora.imagenet_photos import build_imagenet_samples
+
+    what = "images WNID_name.JPEG or WNID/name.JPEG, at any depth"
+    _photo_folder("imagenet-samples", build_imagenet_samples, what, argv)
+
+
+def _photo_folder(action: str, build: Callable[..., dict[str, Any]], what: str, argv: list[str]) -> None:
+    from clip_la.data.corpora.imagenet_photos import DEFAULT_QUALITY, FORMATS, ORIGINAL, WEBP
+
+    parser = _parser(action, json_help="print the manifest")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help=what)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument(
         "--format", default=ORIGINAL, help=f"{' or '.join(FORMATS)} (default %(default)s: the pictures' own bytes)"
@@ -160,12 +174,11 @@ def _tiny_imagenet(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.quality and args.format != WEBP:
         raise UserError(f"--quality belongs to --format {WEBP}")
-    manifest = build_tiny_imagenet(
+    manifest = build(
         args.folder, args.out, format=args.format, quality=args.quality or DEFAULT_QUALITY, workers=args.workers
     )
     left_out = "".join(f"  left out {count}: {reason}\n" for reason, count in manifest["left_out"].items())
-    text = left_out + _corpus_text(manifest, args.out)
-    _say(args, {"out": str(args.out), **manifest}, text)
+    _say(args, {"out": str(args.out), **manifest}, left_out + _corpus_text(manifest, args.out))
 
 
 def _pack(argv: list[str]) -> None:
@@ -286,6 +299,7 @@ ACTIONS: dict[str, Callable[[list[str]], int | None]] = {
     "photos": _photos,
     "fashion-mnist": _fashion,
     "tiny-imagenet": _tiny_imagenet,
+    "imagenet-samples": _imagenet_samples,
     "pack": _pack,
     "verify": _verify,
     "read": _read,

@@ -28,6 +28,7 @@ def _parser() -> Parser:
         " (default: every kind; kinds without a causal form have softmax in the text tower)",
     )
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the image, if not the preset's")
+    parser.add_argument("--patch-size", type=int, metavar="PIXELS", help="side of a patch, if not the preset's")
     parser.add_argument("--kinds", action="store_true", help="list the attention kinds and their options instead")
     parser.add_argument(
         "--speed",
@@ -55,9 +56,12 @@ def main(argv: list[str]) -> int | None:
 
     if options.kinds:
         rows = kinds()
-        lines = [f"{row['kind']}: {row['summary']}\n    {row['options']}" for row in rows]
+        grows = {True: "; its result grows with the number of tokens", False: ""}
+        lines = [f"{r['kind']}: {r['summary']}{grows[r['grows_with_tokens']]}\n    {r['options']}" for r in rows]
     else:
-        rows = table(options.names, options.attention, options.image_size, options.speed, options.start)
+        rows = table(
+            options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
+        )
         lines = _lines(rows)
     human = sys.stderr if options.json else sys.stdout
     for line in lines:
@@ -68,9 +72,13 @@ def main(argv: list[str]) -> int | None:
 
 
 def kinds() -> list[dict]:
-    """One dictionary an attention kind: its name, what it is, and its options with their defaults."""
-    from clip_la.models.attention.kinds import attention_kind, list_attention
+    """One dictionary an attention kind: its name, what it is, its options with their defaults, whether it is causal.
+
+    `grows_with_tokens` is of the kind at its defaults: such a model is tied to the image size that it was trained at.
+    """
+    from clip_la.models.attention.kinds import attention_kind, grows_with_tokens, list_attention
     from clip_la.models.attention.options import OneOf
+    from clip_la.models.attention.pattern import AttentionChoice
 
     rows = []
     for name in list_attention():
@@ -79,7 +87,10 @@ def kinds() -> list[dict]:
             option: f"{o.default} of {'|'.join(o.choices)}" if isinstance(o, OneOf) else f"{o.default:g}"
             for option, o in kind.options.items()
         }
-        rows.append({"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal})
+        plain = AttentionChoice(name, {option: each.default for option, each in kind.options.items()})
+        grows = grows_with_tokens(plain)
+        row = {"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal}
+        rows.append(row | {"grows_with_tokens": grows})
     return rows
 
 
@@ -97,14 +108,15 @@ def table(
     names: list[str],
     attention: str | None = None,
     image_size: int | None = None,
+    patch_size: int | None = None,
     batch: int | None = None,
     start: bool = False,
 ) -> list[dict]:
     """One dictionary a preset and attention: parameters and forward GFLOPs of each tower and of both.
 
     With a `batch`, measured pairs per second too; with `start`, what start.py measures. Without names, presets that the
-    attention or image size does not fit are left out, which stderr tells. Raises UserError for an unknown name, or an
-    attention, image size or batch that does not fit what is named, or any preset.
+    attention or sizes do not fit are left out, and stderr says so. Raises UserError for an unknown name, or an
+    attention, size or batch that does not fit what is named, or any preset.
     """
     import sys
 
@@ -119,7 +131,9 @@ def table(
     for name in names or list_models():
         for image, text in _plans(attention):
             try:
-                spec = model_spec(name, image_attention=image, text_attention=text, image_size=image_size)
+                spec = model_spec(
+                    name, image_attention=image, text_attention=text, image_size=image_size, patch_size=patch_size
+                )
             except UserError as error:
                 if names:
                     raise
@@ -129,6 +143,7 @@ def table(
                 "model": name,
                 "attention": spec.attention,
                 "image_size": spec.image_size,
+                "patch_size": spec.patch_size,
                 "image_tokens": spec.num_image_tokens,
                 "context_length": spec.context_length,
                 "parameters": num_parameters(spec),

@@ -5,23 +5,6 @@ from clip_la.models.spec import ModelSpec
 
 
 @register_model
-def vit_s16() -> ModelSpec:
-    """open_clip's ViT-S-16."""
-    return ModelSpec(
-        name="vit_s16",
-        embed_dim=384,
-        image_size=224,
-        patch_size=16,
-        image_width=384,
-        image_layers=12,
-        image_heads=6,
-        text_width=384,
-        text_layers=12,
-        text_heads=6,
-    )
-
-
-@register_model
 def vit_b16() -> ModelSpec:
     """open_clip's ViT-B-16."""
     return ModelSpec(
@@ -55,21 +38,62 @@ def vit_l16() -> ModelSpec:
     )
 
 
-@register_model
-def vit_ti16() -> ModelSpec:
-    """DeiT-Ti's image tower (arXiv 2012.12877, Table 1) with a text tower of the same width."""
+def _twelve_layers(name: str, heads: int) -> ModelSpec:
+    """Both towers of one shape: 12 layers, heads of 64 features."""
+    width = 64 * heads
     return ModelSpec(
-        name="vit_ti16",
-        embed_dim=192,
+        name=name,
+        embed_dim=width,
         image_size=224,
         patch_size=16,
-        image_width=192,
+        image_width=width,
         image_layers=12,
-        image_heads=3,
-        text_width=192,
+        image_heads=heads,
+        text_width=width,
         text_layers=12,
-        text_heads=3,
+        text_heads=heads,
     )
+
+
+@register_model
+def vit_s16() -> ModelSpec:
+    """open_clip's ViT-S-16: 384 wide."""
+    return _twelve_layers("vit_s16", heads=6)
+
+
+@register_model
+def vit_ti16() -> ModelSpec:
+    """DeiT-Ti's image tower (arXiv 2012.12877, Table 1) with a text tower of the same shape: 192 wide."""
+    return _twelve_layers("vit_ti16", heads=3)
+
+
+# For scaling studies, between and around them. Each step doubles the width, at 3.3 to 3.7 times the FLOPs at 257 tokens
+# (128 pixels in patches of 8). The four span a factor of 44 there; budgets that span a factor of 10 make that two and a
+# half decades of training compute. Their names hold no patch size: `patch_size` is an option.
+
+
+@register_model
+def vit_w64() -> ModelSpec:
+    """64 wide, one head."""
+    return _twelve_layers("vit_w64", heads=1)
+
+
+@register_model
+def vit_w128() -> ModelSpec:
+    """128 wide."""
+    return _twelve_layers("vit_w128", heads=2)
+
+
+@register_model
+def vit_w256() -> ModelSpec:
+    """256 wide."""
+    return _twelve_layers("vit_w256", heads=4)
+
+
+@register_model
+def vit_w512() -> ModelSpec:
+    """512 wide, as ViT-M's."""
+    return _twelve_layers("vit_w512", heads=8)
 
 
 # Small ones for a laptop: 32 pixels in patches of 8, so 17 tokens, and short captions.

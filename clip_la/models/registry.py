@@ -49,6 +49,7 @@ def model_spec(
     image_attention: str | None = None,
     text_attention: str | None = None,
     image_size: int | None = None,
+    patch_size: int | None = None,
     context_length: int | None = None,
 ) -> ModelSpec:
     """The specification of a preset with some parts chosen.
@@ -59,6 +60,8 @@ def model_spec(
         image_attention: overrides `attention` in the image tower.
         text_attention: overrides `attention` in the text tower.
         image_size: side of the square image in pixels, if not the preset's.
+        patch_size: side of a patch in pixels, if not the preset's; the name stays the preset's: vit_ti16 with patches
+            of 8 at 64 pixels has 65 tokens.
         context_length: most tokens of a caption, if not the preset's.
 
     Raises UserError for an unknown name, a pattern that does not fit, or sizes that do not fit together.
@@ -71,6 +74,7 @@ def model_spec(
         image_attention=attention if image_attention is None else image_attention,
         text_attention=attention if text_attention is None else text_attention,
         image_size=preset.image_size if image_size is None else image_size,
+        patch_size=preset.patch_size if patch_size is None else patch_size,
         context_length=preset.context_length if context_length is None else context_length,
     )
 
@@ -82,6 +86,7 @@ def create_model(
     image_attention: str | None = None,
     text_attention: str | None = None,
     image_size: int | None = None,
+    patch_size: int | None = None,
     context_length: int | None = None,
     seed: int | None = None,
 ) -> "CLIP":
@@ -98,6 +103,7 @@ def create_model(
         image_attention=image_attention,
         text_attention=text_attention,
         image_size=image_size,
+        patch_size=patch_size,
         context_length=context_length,
     )
     return model_from_spec(spec, seed=seed)

@@ -97,6 +97,8 @@ def _reason_against(fields: Mapping[str, Any]) -> str | None:
         return f"schedule '{fields['schedule']}' without a cool-down"
     if fields.get("lineage"):
         return "it began with weights that were trained before, on samples not counted here"
+    if fields.get("eval_image_size"):
+        return "evaluated at another image size than it was trained at"
     if fields["samples_seen"] != fields["budget_samples"]:
         return f"{fields['schedule']} run before the end of its budget"
     return None

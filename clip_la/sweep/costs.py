@@ -12,7 +12,7 @@ from clip_la.sweep.state import last_row
 
 _PREFIX = "model."
 # What of a run's options makes its architecture.
-_SPEC_OPTIONS = ("attention", "image_attention", "text_attention", "image_size", "context_length")
+_SPEC_OPTIONS = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
 # Forward and backward: the backward pass costs twice the forward pass.
 TRAINING_FACTOR = 3
 

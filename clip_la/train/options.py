@@ -46,11 +46,14 @@ class StartOptions(Checked):
     """kind or pattern of the text tower, if not `attention`"""
     image_size: int | None = None
     """side of the square images in pixels, if not the preset's"""
+    patch_size: int | None = None
+    """side of a patch in pixels, if not the preset's"""
     context_length: int | None = None
     """most tokens of a caption, if not the preset's"""
     init_from: str | None = None
     """checkpoint whose weights a new run begins with instead of fresh ones; the options above must say the same
-    architecture, and `name` what the checkpoint calls its model"""
+    architecture, and `name` what the checkpoint calls its model; at another image_size the position embeddings are
+    interpolated"""
 
 
 @dataclass(frozen=True, kw_only=True)

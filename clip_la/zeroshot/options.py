@@ -86,6 +86,8 @@ class EvalOptions:
     """float32 (default on a CPU) or bf16 (default on an accelerator)."""
     transform: str = option(OWN, metavar="NAME")
     """clip_la (upright, transparency on white) or open_clip (its own, on the image as stored)."""
+    image_size: int | None = option(None, least=1, metavar="PIXELS")
+    """Size of images other than training's: position embeddings are interpolated."""
     batch_size: int = option(128, least=1)
     """Images at a time."""
     workers: int | None = option(None, least=0)

@@ -67,6 +67,7 @@ def run_suite(
     again: bool = False,
     compiled: bool = False,
     transform: str = OWN,
+    image_size: int | None = None,
     report: Report = say,
 ) -> Iterator[Evaluation]:
     """Evaluates every model on every entry, model by model; each result is written before it is yielded.
@@ -77,7 +78,7 @@ def run_suite(
         settings: by what means; the state folder is chosen here, beside the result file.
         out: the result file; by default RUN/results.jsonl for a checkpoint of a run, else results.jsonl here.
         again: evaluate also what the result file already has.
-        compiled, transform: as for `load_eval_model`.
+        compiled, transform, image_size: as for `load_eval_model`.
         report: takes lines for a person.
 
     Raises:
@@ -87,7 +88,9 @@ def run_suite(
     for test_set in {id(used): used for task in tasks for used in task.test_sets.values()}.values():
         describe(test_set, report)
     for model in models:
-        eval_model = load_eval_model(model, device, compiled=compiled, transform=transform)
+        eval_model = load_eval_model(model, device, compiled=compiled, transform=transform, image_size=image_size)
+        for note in eval_model.notes:
+            report(note)
         run = RunFolder.of_checkpoint(Path(model).resolve()) if Path(model).is_file() else None
         target = out or (Path(RESULTS) if run is None else run.results)
         yield from evaluate_tasks(eval_model, tasks, settings, target, again=again, report=report)
@@ -223,4 +226,5 @@ def summary(line: dict[str, Any]) -> str:
         others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
     size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
-    return f"{line['checkpoint'] or line['model']} on {line['dataset']} ({size}): {', '.join(figures)}"
+    at = f" at {line['eval_image_size']} px" if line.get("eval_image_size") else ""
+    return f"{line['checkpoint'] or line['model']}{at} on {line['dataset']} ({size}): {', '.join(figures)}"

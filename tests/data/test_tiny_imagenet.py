@@ -13,8 +13,8 @@ from PIL import Image
 
 from clip_la.cli import main
 from clip_la.data.corpora.imagenet_names import wordnet_ids
-from clip_la.data.corpora.tiny_imagenet import build_tiny_imagenet, captions_of, class_names, unseen_classes
-from clip_la.data.corpora.tiny_imagenet_folder import read_folder
+from clip_la.data.corpora.imagenet_photos import build_tiny_imagenet, captions_of, class_names, unseen_classes
+from clip_la.data.corpora.photo_folders import read_folder
 from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
 from clip_la.zeroshot.datasets.folders import open_folders
@@ -115,7 +115,7 @@ def test_splits_hold_the_pictures_own_bytes_and_their_truth(folder, tmp_path):
 
 
 def test_every_build_gives_the_same_bytes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_la.data.corpora.tiny_imagenet._CHUNK", 20)
+    monkeypatch.setattr("clip_la.data.corpora.imagenet_photos._CHUNK", 20)
     first = build_tiny_imagenet(folder, tmp_path / "a", quiet=True)
     again = build_tiny_imagenet(folder.parent, tmp_path / "b", workers=2, quiet=True)
     assert first["splits"] == again["splits"]

@@ -38,6 +38,15 @@ def test_models_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1].split()[:5] == ["vit_b16", "linear*11+softmax", "224", "197", "77"]
 
 
+def test_models_takes_a_patch_size(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--image-size", "64", "--patch-size", "8"]
+    assert main(["models", "vit_ti16", "--attention", "softmax", *sizes, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["model"], row["image_size"], row["patch_size"], row["image_tokens"]) == ("vit_ti16", 64, 8, 65)
+    assert main(["models", "vit_ti16", "--patch-size", "10"]) == 2
+    assert "image_size 224 is no multiple of patch_size 10" in error_line(capsys)
+
+
 def test_models_leaves_out_presets_that_a_plan_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     """As the plan is longer than they are; one that is named, or a plan for no preset at all, is refused."""
     plan = "linear_mean:softmax=5:1/softmax"
@@ -83,7 +92,7 @@ def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["models", "--kinds", "--json"]) == 0
     rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows) == list_attention()
-    assert rows["rala"]["options"]["conv"] == "5 of 0|3|5"
+    assert rows["rala"]["options"]["conv"] == "5 of 0|3|5|dynamic"
     assert not rows["ttt"]["causal"]
 
 

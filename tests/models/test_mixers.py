@@ -1,6 +1,7 @@
 """The configurable operator and the mixers beyond it against their references: on a grid, causal, every gradient."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from clip_la_kernels.ops.linear_attention.reference import linear_attention_reference
 from clip_la_kernels.ops.mixers.reference import (
+    dynamic_convolution_reference,
     mhla_reference,
     operator_reference,
     scan_reference,
@@ -238,7 +240,48 @@ def test_what_stands_around_softmax_equals_the_reference(options: str, place: st
     torch.testing.assert_close(layer(x, is_causal=layout.causal), layer.proj(out), rtol=error, atol=error)
 
 
-@pytest.mark.parametrize("pattern", [*MIXERS, "linear(conv=3,rope=axial)", "softmax(conv=5,gate=sigmoid)"])
+@pytest.mark.parametrize("place", ["3x5", "4x4", "text"])
+def test_dynamic_convolution_and_every_gradient_equal_the_reference(place: str) -> None:
+    layout = LAYOUTS[place]
+    conv = make_layer("softmax(conv=dynamic)", layout).conv
+    v = random_tokens(layout.max_tokens - 2 * layout.causal).requires_grad_()
+    inputs = [v, conv.weight, conv.squeeze.weight, conv.expand.weight]
+    expected = dynamic_convolution_reference(*inputs, grid=layout.grid, prefix=layout.prefix)
+    torch.testing.assert_close(conv(v), expected)
+    weight = torch.randn_like(expected)
+    found = torch.autograd.grad((conv(v) * weight).sum(), inputs)
+    wanted = torch.autograd.grad((expected * weight).sum(), inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    # The prefix gets nothing and moves nothing.
+    assert not conv(v)[:, : layout.prefix].any()
+    moved = torch.cat([v[:, : layout.prefix] + 1, v[:, layout.prefix :]], 1)
+    assert torch.equal(conv(moved), conv(v))
+
+
+@pytest.mark.parametrize("place", ["3x5", "text"])
+def test_dynamic_convolution_starts_as_the_static_one(place: str) -> None:
+    x, layout = random_tokens(LAYOUTS[place].max_tokens), LAYOUTS[place]
+    start = []
+    for conv in ("3", "dynamic"):
+        (choice,) = layer_choices(f"linear_mean(conv={conv})", 1)
+        layer: Any = attention_layer(choice)(WIDTH, num_heads=HEADS).double()
+        layer.set_layout(layout)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for linear in (layer.qkv, layer.proj):
+                torch.nn.init.uniform_(linear.weight, -1, 1, generator=generator)
+                torch.nn.init.zeros_(linear.bias)
+            draw = partial(torch.nn.init.uniform_, generator=generator)
+            layer.draw_extra(lambda tensor, bound, draw=draw: draw(tensor, -bound, bound))
+        start.append(layer(x, is_causal=layout.causal))
+    torch.testing.assert_close(start[0], start[1])
+
+
+AROUND_TEXT = ["linear(conv=3,rope=axial)", "softmax(conv=5,gate=sigmoid)", "linear_mean(conv=dynamic)"]
+
+
+@pytest.mark.parametrize("pattern", [*MIXERS, *AROUND_TEXT])
 def test_text_sees_nothing_that_follows(pattern: str) -> None:
     if pattern.startswith("ttt"):
         pytest.skip("has no causal form")
@@ -262,7 +305,10 @@ def test_every_token_reads_all_others_of_a_grid(pattern: str) -> None:
         assert not gradient[1].any()
 
 
-@pytest.mark.parametrize("pattern", [*MIXERS, "linear_mean(conv=3,gate=sigmoid,norm=rms,rope=axial,cls=softmax)"])
+AROUND_BF16 = ["linear_mean(conv=3,gate=sigmoid,norm=rms,rope=axial,cls=softmax)", "softmax(conv=dynamic)"]
+
+
+@pytest.mark.parametrize("pattern", [*MIXERS, *AROUND_BF16])
 @pytest.mark.parametrize("place", ["9x8", "long text"])
 def test_bf16_autocast_stays_near_float32(pattern: str, place: str) -> None:
     layout = LAYOUTS[place]
@@ -277,9 +323,10 @@ def test_bf16_autocast_stays_near_float32(pattern: str, place: str) -> None:
     assert (rough.float() - exact).norm() / exact.norm() < 0.02
 
 
-@pytest.mark.parametrize(
-    "pattern", ["rala(norm=rms,cls=softmax)", "flatten", "mhla", "ttt", "gla", "gated_delta", "window_linear"]
-)
+COMPILED = ["rala(norm=rms,cls=softmax)", "flatten", "mhla", "ttt", "gla", "gated_delta", "window_linear"]
+
+
+@pytest.mark.parametrize("pattern", [*COMPILED, "linear(conv=dynamic)"])
 def test_a_layer_is_one_graph_for_the_compiler(pattern: str) -> None:
     layer = make_layer(pattern, LAYOUTS["3x5"]).float()
     x = random_tokens(16).float()

@@ -53,6 +53,7 @@ AROUND = "conv=5,gate=sigmoid,norm=rms,rope=axial,cls=softmax"
     [
         *((name, "softmax") for name in list_models()),
         *(("vit_micro", kind) for kind in list_attention()),
+        ("vit_ti16", "linear_mean(conv=dynamic)"),
         *(("vit_ti16", f"{kind}({AROUND})") for kind in ("softmax", "linear_mean", "inline")),
         ("vit_nano", "kernel(map=focused,over=length,temperature=learned)"),
     ],

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 
 from clip_la.errors import UserError
 from clip_la.models import create_model
-from clip_la.models.resize import at_image_size, length_dependent
+from clip_la.models.attention import costs
+from clip_la.models.attention.base import Attention
+from clip_la.models.attention.kinds import KINDS, AttentionKind
+from clip_la.models.attention.layout import Layout
+from clip_la.models.attention.surroundings import Uniform
+from clip_la.models.resize import at_image_size, describe_resize, length_dependent
 
 
 def test_the_same_size_is_the_same_model() -> None:
@@ -32,6 +38,52 @@ def test_positions_are_interpolated_over_the_grid(attention: str) -> None:
     torch.testing.assert_close(new[0, 1:, 0].view(8, 8)[2:6, 2:6], plane, rtol=0, atol=0.2)
     others = {n: p for n, p in model.named_parameters() if n != "image.trunk.pos_embed"}
     assert all(torch.equal(p, others[n]) for n, p in large.named_parameters() if n in others)
+
+
+@pytest.mark.parametrize("size", [16, 40, 72, 128])
+def test_positions_are_those_of_timm_and_of_torch(size: int) -> None:
+    model = create_model("vit_nano", seed=1)
+    old, side = model.image.trunk.pos_embed.detach(), size // 8
+    new = at_image_size(model, size).image.trunk.pos_embed.detach()
+    assert torch.equal(new, resample_abs_pos_embed(old, new_size=[side, side], old_size=[4, 4]))
+    grid = old[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2).double()
+    wanted = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    wanted = torch.cat([old[:, :1].double(), wanted.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+    torch.testing.assert_close(new.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_resize_says_which_layers_feel_it() -> None:
+    plan = "linear+linear_mean+linear"
+    model = at_image_size(create_model("vit_micro", image_attention=plan, seed=1), 64)
+    text = describe_resize(model, 32)
+    assert text.startswith("positions interpolated from 32 to 64 pixels (17 to 65 tokens); image layers 0, 2 sum over")
+    assert "up to 3.8 times" in text
+    plain = at_image_size(create_model("vit_nano", seed=1), 64)
+    assert describe_resize(plain, 32) == "positions interpolated from 32 to 64 pixels (17 to 65 tokens)"
+
+
+class GridBound(Attention):
+    """Attention whose own weights belong to one grid, as a plugin may bring it."""
+
+    def set_layout(self, layout: Layout) -> None:
+        super().set_layout(layout)
+        self.bias = torch.nn.Parameter(torch.empty(layout.max_tokens))
+
+    def draw_extra(self, uniform: Uniform) -> None:
+        super().draw_extra(uniform)
+        torch.nn.init.zeros_(self.bias)
+
+    def attend(self, qkv: torch.Tensor, is_causal: bool) -> torch.Tensor:
+        return qkv[:, :, 2].cumsum(1)
+
+
+def test_a_plugin_may_say_that_it_grows_and_be_bound_to_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = AttentionKind("a sum", GridBound, costs.quadratic, surroundings={}, sums_over_tokens=True)
+    monkeypatch.setitem(KINDS, "grid_bound", kind)
+    model = create_model("vit_pico", attention="grid_bound", seed=1)
+    assert length_dependent(model) == [0]
+    with pytest.raises(UserError, match=r"vit_pico at 32 pixels .*attn.bias is \(17,\), not \(65,\)"):
+        at_image_size(model, 64)
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:

@@ -1,11 +1,14 @@
 """Attention patterns and specifications: what is read, what is refused, what comes back."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from clip_la.errors import UserError
+from clip_la.models import create_model, load_checkpoint, save_checkpoint
 from clip_la.models.attention.pattern import canonical_pattern, layer_choices
+from clip_la.models.flops import flops
 from clip_la.models.registry import list_models, model_spec, register_model
 from clip_la.models.spec import ModelSpec
 
@@ -151,3 +154,25 @@ def test_a_name_registers_once() -> None:
 
     with pytest.raises(ValueError, match="vit_nano is registered already"):
         register_model(vit_nano)
+
+
+def test_patches_of_another_size_are_carried_by_the_checkpoint(tmp_path: Path) -> None:
+    model = create_model("vit_w64", image_size=64, patch_size=4, seed=1)
+    assert (model.spec.name, model.spec.patch_size, model.spec.num_image_tokens) == ("vit_w64", 4, 257)
+    save_checkpoint(tmp_path / "m.ckpt", model)
+    read, _ = load_checkpoint(tmp_path / "m.ckpt")
+    assert read.spec == model.spec == model_spec("vit_w64", image_size=64, patch_size=4)
+    assert read.image.trunk.patch_embed.proj.weight.shape == (64, 3, 4, 4)
+
+
+def test_sizes_of_a_study_span_what_it_needs() -> None:
+    """Twelve layers and heads of 64 in both towers, both of one width: only the width differs."""
+    ladder = ["vit_w64", "vit_w128", "vit_ti16", "vit_w256", "vit_s16", "vit_w512"]
+    specs = [model_spec(name, image_size=128, patch_size=8) for name in ladder]
+    assert [spec.image_width for spec in specs] == [64, 128, 192, 256, 384, 512]
+    for spec in specs:
+        assert spec.image_layers == spec.text_layers == 12
+        assert spec.embed_dim == spec.text_width == spec.image_width == 64 * spec.image_heads == 64 * spec.text_heads
+    cost = [flops(spec)["total"] for spec in specs]
+    assert cost == sorted(cost)
+    assert cost[-1] / cost[0] > 10**1.5

@@ -27,6 +27,7 @@ def test_which_lines_enter_and_why_others_do_not(write_lines, result_line) -> No
         result_line(0.34, run_id="d", samples_seen=None),
         result_line(0.35, run_id="e", schedule="cooldown", samples_seen=30000),
         result_line(0.36, run_id="a"),
+        result_line(0.20, run_id="a", eval_image_size=64),
     ]
     path = write_lines(lines)
     selection = result_points([path])
@@ -37,6 +38,7 @@ def test_which_lines_enter_and_why_others_do_not(write_lines, result_line) -> No
     assert [row.fields["run_id"] for row in finished(read_results([path]))] == ["a", "c-40k", "a"]
     assert {(item.what.split()[0], item.reason) for item in selection.left_out} == {
         ("a", "evaluated again in a later line"),
+        ("a", "evaluated at another image size than it was trained at"),
         ("b", "cosine run before the end of its budget"),
         ("c", "schedule 'constant' without a cool-down"),
         ("d", "samples_seen is not recorded"),

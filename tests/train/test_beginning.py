@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 
 from clip_la.errors import UserError
 from clip_la.models import create_model, load_checkpoint, save_checkpoint
@@ -61,7 +62,8 @@ def test_scale_and_bias_of_the_sigmoid_loss_belong_together(start, run_options, 
     ("options", "says"),
     [
         ({}, "start.ckpt has image_attention linear, not softmax; `clip-la convert` changes the attention"),
-        ({"image_attention": "linear", "image_size": 64}, "start.ckpt has image_size 32, not 64"),
+        ({"image_attention": "linear", "image_size": 36}, "image_size 36 is no multiple of patch_size 8"),
+        ({"image_attention": "linear", "patch_size": 4}, "start.ckpt has patch_size 8, not 4"),
         ({"image_attention": "linear", "init_from": "gone.ckpt"}, "no checkpoint at gone.ckpt"),
     ],
 )
@@ -69,6 +71,25 @@ def test_another_architecture_is_refused(start, options, says):
     with pytest.raises(UserError) as raised:
         task(start, **options)
     assert says in str(raised.value)
+
+
+def test_another_image_size_interpolates_the_positions(start, run_options, tmp_path, capsys):
+    options = ["--model.image_attention", "linear*1", "--model.init_from", str(start), "--model.image_size", "48"]
+    out = tmp_path / "run"
+    assert main([*run_options, *options, "--model.lr", "1e-30", "--budget_samples", str(BATCH), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "start.ckpt: positions interpolated from 32 to 48 pixels (17 to 37 tokens); all image layers sum over" in said
+    )
+    model, meta = load_checkpoint(out / "checkpoints" / checkpoint_name(BATCH))
+    assert model.spec.image_size == 48
+    given = create_model("vit_pico", image_attention="linear", seed=3).image.trunk.pos_embed
+    expected = resample_abs_pos_embed(given.detach(), new_size=[6, 6], old_size=[4, 4])
+    torch.testing.assert_close(model.image.trunk.pos_embed.detach(), expected, rtol=0, atol=1e-6)
+    assert [line["image_size"] for line in meta["lineage"]] == [32]
+    # The run is whole: it can be resumed, though the checkpoint it began with has another size.
+    more = ["--resume", "--out", str(out)]
+    assert main(more) == 0
 
 
 def test_another_model_is_refused(start):

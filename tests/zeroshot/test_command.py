@@ -12,9 +12,10 @@ from PIL import Image
 
 from clip_la import results
 from clip_la.cli import main
-from clip_la.models.checkpoint import save_checkpoint
+from clip_la.models.checkpoint import load_checkpoint, save_checkpoint
 from clip_la.models.clip import CLIP
 from clip_la.models.interop import to_open_clip
+from clip_la.models.resize import at_image_size
 from clip_la.zeroshot.labels.classes import class_set
 from clip_la.zeroshot.options import read_suite
 
@@ -69,6 +70,35 @@ def test_run_is_evaluated_written_and_then_skipped(evaluate, run_folder: Path, s
     assert len(list(results.read(run_folder / "results.jsonl"))) == 1
     evaluate(run_folder, "--data", shard_folder, "--again")
     assert len(list(results.read(run_folder / "results.jsonl"))) == 2
+
+
+def test_evaluation_at_another_image_size(evaluate, tiny_model: CLIP, run_folder: Path, shard_folder: Path):
+    """The same as evaluating the resized model itself, but for what training cost."""
+    code, out, _ = evaluate(run_folder, "--data", shard_folder)
+    code, out, _ = evaluate(run_folder, "--data", shard_folder, "--image-size", "64")
+    assert code == 0
+    assert "positions interpolated from 32 to 64 pixels (5 to 17 tokens)" in out
+    assert "samples=000002000.ckpt at 64 px on things" in out
+    usual, resized = results.read(run_folder / "results.jsonl")
+    assert resized["eval_image_size"] == 64
+    assert "eval_image_size" not in usual
+    assert resized["flops_per_sample"] == usual["flops_per_sample"]
+    assert resized["evaluation"] != usual["evaluation"]
+    trained, _ = load_checkpoint(run_folder / "checkpoints" / "samples=000002000.ckpt")
+    save_checkpoint("large.ckpt", at_image_size(trained, 64))
+    assert evaluate("large.ckpt", "--data", shard_folder)[0] == 0
+    (itself,) = results.read("results.jsonl")
+    assert itself["metrics"] == resized["metrics"]
+    assert itself["flops_per_sample"] > usual["flops_per_sample"]
+    # Its own size is no other size: the result is there already.
+    assert "already in" in evaluate(run_folder, "--data", shard_folder, "--image-size", "32")[1]
+    code, _, err = evaluate(run_folder, "--data", shard_folder, "--image-size", "40")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "image_size 40 is no multiple of patch_size 16" in err
+    # A ResNet is evaluated by open_clip's own module, which no position embedding of ours can resize.
+    code, _, err = evaluate("RN50:openai", "--data", shard_folder, "--image-size", "64")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "leave out --image-size" in err
 
 
 def test_lost_predictions_are_made_again(evaluate, run_folder: Path, shard_folder: Path):

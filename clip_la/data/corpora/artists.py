@@ -37,6 +37,7 @@ def svg_folder(folder: Path) -> dict[CodePoint, Svg]:
     drawings: dict[CodePoint, Svg] = {}
     for path in sorted(folder.glob("*.svg")):
         try:
+            # Spellings with and without the variation selector are one code point: the first file is taken.
             drawings.setdefault(parse_code_point(path.stem), path)
         except ValueError:
             continue

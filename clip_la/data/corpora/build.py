@@ -11,7 +11,7 @@ from typing import Any
 
 from clip_la.atomic import atomic_write
 from clip_la.data.corpora.captions import DRAWING_TEMPLATES
-from clip_la.data.corpora.render import combined_hash, pixel_hash
+from clip_la.data.corpora.render import pixel_hash
 from clip_la.data.shards.reader import ShardWriter
 from clip_la.data.tools.json_files import write_json
 from clip_la.errors import UserError
@@ -55,7 +55,10 @@ def write_split(
     rest = iter(samples)
     while batch := list(islice(rest, per_shard)):
         shards.append(_write_shard(folder, len(shards), batch, index))
-    _remove_stale(folder, {shard["name"] for shard in shards})
+    written = {shard["name"] for shard in shards}
+    for path in folder.iterdir():  # of an earlier build that was stopped or made with other settings
+        if (path.suffix == ".tar" and path.name not in written) or path.suffix == ".part":
+            path.unlink()
     write_json(folder / "sizes.json", {shard["name"]: shard["samples"] for shard in shards})
     record: Record = {"pairs": sum(shard["samples"] for shard in shards), "shards": shards}
     if classes is None:
@@ -70,6 +73,7 @@ def _write_shard(folder: Path, number: int, samples: list[Record], index: Mappin
     with ShardWriter(path) as writer:
         for position, sample in enumerate(samples):
             hashes.append(pixel_hash(next(sample[part] for part in PICTURE_PARTS if part in sample)))
+            # Keys are positions: equal samples make equal shards, byte for byte.
             key = f"{number:05d}{position:04d}"
             meta = {**sample[".json"], "key": key, "pixels_sha256": hashes[-1]}
             parts = {**sample, "__key__": key, ".json": meta}
@@ -81,15 +85,9 @@ def _write_shard(folder: Path, number: int, samples: list[Record], index: Mappin
         "samples": len(samples),
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "pixels_sha256": combined_hash(hashes),
+        # What zlib or libwebp wrote may differ from machine to machine; the pixels do not.
+        "pixels_sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
     }
-
-
-def _remove_stale(folder: Path, keep: set[str]) -> None:
-    """Removes shards and temporary files of an earlier build that was stopped or made with other settings."""
-    for path in folder.iterdir():
-        if (path.suffix == ".tar" and path.name not in keep) or path.suffix == ".part":
-            path.unlink()
 
 
 def existing(
@@ -111,48 +109,31 @@ def existing(
         return None
     if not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the corpus")
-    manifest = _read_manifest(out / MANIFEST)
-    if manifest is None:
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or "format" not in manifest:
         foreign = sorted(p.name for p in out.iterdir() if p.name not in set(splits) and p.suffix != ".part")
         if foreign:
             raise UserError(f"{out} holds other files ('{foreign[0]}'); name a new or empty folder for the corpus")
         return None
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{out} holds a corpus made by another version of clip-la; name another folder or remove it")
     if manifest.get("settings") != settings:
         made = ", ".join(f"{key}={value}" for key, value in sorted(manifest.get("settings", {}).items()))
         raise UserError(f"{out} holds a corpus made with other settings ({made}); name another folder or remove it")
-    _check_made_from(out, manifest.get("made_from"), made_from)
-    return manifest if _is_whole(out, manifest) else None
-
-
-def _read_manifest(path: Path) -> Record | None:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        return None
-    if manifest["format"] != FORMAT:
-        raise UserError(
-            f"{path.parent} holds a corpus made by another version of clip-la; name another folder or remove it"
-        )
-    return manifest
-
-
-def _check_made_from(out: Path, before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> None:
-    if before is None or now is None:
+    before = manifest.get("made_from")
+    if before is None or made_from is None:
         why = "its manifest does not say" if before is None else "they are not here, or not all"
         print(f"{out}: whether its packages have changed since is not known ({why}); kept as it is", file=sys.stderr)
-        return
-    different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
-    if different:
+    elif different := sorted(name for name in {*before, *made_from} if before.get(name) != made_from.get(name)):
         raise UserError(
             f"{out} holds a corpus made from other content of {', '.join(different)}; name another folder or remove it"
         )
-
-
-def _is_whole(out: Path, manifest: Record) -> bool:
+    # Hashing every shard would take as long as building them: presence and size tell of a copy that was cut short.
     files = [(out / split / s["name"], s["bytes"]) for split, r in manifest["splits"].items() for s in r["shards"]]
-    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+    return manifest if all(path.is_file() and path.stat().st_size == size for path, size in files) else None
 
 
 def write_manifest(out: Path, settings: Record, splits: Mapping[str, Record], **more: Any) -> Record:

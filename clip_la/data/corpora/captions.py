@@ -2,9 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
-
-from clip_la.data.corpora.names import Name
 
 # The first is the most frequent one; `{}` takes the noun phrase ("a red apple").
 TEMPLATES = (
@@ -25,16 +22,10 @@ PHOTO_TEMPLATES = ("a photo of a {c}", "a photo of {c}", "a picture of a {c}", "
 
 
 def pick(choices: Sequence[str], *identity: object) -> str:
-    """One of the choices by a hash of the identity; the same on every machine."""
+    """One of the choices by a hash of the identity; the same on every machine.
+
+    Python's own `hash` would differ from process to process, and a random generator would make each choice depend on
+    how many came before it.
+    """
     digest = hashlib.sha256(" ".join(map(str, identity)).encode()).digest()
     return choices[int.from_bytes(digest[:8], "big") % len(choices)]
-
-
-def caption_fields(name: Name, identity: str) -> dict[str, Any]:
-    """Texts of one drawing: `caption` (the main one), `captions` (all of them, without repetition) and `tags`."""
-    caption = pick(TEMPLATES, "caption", identity).format(name.phrase)
-    others = sorted({template for template in TEMPLATES if template.format(name.phrase) != caption})
-    tags = ", ".join(name.tags)
-    all_texts = [caption, pick(others, "other", identity).format(name.phrase), name.phrase]
-    all_texts += [f"{name.name}: {tags}"] if tags else []
-    return {"caption": caption, "captions": list(dict.fromkeys(all_texts)), "tags": tags}

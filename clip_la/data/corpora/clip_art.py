@@ -7,7 +7,6 @@ series. What is kept has a title of its own that its tags or its folder bear out
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -43,6 +42,10 @@ MAX_BYTES = 500_000
 NOT_DRAWN = ("<text", "<image", ":text", ":image")
 # Stems of words that tell of a collection, not of a drawing.
 OF_COLLECTIONS = frozenset(("art", "clip", "clipart", "collection", "exampl", "example", "icon", "part", "symbol"))
+# Words of descriptions that are notes on the file.
+OF_FILES = frozenset(
+    ("converted", "created", "derivative", "drawn", "export", "file", "image", "inkscape", "my", "svg", "vector")
+)
 _TITLE = re.compile(r"[a-z][a-z' ,-]*[a-z]")
 _SERIES = re.compile(r"^clipart by .* - ", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*#?\d+\s*$")
@@ -84,7 +87,13 @@ class ClipArt(NamedTuple):
             "licence": LICENCE,
             "origin": self.origin,
         }
-        return Entry(f"{self.origin} {ARTIST}", squared_svg(self.path), caption, meta)
+        # As a picture within a square it is centred, whatever its own size and units.
+        text = base64.b64encode(self.path.read_bytes()).decode()
+        svg = (
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">'
+            f'<image width="1" height="1" href="data:image/svg+xml;base64,{text}"/></svg>'
+        )
+        return Entry(f"{self.origin} {ARTIST}", svg, caption, meta)
 
 
 class _Raw(NamedTuple):
@@ -104,7 +113,19 @@ def clip_art(given: Path | None = None) -> list[ClipArt]:
         UserError: the package is not to be had, or holds no drawings.
     """
     folder = package_files(PACKAGE, DRAWINGS, given, option="--clip-art")
-    raw = [found for path in sorted(folder.rglob("*.svg")) if (found := _read(path)) is not None]
+    raw = []
+    for path in sorted(folder.rglob("*.svg")):
+        try:
+            root = ElementTree.parse(path).getroot()
+        except ElementTree.ParseError:
+            continue
+        work = next((e for e in root.iter() if e.tag.endswith("}Work")), None)
+        if work is not None:
+            said = [" ".join((work.findtext(_DC + name) or "").split()) for name in ("title", "description")]
+            tags = [" ".join((e.text or "").lower().split()) for e in work.iter() if e.tag.endswith("}li")]
+            # Broken exports have tags such as "hash(0x8a393fc)" and numbers.
+            named = tuple(tag for tag in tags if re.fullmatch(r"[a-z][a-z' -]+", tag) and tag != "hash")
+            raw.append(_Raw(path, said[0], named, said[1]))
     if not raw:
         raise UserError(f"{folder} holds no SVG drawings with titles; name the folder that {PACKAGE} was unpacked to")
     shared = Counter(each.title for each in raw)
@@ -112,72 +133,30 @@ def clip_art(given: Path | None = None) -> list[ClipArt]:
     return [art for art in cleaned if art is not None]
 
 
-def squared_svg(path: Path) -> str:
-    """The drawing in the middle of a square, whatever its own size and units."""
-    text = base64.b64encode(path.read_bytes()).decode()
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">'
-        f'<image width="1" height="1" href="data:image/svg+xml;base64,{text}"/></svg>'
-    )
-
-
-def _read(path: Path) -> _Raw | None:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError:
-        return None
-    work = next((e for e in root.iter() if e.tag.endswith("}Work")), None)
-    if work is None:
-        return None
-    tags = (" ".join((e.text or "").lower().split()) for e in work.iter() if e.tag.endswith("}li"))
-    title, description = (" ".join((work.findtext(_DC + name) or "").split()) for name in ("title", "description"))
-    # Broken exports have tags such as "hash(0x8a393fc)" and numbers.
-    return _Raw(path, title, tuple(t for t in tags if re.fullmatch(r"[a-z][a-z' -]+", t) and t != "hash"), description)
-
-
 def _cleaned(raw: _Raw, root: Path) -> ClipArt | None:
+    """The drawing under a tidy title; None where the title, the folder or the file speaks against it."""
     origin = raw.path.relative_to(root).as_posix()
     folder = origin.rpartition("/")[0]
     title = _BLACK_AND_WHITE.sub("", _SERIES.sub("", raw.title)).replace("_", " ")
     title = " ".join(_NUMBER.sub("", title).lower().split())
-    left_out = any(f"{folder}/".startswith(f"{each}/") for each in LEFT_OUT)
-    if left_out or not _TITLE.fullmatch(title) or not _is_named(title, (*raw.tags, folder)) or not _is_drawn(raw.path):
+    if any(f"{folder}/".startswith(f"{each}/") for each in LEFT_OUT) or not _TITLE.fullmatch(title):
         return None
+    # Tags or folder must bear the title out: most titles in other languages fail here.
+    words = _stems(title)
+    if len(title.split()) > MAX_WORDS or words & OF_COLLECTIONS or not words & _stems(" ".join((*raw.tags, folder))):
+        return None
+    text = raw.path.read_text(encoding="utf-8", errors="replace")
+    if len(text) > MAX_BYTES or any(tag in text for tag in NOT_DRAWN):
+        return None
+    # The description where it is a plain sentence about what is seen, not the title again or a note on the file.
+    said = raw.description.lower().split()
+    is_sentence = bool(_SENTENCE.fullmatch(raw.description)) and len(said) >= MIN_SENTENCE_WORDS
+    is_about = bool(words & _stems(raw.description)) and not OF_FILES & set(said)
+    description = raw.description.rstrip(".") if is_sentence and is_about else ""
     black_and_white = bool(_BLACK_AND_WHITE.search(raw.title) or _BLACK_AND_WHITE_FILE.search(raw.path.stem))
     tags = tuple(dict.fromkeys(tag for tag in raw.tags if tag != title))
-    return ClipArt(raw.path, origin, title, black_and_white, tags, _sentence(raw.description, title))
+    return ClipArt(raw.path, origin, title, black_and_white, tags, description)
 
 
-def _is_named(title: str, known: tuple[str, ...]) -> bool:
-    words = set(_stems(title))
-    return len(title.split()) <= MAX_WORDS and not words & OF_COLLECTIONS and bool(words & set(_stems(" ".join(known))))
-
-
-def _stems(text: str) -> Iterator[str]:
-    return (re.sub("(?:es|s)$", "", word) for word in _WORD.findall(text.lower()))
-
-
-def _is_drawn(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return len(text) <= MAX_BYTES and not any(tag in text for tag in NOT_DRAWN)
-
-
-def _sentence(description: str, title: str) -> str:
-    """The description where it is a plain sentence about what is seen; "" for a title again or a note on the file."""
-    words = description.lower().split()
-    notes = {
-        "converted",
-        "created",
-        "derivative",
-        "export",
-        "inkscape",
-        "svg",
-        "drawn",
-        "image",
-        "vector",
-        "file",
-        "my",
-    }
-    is_plain = bool(_SENTENCE.fullmatch(description)) and len(words) >= MIN_SENTENCE_WORDS
-    about = set(_stems(title)) & set(_stems(description))
-    return description.rstrip(".") if is_plain and about and not notes & set(words) else ""
+def _stems(text: str) -> set[str]:
+    return {re.sub("(?:es|s)$", "", word) for word in _WORD.findall(text.lower())}

@@ -15,6 +15,7 @@ from clip_la.data.corpora.names import (
 )
 from clip_la.data.corpora.render import Svg
 
+# Of the starter's 1,858: enough for an interval of a few points, few enough to leave training nearly whole.
 NUM_HELD_OUT_CONCEPTS = 150
 NUM_HELD_OUT_RENDITIONS = 760
 # Changing it deals all concepts anew: results before and after would not compare.
@@ -61,24 +62,6 @@ def all_names() -> dict[CodePoint, Name]:
     return names
 
 
-def drawn_by_all(drawings: Mapping[str, Mapping[CodePoint, Svg]]) -> list[Concept]:
-    """The concepts that every artist has drawn. Skin-tone variants are left out: one face would be six concepts."""
-    concepts = []
-    for code_point, name in sorted(all_names().items()):
-        if all(code_point in known for known in drawings.values()):
-            concepts.append(
-                Concept(code_point, name, {artist: known[code_point] for artist, known in drawings.items()})
-            )
-    return concepts
-
-
-def _find(parents: list[int], index: int) -> int:
-    while parents[index] != index:
-        parents[index] = parents[parents[index]]
-        index = parents[index]
-    return index
-
-
 def merge(concepts: Sequence[Concept], marks: Sequence[Iterable[str]]) -> list[Concept]:
     """Merges concepts that share a mark (a pixel hash for an artist, or a name), directly or through others.
 
@@ -86,22 +69,28 @@ def merge(concepts: Sequence[Concept], marks: Sequence[Iterable[str]]) -> list[C
     France" swallows "flag of Clipperton Island", whose drawing is the same picture. The others' names become tags.
     """
     parents = list(range(len(concepts)))
+
+    def root(index: int) -> int:
+        # Union-find with path halving: concepts that share a mark hang below one root.
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
+
     owner: dict[str, int] = {}
     for index, own in enumerate(marks):
         for mark in own:
-            first = owner.setdefault(mark, index)
-            parents[_find(parents, index)] = _find(parents, first)
+            parents[root(index)] = root(owner.setdefault(mark, index))
     groups: dict[int, list[Concept]] = {}
     for index, concept in enumerate(concepts):
-        groups.setdefault(_find(parents, index), []).append(concept)
-    return sorted(map(_merge_group, groups.values()), key=lambda concept: concept.code_point)
-
-
-def _merge_group(group: list[Concept]) -> Concept:
-    group = sorted(group, key=lambda c: (len(c.code_point), len(c.name.name), c.name.name))
-    kept, others = group[0], tuple(c.name.name for c in group[1:])
-    tags = tuple(dict.fromkeys(kept.name.tags + others))
-    return replace(kept, name=replace(kept.name, tags=tags), merged=others)
+        groups.setdefault(root(index), []).append(concept)
+    merged = []
+    for group in groups.values():
+        kept, *others = sorted(group, key=lambda c: (len(c.code_point), len(c.name.name), c.name.name))
+        names = tuple(other.name.name for other in others)
+        tags = tuple(dict.fromkeys(kept.name.tags + names))
+        merged.append(replace(kept, name=replace(kept.name, tags=tags), merged=names))
+    return sorted(merged, key=lambda concept: concept.code_point)
 
 
 def deal(
@@ -111,6 +100,9 @@ def deal(
     num_renditions: int = NUM_HELD_OUT_RENDITIONS,
 ) -> Deal:
     """Holds out concepts and renditions in the order of a hash of their ids, each artist for an equal share.
+
+    The order is that of SHA-256, so it hangs neither on the platform nor on Python's own hashing, and a concept keeps
+    its place when others come or go.
 
     Held-out concepts are such as their words can describe: no flags, clocks, keycaps, lettered buttons, zodiac signs.
     """

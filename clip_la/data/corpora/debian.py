@@ -10,7 +10,7 @@ from clip_la.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$CLIP_LA_CACHE`, else `$XDG_CACHE_HOME/clip_la`, else `~/.cache/clip_la`."""
+    """Where downloads and compiled code are kept: `$CLIP_LA_CACHE`, else `$XDG_CACHE_HOME/clip_la`, else `~/.cache/clip_la`."""
     if own := os.environ.get("CLIP_LA_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_la"
@@ -30,7 +30,7 @@ def package_files(package: str, path: str, given: Path | None = None, option: st
     if found is None and given is not None:
         raise UserError(f"{given} is no folder; name the one that {package} was unpacked to")
     if found is None:
-        _download(package, _unpacked(package), option)
+        _download(package, option)
         found = find_package_files(package, path)
     if found is None:
         raise UserError(f"the package {package} holds no {path}; its layout has changed")
@@ -39,30 +39,30 @@ def package_files(package: str, path: str, given: Path | None = None, option: st
 
 def find_package_files(package: str, path: str, given: Path | None = None) -> Path | None:
     """The folder that `package_files` gives, if nothing need be downloaded for it."""
-    places = (Path("/") / path, _unpacked(package) / path) if given is None else (given / path, given)
+    # What the system has is used before what an earlier call fetched: it is what the user keeps up to date.
+    cached = cache_folder() / "debian" / package
+    places = (Path("/") / path, cached / path) if given is None else (given / path, given)
     return next((folder for folder in places if folder.is_dir()), None)
 
 
-def _unpacked(package: str) -> Path:
-    return cache_folder() / "debian" / package
-
-
-def _download(package: str, folder: Path, option: str) -> None:
+def _download(package: str, option: str) -> None:
     if which("apt-get") is None or which("dpkg-deb") is None:
         raise UserError(
             f"the Debian package {package} is not installed and there is no apt-get here; unpack it elsewhere "
             f"(apt-get download {package}; dpkg-deb -x {package}_*.deb FOLDER) and give {option} FOLDER"
         )
+    folder = cache_folder() / "debian" / package
     folder.mkdir(parents=True, exist_ok=True)
     print(f"downloading the Debian package {package} to {folder}", file=sys.stderr)
-    _run(["apt-get", "download", package], folder, package)
+
+    def run(*command: str) -> None:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if result.returncode:
+            reason = next(iter(result.stderr.strip().splitlines()), f"exit code {result.returncode}")
+            raise UserError(f"cannot get the Debian package {package}: {' '.join(command[:2])}: {reason}")
+
+    run("apt-get", "download", package)
+    # The archive's name holds a version that is not known before.
     for archive in sorted(folder.glob("*.deb")):
-        _run(["dpkg-deb", "-x", archive.name, "."], folder, package)
+        run("dpkg-deb", "-x", archive.name, ".")
         archive.unlink()
-
-
-def _run(command: list[str], folder: Path, package: str) -> None:
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        reason = next(iter(result.stderr.strip().splitlines()), f"exit code {result.returncode}")
-        raise UserError(f"cannot get the Debian package {package}: {' '.join(command[:2])}: {reason}")

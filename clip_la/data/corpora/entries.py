@@ -1,17 +1,15 @@
-"""One drawing of a corpus with its texts, before it is rendered; and the order of a split."""
+"""One drawing of a corpus with its texts, before it is rendered."""
 
-import hashlib
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from clip_la.data.corpora.artists import Artist
-from clip_la.data.corpora.captions import caption_fields
+from clip_la.data.corpora.captions import TEMPLATES, pick
 from clip_la.data.corpora.concepts import Concept
 from clip_la.data.corpora.render import Svg
 
 
 class Entry(NamedTuple):
-    """A drawing, its main caption, the JSON of its sample, and what its place in the split hangs on."""
+    """A drawing, its main caption, the JSON of its sample, and the identity that its place in the split depends on."""
 
     identity: str
     svg: Svg
@@ -24,20 +22,22 @@ class Entry(NamedTuple):
 
 
 def drawing_entry(concept: Concept, artist: Artist, svg: Svg) -> Entry:
-    """An artist's drawing of a concept."""
-    identity = f"{concept.id} {artist.name}"
-    texts = caption_fields(concept.name, identity)
+    """An artist's drawing of a concept, not yet rendered, with its texts: `caption` (the main one), `captions` (all) and `tags`."""
+    identity, name = f"{concept.id} {artist.name}", concept.name
+    caption = pick(TEMPLATES, "caption", identity).format(name.phrase)
+    others = sorted({template for template in TEMPLATES if template.format(name.phrase) != caption})
+    tags = ", ".join(name.tags)
+    # The second wording differs from the first, so that whoever draws from all of them has some variety.
+    captions = [caption, pick(others, "other", identity).format(name.phrase), name.phrase]
+    captions += [f"{name.name}: {tags}"] if tags else []
     meta = {
-        **texts,
-        "name": concept.name.name,
-        "class": concept.name.name,
+        "caption": caption,
+        "captions": list(dict.fromkeys(captions)),
+        "tags": tags,
+        "name": name.name,
+        "class": name.name,
         "artist": artist.name,
         "licence": artist.licence,
         "code_point": concept.id,
     }
-    return Entry(identity, svg, texts["caption"], meta)
-
-
-def mixed(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries in the order of a hash, which mixes concepts and artists."""
-    return sorted(entries, key=lambda entry: hashlib.sha256(f"order {entry.identity}".encode()).digest())
+    return Entry(identity, svg, caption, meta)

@@ -34,44 +34,31 @@ CREDIT = {
 }
 
 
-def _read(path: Path, magic: int, header: str) -> tuple[tuple[int, ...], bytes]:
-    try:
-        with gzip.open(path) as stream:
-            numbers = struct.unpack(f">I{header}", stream.read(4 + struct.calcsize(f">{header}")))
-            data = stream.read()
-    except (OSError, EOFError, struct.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if numbers[0] != magic:
-        raise UserError(f"{path} is no IDX file of the kind wanted (magic {numbers[0]}, not {magic})")
-    return numbers[1:], data
-
-
 def read_idx(folder: Path, prefix: str) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
     """Pictures and labels of one half ("train" or "t10k").
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    (num, height, width), pixels = _read(folder / f"{prefix}-images-idx3-ubyte.gz", IMAGES_MAGIC, "III")
-    (num_labels,), labels = _read(folder / f"{prefix}-labels-idx1-ubyte.gz", LABELS_MAGIC, "I")
+
+    def read(name: str, magic: int, header: str) -> tuple[tuple[int, ...], bytes]:
+        # IDX: a magic number that tells the kind, the sizes as big-endian integers, then the bytes.
+        path = folder / f"{prefix}-{name}-ubyte.gz"
+        try:
+            with gzip.open(path) as stream:
+                numbers = struct.unpack(f">I{header}", stream.read(4 + struct.calcsize(f">{header}")))
+                data = stream.read()
+        except (OSError, EOFError, struct.error) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        if numbers[0] != magic:
+            raise UserError(f"{path} is no IDX file of the kind wanted (magic {numbers[0]}, not {magic})")
+        return numbers[1:], data
+
+    (num, height, width), pixels = read("images-idx3", IMAGES_MAGIC, "III")
+    (num_labels,), labels = read("labels-idx1", LABELS_MAGIC, "I")
     if (height, width) != (SIDE_PX, SIDE_PX) or not num == num_labels == len(labels) or len(pixels) != num * SIDE_PX**2:
         raise UserError(f"{folder}: pictures and labels of '{prefix}' do not fit together; the files are damaged")
     return np.frombuffer(pixels, np.uint8).reshape(num, SIDE_PX, SIDE_PX), np.frombuffer(labels, np.uint8)
-
-
-def _samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"], split: str) -> Iterator[Record]:
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        name = CLASSES[label]
-        phrase = "trousers" if name == "trouser" else with_article(name)
-        caption = pick(TEMPLATES, "fashion", split, number).format(phrase)
-        meta = {"name": name, "class": name, "caption": caption, "artist": "fashion-mnist", "licence": "MIT"}
-        yield {".png": encode_png(image), ".txt": caption, ".json": meta}
-
-
-def _inputs(given: Path | None) -> MadeFrom | None:
-    """What the corpus would be made from here; None where that would have to be fetched first."""
-    folder = find_package_files(PACKAGE, FOLDER, given)
-    return None if folder is None else {PACKAGE: files_state(folder, folder.glob("*-ubyte.gz"))}
 
 
 def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
@@ -84,13 +71,28 @@ def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) 
         UserError: the package is not to be had or damaged.
     """
     settings = {"corpus": "fashion-mnist"}
-    if (manifest := existing(out, settings, SPLITS, _inputs(given))) is not None:
+
+    def made_from() -> MadeFrom | None:
+        # None where the package would have to be fetched first.
+        found = find_package_files(PACKAGE, FOLDER, given)
+        return None if found is None else {PACKAGE: files_state(found, found.glob("*-ubyte.gz"))}
+
+    if (manifest := existing(out, settings, SPLITS, made_from())) is not None:
         return {**manifest, "built": False}
+
+    def samples(split: str, images: np.ndarray, labels: np.ndarray) -> Iterator[Record]:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = CLASSES[label]
+            phrase = "trousers" if name == "trouser" else with_article(name)
+            caption = pick(TEMPLATES, "fashion", split, number).format(phrase)
+            meta = {"name": name, "class": name, "caption": caption, "artist": "fashion-mnist", "licence": "MIT"}
+            yield {".png": encode_png(image), ".txt": caption, ".json": meta}
+
     folder = package_files(PACKAGE, FOLDER, given)
     splits = {}
     for split, prefix in SPLITS.items():
         images, labels = read_idx(folder, prefix)
-        bar = tqdm(_samples(images, labels, split), split, total=len(images), unit="img", disable=quiet or None)
+        bar = tqdm(samples(split, images, labels), split, total=len(images), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, Classes(CLASSES, templates=PHOTO_TEMPLATES), PER_SHARD)
-    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"fashion-mnist": CREDIT})
+    manifest = write_manifest(out, settings, splits, made_from=made_from(), artists={"fashion-mnist": CREDIT})
     return {**manifest, "built": True}

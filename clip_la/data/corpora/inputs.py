@@ -1,6 +1,6 @@
 """What a corpus is made from, as its manifest says it: versions and content of packages, content of drawings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from clip_la.data.corpora.clip_art import PACKAGE as CLIP_ART_PACKAGE
 from clip_la.data.corpora.debian import find_package_files
 from clip_la.data.corpora.npm import NPM_PACKAGES, find_npm_modules
 from clip_la.data.corpora.packages import CORPUS_PACKAGES, package_folder
-from clip_la.data.corpora.render import Svg
 from clip_la.errors import UserError
 from clip_la.fingerprint import combined, file_hashes
 
@@ -20,16 +19,13 @@ RENDERER = "resvg-py"
 
 
 def files_state(folder: Path, paths: Iterable[Path]) -> str:
-    """One hash of names below `folder` and content of some files."""
+    """One hash of the names below `folder` and the content of these files, whatever their order.
+
+    Times and places do not enter: a package that was installed anew, or elsewhere, makes the same corpus.
+    """
     own = sorted(paths)
     names = (path.relative_to(folder).as_posix() for path in own)
     return combined(f"{name} {content}" for name, content in zip(names, file_hashes(own, len(own)), strict=True))
-
-
-def drawings_state(svgs: Sequence[Svg]) -> list[str]:
-    """What each drawing holds: a hash of the file, or the text."""
-    hashes = file_hashes(svg for svg in svgs if isinstance(svg, Path))
-    return [next(hashes) if isinstance(svg, Path) else svg for svg in svgs]
 
 
 def renderer_version() -> str | None:
@@ -45,6 +41,7 @@ def starter_inputs() -> MadeFrom | None:
     try:
         state = {name: version(name) for name in CORPUS_PACKAGES}
         names = package_folder("emoji")
+        # The version alone does not tell of a package that was edited, or of another branch with the same number.
         state["emoji"] += f" {files_state(names, (p for p in names.rglob('*') if p.suffix in ('.py', '.json')))}"
         for artist in STARTER_ARTISTS:
             paths = [svg for svg in artist.drawings().values() if isinstance(svg, Path)]
@@ -55,17 +52,11 @@ def starter_inputs() -> MadeFrom | None:
 
 
 def wide_inputs(npm: Path | None, art: Path | None) -> MadeFrom | None:
-    """What the wide corpus adds; None where that would have to be fetched first."""
+    """What the wide corpus would be made from; None where that would have to be fetched first."""
     modules = find_npm_modules(npm)
     drawings = find_package_files(CLIP_ART_PACKAGE, DRAWINGS, art)
-    if modules is None or drawings is None:
+    starter = starter_inputs()
+    if modules is None or drawings is None or starter is None:
         return None
     state = {name: files_state(modules, (modules / name).glob("*.json")) for name in NPM_PACKAGES}
-    return {**state, CLIP_ART_PACKAGE: files_state(drawings, drawings.rglob("*.svg"))}
-
-
-def joined(*parts: MadeFrom | None) -> MadeFrom | None:
-    """All together; None where one is not known."""
-    if any(part is None for part in parts):
-        return None
-    return {name: value for part in parts if part is not None for name, value in part.items()}
+    return {**starter, **state, CLIP_ART_PACKAGE: files_state(drawings, drawings.rglob("*.svg"))}

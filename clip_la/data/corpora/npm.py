@@ -31,31 +31,34 @@ def npm_modules(given: Path | None = None, pins: Mapping[str, str] = NPM_PACKAGE
     Raises:
         UserError: there is no npm, the install failed, or `given` lacks a package or has another version.
     """
-    prefix = _prefix(given)
+    prefix = given or cache_folder() / "npm"
+    # Scripts of packages never run: drawings are all that is wanted of them.
+    flags = ["--ignore-scripts", "--no-audit", "--no-fund"]
+    command = ["npm", "install", "--prefix", str(prefix), *flags, *(f"{name}@{pin}" for name, pin in pins.items())]
     wrong = _wrong(prefix, pins)
     if wrong and given is None:
-        _install(prefix, pins)
+        if which("npm") is None:
+            raise UserError(f"the wide corpus needs npm, or --npm FOLDER where elsewhere was run: {' '.join(command)}")
+        prefix.mkdir(parents=True, exist_ok=True)
+        print(f"installing {len(pins)} npm packages into {prefix}", file=sys.stderr)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            errors = [line for line in result.stderr.splitlines() if "error" in line.lower()] or ["npm failed"]
+            raise UserError(f"{' '.join(command)}: {errors[0]}")
         wrong = _wrong(prefix, pins)
     if wrong:
-        raise UserError(f"{prefix} lacks {', '.join(wrong)}: {' '.join(_command(prefix, pins))}")
+        raise UserError(f"{prefix} lacks {', '.join(wrong)}: {' '.join(command)}")
     return prefix / "node_modules"
 
 
 def find_npm_modules(given: Path | None = None, pins: Mapping[str, str] = NPM_PACKAGES) -> Path | None:
     """The folder that `npm_modules` gives, if nothing need be installed for it."""
-    return None if _wrong(_prefix(given), pins) else _prefix(given) / "node_modules"
-
-
-def _prefix(given: Path | None) -> Path:
-    return given or cache_folder() / "npm"
-
-
-def _command(prefix: Path, pins: Mapping[str, str]) -> list[str]:
-    flags = ["--ignore-scripts", "--no-audit", "--no-fund"]
-    return ["npm", "install", "--prefix", str(prefix), *flags, *(f"{name}@{pin}" for name, pin in pins.items())]
+    prefix = given or cache_folder() / "npm"
+    return None if _wrong(prefix, pins) else prefix / "node_modules"
 
 
 def _wrong(prefix: Path, pins: Mapping[str, str]) -> list[str]:
+    """The pinned packages, as NAME@VERSION, that are not below `prefix` in this version."""
     wrong = []
     for name, pin in pins.items():
         try:
@@ -65,18 +68,6 @@ def _wrong(prefix: Path, pins: Mapping[str, str]) -> list[str]:
         if found != pin:
             wrong.append(f"{name}@{pin}")
     return wrong
-
-
-def _install(prefix: Path, pins: Mapping[str, str]) -> None:
-    command = _command(prefix, pins)
-    if which("npm") is None:
-        raise UserError(f"the wide corpus needs npm, or --npm FOLDER where elsewhere was run: {' '.join(command)}")
-    prefix.mkdir(parents=True, exist_ok=True)
-    print(f"installing {len(pins)} npm packages into {prefix}", file=sys.stderr)
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line.lower()] or ["npm failed"]
-        raise UserError(f"{' '.join(command)}: {errors[0]}")
 
 
 class IconSet:
@@ -100,6 +91,7 @@ class IconSet:
             return None
         left, top = (icon.get(key, self._icons.get(key, 0)) for key in ("left", "top"))
         width, height = (icon.get(key, self._icons.get(key, 16)) for key in ("width", "height"))
+        # Icons of one colour leave it to the page.
         body = re.sub(r"\bcurrentColor\b", html.escape(color), icon["body"])
         return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}">{body}</svg>'
 

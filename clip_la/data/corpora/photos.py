@@ -6,7 +6,6 @@ its WordNet id, stands in `photo_classes.tsv`: every picture was looked at, draw
 
 import base64
 import csv
-from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +58,7 @@ def squared_photo(data: bytes) -> bytes:
     side = max(width, height)
     x, y = (side - width) // 2, (side - height) // 2
     text = base64.b64encode(data).decode()
+    # Through resvg rather than Pillow: its PNG bytes do not depend on the zlib of this Python.
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}"><image x="{x}" y="{y}" width="{width}" '
         f'height="{height}" href="data:image/png;base64,{text}"/></svg>'
@@ -66,40 +66,25 @@ def squared_photo(data: bytes) -> bytes:
     return render(svg, side)
 
 
-def english_caption(path: Path, name: str) -> str:
-    """The first line of the text beside a stamp, its English caption; "a NAME" where there is none."""
+def _sample(folder: Path, photo: Photo) -> Record:
+    path = folder / photo.path
     try:
-        first = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
-        first = []
-    return first[0].strip() if first and first[0].strip() else with_article(name)
-
-
-def _samples(folder: Path, photos: Sequence[Photo]) -> Iterator[Record]:
-    for photo in photos:
-        path = folder / photo.path
-        meta = {
-            "name": photo.name,
-            "class": photo.name,
-            "wnid": photo.wnid,
-            "starter": photo.starter,
-            "caption": english_caption(path, photo.name),
-            "artist": "tuxpaint-stamps",
-            "licence": LICENCE,
-            "origin": photo.path,
-        }
-        yield {".png": squared_photo(path.read_bytes()), ".txt": meta["caption"], ".json": meta}
-
-
-def _inputs(given: Path | None) -> MadeFrom | None:
-    """What the test set would be made from here; None where that would have to be fetched first."""
-    folder = find_package_files(PACKAGE, STAMPS, given)
-    if folder is None or (renderer := renderer_version()) is None:
-        return None
-    paths = [folder / photo.path for photo in read_class_map()]
-    texts = [path.with_suffix(".txt") for path in paths]
-    state = files_state(folder, [*dict.fromkeys([*paths, *texts])])
-    return {PACKAGE: state, RENDERER: renderer, CLASS_MAP.name: file_hash(CLASS_MAP)}
+        lines = []
+    # The first line beside a stamp is its English caption, those below are other languages'.
+    caption = lines[0].strip() if lines and lines[0].strip() else with_article(photo.name)
+    meta = {
+        "name": photo.name,
+        "class": photo.name,
+        "wnid": photo.wnid,
+        "starter": photo.starter,
+        "caption": caption,
+        "artist": "tuxpaint-stamps",
+        "licence": LICENCE,
+        "origin": photo.path,
+    }
+    return {".png": squared_photo(path.read_bytes()), ".txt": caption, ".json": meta}
 
 
 def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
@@ -112,11 +97,23 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         UserError: the package is not to be had, or lacks pictures of the class map.
     """
     settings = {"corpus": "photos"}
-    if (manifest := existing(out, settings, (ALL, KNOWN), _inputs(given))) is not None:
+    photos = read_class_map()
+
+    def made_from() -> MadeFrom | None:
+        # None where the package would have to be fetched first.
+        stamps = find_package_files(PACKAGE, STAMPS, given)
+        if stamps is None or (renderer := renderer_version()) is None:
+            return None
+        paths = [stamps / photo.path for photo in photos]
+        texts = [path.with_suffix(".txt") for path in paths]
+        # A picture may be in two classes, and is read once.
+        state = files_state(stamps, [*dict.fromkeys([*paths, *texts])])
+        return {PACKAGE: state, RENDERER: renderer, CLASS_MAP.name: file_hash(CLASS_MAP)}
+
+    if (manifest := existing(out, settings, (ALL, KNOWN), made_from())) is not None:
         return {**manifest, "built": False}
     require({"resvg-py": CORPUS_PACKAGES["resvg-py"]})
     folder = package_files(PACKAGE, STAMPS, given)
-    photos = read_class_map()
     missing = [photo.path for photo in photos if not (folder / photo.path).is_file()]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of {len(photos)} pictures, such as {missing[0]}")
@@ -124,7 +121,8 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
     for split, own in ((ALL, photos), (KNOWN, [photo for photo in photos if photo.starter])):
         ids = {photo.name: photo.wnid for photo in own}
         classes = Classes(list(ids), list(ids.values()), PHOTO_TEMPLATES)
-        bar = tqdm(_samples(folder, own), split, total=len(own), unit="img", disable=quiet or None)
+        samples = (_sample(folder, photo) for photo in own)
+        bar = tqdm(samples, split, total=len(own), unit="img", disable=quiet or None)
         splits[split] = write_split(out / split, bar, classes)
-    manifest = write_manifest(out, settings, splits, made_from=_inputs(given), artists={"tuxpaint-stamps": CREDIT})
+    manifest = write_manifest(out, settings, splits, made_from=made_from(), artists={"tuxpaint-stamps": CREDIT})
     return {**manifest, "built": True}

@@ -19,20 +19,6 @@ MAX_BLOCK_BYTES = 0xFFFF
 ZLIB_HEADER = b"\x78\x01"
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _stored(data: bytes) -> bytes:
-    """A zlib stream of uncompressed blocks."""
-    blocks = []
-    for start in range(0, len(data), MAX_BLOCK_BYTES):
-        block = data[start : start + MAX_BLOCK_BYTES]
-        last = start + MAX_BLOCK_BYTES >= len(data)
-        blocks.append(struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF) + block)
-    return ZLIB_HEADER + b"".join(blocks) + struct.pack(">I", zlib.adler32(data))
-
-
 def encode_png(pixels: UInt8[np.ndarray, "height width *channels"], level: int = 0) -> bytes:
     """A PNG file of a grey [height, width] or RGB [height, width, 3] array.
 
@@ -52,6 +38,19 @@ def encode_png(pixels: UInt8[np.ndarray, "height width *channels"], level: int =
     if level:
         rows[1:, 1:] -= flat[:-1]
     data = rows.tobytes()
+    if level:
+        body = zlib.compress(data, level)
+    else:
+        # A zlib stream of uncompressed blocks, cut here: where zlib.compress(data, 0) cuts is its own affair.
+        blocks = [ZLIB_HEADER]
+        for start in range(0, len(data), MAX_BLOCK_BYTES):
+            block = data[start : start + MAX_BLOCK_BYTES]
+            last = start + MAX_BLOCK_BYTES >= len(data)
+            blocks.append(struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF) + block)
+        body = b"".join(blocks) + struct.pack(">I", zlib.adler32(data))
     header = struct.pack(">IIBBBBB", width, height, BITS, GRAY if pixels.ndim == 2 else RGB, 0, 0, 0)
-    body = zlib.compress(data, level) if level else _stored(data)
-    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
+    # Each chunk is its length, its kind, its data, and a checksum of the last two.
+    return SIGNATURE + b"".join(
+        struct.pack(">I", len(own)) + kind + own + struct.pack(">I", zlib.crc32(kind + own)) for kind, own in chunks
+    )

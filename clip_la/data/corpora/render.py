@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -20,19 +21,18 @@ PIXELS_AN_INCH = 96
 _VIEW_BOX = re.compile(r'<svg[^>]*?\sviewBox="\S+ \S+ (\S+) (\S+)"')
 
 
-def squared(text: str) -> str:
-    """An SVG text whose drawing is not square, put in the middle of a square one; others unchanged."""
-    box = _VIEW_BOX.search(text)
-    if box is None or float(box[1]) == float(box[2]):
-        return text
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{text[text.index("<svg") :]}</svg>'
-
-
 def render(svg: Svg, size_px: int, background: str | None = "white") -> bytes:
-    """One drawing as a square PNG of `size_px` (RGBA; opaque unless `background` is None)."""
+    """One drawing as a square PNG of `size_px` (RGBA; opaque unless `background` is None).
+
+    A drawing that is not square stands in the middle of the square.
+    """
     import resvg_py
 
-    text = squared(svg.read_text(encoding="utf-8") if isinstance(svg, Path) else svg)
+    text = svg.read_text(encoding="utf-8") if isinstance(svg, Path) else svg
+    box = _VIEW_BOX.search(text)
+    if box is not None and float(box[1]) != float(box[2]):
+        # Nested in a square one it is scaled to fit and centred, as SVG's default has it.
+        text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{text[text.index("<svg") :]}</svg>'
     png = resvg_py.svg_to_bytes(
         svg_string=text,
         width=size_px,
@@ -44,44 +44,31 @@ def render(svg: Svg, size_px: int, background: str | None = "white") -> bytes:
     return bytes(png)
 
 
-def _render(job: tuple[Svg, int]) -> bytes:
-    return render(*job)
-
-
 def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[bytes]:
-    """PNGs of all drawings on white, in their order, by `workers` processes, at most 8."""
-    jobs = [(svg, size_px) for svg in svgs]
+    """PNGs of all drawings on white, in their order, by `workers` processes, at most 8.
+
+    Args:
+        svgs: files, or the texts of drawings.
+        size_px: side of the square pictures.
+        workers: processes; few drawings are drawn here all the same.
+    """
+    draw = partial(render, size_px=size_px)
     num = min(workers, 8)
-    if num == 1 or len(jobs) < _SERIAL_BELOW:
-        yield from map(_render, jobs)
+    if num == 1 or len(svgs) < _SERIAL_BELOW:
+        yield from map(draw, svgs)
         return
     # spawn: the caller may have threads (torch), which fork does not survive reliably.
     with ProcessPoolExecutor(num, mp_context=Spawned()) as pool:
-        yield from pool.map(_render, jobs, chunksize=_CHUNK)
-
-
-def pixels(png: bytes) -> bytes:
-    """The RGB bytes of a picture, row by row, after its width and height: what pixel hashes are made of."""
-    from PIL import Image
-
-    with Image.open(BytesIO(png)) as image:
-        return f"{image.width}x{image.height} ".encode() + image.convert("RGB").tobytes()
-
-
-def covered(png: bytes) -> float:
-    """The share of a picture's pixels that are not white."""
-    from PIL import Image
-
-    with Image.open(BytesIO(png)) as image:
-        histogram = image.convert("L").histogram()
-    return 1 - histogram[-1] / sum(histogram)
+        yield from pool.map(draw, svgs, chunksize=_CHUNK)
 
 
 def pixel_hash(png: bytes) -> str:
-    """SHA-256 of `pixels`, as hexadecimal digits."""
-    return hashlib.sha256(pixels(png)).hexdigest()
+    """SHA-256, as hexadecimal digits, of a picture's width and height and its RGB bytes row by row.
 
+    Equal pictures have equal hashes whatever encoder wrote them.
+    """
+    from PIL import Image
 
-def combined_hash(hashes: Iterable[str]) -> str:
-    """SHA-256 over a sequence of hashes, in order."""
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    with Image.open(BytesIO(png)) as image:
+        size = f"{image.width}x{image.height} ".encode()
+        return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()

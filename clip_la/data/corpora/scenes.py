@@ -17,7 +17,7 @@ from PIL import Image
 from clip_la.data.corpora.artists import STARTER_ARTISTS, Artist
 from clip_la.data.corpora.build import Record, existing, write_manifest
 from clip_la.data.corpora.concepts import Concept, Deal
-from clip_la.data.corpora.inputs import drawings_state, renderer_version, starter_inputs
+from clip_la.data.corpora.inputs import renderer_version, starter_inputs
 from clip_la.data.corpora.packages import require
 from clip_la.data.corpora.png import encode_png
 from clip_la.data.corpora.render import Svg, render
@@ -27,6 +27,7 @@ from clip_la.data.stream.order import uniforms
 from clip_la.data.tools.pack import pack
 from clip_la.data.tools.pack_sources import Raw
 from clip_la.errors import UserError
+from clip_la.fingerprint import file_hashes
 
 DEFAULT_SIZE_PX = 96
 MIN_SIZE_PX, MAX_SIZE_PX = 32, 1024
@@ -74,6 +75,23 @@ class Scene:
     colors: tuple[str, str]
     caption: str
 
+    def meta(self) -> dict[str, Any]:
+        """The JSON of the scene's sample: layout, background, and each drawing with its box in pixels."""
+        return {
+            "layout": self.layout,
+            "background": self.background,
+            "colors": list(self.colors if self.background != "plain" else self.colors[:1]),
+            "objects": [
+                {
+                    "name": thing.actor.name,
+                    "artist": thing.actor.artist,
+                    "code_point": thing.actor.code_point,
+                    "box_px": [thing.left, thing.top, thing.left + thing.side, thing.top + thing.side],
+                }
+                for thing in self.things
+            ],
+        }
+
 
 def cast_of(concepts: Sequence[Concept], dealt: Deal, artists: Sequence[Artist] = STARTER_ARTISTS) -> list[Actor]:
     """All drawings that training may see."""
@@ -94,6 +112,7 @@ class _Draws:
     def number(self) -> float:
         return next(self._numbers)
 
+    # Each call takes one number, whatever comes of it: scenes stay as they are when a rule looks at one more or less.
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * self.number()
 
@@ -128,6 +147,7 @@ class Stage:
 
     def scene(self, numbers: Sequence[float]) -> Scene:
         """The scene that `NUM_DRAWS` numbers in [0, 1) describe."""
+        # The order of what follows is part of the corpus: another one draws other scenes from the same numbers.
         draws = _Draws(numbers)
         name = draws.weighted((name, layout.share) for name, layout in LAYOUTS.items())
         layout = LAYOUTS[name]
@@ -154,6 +174,7 @@ class Stage:
         return chosen
 
     def _size_words(self, draws: _Draws, count: int) -> list[str]:
+        # Of two things alone a size can be told: among three, "small" would want a comparison.
         told, first = draws.number() < SIZES_TOLD, draws.number() < 0.5
         if count != 2 or not told:
             return [""] * count
@@ -172,6 +193,7 @@ class Stage:
         return first, self._visible(int(draws.number() * len(COLORS)), [*means, COLORS[first]])
 
     def _visible(self, start: int, others: Sequence[Color]) -> str:
+        # Whole numbers throughout: squares of floats may round otherwise on another machine.
         gaps = _PALETTE[:, None] - np.array(others, np.int64)
         contrast = np.roll((gaps * gaps).sum(2).min(1), -start)
         # argmax of a truth value: the first that is far enough; without any, the farthest.
@@ -182,7 +204,12 @@ class Stage:
     def _master(self, svg: Svg) -> tuple[Image.Image, Color]:
         if svg not in self._masters:
             image = Image.open(BytesIO(render(svg, self._master_px, background=None))).convert("RGBA")
-            self._masters[svg] = (image, _mean_color(image))
+            pixels = np.asarray(image).reshape(-1, 4).astype(np.int64)
+            # The mean colour of what is drawn: transparent pixels count by their opacity. Whole numbers, so that no
+            # machine rounds otherwise.
+            weight = max(int(pixels[:, 3].sum()), 1)
+            red, green, blue = ((pixels[:, :3] * pixels[:, 3:]).sum(0) // weight).tolist()
+            self._masters[svg] = (image, (red, green, blue))
         return self._masters[svg]
 
     def draw(self, scene: Scene) -> UInt8[np.ndarray, "size size 3"]:
@@ -192,13 +219,6 @@ class Stage:
             image = self._master(thing.actor.svg)[0].resize((thing.side, thing.side), Image.Resampling.BICUBIC)
             canvas.paste(image, (thing.left, thing.top), image)
         return np.asarray(canvas)
-
-
-def _mean_color(image: Image.Image) -> Color:
-    pixels = np.asarray(image).reshape(-1, 4).astype(np.int64)
-    weight = max(int(pixels[:, 3].sum()), 1)
-    red, green, blue = ((pixels[:, :3] * pixels[:, 3:]).sum(0) // weight).tolist()
-    return red, green, blue
 
 
 def background_pixels(kind: str, colors: tuple[str, str], size_px: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -238,8 +258,9 @@ class SceneSource:
     def names(self) -> Iterable[str]:
         """The settings, what draws, and every drawing of the cast with its names and content."""
         yield f"{self.pairs} {self.seed} {self.size_px} {renderer_version()}"
-        drawings = drawings_state([actor.svg for actor in self.cast])
-        yield from (f"{actor[:-1]} {content}" for actor, content in zip(self.cast, drawings, strict=True))
+        hashes = file_hashes(actor.svg for actor in self.cast if isinstance(actor.svg, Path))
+        for actor in self.cast:
+            yield f"{actor[:-1]} {next(hashes) if isinstance(actor.svg, Path) else actor.svg}"
 
     def sizes(self) -> list[int]:
         """Pieces of PER_SHARD scenes."""
@@ -252,24 +273,7 @@ class SceneSource:
         for number, draws in zip(numbers, uniforms((SCENES, self.seed), numbers, NUM_DRAWS).tolist(), strict=True):
             scene = stage.scene(draws)
             png = encode_png(stage.draw(scene), PNG_LEVEL)
-            yield Raw(f"scene {self.seed}/{number}", png, ".png", scene.caption, _meta(scene))
-
-
-def _meta(scene: Scene) -> dict[str, Any]:
-    return {
-        "layout": scene.layout,
-        "background": scene.background,
-        "colors": list(scene.colors if scene.background != "plain" else scene.colors[:1]),
-        "objects": [
-            {
-                "name": thing.actor.name,
-                "artist": thing.actor.artist,
-                "code_point": thing.actor.code_point,
-                "box_px": [thing.left, thing.top, thing.left + thing.side, thing.top + thing.side],
-            }
-            for thing in scene.things
-        ],
-    }
+            yield Raw(f"scene {self.seed}/{number}", png, ".png", scene.caption, scene.meta())
 
 
 def build_scenes(

@@ -5,10 +5,12 @@ like one, no picture that coincides with one of the test splits.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
 from clip_la.data.corpora.artists import Artist
@@ -20,7 +22,7 @@ from clip_la.data.corpora.concepts import Concept, Deal
 from clip_la.data.corpora.entries import Entry, drawing_entry
 from clip_la.data.corpora.names import SKIN_TONES, VARIATION_SELECTOR, CodePoint, parse_code_point, plain, with_article
 from clip_la.data.corpora.npm import IconSet
-from clip_la.data.corpora.render import Svg, covered, pixel_hash, render_all
+from clip_la.data.corpora.render import Svg, pixel_hash, render_all
 
 # As in the starter corpus: pictures that coincide at this size are one.
 MARK_SIZE_PX = 64
@@ -40,44 +42,26 @@ MIN_COVERED = 0.03
 _NUMBERED = re.compile(r"\d")
 
 
-class Icon(NamedTuple):
-    """A single-colour icon: its name, caption and drawing."""
-
-    name: str
-    caption: str
-    svg: str
-
-
-def _by_chars(icons: IconSet) -> dict[CodePoint, Svg]:
-    found: dict[CodePoint, Svg] = {}
-    for stem, name in sorted(icons.chars.items()):
-        svg = icons.svg(name)
-        if svg is not None:
-            found.setdefault(parse_code_point(stem), svg)
-    return found
-
-
-def _slug(text: str, joint: str) -> str:
-    return joint.join(re.findall(r"[a-z0-9]+", plain(text).lower().replace("'", "")))
-
-
 def _by_names(icons: IconSet, joint: str) -> dict[CodePoint, Svg]:
     """Drawings of a set that knows no code points: found by the emoji's name, else by another name of several words.
 
-    Other names of one word mislead: ":wave:" is a hand to some and water to others.
+    Other names of one word mislead: ":wave:" is a hand to some and water to others. `joint` stands between words.
     """
     import emoji
+
+    def slug(text: str) -> str:
+        return joint.join(re.findall(r"[a-z0-9]+", plain(text).lower().replace("'", "")))
 
     entries = [
         (tuple(v for v in map(ord, text) if v != VARIATION_SELECTOR), entry)
         for text, entry in sorted(emoji.EMOJI_DATA.items(), key=lambda item: (item[1]["status"], item[0]))
     ]
-    own = {_slug(entry["en"], joint) for _, entry in entries}
+    own = {slug(entry["en"]) for _, entry in entries}
     found: dict[CodePoint, Svg] = {}
     for code_point, entry in entries:
-        others = [_slug(alias, joint) for alias in entry.get("alias", ()) if " " in plain(alias)]
+        others = [slug(alias) for alias in entry.get("alias", ()) if " " in plain(alias)]
         # Another emoji's own name is not an alias of this one.
-        for name in [_slug(entry["en"], joint), *(other for other in others if other not in own)]:
+        for name in [slug(entry["en"]), *(other for other in others if other not in own)]:
             svg = icons.svg(name)
             if svg is not None and code_point not in found and not any(v in SKIN_TONES for v in code_point):
                 found[code_point] = svg
@@ -87,12 +71,19 @@ def _by_names(icons: IconSet, joint: str) -> dict[CodePoint, Svg]:
 def wide_artists(modules: Path) -> tuple[Artist, ...]:
     """The further artists, each independent of the others and of the starter's two."""
 
+    # `joint` is what stands between the words of a drawing's name, None for sets that know code points.
     def artist(name: str, title: str, licence: str, attribution: str, source: str, joint: str | None) -> Artist:
         package = f"@iconify-json/{name}"
 
         def drawings() -> Mapping[CodePoint, Svg]:
             icons = IconSet(modules, package)
-            return _by_chars(icons) if joint is None else _by_names(icons, joint)
+            if joint is not None:
+                return _by_names(icons, joint)
+            found: dict[CodePoint, Svg] = {}
+            for stem, drawing in sorted(icons.chars.items()):
+                if (svg := icons.svg(drawing)) is not None:
+                    found.setdefault(parse_code_point(stem), svg)
+            return found
 
         return Artist(name, title, licence, attribution, source, f"{package} (npm)", drawings)
 
@@ -114,6 +105,7 @@ def wide_artists(modules: Path) -> tuple[Artist, ...]:
             None,
         ),
         artist(
+            # The last open set of EmojiOne; later ones have another licence.
             "emojione",
             "EmojiOne (EmojiTwo)",
             "CC-BY-4.0",
@@ -156,8 +148,8 @@ def wide_entries(
         art: the unpacked package of the clip art; None looks for it as `package_files` does.
         tests: pixel hashes, at MARK_SIZE_PX, of the pictures of the test splits.
     """
+    added = _Additions(tests, workers, quiet)
     artists = wide_artists(modules)
-    entries: list[Entry] = []
     for artist in artists:
         drawings = artist.drawings()
         held = [drawings[c.code_point] for c in concepts if c.id in dealt.concepts and c.code_point in drawings]
@@ -166,53 +158,48 @@ def wide_entries(
             for concept in concepts
             if concept.id not in dealt.concepts and concept.code_point in drawings
         ]
-        forbidden = tests | set(_marks(held, f"{artist.name}, held out", workers, quiet))
-        entries += _distinct(own, _marks([entry.svg for entry in own], artist.name, workers, quiet), forbidden)
-    named = _pattern(concepts, dealt)
-    icons = [icon_entry(icon) for icon in game_icons(modules, named)]
+        # An artist may draw a held-out concept and another one alike.
+        hidden = {pixel_hash(png) for png in added.drawn(held, f"{artist.name}, held out")}
+        added.take(own, artist.name, hidden=hidden)
+    # Any name of a held-out concept as whole words, or its plural.
+    held_names = [concept.name for concept in concepts if concept.id in dealt.concepts]
+    words = sorted({re.escape(text.lower()) for name in held_names for text in (name.name, *name.tags)})
+    named = re.compile(rf"\b(?:{'|'.join(words)})(?:s|es)?\b")
+    added.take(game_icons(modules, named), "game-icons")
     pictures = [drawing.entry() for drawing in clip_art(art) if not named.search(drawing.words)]
-    entries += _distinct(icons, _marks([entry.svg for entry in icons], "game-icons", workers, quiet), tests)
-    pngs = list(_drawn([entry.svg for entry in pictures], CLIP_ART, workers, quiet))
-    shown = [i for i, png in enumerate(pngs) if covered(png) >= MIN_COVERED]
-    entries += _distinct([pictures[i] for i in shown], [pixel_hash(pngs[i]) for i in shown], tests)
+    added.take(pictures, CLIP_ART, least_covered=MIN_COVERED)
     credits = {artist.name: artist.credit() for artist in artists}
-    return Wide(entries, {**credits, "game-icons": ICON_CREDIT, CLIP_ART: CLIP_ART_CREDIT})
+    return Wide(added.entries, {**credits, "game-icons": ICON_CREDIT, CLIP_ART: CLIP_ART_CREDIT})
 
 
-def _drawn(svgs: Sequence[Svg], title: str, workers: int, quiet: bool) -> Iterator[bytes]:
-    pngs = render_all(svgs, MARK_SIZE_PX, workers)
-    yield from tqdm(pngs, title, total=len(svgs), unit="img", disable=quiet or None)
+class _Additions:
+    """Collects entries whose picture, at MARK_SIZE_PX, is none of the tests'."""
+
+    def __init__(self, tests: set[str], workers: int, quiet: bool) -> None:
+        self.entries: list[Entry] = []
+        self._tests, self._workers, self._quiet = tests, workers, quiet
+
+    def drawn(self, svgs: Sequence[Svg], title: str) -> Iterator[bytes]:
+        """PNGs of the drawings, with a progress bar."""
+        pngs = render_all(svgs, MARK_SIZE_PX, self._workers)
+        yield from tqdm(pngs, title, total=len(svgs), unit="img", disable=self._quiet or None)
+
+    def take(
+        self, entries: Sequence[Entry], title: str, *, hidden: Iterable[str] = (), least_covered: float = 0.0
+    ) -> None:
+        """Adds one source's entries: a picture once, none that is `hidden`, none with less than this share drawn on."""
+        seen = self._tests | set(hidden)
+        for entry, png in zip(entries, self.drawn([entry.svg for entry in entries], title), strict=True):
+            mark = pixel_hash(png)
+            with Image.open(BytesIO(png)) as image:
+                histogram = image.convert("L").histogram()
+            covered = 1 - histogram[-1] / sum(histogram)
+            if mark not in seen and covered >= least_covered:
+                seen.add(mark)
+                self.entries.append(entry)
 
 
-def _marks(svgs: Sequence[Svg], title: str, workers: int, quiet: bool) -> list[str]:
-    return [pixel_hash(png) for png in _drawn(svgs, title, workers, quiet)]
-
-
-def _distinct(entries: Sequence[Entry], marks: Sequence[str], forbidden: set[str]) -> list[Entry]:
-    """The entries whose picture is not forbidden and was not there before under another name."""
-    seen = set(forbidden)
-    kept = []
-    for entry, mark in zip(entries, marks, strict=True):
-        if mark not in seen:
-            seen.add(mark)
-            kept.append(entry)
-    return kept
-
-
-def icon_entry(icon: Icon) -> Entry:
-    """An icon as a drawing of the corpus."""
-    meta = {
-        "caption": icon.caption,
-        "captions": [icon.caption, with_article(icon.name)],
-        "tags": "",
-        "name": icon.name,
-        "artist": "game-icons",
-        "licence": ICON_LICENCE,
-    }
-    return Entry(f"{icon.name} game-icons", icon.svg, icon.caption, meta)
-
-
-def game_icons(modules: Path, forbidden: re.Pattern[str]) -> list[Icon]:
+def game_icons(modules: Path, forbidden: re.Pattern[str]) -> list[Entry]:
     """The single-colour icons whose names have words, and in them nothing forbidden."""
     icons = IconSet(modules, GAME_ICONS)
     found = []
@@ -223,13 +210,15 @@ def game_icons(modules: Path, forbidden: re.Pattern[str]) -> list[Icon]:
         color = pick(tuple(ICON_COLORS), "icon color", slug)
         caption = pick(ICON_TEMPLATES, "icon", slug).format(color=color, thing=with_article(name))
         svg = icons.svg(slug, ICON_COLORS[color])
-        if svg is not None:
-            found.append(Icon(name, caption, svg))
+        if svg is None:
+            continue
+        meta = {
+            "caption": caption,
+            "captions": [caption, with_article(name)],
+            "tags": "",
+            "name": name,
+            "artist": "game-icons",
+            "licence": ICON_LICENCE,
+        }
+        found.append(Entry(f"{name} game-icons", svg, caption, meta))
     return found
-
-
-def _pattern(concepts: Sequence[Concept], dealt: Deal) -> re.Pattern[str]:
-    """Any name of a held-out concept as whole words, or its plural."""
-    held = [c.name for c in concepts if c.id in dealt.concepts]
-    words = sorted({re.escape(text.lower()) for name in held for text in (name.name, *name.tags)})
-    return re.compile(rf"\b(?:{'|'.join(words)})(?:s|es)?\b")

@@ -14,7 +14,14 @@ from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.options import AROUND_PLAIN, OptionValue
 from clip_la.models.attention.pattern import AttentionChoice
-from clip_la.models.attention.surroundings import DepthwiseConvolution, HeadNorm, OutputGate, Uniform, rotated
+from clip_la.models.attention.surroundings import (
+    DepthwiseConvolution,
+    DynamicConvolution,
+    HeadNorm,
+    OutputGate,
+    Uniform,
+    rotated,
+)
 
 # cuDNN's fused attention, which PyTorch 2.11 prefers on Hopper, gives wrong gradients for some layouts and lengths
 # without a word (pytorch/pytorch 169849, 196678): runs diverge now and then, or die of an illegal memory access.
@@ -38,8 +45,8 @@ class Attention(nn.Module):
         num_heads: number of heads; each is dim / num_heads wide.
         qkv_bias: whether the projection to q, k, v has a bias.
         proj_bias: whether the output projection has one.
-        around: conv ("0", "3", "5"), gate ("none", "sigmoid", "linear"), norm ("none", "rms"), rope ("none", "axial"),
-            cls ("same", "softmax"); what is missing is off.
+        around: conv ("0", "3", "5", "dynamic"), gate ("none", "sigmoid", "linear"), norm ("none", "rms"), rope ("none",
+            "axial"), cls ("same", "softmax"); what is missing is off.
         unsupported: what timm's Block also passes; raises ValueError if any of it asks for something that is not here.
     """
 
@@ -80,10 +87,12 @@ class Attention(nn.Module):
         """Tells the layer how its tokens lie; makes what depends on it. Called once, by the tower."""
         self.layout = layout
         if self.around["conv"] != "0":
-            like = self.qkv.weight
-            self.conv = DepthwiseConvolution(
-                self.qkv.in_features, int(self.around["conv"]), layout, device=like.device, dtype=like.dtype
-            )
+            width, like = self.qkv.in_features, self.qkv.weight
+            factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+            if self.around["conv"] == "dynamic":
+                self.conv = DynamicConvolution(width, layout, **factory)
+            else:
+                self.conv = DepthwiseConvolution(width, int(self.around["conv"]), layout, **factory)
 
     def attend(self, qkv: Float[Tensor, "batch tokens 3 heads head_dim"], is_causal: bool) -> Tensor:
         """The attention itself: packed q, k, v in, (batch, tokens, heads, head_dim) of the same dtype out."""

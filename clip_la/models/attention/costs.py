@@ -14,6 +14,9 @@ Options = Mapping[str, OptionValue]
 Cost = Callable[[Layout, int, int, Options], int]
 
 GATE_RANK = 16
+# conv=dynamic: the side of its kernel, and by how much its generator narrows the tokens first (Jet-Nemotron's 8).
+DYNAMIC_SIDE = 3
+DYNAMIC_REDUCTION = 8
 SCAN_CHUNK = 64
 INVERSE_BASE = 16
 
@@ -23,6 +26,10 @@ def around_flops(layout: Layout, width: int, head: int, options: Options) -> int
     tokens = layout.max_tokens
     taps = _taps(layout, options)
     flops = 2 * taps * (tokens - layout.prefix) * width
+    if options.get("conv") == "dynamic":
+        # One kernel an image, from its mean value; one a token in text, where a mean would tell what follows.
+        kernels = tokens if layout.causal else 1
+        flops += 2 * kernels * dynamic_hidden(width) * (1 + taps) * width
     if options.get("gate", "none") != "none":
         flops += 2 * tokens * width * width
     if options.get("cls") == "softmax":
@@ -32,7 +39,10 @@ def around_flops(layout: Layout, width: int, head: int, options: Options) -> int
 
 def around_parameters(layout: Layout, width: int, head: int, options: Options) -> int:
     """Weights of the convolution, weights and biases of the gate, gains of the norm, one a head for a temperature."""
-    parameters = _taps(layout, options) * width
+    taps = _taps(layout, options)
+    parameters = taps * width
+    if options.get("conv") == "dynamic":
+        parameters += dynamic_hidden(width) * (1 + taps) * width
     if options.get("gate", "none") != "none":
         parameters += width * width + width
     if options.get("norm") == "rms":
@@ -43,8 +53,14 @@ def around_parameters(layout: Layout, width: int, head: int, options: Options) -
 
 
 def _taps(layout: Layout, options: Options) -> int:
-    side = int(options.get("conv", 0))
+    conv = options.get("conv", 0)
+    side = DYNAMIC_SIDE if conv == "dynamic" else int(conv)
     return side if layout.causal else side * side
+
+
+def dynamic_hidden(width: int) -> int:
+    """Features between the two layers that make the kernels of conv=dynamic."""
+    return max(width // DYNAMIC_REDUCTION, 1)
 
 
 def none(layout: Layout, width: int, head: int, options: Options) -> int:

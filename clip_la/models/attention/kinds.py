@@ -40,7 +40,9 @@ class AttentionKind:
     this file), which is imported when a model is made; `fixed` are constructor arguments that make this kind of that
     class, `own` the options a user may set beside those that stand around every kind (`surroundings`, see
     options.py); `check` raises UserError for values that are wrong together, options of both sorts and `fixed` given.
-    `core_flops` and `core_parameters` count the kind itself (costs.py). `causal` says whether a text tower can have it.
+    `core_flops` and `core_parameters` count the kind itself (costs.py). `causal` says whether a text tower can have it;
+    `sums_over_tokens` that the core has no denominator, so that its result grows with the number of tokens (kinds with
+    an option `over` or `denominator` say it by that).
     """
 
     summary: str
@@ -52,6 +54,7 @@ class AttentionKind:
     fixed: Mapping[str, OptionValue] = field(default_factory=dict)
     check: Callable[[Mapping[str, OptionValue]], None] = _no_check
     causal: bool = True
+    sums_over_tokens: bool = False
 
     @property
     def options(self) -> dict[str, Option]:
@@ -236,6 +239,7 @@ KINDS: dict[str, AttentionKind] = {
         core_flops=costs.gla,
         core_parameters=costs.gla_parameters,
         surroundings=around(norm="rms"),
+        sums_over_tokens=True,
     ),
     "gated_delta": AttentionKind(
         summary="scans by the gated delta rule, both ways on a grid, norm of heads (arXiv 2412.06464)",
@@ -243,6 +247,7 @@ KINDS: dict[str, AttentionKind] = {
         core_flops=costs.gated_delta,
         core_parameters=costs.gated_delta_parameters,
         surroundings=around(norm="rms"),
+        sums_over_tokens=True,
     ),
     "window_linear": AttentionKind(
         summary="softmax in windows that see the class token, beside linear_mean over all tokens",
@@ -297,5 +302,5 @@ def grows_with_tokens(choice: Choice) -> bool:
     """Does the result grow with the number of tokens: a sum without a denominator, without a norm of heads after it?"""
     kind = attention_kind(choice.kind)
     given = {**kind.fixed, **choice.options}
-    unbounded = "none" in (given.get("denominator"), given.get("over")) or choice.kind in ("gla", "gated_delta")
-    return unbounded and given["norm"] == "none"
+    is_sum = kind.sums_over_tokens or "none" in (given.get("denominator"), given.get("over"))
+    return is_sum and given.get("norm", "none") == "none"

@@ -48,7 +48,7 @@ Option = Number | OneOf
 
 # What stands around the attention proper, the same for every kind (see base.py). Defaults change nothing.
 AROUND: dict[str, Option] = {
-    "conv": OneOf("0", ("0", "3", "5")),
+    "conv": OneOf("0", ("0", "3", "5", "dynamic")),
     "gate": OneOf("none", ("none", "sigmoid", "linear")),
     "norm": OneOf("none", ("none", "rms")),
     "rope": OneOf("none", ("none", "axial")),

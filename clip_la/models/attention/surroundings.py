@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clip_la.models.attention.costs import DYNAMIC_SIDE, dynamic_hidden
 from clip_la.models.attention.layout import Layout
 
 Uniform = Callable[[Tensor, float], None]
@@ -49,6 +50,56 @@ class DepthwiseConvolution(nn.Module):
         uniform(self.weight, self.weight[0].numel() ** -0.5)
 
 
+class DynamicConvolution(DepthwiseConvolution):
+    """A 3 x 3 depthwise convolution whose kernel depends on the tokens: y_i = sum_t (w + g(u_i))_t v_{i+t}.
+
+    w is a static kernel, under the name and of the shape of conv=3's; g = W2 silu(W1 u) adds to it, where W1 narrows to
+    an eighth of the width. On a grid u is the mean of v over the patches, so that an image has one kernel: the squeeze
+    dynamic convolution of JetViT (arXiv 2605.26636, Sec. 3.2.1), which does not say the kernel's size. In a causal
+    sequence u_i = v_i, a kernel a token, as in Jet-Nemotron (2508.15884), whose generator sees the layer's input
+    instead: the same functions, as v is linear in it. A mean over the tokens would tell each of them what follows.
+
+    W2 is 0 at first, so the layer starts as conv=3 does. Prefix tokens take no part and get nothing.
+    """
+
+    def __init__(self, dim: int, layout: Layout, **factory: Any) -> None:
+        super().__init__(dim, DYNAMIC_SIDE, layout, **factory)
+        self.taps = self.weight[0].numel()
+        self.squeeze = nn.Linear(dim, dynamic_hidden(dim), bias=False, **factory)
+        self.expand = nn.Linear(dynamic_hidden(dim), self.taps * dim, bias=False, **factory)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> the same; sums are taken in float32."""
+        layout, reach = self.layout, self.kernel // 2
+        values = v[:, layout.prefix :]
+        source = values if layout.grid is None else values.mean(1, keepdim=True, dtype=_wide(v))
+        kernels = self.expand(F.silu(self.squeeze(source.to(v.dtype)))).to(_wide(v)).unflatten(-1, (self.taps, -1))
+        kernels = kernels + self.weight.flatten(1).T
+        # A shift a tap: a grouped convolution with a group for each sample and feature is slow wherever it exists, and
+        # the compiler makes one pass of these.
+        if layout.grid is None:
+            padded = F.pad(values, (0, 0, self.kernel - 1, 0))
+            shifted = [padded[:, tap : tap + v.shape[1]] for tap in range(self.taps)]
+        else:
+            rows, columns = layout.grid
+            plane = F.pad(values.unflatten(1, layout.grid), (0, 0, reach, reach, reach, reach))
+            shifted = [
+                plane[:, row : row + rows, column : column + columns].flatten(1, 2)
+                for row in range(self.kernel)
+                for column in range(self.kernel)
+            ]
+        out = shifted[0] * kernels[:, :, 0]
+        for tap in range(1, self.taps):
+            out = out + shifted[tap] * kernels[:, :, tap]
+        return F.pad(out.to(v.dtype), (0, 0, layout.prefix, 0))
+
+    def draw(self, uniform: Uniform) -> None:
+        """The static kernel as DepthwiseConvolution's; W1 U(fan-in^-1/2), W2 zeros."""
+        super().draw(uniform)
+        uniform(self.squeeze.weight, self.squeeze.in_features**-0.5)
+        nn.init.zeros_(self.expand.weight)
+
+
 class OutputGate(nn.Module):
     """Times a gate of the token itself: 2 sigmoid(W x + b), weights 0 at first; or W x + b (RALA, MALA), b 1 at first.
 
@@ -72,6 +123,11 @@ class OutputGate(nn.Module):
         nn.init.constant_(self.linear.bias, 0.0 if self.kind == "sigmoid" else 1.0)
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """float32, or float64 for that: what sums of low precision are taken in."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class HeadNorm(nn.Module):
     """Root-mean-square norm over the features of each head, in float32, and a gain a feature."""
 
@@ -81,7 +137,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, heads, head_dim) -> the same."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(_wide(x))
         unit = wide * (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
         return (unit * self.weight).to(x.dtype)
 
@@ -111,7 +167,7 @@ def rotated(x: Tensor, layout: Layout) -> Tensor:
     """
     pairs = x.shape[-1] // 2
     angles = _angles(layout, x.shape[1], pairs, x.device)
-    angles = angles.view(1, x.shape[1], *(1,) * (x.ndim - 3), pairs).to(torch.promote_types(x.dtype, torch.float32))
+    angles = angles.view(1, x.shape[1], *(1,) * (x.ndim - 3), pairs).to(_wide(x))
     first, second = x[..., :pairs], x[..., pairs:]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)

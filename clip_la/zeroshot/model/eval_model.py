@@ -74,6 +74,7 @@ class EvalModel:
         origin: the fields of a result line that tell where the model comes from.
         sizes: the fields that follow from its architecture: `tokens` of an image, class token included, and
             `image_size` in pixels; null where a tower has no tokens or its images are not square.
+        notes: what a person should hear of it before its results.
     """
 
     module: nn.Module
@@ -89,6 +90,7 @@ class EvalModel:
     compiled: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

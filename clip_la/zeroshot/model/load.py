@@ -8,9 +8,11 @@ import torch
 
 from clip_la.errors import UserError, unknown
 from clip_la.models.checkpoint import load_checkpoint
+from clip_la.models.clip import CLIP
 from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
+from clip_la.models.resize import at_image_size, describe_resize
 from clip_la.runs import samples_of
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.model.open_clip import of_open_clip, with_own_transform
@@ -47,20 +49,28 @@ def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
 
 
 def load_eval_model(
-    text: str, device: torch.device | str = "cpu", *, compiled: bool = False, transform: str = OWN
+    text: str,
+    device: torch.device | str = "cpu",
+    *,
+    compiled: bool = False,
+    transform: str = OWN,
+    image_size: int | None = None,
 ) -> EvalModel:
     """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
 
     Args:
         compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
         transform: one of TRANSFORMS.
+        image_size: side of the images in pixels, if not what the model was trained at: its position embeddings are
+            interpolated.
 
     Raises:
         UserError: nothing of that name, or what is there is damaged or does not fit.
     """
     if transform not in TRANSFORMS:
         raise unknown("transform", transform, TRANSFORMS)
-    eval_model = _load(text) if transform == OWN else with_own_transform(_load(text))
+    eval_model = _load(text, image_size)
+    eval_model = eval_model if transform == OWN else with_own_transform(eval_model)
     eval_model.module.eval().requires_grad_(False).to(device)
     if compiled:
         eval_model.compile()
@@ -68,23 +78,37 @@ def load_eval_model(
     return eval_model
 
 
-def _load(text: str) -> EvalModel:
+def _load(text: str, image_size: int | None) -> EvalModel:
     if Path(text).suffix == ".safetensors" and Path(text).is_file():
         raise UserError(f"{text} says not which architecture its weights are of; give NAME:FILE, as in ViT-B-16:{text}")
     if Path(text).is_file():
         model, meta = load_checkpoint(text)
         try:
-            return of_model(model, checkpoint=text, **meta)
+            return _at_size(of_model(model, checkpoint=text, **meta), image_size)
         except UserError as error:  # a tokenizer that there is not
             raise UserError(f"{text}: {error}") from None
-    if text.startswith(HUB_SCHEMES):
-        return of_open_clip(text, "")
     name, _, weights = text.partition(":")
-    if not weights:
+    is_hub = text.startswith(HUB_SCHEMES)
+    if not is_hub and not weights:
         raise _nothing_there(text)
-    if _is_ours(name, weights):
-        return of_model(load_open_clip(text), checkpoint=text)
-    return of_open_clip(name, weights)
+    if not is_hub and _is_ours(name, weights):
+        return _at_size(of_model(load_open_clip(text), checkpoint=text), image_size)
+    if image_size is not None:
+        raise UserError(f"{text} is evaluated by open_clip's own module, at its own size; leave out --image-size")
+    return of_open_clip(text, "") if is_hub else of_open_clip(name, weights)
+
+
+def _at_size(eval_model: EvalModel, image_size: int | None) -> EvalModel:
+    """The model at another size, where that is another. What it cost is still what training it at its own size cost."""
+    model = eval_model.module
+    assert isinstance(model, CLIP)
+    trained = model.spec.image_size
+    if image_size is None or image_size == trained:
+        return eval_model
+    resized = at_image_size(model, image_size)
+    origin = {**eval_model.origin, "eval_image_size": image_size}
+    note = f"{eval_model.label}: {describe_resize(resized, trained)}"
+    return replace(of_model(resized), origin=origin, notes=(note,))
 
 
 def _is_ours(name: str, weights: str) -> bool:

@@ -124,6 +124,35 @@ def scan_reference(
     return torch.stack([out[t] for t in range(v.shape[1])], 1)
 
 
+def dynamic_convolution_reference(
+    v: Tensor, static: Tensor, squeeze: Tensor, expand: Tensor, *, grid: Grid, prefix: int
+) -> Tensor:
+    """y_i = sum_t (static + expand silu(squeeze u_i))_t v_{i+t}, one tap at a time; zero for the prefix.
+
+    u_i is the mean of v over the patches (arXiv 2605.26636), in a sequence v_i itself, and t the token and those before
+    it (arXiv 2508.15884). v: (B, N, C); static: (C, 1, rows, columns); squeeze: (hidden, C); expand: (taps C, hidden).
+    """
+    out, (rows, columns) = torch.zeros_like(v), static.shape[2:]
+    for i in range(prefix, v.shape[1]):
+        source = v[:, i] if grid is None else v[:, prefix:].mean(1)
+        hidden = source @ squeeze.T
+        kernel = (hidden / (1 + (-hidden).exp()) @ expand.T).view(-1, rows, columns, v.shape[2])
+        kernel = kernel + static[:, 0].permute(1, 2, 0)
+        for r in range(rows):
+            for c in range(columns):
+                if grid is None:
+                    j = i - (columns - 1) + c
+                    inside = j >= 0
+                else:
+                    row, column = divmod(i - prefix, grid[1])
+                    row, column = row + r - rows // 2, column + c - columns // 2
+                    inside = 0 <= row < grid[0] and 0 <= column < grid[1]
+                    j = prefix + row * grid[1] + column
+                if inside:
+                    out[:, i] = out[:, i] + kernel[:, r, c] * v[:, j]
+    return out
+
+
 def window_reference(q: Tensor, k: Tensor, v: Tensor, *, grid: Grid, prefix: int, side: int) -> Tensor:
     """Softmax over the keys of each token's window and the prefix; prefix rows over all keys; text: causal runs."""
     tokens = v.shape[1]

@@ -17,7 +17,7 @@ from clip_la.data.stream.in_memory import DEFAULT_POOL_GB
 from clip_la.data.stream.loader import ShardLoader
 from clip_la.data.stream.position import StreamLayout, choose_state
 from clip_la.data.stream.sample_iterator import counts
-from clip_la.data.stream.sample_log import Audit
+from clip_la.data.stream.sample_log import SampleLog
 from clip_la.data.stream.stream import Batch, RankState, ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
@@ -63,7 +63,8 @@ class ShardDataModule(pl.LightningDataModule):
         local_cache_gb: size in GiB beyond which the least recently used shards leave that folder.
         sample_seconds: samples that take longer to read and decode are skipped; a loader process that cannot be
             interrupted then ends the run. Null: 60.
-        audit: folder for a record of every sample trained on or skipped, one file a rank.
+        sample_log: folder for a record of every sample trained on or skipped, one file a rank.
+        audit: the earlier name of sample_log.
         changed_layout: what to do when a checkpoint's position was taken with other shards, ranks, workers or order
             options: 'stop', or 'reshuffle' to go on in a new random order, which begins a new pass.
     """
@@ -100,6 +101,7 @@ class ShardDataModule(pl.LightningDataModule):
         local_cache: str | None = None,
         local_cache_gb: float = ShardOpener.cache_gb,
         sample_seconds: float | None = None,
+        sample_log: str | None = None,
         audit: str | None = None,
         changed_layout: Literal["stop", "reshuffle"] = "stop",
     ) -> None:
@@ -115,16 +117,15 @@ class ShardDataModule(pl.LightningDataModule):
         self._limits = Limits(min_side_px, max_aspect, max_pixels)
         self._tokenizer, self._context_length = tokenizer, context_length
         self._in_memory, self._cache_gb = cache == "memory", cache_gb
-        self._leave_jpegs = DEVICE_DECODE_FRACTION[decode]
-        self._block_shards = block_shards
-        self._replacement = replacement
+        self._device_fraction = DEVICE_DECODE_FRACTION[decode]
+        self._block_shards, self._replacement = block_shards, replacement
         self._bad_share_limit = bad_share_limit
         self._start_method = start_method
         self._prefetch_batches = prefetch_batches
         self._reshuffle = changed_layout == "reshuffle"
         self._read_ahead = read_ahead
         self._opener = ShardOpener(retries, cache_dir=local_cache, cache_gb=local_cache_gb)
-        self._audit = audit
+        self._sample_log = sample_log or audit
         self._state: RankState | None = None
         _check(batch_size, block_shards, workers, decode=decode, in_memory=self._in_memory, cache_gb=cache_gb)
         set_sample_seconds(sample_seconds)
@@ -142,7 +143,9 @@ class ShardDataModule(pl.LightningDataModule):
             workers=self._workers,
             start_method=self._start_method,
             prefetch_batches=self._prefetch_batches,
-            decoder=DeviceDecoder(self._augmentation, device) if self._leave_jpegs or device.type == "cuda" else None,
+            decoder=DeviceDecoder(self._augmentation, device)
+            if self._device_fraction or device.type == "cuda"
+            else None,
         )
 
     def _stream(self, rank: int, world_size: int, device: torch.device) -> ShardStream:
@@ -165,7 +168,7 @@ class ShardDataModule(pl.LightningDataModule):
             pool_gb=self._cache_gb,
             pool_device=device if device.type == "cuda" else None,
             bad_share_limit=self._bad_share_limit,
-            device_decode_fraction=self._leave_jpegs,
+            device_decode_fraction=self._device_fraction,
             read_ahead=self._read_ahead,
             opener=self._opener,
             start=RankState.from_plain(self._state.to_plain()),
@@ -177,16 +180,16 @@ class ShardDataModule(pl.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def consumed(self, batch: Batch) -> None:
+    def advance(self, batch: Batch) -> None:
         """Moves the position behind `batch`; to be called once a step, when the batch has been trained on."""
         assert self._state is not None
-        self._state.consumed(batch)
+        self._state.advance(batch)
         self.skipped.update(batch["skipped"])
         for reason, shard, key in batch["problems"]:
             self._examples.setdefault(reason, place_of(shard, key))
-        if self._audit is not None:
+        if self._sample_log is not None:
             assert self.trainer is not None
-            Audit(self._audit, self.trainer.global_rank).write(batch)
+            SampleLog(self._sample_log, self.trainer.global_rank).write(batch)
 
     def skipped_text(self) -> str:
         """What this rank has skipped since the run began: `"image damaged 3 (first: 00000.tar: b), no caption 1"`."""
@@ -234,7 +237,7 @@ class StreamPosition(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """After each step."""
         batch = kwargs.get("batch", args[2] if len(args) > 2 else None)
-        trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
+        trainer.datamodule.advance(batch)  # type: ignore[attr-defined]
 
 
 def _check(batch_size: int, block_shards: int, workers: int, *, decode: str, in_memory: bool, cache_gb: float) -> None:

@@ -50,9 +50,9 @@ def write_shards(folder: Path, bad_every: int) -> None:
             for i in range(shard * SAMPLES_A_SHARD, (shard + 1) * SAMPLES_A_SHARD):
                 picture = BytesIO()
                 Image.new("RGB", (20 + i % 7, 18), (i % 256, i // 3 % 256, 99)).save(picture, "PNG")
-                sample = {"__key__": f"{i:06d}", ".png": picture.getvalue(), ".txt": f"thing number {i}"}
+                sample = {"__key__": f"{i:06d}", "png": picture.getvalue(), "txt": f"thing number {i}"}
                 if bad_every and i % bad_every == 0:
-                    spoilt: list[dict[str, Any]] = [{".png": picture.getvalue()[:40]}, {".txt": " "}, {".png": b""}]
+                    spoilt: list[dict[str, Any]] = [{"png": picture.getvalue()[:40]}, {"txt": " "}, {"png": b""}]
                     sample.update(spoilt[i // bad_every % 3])
                 writer.write(sample)
         if bad_every and shard == 1:

@@ -47,7 +47,7 @@ def write_good(folder: Path) -> list[str]:
             for i in range(SAMPLES_A_SHARD):
                 data = BytesIO()
                 Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(data, "JPEG")
-                writer.write({"__key__": f"{shard}-{i}", ".jpg": data.getvalue(), ".txt": f"picture {shard} {i}"})
+                writer.write({"__key__": f"{shard}-{i}", "jpg": data.getvalue(), "txt": f"picture {shard} {i}"})
         paths.append(str(path))
     return paths
 

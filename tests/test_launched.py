@@ -20,7 +20,7 @@ import os, signal, sys
 from clip_la.cli import main
 from clip_la.data.stream.sample_iterator import SampleIterator
 from clip_la.errors import UserError
-next_row, calls = SampleIterator.next_row, []
+next_sample, calls = SampleIterator.next_sample, []
 
 def odd(self, draws):
     calls.append(1)
@@ -28,9 +28,9 @@ def odd(self, draws):
         if sys.argv[1] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         raise UserError("shard 7 is not there")
-    return next_row(self, draws)
+    return next_sample(self, draws)
 
-SampleIterator.next_row = odd
+SampleIterator.next_sample = odd
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -49,7 +49,7 @@ def train(folder, what):
     Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
     with ShardWriter(folder / "0.tar") as writer:
         for n in range(32):
-            writer.write({"__key__": f"{n:04d}", ".png": buffer.getvalue(), ".txt": f"a {n}"})
+            writer.write({"__key__": f"{n:04d}", "png": buffer.getvalue(), "txt": f"a {n}"})
     (folder / "child.py").write_text(CHILD)
     options = ["--model.name", "vit_pico", "--data.shards", folder / "0.tar", "--data.batch_size", "16"]
     options += ["--data.workers", "0", "--tensorboard", "false", "--accelerator", "cpu", "--out", folder / "run"]

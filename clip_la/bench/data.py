@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from clip_la.bench.loader import device_lines, loader_lines, measure_device, measure_loader
-from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.sources import shard_name
-from clip_la.data.stream.order import Streams, draws_for_samples
-from clip_la.data.stream.samples import DecodedSample, Limits, StreamedRows, image_bytes
+from clip_la.data.stream.order import Streams, sample_uniforms
+from clip_la.data.stream.samples import DecodedSample, Limits, SampleDecoder, image_bytes
 from clip_la.data.text.captions import Captions
 from clip_la.data.text.tokenizer import CaptionEncoder
 from clip_la.errors import UserError
@@ -37,7 +37,7 @@ def measure_stages(urls: Sequence[str], augmentation: Augmentation, num_samples:
     `decode` and `transform` together.
     """
     torch.set_num_threads(1)
-    rows = StreamedRows(Captions(), augmentation, Limits())
+    rows = SampleDecoder(Captions(), augmentation, Limits())
     samples, draws = _usable(urls, rows, num_samples)
     theirs = _open_clip_transform(augmentation)
     encode = CaptionEncoder("clip", 77)
@@ -46,7 +46,7 @@ def measure_stages(urls: Sequence[str], augmentation: Augmentation, num_samples:
         "decode": lambda: [rows.decode(s, d) for s, d in zip(samples, draws, strict=True)],
         "transform": lambda: [rows.square(pixels, box, d) for (pixels, box), d in zip(decoded, draws, strict=True)],
         # A new encoder each time: captions of a large set are nearly all new.
-        "tokenize": lambda: CaptionEncoder("clip", 77)([s[".txt"].decode() for s in samples]),
+        "tokenize": lambda: CaptionEncoder("clip", 77)([s["txt"].decode() for s in samples]),
         "collate": lambda: _collate(rows, squares, encode, samples),
         "open_clip": lambda: [theirs(s) for s in samples],
     }
@@ -66,12 +66,12 @@ def _all_samples(urls: Sequence[str]) -> Any:
     return itertools.chain.from_iterable(read_samples(url, on_problem=lambda problem: None) for url in urls)
 
 
-def _usable(urls: Sequence[str], rows: StreamedRows, count: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
-    draws = draws_for_samples(Streams(0, 1, 1, 0, 0), np.arange(count), NUM_DRAWS).tolist()
+def _usable(urls: Sequence[str], rows: SampleDecoder, count: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    draws = sample_uniforms(Streams(0, 1, 1, 0, 0), np.arange(count), NUM_UNIFORMS).tolist()
     usable: list[dict[str, Any]] = []
     for sample in _all_samples(urls):
         try:
-            rows.row(sample, draws[len(usable)])
+            rows.sample(sample, draws[len(usable)])
         except BadSample:
             continue
         usable.append(sample)
@@ -82,12 +82,12 @@ def _usable(urls: Sequence[str], rows: StreamedRows, count: int) -> tuple[list[d
     return usable, draws[: len(usable)]
 
 
-def _collate(rows: StreamedRows, squares: list[Any], encode: CaptionEncoder, samples: list[dict[str, Any]]) -> None:
+def _collate(rows: SampleDecoder, squares: list[Any], encode: CaptionEncoder, samples: list[dict[str, Any]]) -> None:
     made = [DecodedSample("", "", "", square) for square in squares]
-    captions = [sample[".txt"].decode() for sample in samples]
+    captions = [sample["txt"].decode() for sample in samples]
     for first in range(0, len(made), BATCH_SIZE):
         part = slice(first, first + BATCH_SIZE)
-        rows.pictures(made[part], np.zeros((len(made[part]), NUM_DRAWS)))
+        rows.images(made[part], np.zeros((len(made[part]), NUM_UNIFORMS)))
         encode(captions[part])
 
 

@@ -17,7 +17,7 @@ from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
 from clip_la.data.stream.loader import ShardLoader
 from clip_la.data.stream.position import StreamLayout, choose_state
 from clip_la.data.stream.sample_iterator import counts
-from clip_la.data.stream.sample_log import Audit
+from clip_la.data.stream.sample_log import SampleLog
 from clip_la.data.stream.stream import Batch, RankState, ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
@@ -52,7 +52,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._limits = Limits(options.min_side_px, options.max_aspect, options.max_pixels)
         self._context_length = context_length
         self._in_memory = options.cache == "memory"
-        self._device_share = DEVICE_DECODE_FRACTION[options.decode]
+        self._device_fraction = DEVICE_DECODE_FRACTION[options.decode]
         self._opener = ShardOpener(options.retries, cache_dir=options.local_cache, cache_gb=options.local_cache_gb)
         self._state: RankState | None = None
         set_sample_seconds(options.sample_seconds)
@@ -70,7 +70,9 @@ class ShardDataModule(pl.LightningDataModule):
             workers=self.options.workers,
             start_method=self.options.start_method,
             prefetch_batches=self.options.prefetch_batches,
-            decoder=DeviceDecoder(self._augmentation, device) if self._device_share or device.type == "cuda" else None,
+            decoder=DeviceDecoder(self._augmentation, device)
+            if self._device_fraction or device.type == "cuda"
+            else None,
         )
 
     def _stream(self, rank: int, world_size: int, device: torch.device) -> ShardStream:
@@ -93,7 +95,7 @@ class ShardDataModule(pl.LightningDataModule):
             pool_gb=self.options.cache_gb,
             pool_device=device if device.type == "cuda" else None,
             bad_share_limit=self.options.bad_share_limit,
-            device_decode_fraction=self._device_share,
+            device_decode_fraction=self._device_fraction,
             read_ahead=self.options.read_ahead,
             opener=self._opener,
             start=RankState.from_plain(self._state.to_plain()),
@@ -105,16 +107,16 @@ class ShardDataModule(pl.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def consumed(self, batch: Batch) -> None:
+    def advance(self, batch: Batch) -> None:
         """Moves the position behind `batch`; to be called once a step, when the batch has been trained on."""
         assert self._state is not None
-        self._state.consumed(batch)
+        self._state.advance(batch)
         self.skipped.update(batch["skipped"])
         for reason, shard, key in batch["problems"]:
             self._examples.setdefault(reason, place_of(shard, key))
-        if self.options.audit is not None:
+        if (folder := self.options.sample_log or self.options.audit) is not None:
             assert self.trainer is not None
-            Audit(self.options.audit, self.trainer.global_rank).write(batch)
+            SampleLog(folder, self.trainer.global_rank).write(batch)
 
     def skipped_text(self) -> str:
         """What this rank has skipped since the run began: `"image damaged 3 (first: 00000.tar: b), no caption 1"`."""
@@ -163,7 +165,7 @@ class StreamPosition(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """After each step."""
         batch = kwargs.get("batch", args[2] if len(args) > 2 else None)
-        trainer.datamodule.consumed(batch)  # type: ignore[attr-defined]
+        trainer.datamodule.advance(batch)  # type: ignore[attr-defined]
 
 
 def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[WeightedSource]:

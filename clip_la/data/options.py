@@ -79,8 +79,10 @@ class StreamOptions:
     sample_seconds: float | None = None
     """samples that take longer to read and decode are skipped; a loader process that cannot be interrupted then ends
     the run. Null: 60"""
-    audit: str | None = None
+    sample_log: str | None = None
     """folder for a record of every sample trained on or skipped, one file a rank"""
+    audit: str | None = None
+    """the earlier name of sample_log"""
     changed_layout: Literal["stop", "reshuffle"] = "stop"
     """what to do when a checkpoint's position was taken with other shards, ranks, workers or order options: 'stop',
     or 'reshuffle' to go on in a new random order, which begins a new pass"""

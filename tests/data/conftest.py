@@ -23,7 +23,7 @@ def make_shards(tmp_path: Path) -> MakeShards:
             path = tmp_path / name / f"{shard:05d}.tar"
             with ShardWriter(path) as writer:
                 for i in range(shard * per_shard, (shard + 1) * per_shard):
-                    sample = {"__key__": f"{name}{i:04d}", ".png": png(i), ".txt": f"thing number {i}"}
+                    sample = {"__key__": f"{name}{i:04d}", "png": png(i), "txt": f"thing number {i}"}
                     sample.update((spoil or {}).get(i, {}))
                     writer.write({part: value for part, value in sample.items() if value is not None})
             paths.append(str(path))

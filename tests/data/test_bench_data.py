@@ -20,7 +20,7 @@ def photo_shards(make_shards):
     for i in range(24):
         data = BytesIO()
         Image.fromarray(rng.integers(0, 256, (70, 60, 3), dtype=np.uint8)).save(data, "JPEG")
-        spoil[i] = {".png": data.getvalue()}
+        spoil[i] = {"png": data.getvalue()}
     return make_shards(2, 12, spoil=spoil)
 
 

@@ -35,7 +35,7 @@ def test_shards_sizes_and_keys(tmp_path):
     }
     found = [s for shard in record["shards"] for s in read_samples(str(tmp_path / "train" / shard["name"]))]
     assert [s["__key__"] for s in found] == [f"{i // 4:05d}{i % 4:04d}" for i in range(10)]
-    assert len({json.loads(s[".json"])["pixels_sha256"] for s in found}) == 10
+    assert len({json.loads(s["json"])["pixels_sha256"] for s in found}) == 10
 
 
 def test_classes_and_their_ids(tmp_path):
@@ -45,7 +45,7 @@ def test_classes_and_their_ids(tmp_path):
     assert json.loads((tmp_path / "train" / "classes.json").read_text())[1] == {"id": "n02", "names": ["c1"]}
     assert (tmp_path / "train" / "zeroshot_classification_templates.txt").read_text() == "a {c}\n"
     found = read_samples(str(tmp_path / "train" / "00000.tar"))
-    assert [s[".cls"] for s in found] == [b"0", b"1", b"2", b"0"]
+    assert [s["cls"] for s in found] == [b"0", b"1", b"2", b"0"]
 
 
 def test_a_whole_corpus_is_found_and_half_a_one_is_not(tmp_path):

@@ -56,7 +56,7 @@ def data_of(urls, **options):
 
 
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path):
-    urls = make_shards(3, 10, spoil={4: {".txt": ""}, 17: {".png": b""}})
+    urls = make_shards(3, 10, spoil={4: {"txt": ""}, 17: {"png": b""}})
     whole = data_of(urls)
     expected = fit(tmp_path, 12, whole)
     first, second = data_of(urls), data_of(urls)
@@ -69,7 +69,7 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path
 
 
 def test_the_audit_names_every_sample_used_or_skipped(make_shards, tmp_path):
-    urls = make_shards(3, 10, spoil={4: {".txt": ""}, 17: {".png": b""}})
+    urls = make_shards(3, 10, spoil={4: {"txt": ""}, 17: {"png": b""}})
     keys = fit(tmp_path, 9, data_of(urls, audit=str(tmp_path / "audit")))
     lines = [json.loads(line) for line in (tmp_path / "audit" / "keys-rank0.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines if line["outcome"] == "ok"] == [key for batch in keys for key in batch]

@@ -65,17 +65,17 @@ def test_photos(stamps, tmp_path):
     assert len(found) == len(photos) == manifest["splits"]["photos"]["pairs"]
     classes = from_file(out / "photos" / "classes.json")
     for number, (photo, sample) in enumerate(zip(photos, found, strict=True)):
-        meta = json.loads(sample[".json"])
+        meta = json.loads(sample["json"])
         assert (meta["class"], meta["wnid"], meta["origin"]) == (photo.name, photo.wnid, photo.path)
-        assert classes.ids[int(sample[".cls"])] == photo.wnid
+        assert classes.ids[int(sample["cls"])] == photo.wnid
         if number % 2:
-            assert sample[".txt"].decode() == f"Caption {number}."
+            assert sample["txt"].decode() == f"Caption {number}."
         original = Image.open(stamps / "usr/share/tuxpaint/stamps" / photo.path)
         side = max(original.size)
         canvas = Image.new("RGB", (side, side), "white")
         canvas.paste(original, ((side - original.width) // 2, (side - original.height) // 2), original)
-        assert (pixels(sample[".png"]) == np.asarray(canvas)).all()
-    assert {json.loads(s[".json"])["starter"] for s in samples(out / "photos-starter")} == {
+        assert (pixels(sample["png"]) == np.asarray(canvas)).all()
+    assert {json.loads(s["json"])["starter"] for s in samples(out / "photos-starter")} == {
         photo.starter for photo in photos if photo.starter
     }
     assert build_photos(out, given=stamps, quiet=True)["built"] is False
@@ -135,9 +135,9 @@ def test_fashion(tmp_path):
     assert len(found) == 23
     assert len(samples(tmp_path / "out" / "test")) == 9
     for sample, image, label in zip(found, images, labels, strict=True):
-        assert (pixels(sample[".png"]) == image[..., None]).all()
-        assert int(sample[".cls"]) == label
-        assert CLASSES[label].rstrip("s") in sample[".txt"].decode()
+        assert (pixels(sample["png"]) == image[..., None]).all()
+        assert int(sample["cls"]) == label
+        assert CLASSES[label].rstrip("s") in sample["txt"].decode()
     assert build_fashion(tmp_path / "out", given=tmp_path / "in", quiet=True)["built"] is False
     write_idx(tmp_path / "in", "t10k", images[1:10], labels[1:10])
     with pytest.raises(UserError, match="made from other content of dataset-fashion-mnist"):

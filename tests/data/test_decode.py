@@ -13,13 +13,13 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as F
 
 from clip_la.data.images import jpeg
-from clip_la.data.images.augment import NUM_DRAWS, Augmentation, jitter_colors, random_crop, random_crops
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation, jitter_colors, random_crop, random_crops
 from clip_la.data.images.decode import decode_image
 from clip_la.data.images.resample import resample, resize_box
 from clip_la.data.images.transforms import CLIP_MEAN, CLIP_STD, eval_transform, normalize_pixels
 from clip_la.data.shards import problems
 from clip_la.data.shards.problems import BadSample
-from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.stream.samples import Limits, SampleDecoder
 from clip_la.data.text.captions import Captions
 
 # Smooth, so that lossy formats keep it; no symmetry, so that turning it shows.
@@ -150,9 +150,9 @@ def test_what_cannot_be_decoded_says_why(data, reason):
     with pytest.raises(BadSample) as caught:
         decode_image(data)
     assert caught.value.reason == reason
-    rows = StreamedRows(Captions(), Augmentation(16), Limits())
+    rows = SampleDecoder(Captions(), Augmentation(16), Limits())
     with pytest.raises(BadSample) as caught:
-        rows.row({"__key__": "k", "__shard__": "s", ".jpg": data, ".txt": b"text"}, [0.5] * NUM_DRAWS)
+        rows.sample({"__key__": "k", "__url__": "s", "jpg": data, "txt": b"text"}, [0.5] * NUM_UNIFORMS)
     assert caught.value.reason == reason
 
 
@@ -171,9 +171,9 @@ def test_limits(limits, reason, kind):
     assert caught.value.reason == reason
 
 
-def row_of(data, augmentation, limits=Limits(), draws=(0.5,) * NUM_DRAWS):  # noqa: B008
-    sample = {"__key__": "k", "__shard__": "s", ".img": data, ".jpg": data, ".txt": b"text"}
-    return StreamedRows(Captions(), augmentation, limits).row(sample, draws).picture
+def row_of(data, augmentation, limits=Limits(), draws=(0.5,) * NUM_UNIFORMS):  # noqa: B008
+    sample = {"__key__": "k", "__url__": "s", "img": data, "jpg": data, "txt": b"text"}
+    return SampleDecoder(Captions(), augmentation, limits).sample(sample, draws).image
 
 
 def photo(width, height):
@@ -187,7 +187,7 @@ def photo(width, height):
 @pytest.mark.parametrize("size", [(300, 271), (260, 340), (224, 224)])
 def test_a_training_picture_is_what_pillow_makes_of_the_same_crop(size):
     data = saved(photo(*size), "JPEG", quality=92)
-    draws = RNG.random(NUM_DRAWS).tolist()
+    draws = RNG.random(NUM_UNIFORMS).tolist()
     augmentation = Augmentation(224)
     box = augmentation.crop(*size, draws)
     expected = Image.open(BytesIO(data)).convert("RGB").crop(box).resize((224, 224), Image.Resampling.BICUBIC)
@@ -229,7 +229,7 @@ def test_batched_resampling_is_pytorchs(box):
 
 
 def test_crops_are_distributed_as_torchvisions():
-    draws = RNG.random((4000, NUM_DRAWS))
+    draws = RNG.random((4000, NUM_UNIFORMS))
     ours = np.array([random_crop(60, 45, 0.5, row) for row in draws.tolist()])
     theirs = np.array([RandomResizedCrop.get_params(torch.empty(3, 45, 60), [0.5, 1.0], [3 / 4, 4 / 3]) for _ in draws])
     assert ours.min() >= 0
@@ -242,7 +242,7 @@ def test_crops_are_distributed_as_torchvisions():
 
 
 def test_a_batch_of_crops_is_the_crops_one_by_one():
-    draws = RNG.random((300, NUM_DRAWS))
+    draws = RNG.random((300, NUM_UNIFORMS))
     for min_area in (0.9, 0.999):
         expected = [random_crop(40, 40, min_area, row) for row in draws.tolist()]
         assert random_crops(40, min_area, draws).tolist() == [list(box) for box in expected]

@@ -62,10 +62,10 @@ def finished(augmentation, batch):
 @pytest.mark.parametrize("options", [{}, {"flip": True, "jitter": 0.2}, {"min_crop_area": 1.0}])
 def test_the_device_makes_what_the_worker_makes(make_shards, options):
     # Plain and turned JPEGs, and some PNGs.
-    spoil = {i: {".png": jpeg_of(i)} for i in range(7)}
+    spoil = {i: {"png": jpeg_of(i)} for i in range(7)}
     exif = Image.Exif()
     exif[0x0112] = 6
-    spoil[7] = {".png": jpeg_of(7, exif=exif)}
+    spoil[7] = {"png": jpeg_of(7, exif=exif)}
     urls = make_shards(1, 12, spoil=spoil)
     augmentation = Augmentation(SIZE, **options)
     expected = batch_of(urls, augmentation, device_decode_fraction=0.0)
@@ -82,7 +82,7 @@ def test_the_device_makes_what_the_worker_makes(make_shards, options):
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_finishes_batches_in_the_background(make_shards, workers, share):
-    urls = make_shards(2, 12, spoil={i: {".png": jpeg_of(i)} for i in range(0, 24, 2)})
+    urls = make_shards(2, 12, spoil={i: {"png": jpeg_of(i)} for i in range(0, 24, 2)})
     augmentation = Augmentation(SIZE, flip=True)
 
     def batches(device_decode_fraction, decoder=None):
@@ -101,7 +101,7 @@ def test_a_loader_finishes_batches_in_the_background(make_shards, workers, share
 
 
 def test_a_share_of_the_jpegs_is_left(make_shards):
-    urls = make_shards(1, 200, spoil={i: {".png": jpeg_of(i % 9)} for i in range(200)})
+    urls = make_shards(1, 200, spoil={i: {"png": jpeg_of(i % 9)} for i in range(200)})
     stream = iter(stream_of(urls, Augmentation(SIZE, flip=True), 0.3, batch_size=200))
     first, second = (next(stream)["encoded"] for _ in range(2))
     for encoded in (first, second):
@@ -113,8 +113,8 @@ def test_a_share_of_the_jpegs_is_left(make_shards):
 
 
 def test_a_jpeg_that_fails_on_the_device_is_replaced_and_counted(make_shards):
-    spoil = {i: {".png": jpeg_of(i)} for i in range(12)} | {5: {".png": damaged(jpeg_of(5))}}
-    spoil[6] = {".png": jpeg_of(6)[:-40]}
+    spoil = {i: {"png": jpeg_of(i)} for i in range(12)} | {5: {"png": damaged(jpeg_of(5))}}
+    spoil[6] = {"png": jpeg_of(6)[:-40]}
     urls = make_shards(1, 14, spoil=spoil)
     augmentation = Augmentation(SIZE)
     batch = finished(augmentation, batch_of(urls, augmentation, device_decode_fraction=1.0))

@@ -18,7 +18,7 @@ from clip_la.commands import data as command
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.images.decode import decode_image
 from clip_la.data.shards import problems
-from clip_la.data.shards.formats import IMAGE_SUFFIXES, SUFFIXES, is_hidden, is_picture, merged_keys
+from clip_la.data.shards.formats import IMAGE_SUFFIXES, SUFFIXES, is_hidden, is_image, merged_keys
 from clip_la.data.shards.reader import read_samples, split_name
 from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
@@ -90,13 +90,13 @@ def test_split_as_webdataset_does(name):
     stem, part = base_plus_ext(name)
     key, ours = split_name(name)
     # webdataset has nothing at all where we have an empty half.
-    assert (key, ours) == (stem, f".{part.lower()}") if stem and part else not (key and ours)
+    assert (key, ours) == (stem, part.lower()) if stem and part else not (key and ours)
 
 
 def test_names_of_pictures_and_hidden_ones():
-    assert is_picture("a/B.JPG")
-    assert is_picture("x.jfif")
-    assert not is_picture("a.jpg.txt")
+    assert is_image("a/B.JPG")
+    assert is_image("x.jfif")
+    assert not is_image("a.jpg.txt")
     for name in ("._a.jpg", "__MACOSX/a.jpg", "a/.cache/b.jpg", ".DS_Store"):
         assert is_hidden(name)
     assert not any(map(is_hidden, ("./a.jpg", "../a.jpg", "a/b.c/d.jpg")))
@@ -105,14 +105,14 @@ def test_names_of_pictures_and_hidden_ones():
 @pytest.mark.parametrize(
     ("parts", "keys"),
     [
-        ([".jpg", ".txt"], []),
-        ([".jpg", ".txt", ".seg.png"], []),
-        ([".jpg", ".txt", ".seg.png", ".seg.json"], []),
-        ([".b.jpg", ".b.txt", ".c.jpg", ".c.cls"], [".b", ".c"]),
-        ([".b.jpg", ".b.json"], [".b"]),
-        ([".jpg", ".txt", ".b.jpg", ".b.txt"], [".b"]),
-        ([".b.c.jpg", ".b.png", ".b.c.txt"], [".b.c"]),
-        ([".jpg.txt"], []),
+        (["jpg", "txt"], []),
+        (["jpg", "txt", "seg.png"], []),
+        (["jpg", "txt", "seg.png", "seg.json"], []),
+        (["b.jpg", "b.txt", "c.jpg", "c.cls"], ["b", "c"]),
+        (["b.jpg", "b.json"], ["b"]),
+        (["jpg", "txt", "b.jpg", "b.txt"], ["b"]),
+        (["b.c.jpg", "b.png", "b.c.txt"], ["b.c"]),
+        (["jpg.txt"], []),
     ],
 )
 def test_merged_keys(parts, keys):
@@ -174,12 +174,12 @@ def test_samples_are_those_of_open_clip_but_for_what_is_told(names):
     theirs = grouped(names)
     told = tuple(f"{problem.key}." for problem in lost if problem.reason == problems.MERGED)
     members = [(key, part, number) for key, parts in theirs for part, number in parts.items()]
-    used = [(s["__key__"], part, number) for s in ours for part, number in s.items() if part[0] == "."]
+    used = [(s["__key__"], part, number) for s in ours for part, number in s.items() if part[0] != "_"]
     # The same parts under the same keys, in this order, less those of the keys that are told.
     assert used == [member for member in members if member in used]
-    missing = [key + part for key, part, number in members if (key, part, number) not in used]
+    missing = [f"{key}.{part}" for key, part, number in members if (key, part, number) not in used]
     assert all(name.startswith(told) for name in missing)
-    assert all(any(name.startswith(key) and is_picture(name) for name in missing) for key in told)
+    assert all(any(name.startswith(key) and is_image(name) for name in missing) for key in told)
     repeated = sum(one == two for (one, _), (two, _) in pairwise(theirs))
     assert sum(problem.reason == problems.PART_REPEATED for problem in lost) == repeated
 
@@ -189,7 +189,7 @@ def grouped(names):
     samples = []
     for number, name in enumerate(names):
         key, part = base_plus_ext(name)
-        part = f".{part.lower()}"
+        part = part.lower()
         if not samples or key != samples[-1][0] or part in samples[-1][1]:
             samples.append((key, {}))
         samples[-1][1][part] = str(number).encode()
@@ -228,7 +228,7 @@ def test_pack_of_pictures_of_every_kind_and_case_and_with_dots(tmp_path):
 
 
 def captions_of(out):
-    return [s[".txt"].decode() for path in sorted(out.glob("*.tar")) for s in read_samples(str(path))]
+    return [s["txt"].decode() for path in sorted(out.glob("*.tar")) for s in read_samples(str(path))]
 
 
 def test_texts_beside_pictures(tmp_path):

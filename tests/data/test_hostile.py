@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.sources import open_shard
 from clip_la.data.stream.blocks import BlockIterator, ShardBlockReader
 from clip_la.data.stream.loader import ShardLoader
 from clip_la.data.stream.order import ShardOrder, Streams
-from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.stream.samples import Limits, SampleDecoder
 from clip_la.data.stream.stream import ShardStream, WeightedSource
 from clip_la.data.text.captions import Captions
 
@@ -54,7 +54,7 @@ def test_there_are_forty_kinds_at_least(hostile):
 
 def test_one_pass_uses_all_that_is_good_and_counts_the_rest_exactly(hostile):
     urls, expected = hostile
-    rows = StreamedRows(Captions(), Augmentation(SIZE), LIMITS)
+    rows = SampleDecoder(Captions(), Augmentation(SIZE), LIMITS)
     walk = BlockIterator(
         ShardBlockReader(ShardOrder(0, len(urls), len(urls), False), Streams(3, 1, 1, 0, 0), urls, open_shard)
     )
@@ -64,7 +64,7 @@ def test_one_pass_uses_all_that_is_good_and_counts_the_rest_exactly(hostile):
         if item is None:
             break
         try:
-            used.append(rows.row(item, [0.5] * NUM_DRAWS).key)
+            used.append(rows.sample(item, [0.5] * NUM_UNIFORMS).key)
         except BadSample as bad:
             skipped[bad.reason] += 1
     assert sorted(used) == sorted(expected.used)

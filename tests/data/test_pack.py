@@ -78,15 +78,15 @@ def test_folder(folder, tmp_path):
     result = pack(find_source(str(folder)), tmp_path / "out", per_shard=10, workers=1, quiet=True)
     counts = {"shards": 3, "samples": 29, "packed": 23, "skipped": SKIPPED, "examples": EXAMPLES}
     assert result == {**counts, "out": str(tmp_path / "out")}
-    found = {json.loads(s[".json"])["origin"]: s for s in samples(tmp_path / "out")}
+    found = {json.loads(s["json"])["origin"]: s for s in samples(tmp_path / "out")}
     assert len(found) == 23
     for number in range(23):
         suffix = "png" if number % 3 else "JPG"
         sample = found[f"part{number % 2}/img {number:02d}.{suffix}"]
         # The very bytes, under the suffix of what they are.
-        assert sample[".png" if number % 3 else ".jpg"] == picture(number, "PNG" if number % 3 else "JPEG")
-        assert sample[".txt"].decode() == f"picture number {number}"
-    assert json.loads(found["part0/img 02.png"][".json"])["nested"] == {"a": 1}
+        assert sample["png" if number % 3 else "jpg"] == picture(number, "PNG" if number % 3 else "JPEG")
+        assert sample["txt"].decode() == f"picture number {number}"
+    assert json.loads(found["part0/img 02.png"]["json"])["nested"] == {"a": 1}
     assert len({s["__key__"] for s in found.values()}) == 23
     sizes = json.loads((tmp_path / "out" / "sizes.json").read_text())
     assert sizes == {p.name: len(list(read_samples(str(p)))) for p in sorted((tmp_path / "out").glob("*.tar"))}
@@ -95,20 +95,22 @@ def test_folder(folder, tmp_path):
 def test_workers_and_a_stop_change_no_byte(folder, tmp_path, monkeypatch):
     pack(find_source(str(folder)), tmp_path / "one", per_shard=7, workers=1, quiet=True)
     pack(find_source(str(folder)), tmp_path / "two", per_shard=7, workers=2, quiet=True)
-    write, written = packing._write, []
+    write, written = packing.Packing.write, []
 
-    def stopped(job, *args):
+    def stopped(self, job, skips):
         if job.number == 2:
             raise KeyboardInterrupt
         written.append(job.number)
-        return write(job, *args)
+        return write(self, job, skips)
 
-    monkeypatch.setattr(packing, "_write", stopped)
+    monkeypatch.setattr(packing.Packing, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         pack(find_source(str(folder)), tmp_path / "three", per_shard=7, workers=1, quiet=True)
     # A shard without its counts is not done: it may have been stopped in between.
     (tmp_path / "three" / "00000_stats.json").unlink()
-    monkeypatch.setattr(packing, "_write", lambda job, *args: (written.append(job.number), write(job, *args))[1])
+    monkeypatch.setattr(
+        packing.Packing, "write", lambda self, job, skips: (written.append(job.number), write(self, job, skips))[1]
+    )
     pack(find_source(str(folder)), tmp_path / "three", per_shard=7, workers=1, quiet=True)
     assert written == [0, 1, 0, 2, 3, 4]
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
@@ -129,9 +131,9 @@ def test_tables(folder, tmp_path, suffix):
     result = pack(find_source(str(table), images=folder), tmp_path / "out", workers=1, quiet=True)
     assert (result["packed"], result["skipped"]) == (3, {"no image": 1})
     found = samples(tmp_path / "out")
-    assert [s[".txt"].decode() for s in found] == [f'an "odd", {n}' for n in (1, 5, 7)]
-    assert [s[".png"] for s in found] == [picture(n) for n in (1, 5, 7)]
-    assert json.loads(found[0][".json"])["licence"] == "CC0"
+    assert [s["txt"].decode() for s in found] == [f'an "odd", {n}' for n in (1, 5, 7)]
+    assert [s["png"] for s in found] == [picture(n) for n in (1, 5, 7)]
+    assert json.loads(found[0]["json"])["licence"] == "CC0"
 
 
 def test_parquet_with_bytes_and_with_hugging_face_images(tmp_path):
@@ -140,8 +142,8 @@ def test_parquet_with_bytes_and_with_hugging_face_images(tmp_path):
     source = find_source(str(tmp_path / "plain.parquet"), image_column="jpg_bytes")
     pack(source, tmp_path / "out", per_shard=5, workers=1, quiet=True)
     found = samples(tmp_path / "out")
-    assert [(s[".png"], s[".txt"].decode()) for s in found] == [(picture(n), f"t {n}") for n in range(9)]
-    assert [json.loads(s[".json"])["n"] for s in found] == list(range(9))
+    assert [(s["png"], s["txt"].decode()) for s in found] == [(picture(n), f"t {n}") for n in range(9)]
+    assert [json.loads(s["json"])["n"] for s in found] == list(range(9))
 
     (tmp_path / "hf").mkdir()
     rows = [{"image": {"bytes": picture(n), "path": f"{n}.png"}, "caption": None if n == 1 else "c"} for n in range(3)]
@@ -154,8 +156,8 @@ def test_repacking_shards_keeps_every_whole_sample(tmp_path):
     for shard in range(3):
         with ShardWriter(tmp_path / "in" / f"{shard:05d}.tar") as writer:
             for n in range(5):
-                part = {".txt": f"s{shard} n{n}"} if n else {".json": {"caption": f"s{shard} n0", "x": 1}}
-                writer.write({"__key__": f"same{n}", ".jpg": picture(10 * shard + n, "JPEG"), **part})
+                part = {"txt": f"s{shard} n{n}"} if n else {"json": {"caption": f"s{shard} n0", "x": 1}}
+                writer.write({"__key__": f"same{n}", "jpg": picture(10 * shard + n, "JPEG"), **part})
     damaged = tmp_path / "in" / "00001.tar"
     damaged.write_bytes(damaged.read_bytes()[:-12000])
     whole = sum(len(list(read_samples(str(tmp_path / "in" / f"{s:05d}.tar")))) for s in range(3))
@@ -163,8 +165,8 @@ def test_repacking_shards_keeps_every_whole_sample(tmp_path):
     result = pack(find_source(str(tmp_path / "in")), tmp_path / "out", per_shard=4, workers=1, quiet=True)
     found = samples(tmp_path / "out")
     assert result["packed"] == len(found) == whole == len({s["__key__"] for s in found})
-    assert [s[".txt"].decode() for s in found][:6] == ["s0 n0", "s0 n1", "s0 n2", "s0 n3", "s0 n4", "s1 n0"]
-    assert json.loads(found[0][".json"]) == {"caption": "s0 n0", "x": 1, "origin": "00000.tar/same0"}
+    assert [s["txt"].decode() for s in found][:6] == ["s0 n0", "s0 n1", "s0 n2", "s0 n3", "s0 n4", "s1 n0"]
+    assert json.loads(found[0]["json"]) == {"caption": "s0 n0", "x": 1, "origin": "00000.tar/same0"}
 
 
 def test_pixels_can_be_left_unchecked(folder, tmp_path):
@@ -212,7 +214,7 @@ def test_bad_input_is_one_clear_line(folder, tmp_path):
         (tmp_path / "empty.csv", "has no rows"),
         (tmp_path / "bad.parquet", "cannot be read as Parquet"),
         (tmp_path / "notes.doc", r"cannot pack '\.doc'"),
-        (tmp_path / "nothing", "no pictures under"),
+        (tmp_path / "nothing", "no images under"),
     ]:
         with pytest.raises(UserError, match=match):
             find_source(str(spec))

@@ -67,7 +67,7 @@ def write_parquet_of_paths(root: Path) -> Path:
 def write_shards(root: Path, caption: str = "IMG_1") -> Path:
     with ShardWriter(root / "in" / "00000.tar") as writer:
         for colour in COLOURS:
-            writer.write({"__key__": colour, ".bmp": bmp(colour), ".txt": caption})
+            writer.write({"__key__": colour, "bmp": bmp(colour), "txt": caption})
     return root / "in"
 
 
@@ -147,7 +147,7 @@ def test_another_column_is_seen(tmp_path: Path, write: Callable[[Path], Path]):
     with pytest.raises(UserError, match=OTHER):
         run(spec, tmp_path / "out", caption_column="alt")
     run(spec, tmp_path / "new", caption_column="alt")
-    found = [sample[".txt"].decode() for sample in read_samples(str(tmp_path / "new" / "00000.tar"))]
+    found = [sample["txt"].decode() for sample in read_samples(str(tmp_path / "new" / "00000.tar"))]
     assert found == [caption if write is write_parquet else f"a {caption} square" for caption in COLOURS]
 
 
@@ -170,18 +170,20 @@ def test_settings_and_the_format_of_the_code_count(tmp_path: Path, monkeypatch):
 def test_a_stopped_call_goes_on_only_with_the_same_input(tmp_path: Path, monkeypatch, write: Callable[[Path], Path]):
     spec = write(tmp_path)
     run(spec, tmp_path / "whole", per_shard=1)
-    original = packing._write
+    original = packing.Packing.write
 
-    def stopped(job, *args):
+    def stopped(self, job, skips):
         if job.number == 1:
             raise KeyboardInterrupt
-        return original(job, *args)
+        return original(self, job, skips)
 
-    monkeypatch.setattr(packing, "_write", stopped)
+    monkeypatch.setattr(packing.Packing, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(spec, tmp_path / "out", per_shard=1)
     written: list[int] = []
-    monkeypatch.setattr(packing, "_write", lambda job, *args: (written.append(job.number), original(job, *args))[1])
+    monkeypatch.setattr(
+        packing.Packing, "write", lambda self, job, skips: (written.append(job.number), original(self, job, skips))[1]
+    )
     # The same content somewhere else is the same input.
     (tmp_path / "copy").mkdir()
     again = write(tmp_path / "copy") if write is not piped else spec
@@ -191,13 +193,13 @@ def test_a_stopped_call_goes_on_only_with_the_same_input(tmp_path: Path, monkeyp
 
 
 def test_input_that_changes_while_it_is_packed_is_told(tmp_path: Path, monkeypatch):
-    spec, original = write_folder(tmp_path), packing._write
+    spec, original = write_folder(tmp_path), packing.Packing.write
 
-    def changing(job, *args):
+    def changing(self, job, skips):
         edit("in/red.txt", "a red")(tmp_path)
-        return original(job, *args)
+        return original(self, job, skips)
 
-    monkeypatch.setattr(packing, "_write", changing)
+    monkeypatch.setattr(packing.Packing, "write", changing)
     with pytest.raises(UserError, match="the input changed while it was packed to "):
         run(spec, tmp_path / "out")
     assert not (tmp_path / "out" / "sizes.json").exists()

@@ -69,16 +69,16 @@ def hub(pictures):
 )
 def test_forms_of_pictures_and_captions(packed, pictures, captions):
     samples, skipped = packed(pa.table({"image": pictures, "Text": captions, "n": range(4)}))
-    assert ([s[".png"] for s in samples], [s[".txt"].decode() for s in samples]) == (PICTURES, CAPTIONS)
-    assert ([json.loads(s[".json"])["n"] for s in samples], skipped) == ([0, 1, 2, 3], {})
+    assert ([s["png"] for s in samples], [s["txt"].decode() for s in samples]) == (PICTURES, CAPTIONS)
+    assert ([json.loads(s["json"])["n"] for s in samples], skipped) == ([0, 1, 2, 3], {})
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
 def test_lists_of_captions_serve_training_and_retrieval(packed, tmp_path, kind):
     lists = [["a", "b"], ["c", None, " ", "d"], [], ["e"]]
     samples, skipped = packed(pa.table({"image": hub(PICTURES), "captions": pa.array(lists, kind)}))
-    assert [s[".txt"].decode() for s in samples] == ["a", "c", "e"]
-    assert [json.loads(s[".json"])["captions"] for s in samples] == [["a", "b"], ["c", "d"], ["e"]]
+    assert [s["txt"].decode() for s in samples] == ["a", "c", "e"]
+    assert [json.loads(s["json"])["captions"] for s in samples] == [["a", "b"], ["c", "d"], ["e"]]
     assert skipped == {problems.NO_CAPTION: "t.parquet#0.2"}
     assert [Captions(("json.captions",)).read(s) for s in samples] == [[["a", "b"]], [["c", "d"]], [["e"]]]
     (source,) = open_caption_shards(str(tmp_path / "out"), "s").sources
@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_counted_with_its_row(packed):
     # Parquet and Arrow take a writer's word for it that texts are UTF-8.
     text = pa.Array.from_buffers(pa.string(), 7, raw.buffers())
     samples, skipped = packed(pa.table({"image": pictures, "text": text, "other": text}))
-    assert [s[".txt"] for s in samples] == [b"d", b"e"]
+    assert [s["txt"] for s in samples] == [b"d", b"e"]
     assert skipped == {
         problems.NO_IMAGE: "t.parquet#0.0",
         problems.CAPTION_NOT_TEXT: "t.parquet#0.2",
@@ -111,7 +111,7 @@ def test_numbers_and_nan_are_no_captions(packed):
 
 def test_several_pictures_in_a_row(packed):
     samples, skipped = packed(pa.table({"image": [[png(1), png(2)], [png(3)]], "caption": ["a", "b"]}), "u.parquet")
-    assert ([s[".txt"] for s in samples], skipped) == ([b"b"], {problems.SEVERAL_IMAGES: "u.parquet#0.0"})
+    assert ([s["txt"] for s in samples], skipped) == ([b"b"], {problems.SEVERAL_IMAGES: "u.parquet#0.0"})
 
 
 def test_other_columns_do_not_stand_in_the_way(packed):
@@ -127,7 +127,7 @@ def test_other_columns_do_not_stand_in_the_way(packed):
         }
     )
     samples, _ = packed(table)
-    metas = [json.loads(s[".json"]) for s in samples]
+    metas = [json.loads(s["json"]) for s in samples]
     assert [meta["score"] for meta in metas] == [None, 1.5, None, None]
     assert {meta["licence"] for meta in metas} == {"CC0"}
     assert not any("time" in meta or "raw" in meta for meta in metas)

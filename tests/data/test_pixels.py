@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from clip_la.data.images import jpeg
-from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.images.decode import as_rgb, decode_as_stored, decode_image
 from clip_la.data.images.transforms import eval_transform
 from clip_la.data.shards import problems
 from clip_la.data.shards.problems import BadSample
-from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.stream.samples import Limits, SampleDecoder
 from clip_la.data.text.captions import Captions
 
 GREY = (np.arange(35 * 29, dtype=np.int64) * 7 % 256).reshape(29, 35)
@@ -65,8 +65,8 @@ def both(data: bytes) -> np.ndarray:
     """The decoded picture, once it is the same for the ways of training and of evaluation."""
     decoded = np.asarray(decode_image(data))
     height, width, _ = decoded.shape
-    draws = [0.5] * NUM_DRAWS
-    pixels, _ = StreamedRows(Captions(), Augmentation(64, 1.0), Limits()).decode({".png": data}, draws)
+    draws = [0.5] * NUM_UNIFORMS
+    pixels, _ = SampleDecoder(Captions(), Augmentation(64, 1.0), Limits()).decode({"png": data}, draws)
     assert np.array_equal(pixels, decoded)
     side = min(height, width)
     evaluated = eval_transform(side)(data)

@@ -9,7 +9,7 @@ import torch
 from clip_la_kernels.runtime.dispatch import use_backend
 from PIL import Image
 
-from clip_la.data.images.augment import BACKGROUND, FLIP, NUM_DRAWS, Augmentation, random_crop
+from clip_la.data.images.augment import BACKGROUND, FLIP, NUM_UNIFORMS, Augmentation, random_crop
 from clip_la.data.shards import problems, watch
 from clip_la.data.shards.problems import Problem
 from clip_la.data.stream import in_memory as pool_module
@@ -37,7 +37,7 @@ def pool_of(images, augmentation, device=None):
     for i, image in enumerate(images):
         data = BytesIO()
         image.save(data, "PNG")
-        samples.append({"__key__": str(i), "__shard__": "s", ".png": data.getvalue(), ".txt": b"text"})
+        samples.append({"__key__": str(i), "__url__": "s", "png": data.getvalue(), "txt": b"text"})
     members = pool.add(samples, pytest.fail)
     pool.seal("clip", 77, device)
     return pool, members
@@ -51,7 +51,7 @@ def test_a_pooled_batch_is_pillows_one_by_one(min_crop_area, background, flip):
     images = [drawing(rng, mode) for mode in ("RGBA", "RGB", "RGBA")]
     augmentation = Augmentation(SIZE, min_crop_area, flip, background)
     pool, members = pool_of(images, augmentation)
-    draws = rng.random((3, NUM_DRAWS))
+    draws = rng.random((3, NUM_UNIFORMS))
     got = pool.batch(np.array(members), draws)["pooled"].images()
     side = 30 if min_crop_area < 1 else SIZE  # 24 / sqrt(0.64) = 30
     for image, row, result in zip(images, draws, got, strict=True):
@@ -76,7 +76,7 @@ def test_a_device_makes_the_images_that_the_processor_makes(monkeypatch, mode, k
     images = [drawing(rng, mode) for _ in range(5)]
     augmentation = Augmentation(SIZE, 0.64, flip=True, background="random", jitter=0.3)
     plain, members = pool_of(images, augmentation)
-    numbers, draws = np.array([members[i] for i in (3, 0, 3, 4)]), rng.random((4, NUM_DRAWS))
+    numbers, draws = np.array([members[i] for i in (3, 0, 3, 4)]), rng.random((4, NUM_UNIFORMS))
     wanted = plain.batch(numbers, draws)["pooled"].images()
     # Pictures lie on a GPU channels first; here the processor stands for it.
     monkeypatch.setattr("clip_la.data.stream.in_memory._has_room", lambda device, size: on_gpu)
@@ -94,7 +94,7 @@ def test_a_larger_pool_than_allowed_is_refused():
     pool = InMemoryDataset(Captions(), Augmentation(SIZE, 1.0), Limits(), max_bytes=2 * 3 * SIZE * SIZE)
     data = BytesIO()
     Image.new("RGB", (30, 30)).save(data, "PNG")
-    sample = {"__key__": "k", "__shard__": "s", ".png": data.getvalue(), ".txt": b"text"}
+    sample = {"__key__": "k", "__url__": "s", "png": data.getvalue(), "txt": b"text"}
     assert pool.add([sample] * 2, pytest.fail) == range(2)
     with pytest.raises(UserError, match=r"more than cache_gb .* cache 'none'"):
         pool.add([sample], pytest.fail)
@@ -104,17 +104,17 @@ def test_decoders_that_hang_cost_their_samples_however_many_there_are(monkeypatc
     """Also more of them than threads."""
     monkeypatch.setenv(watch.VARIABLE, "0.3")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    released, read = threading.Event(), pool_module.read_picture
+    released, read = threading.Event(), pool_module.read_image
 
     def hang(sample, limits):
         if sample["__key__"] in "246":
             released.wait(60)
         return read(sample, limits)
 
-    monkeypatch.setattr(pool_module, "read_picture", hang)
+    monkeypatch.setattr(pool_module, "read_image", hang)
     data, found = BytesIO(), []
     Image.new("RGB", (30, 30)).save(data, "PNG")
-    samples = [{"__key__": str(n), "__shard__": "s", ".png": data.getvalue(), ".txt": b"text"} for n in range(10)]
+    samples = [{"__key__": str(n), "__url__": "s", "png": data.getvalue(), "txt": b"text"} for n in range(10)]
     pool = InMemoryDataset(Captions(), Augmentation(SIZE), Limits())
     try:
         assert pool.add(samples, found.append) == range(7)
@@ -122,7 +122,7 @@ def test_decoders_that_hang_cost_their_samples_however_many_there_are(monkeypatc
         released.set()
     assert found == [Problem(problems.TOOK_TOO_LONG, "s", key) for key in "246"]
     told = capfd.readouterr().err.splitlines()
-    assert told == [f"sample {key} of s: took more than 0.3 s; passed over" for key in "246"]
+    assert told == [f"sample {key} of s: took more than 0.3 s; skipped" for key in "246"]
 
 
 def test_captions_are_picked_as_one_by_one():

@@ -25,7 +25,7 @@ def shard(tmp_path):
     path = tmp_path / "a.tar"
     with ShardWriter(path) as writer:
         for i in range(NUM_SAMPLES):
-            writer.write({"__key__": f"{i:03d}", ".png": bytes([i]) * 20_000, ".txt": f"caption {i}"})
+            writer.write({"__key__": f"{i:03d}", "png": bytes([i]) * 20_000, "txt": f"caption {i}"})
     return path
 
 
@@ -34,7 +34,7 @@ def samples_of(url, opener=OPENER):
     samples = list(read_samples(url, opener=opener, on_problem=found.append))
     assert not found
     assert [s["__key__"] for s in samples] == [f"{i:03d}" for i in range(NUM_SAMPLES)]
-    assert all(s[".png"] == bytes([i]) * 20_000 and s[".txt"] == b"caption %d" % i for i, s in enumerate(samples))
+    assert all(s["png"] == bytes([i]) * 20_000 and s["txt"] == b"caption %d" % i for i, s in enumerate(samples))
     return samples
 
 

@@ -156,7 +156,7 @@ def test_workers_change_no_byte(tmp_path):
     assert one == two
     found = [s for name in sorted(one) if name.endswith(".tar") for s in read_samples(str(tmp_path / "1" / name))]
     assert len(found) == 40
-    assert all(json.loads(s[".json"])["caption"] == s[".txt"].decode() for s in found)
+    assert all(json.loads(s["json"])["caption"] == s["txt"].decode() for s in found)
 
 
 def test_held_out_drawings_are_not_cast():

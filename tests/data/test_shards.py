@@ -14,7 +14,7 @@ from clip_la.data.shards.sources import ShardOpener
 from clip_la.errors import UserError
 
 SAMPLES = [
-    {"__key__": f"{i:05d}", ".png": bytes([i]) * (700 * i + 3), ".txt": f"caption {i}", ".json": {"b": i, "a": [i]}}
+    {"__key__": f"{i:05d}", "png": bytes([i]) * (700 * i + 3), "txt": f"caption {i}", "json": {"b": i, "a": [i]}}
     for i in range(7)
 ]
 
@@ -29,7 +29,7 @@ def write(path, samples=SAMPLES):
 def read(path):
     found = []
     samples = list(read_samples(str(path), on_problem=found.append))
-    assert {sample.pop("__shard__") for sample in samples} <= {str(path)}
+    assert {sample.pop("__url__") for sample in samples} <= {str(path)}
     return samples, [problem.reason for problem in found]
 
 
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_by_us_and_by_webdataset(tmp_path):
     assert len(ours) == len(theirs) == len(SAMPLES)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["__key__"] == other["__key__"]
-        assert {part[1:]: data for part, data in mine.items() if part[0] == "."} == {
+        assert {part: data for part, data in mine.items() if part[0] != "_"} == {
             k: v for k, v in other.items() if k[0] != "_"
         }
 
@@ -77,7 +77,7 @@ def test_written_bytes_depend_on_the_samples_alone(tmp_path):
 
 def test_a_failed_writer_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="read back"):
-        write(tmp_path / "a.tar", [SAMPLES[0], {"__key__": "a.b", ".png": b""}])
+        write(tmp_path / "a.tar", [SAMPLES[0], {"__key__": "a.b", "png": b""}])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +91,7 @@ def test_tar_formats_and_long_names(tmp_path, fmt, compress):
     path.write_bytes(gzip.compress(raw) if compress else raw)
     samples, reasons = read(path)
     assert not reasons
-    assert [(s["__key__"], s[".jpg"], s[".txt"]) for s in samples] == [
+    assert [(s["__key__"], s["jpg"], s["txt"]) for s in samples] == [
         (long, b"x" * 1000, b"y"),
         ("k\u00e9y", b"", b"z" * 512),
     ]
@@ -131,7 +131,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
     assert reasons == [problems.SHARD_DAMAGED]
     # Nothing but the damaged member is lost.
     assert [s["__key__"] for s in samples] == [f"{i:05d}" for i in range(7)]
-    assert [s["__key__"] for s in samples if ".txt" not in s] == ["00003"]
+    assert [s["__key__"] for s in samples if "txt" not in s] == ["00003"]
     assert samples[4:] == read(tmp_path / "a.tar")[0][4:]
 
 
@@ -167,12 +167,12 @@ def test_links_and_odd_names_are_passed_over_and_counted(tmp_path):
 def test_a_repeated_part_begins_a_new_sample(tmp_path):
     (tmp_path / "a.tar").write_bytes(tar_of([("k.jpg", b"1"), ("k.txt", b"2"), ("k.jpg", b"3"), ("k.txt", b"4")]))
     samples, _ = read(tmp_path / "a.tar")
-    assert [(s[".jpg"], s[".txt"]) for s in samples] == [(b"1", b"2"), (b"3", b"4")]
+    assert [(s["jpg"], s["txt"]) for s in samples] == [(b"1", b"2"), (b"3", b"4")]
 
 
 def test_names_split_as_webdataset_splits_them():
-    assert split_name("a.b/c.D.png") == ("a.b/c", ".d.png")
-    assert split_name("../../etc/passwd.txt") == ("../../etc/passwd", ".txt")
+    assert split_name("a.b/c.D.png") == ("a.b/c", "d.png")
+    assert split_name("../../etc/passwd.txt") == ("../../etc/passwd", "txt")
     assert split_name("none") == ("none", "")
 
 

@@ -42,7 +42,7 @@ def samples(corpus):
     def read(split):
         shards = sorted((corpus / split).glob("*.tar"))
         return [
-            {**json.loads(s[".json"]), "png": s[".png"], "txt": s[".txt"].decode(), "cls": s.get(".cls")}
+            {**json.loads(s["json"]), "png": s["png"], "txt": s["txt"].decode(), "cls": s.get("cls")}
             for shard in shards
             for s in read_samples(str(shard))
         ]
@@ -193,7 +193,7 @@ def test_scenes_are_cast_from_training_alone(samples, tmp_path):
     assert build_scenes(out, pairs=60, seed=5, size_px=32, quiet=True)["built"] is False
     train = {(s["name"], s["artist"]) for s in samples["train"]}
     scenes = list(read_samples(str(out / "train" / "00000.tar")))
-    things = [thing for s in scenes for thing in json.loads(s[".json"])["objects"]]
+    things = [thing for s in scenes for thing in json.loads(s["json"])["objects"]]
     assert len(scenes) == 60
     assert json.loads((out / "manifest.json").read_text())["drawings"] == len(train)
     assert {(thing["name"], thing["artist"]) for thing in things} <= train

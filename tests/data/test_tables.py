@@ -41,7 +41,7 @@ def packed(images, tmp_path):
         result = pack(find_source(str(table), images=images, **columns), out, quiet=True)
         assert result["samples"] == result["packed"] + sum(result["skipped"].values())
         samples = [s for shard in sorted(out.glob("*.tar")) for s in read_samples(str(shard))]
-        return [s[".txt"].decode() for s in samples], result["examples"], [json.loads(s[".json"]) for s in samples]
+        return [s["txt"].decode() for s in samples], result["examples"], [json.loads(s["json"]) for s in samples]
 
     return run
 
@@ -158,7 +158,7 @@ def test_which_columns_are_read_is_said(images, tmp_path, capsys):
     argv = ["pack", str(tmp_path / "t.csv"), str(tmp_path / "out"), "--images", str(images), "--workers", "1"]
     assert not command.main(argv)
     said = capsys.readouterr().out
-    assert "pictures from column 'path', captions from column 'caption'; not used: text" in said
+    assert "images from column 'path', captions from column 'caption'; not used: text" in said
     assert f"skipped 1: {problems.ROW_CELLS} (first: t.csv:3)" in said
 
 

@@ -33,20 +33,20 @@ def shards(tmp_path):
         with ShardWriter(folder / f"{shard:05d}.tar") as writer:
             for n in range(5):
                 text = f"words of {shard}" if n < 2 else f"sample {shard} {n}"
-                writer.write({"__key__": f"{shard}{n}", ".png": picture(10 * shard + n), ".txt": text})
+                writer.write({"__key__": f"{shard}{n}", "png": picture(10 * shard + n), "txt": text})
             if shard == 1:
-                writer.write({"__key__": "a", ".png": b"nothing", ".txt": "x"})
-                writer.write({"__key__": "b", ".png": picture(1)[:90], ".txt": "x"})
-                writer.write({"__key__": "c", ".txt": "x"})
-                writer.write({"__key__": "d", ".png": picture(2)})
-                writer.write({"__key__": "e", ".png": picture(3), ".txt": " "})
-                writer.write({"__key__": "f", ".png": picture(4), ".txt": b"\xff"})
+                writer.write({"__key__": "a", "png": b"nothing", "txt": "x"})
+                writer.write({"__key__": "b", "png": picture(1)[:90], "txt": "x"})
+                writer.write({"__key__": "c", "txt": "x"})
+                writer.write({"__key__": "d", "png": picture(2)})
+                writer.write({"__key__": "e", "png": picture(3), "txt": " "})
+                writer.write({"__key__": "f", "png": picture(4), "txt": b"\xff"})
     last = folder / "00004.tar"
     # Cut inside a sample that comes after the good ones.
     with ShardWriter(last) as writer:
         for n in range(5):
-            writer.write({"__key__": f"4{n}", ".png": picture(40 + n), ".txt": f"sample 4 {n}"})
-        writer.write({"__key__": "last", ".png": picture(0), ".txt": "lost"})
+            writer.write({"__key__": f"4{n}", "png": picture(40 + n), "txt": f"sample 4 {n}"})
+        writer.write({"__key__": "last", "png": picture(0), "txt": "lost"})
     data = last.read_bytes()
     last.write_bytes(data[: data.index(b"last.png\0") + 700])
     return folder
@@ -80,7 +80,7 @@ def test_duplicates_are_found_across_shards(tmp_path):
     for shard in range(2):
         with ShardWriter(tmp_path / f"{shard}.tar") as writer:
             for n in range(3):
-                writer.write({"__key__": f"k{n}", ".png": picture(n), ".txt": f"caption {n} {shard}"})
+                writer.write({"__key__": f"k{n}", "png": picture(n), "txt": f"caption {n} {shard}"})
     report = verify(expand_urls(str(tmp_path)), workers=1, quiet=True)
     assert report["duplicates"] == {"keys": 3, "captions": 0, "images": 3}
 
@@ -152,7 +152,7 @@ def test_show_writes_sheet_and_page(shards, tmp_path):
 
 def test_show_escapes_captions(tmp_path):
     with ShardWriter(tmp_path / "0.tar") as writer:
-        writer.write({"__key__": "k", ".png": picture(1), ".txt": "<script>alert(1)</script> \N{SNOWMAN} " * 9})
+        writer.write({"__key__": "k", "png": picture(1), "txt": "<script>alert(1)</script> \N{SNOWMAN} " * 9})
     page = show([str(tmp_path / "0.tar")], tmp_path / "s.png", num=3)[1].read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page

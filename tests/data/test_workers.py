@@ -60,7 +60,7 @@ def write(folder, odd):
     for shard, picture in enumerate(odd):
         with ShardWriter(folder / f"{shard}.tar") as writer:
             for n in range(4):
-                writer.write({"__key__": f"k{shard}{n}", ".png": picture if n == 2 else PNG, ".txt": f"caption {n}"})
+                writer.write({"__key__": f"k{shard}{n}", "png": picture if n == 2 else PNG, "txt": f"caption {n}"})
     return folder
 
 
@@ -119,8 +119,8 @@ def test_a_script_without_a_guard_is_not_run_again_by_its_workers(tmp_path):
 def test_a_name_from_a_shard_neither_begins_a_line_nor_steers_the_terminal(tmp_path, capsys):
     key = "k\nclip-la: error: no disk\x1b[2J"
     with ShardWriter(tmp_path / "0.tar") as writer:
-        writer.write({"__key__": key, ".png": b"x", ".txt": "odd"})
-        writer.write({"__key__": "good", ".png": PNG, ".txt": "a thing"})
+        writer.write({"__key__": key, "png": b"x", "txt": "odd"})
+        writer.write({"__key__": "good", "png": PNG, "txt": "a thing"})
     for command in (["read", tmp_path], ["verify", tmp_path], ["pack", tmp_path, tmp_path / "out"]):
         main(["data", *map(str, command), "--workers", "1"])
         said = capsys.readouterr()
@@ -128,7 +128,7 @@ def test_a_name_from_a_shard_neither_begins_a_line_nor_steers_the_terminal(tmp_p
         assert key not in said.out + said.err
     (tmp_path / "set").mkdir()
     with ShardWriter(tmp_path / "set/0.tar") as writer:
-        writer.write({"__key__": key, ".png": b"x", ".txt": "odd"})
+        writer.write({"__key__": key, "png": b"x", "txt": "odd"})
     assert main(["data", "pack", str(tmp_path / "set"), str(tmp_path / "none"), "--workers", "1"]) == 2
     assert "\x1b" not in capsys.readouterr().err
     assert str(At(1, 0.0, 0, "0.tar", key)).isprintable()
@@ -162,25 +162,25 @@ from clip_la.data.shards import crew, watch
 from clip_la.errors import UserError
 watch.GRACE_S = 0.1
 
-def killed_once(job, passed_over):
+def killed_once(job, skips):
     if job == 1 and not os.path.exists(sys.argv[1]):
         open(sys.argv[1], "w").close()
         watch.note("1.tar", "k", 7)
         os.kill(os.getpid(), signal.SIGKILL)
-    return job, passed_over
+    return job, skips
 
-def hangs_while_reading(job, passed_over):
+def hangs_while_reading(job, skips):
     if job == 1:
         watch.note("1.tar")
         time.sleep(1000)
     return job
 
-def raises(job, passed_over):
+def raises(job, skips):
     if job == 1:
         raise UserError("shard 1 is not there")
     return job
 
-def is_full(job, passed_over):
+def is_full(job, skips):
     raise OSError(28, "No space left on device", "a.tar")
 
 if __name__ == "__main__":
@@ -228,7 +228,7 @@ def test_a_limit_holds_inside_code_that_catches_everything(capfd):
 
     with pytest.raises(BadSample, match=problems.TOOK_TOO_LONG):
         decode()
-    assert capfd.readouterr().err == "sample k of 0.tar: took more than 0.3 s; passed over\n"
+    assert capfd.readouterr().err == "sample k of 0.tar: took more than 0.3 s; skipped\n"
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 

@@ -42,22 +42,18 @@ PNG_DEPTH_BYTE = 24
 TIFF_BITS, TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
-def _silence_decoders() -> None:
-    """What Pillow logs and what libtiff writes to stderr by itself: a damaged picture has its reason from us."""
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        # Found where the linker shows the symbols of Pillow's libraries: on Linux and macOS.
-        handler = getattr(ctypes.CDLL(_imaging.__file__), name, None)
-        if handler is not None:
-            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
-            handler(None)
-
-
-_silence_decoders()
+# A damaged image is reported by its reason: what Pillow logs and libtiff writes to stderr by itself is silenced.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+for _name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+    # Found where the linker shows the symbols of Pillow's libraries: on Linux and macOS.
+    _handler = getattr(ctypes.CDLL(_imaging.__file__), _name, None)
+    if _handler is not None:
+        _handler.argtypes, _handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        _handler(None)
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, background: RGB = WHITE) -> Image.Image:
-    """The picture as it should be seen, 8-bit RGB by the rule above.
+    """The image as it should be seen, 8-bit RGB by the rule above.
 
     Args:
         data: a file of one of `FORMATS`.
@@ -71,31 +67,43 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, background: RGB =
 
 
 def decode_keeping_alpha(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As `decode_image`, but pictures with transparency stay RGBA."""
+    """As `decode_image`, but images with transparency stay RGBA."""
+    image = decode_as_stored(data, max_pixels=max_pixels)
     with reasons():
-        image = _open(data, max_pixels)
-        image.load()
+        # Pillow brings the pixels of a PNG to 8 bits, but not the colour that the file calls transparent.
         if image.format == "PNG":
-            _scale_transparent_colour(image, data[PNG_DEPTH_BYTE])
+            depth, value = data[PNG_DEPTH_BYTE], image.info.get("transparency")
+            if image.mode == "L" and isinstance(value, int) and depth < 8:
+                image.info["transparency"] = value * UINT8_MAX // ((1 << depth) - 1)
+            elif image.mode == "RGB" and isinstance(value, tuple) and depth == 16:
+                image.info["transparency"] = tuple(each >> 8 for each in value)
         return _seen(image)
 
 
 def decode_as_stored(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in the mode and the position in which Pillow opens it, for who applies another rule."""
+    """The image in the mode and the orientation in which Pillow opens it, for callers with a rule of their own.
+
+    Raises:
+        BadSample: it is empty, too large, of no format in `FORMATS`, or damaged.
+    """
+    if not data:
+        raise BadSample(problems.IMAGE_EMPTY)
     with reasons():
-        image = _open(data, max_pixels)
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        if image.width * image.height > max_pixels:
+            raise BadSample(problems.IMAGE_TOO_LARGE)
         image.load()
         return image
 
 
 def as_rgb(image: Image.Image, background: RGB = WHITE) -> Image.Image:
-    """A picture that is open already, as `decode_image` gives it. Raises BadSample."""
+    """An image that is open already, as `decode_image` gives it. Raises BadSample."""
     with reasons():
         return flatten(_seen(image), background)
 
 
 def flatten(image: Image.Image, background: RGB) -> Image.Image:
-    """An RGBA picture laid on one colour, as RGB; an RGB one as it is."""
+    """An RGBA image laid on one colour, as RGB; an RGB one as it is."""
     if image.mode == "RGB":
         return image
     canvas = Image.new("RGB", image.size, background)
@@ -120,28 +128,17 @@ def reasons() -> Iterator[None]:
         raise BadSample(problems.IMAGE_DAMAGED) from error
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
-        raise BadSample(problems.IMAGE_EMPTY)
-    image = Image.open(BytesIO(data), formats=FORMATS)
-    if image.width * image.height > max_pixels:
-        raise BadSample(problems.IMAGE_TOO_LARGE)
-    return image
-
-
-def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
-    """Pillow brings the pixels of a PNG to 8 bits, but not the colour that the file calls transparent."""
-    value = image.info.get("transparency")
-    if image.mode == "L" and isinstance(value, int) and depth < 8:
-        image.info["transparency"] = value * UINT8_MAX // ((1 << depth) - 1)
-    elif image.mode == "RGB" and isinstance(value, tuple) and depth == 16:
-        image.info["transparency"] = tuple(each >> 8 for each in value)
-
-
 def _seen(image: Image.Image) -> Image.Image:
     """RGB or RGBA, upright."""
+    try:
+        exif = Image.Exif()
+        exif.load(image.info.get(EXIF) or bytes.fromhex("".join(image.info[EXIF_IN_HEX].split("\n")[3:])))
+        # EXIF's number for how the pixels lie, 1 if upright; of a TIFF, Pillow has turned them already.
+        turn = TURNS.get(exif.get(EXIF_ORIENTATION, 1))
+    # No block, or a damaged one, says nothing; the pixels are what they are.
+    except Exception:
+        turn = None
     seen = _eight_bit(image)
-    turn = TURNS.get(_orientation(image))
     if turn is not None:
         seen = seen.transpose(turn)
     elif seen is image:
@@ -149,17 +146,6 @@ def _seen(image: Image.Image) -> Image.Image:
     # What described the file no longer describes these pixels.
     seen.info = {}
     return seen
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's number for how the pixels lie, 1 if upright; of a TIFF, Pillow has turned them already."""
-    try:
-        exif = Image.Exif()
-        exif.load(image.info.get(EXIF) or bytes.fromhex("".join(image.info[EXIF_IN_HEX].split("\n")[3:])))
-        return exif.get(EXIF_ORIENTATION, 1)
-    # No block, or a damaged one, says nothing; the pixels are what they are.
-    except Exception:
-        return 1
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -175,7 +161,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _narrowed(image: Image.Image) -> Image.Image:
-    """A grey picture of wide integers as 8-bit grey, with alpha where one value is transparent."""
+    """A grey image of wide integers as 8-bit grey, with alpha where one value is transparent."""
     values = np.asarray(image).astype(np.int64)
     tags = getattr(image, "tag_v2", {})
     bits = 12 if tags.get(TIFF_BITS) == (12,) else 16

@@ -21,8 +21,8 @@ EXIF_BYTES = 1 << 16  # the most that one segment of a JPEG holds
 ORIENTATION_TAG, UPRIGHT = 0x0112, 1
 COLORS = ("YCbCr", "RGB", "Gray")
 REDUCTIONS = (8, 4, 2)
-# A reduced picture keeps this many times the pixels a side that are wanted in the end: then the result is within 44 dB
-# of that of the full picture, on photographs.
+# A reduced image keeps this many times the pixels a side that are wanted in the end: then the result is within 44 dB
+# of that of the full image, on photographs.
 REDUCED_AT_LEAST = 1.25
 
 
@@ -34,22 +34,20 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colors not in COLORS or _is_turned(data):
+    if colors not in COLORS:
         return None
-    return width, height
-
-
-def _is_turned(data: bytes) -> bool:
     start = data.find(EXIF_MARK)
-    if start < 0:
-        return False
-    try:
-        exif = Image.Exif()
-        exif.load(data[start : start + EXIF_BYTES])
-        return exif.get(ORIENTATION_TAG, UPRIGHT) != UPRIGHT
-    # Damaged EXIF blocks raise almost anything; the careful decoder decides.
-    except Exception:
-        return True
+    if start >= 0:
+        try:
+            exif = Image.Exif()
+            exif.load(data[start : start + EXIF_BYTES])
+            is_upright = exif.get(ORIENTATION_TAG, UPRIGHT) == UPRIGHT
+        # Damaged EXIF blocks raise almost anything; the careful decoder decides.
+        except Exception:
+            is_upright = False
+        if not is_upright:
+            return None
+    return width, height
 
 
 def has_end(data: bytes) -> bool:
@@ -58,12 +56,12 @@ def has_end(data: bytes) -> bool:
 
 
 def reduction(shorter_side_px: float, wanted_px: int) -> int:
-    """By how much a picture may be shrunk while decoding, 1, 2, 4 or 8, when a crop of this side is wanted smaller."""
+    """By how much an image may be shrunk while decoding, 1, 2, 4 or 8, when a crop of this side is wanted smaller."""
     return next((k for k in REDUCTIONS if shorter_side_px / k >= REDUCED_AT_LEAST * wanted_px), 1)
 
 
 def pixels(data: bytes, size: tuple[int, int], reduced: int = 1) -> UInt8[np.ndarray, "height width 3"] | None:
-    """The picture with both sides divided by `reduced` (rounded up); None when it has the slightest damage.
+    """The image with both sides divided by `reduced` (rounded up); None when it has the slightest damage.
 
     Args:
         data: a file for which `plain_size` gave `size`.

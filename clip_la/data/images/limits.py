@@ -1,4 +1,4 @@
-"""The picture of a sample, and which pictures are used at all: without torch, for readers that need no tensors."""
+"""The image of a sample, and which images are used at all. Free of torch, for commands that need no tensors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,13 @@ from PIL import Image
 
 from clip_la.data.images.decode import MAX_PIXELS, decode_keeping_alpha
 from clip_la.data.shards import problems
-from clip_la.data.shards.formats import picture_part
+from clip_la.data.shards.formats import image_part
 from clip_la.data.shards.problems import BadSample
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which pictures are used: shorter side at least `min_side_px`, at most `max_aspect` times as long as wide or the
+    """Which images are used: shorter side at least `min_side_px`, at most `max_aspect` times as long as wide or the
     other way round, and at most `max_pixels` in all, which is checked before anything is decoded."""
 
     min_side_px: int = 1
@@ -21,7 +21,7 @@ class Limits:
     max_pixels: int = MAX_PIXELS
 
     def check(self, width: int, height: int) -> None:
-        """Raises BadSample for a picture outside the limits."""
+        """Raises BadSample for an image outside the limits."""
         if width * height > self.max_pixels:
             raise BadSample(problems.IMAGE_TOO_LARGE)
         if min(width, height) < self.min_side_px:
@@ -31,15 +31,15 @@ class Limits:
 
 
 def image_bytes(sample: dict[str, Any]) -> bytes:
-    """The sample's picture file; raises BadSample where it has none."""
-    part = picture_part(sample)
+    """The bytes of the sample's image file; raises BadSample where it has none."""
+    part = image_part(sample)
     if part is None:
         raise BadSample(problems.NO_IMAGE)
     return sample[part]
 
 
-def read_picture(sample: dict[str, Any], limits: Limits) -> Image.Image:
-    """The sample's picture, RGB or RGBA, within the limits; raises BadSample."""
+def read_image(sample: dict[str, Any], limits: Limits) -> Image.Image:
+    """The sample's image, RGB or RGBA, within the limits; raises BadSample."""
     image = decode_keeping_alpha(image_bytes(sample), max_pixels=limits.max_pixels)
     limits.check(*image.size)
     return image

@@ -1,4 +1,4 @@
-"""From a picture to the pixels a model sees."""
+"""From an image to the pixels a model sees."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -53,8 +53,8 @@ def scale_pixels(
 def eval_transform(image_size: int) -> Callable[[Image.Image | bytes], UInt8[Tensor, "3 size size"]]:
     """open_clip's evaluation transform, in uint8: shortest side to `image_size` (bicubic), then the centre square.
 
-    Pictures become RGB by the rule of `decode` first; on plain RGB pictures the pixels are open_clip's. The returned
-    function takes a picture or its bytes and raises BadSample for what does not decode or is too long and thin.
+    Images become RGB by the rule of `decode` first; on plain RGB images the pixels are open_clip's. The returned
+    function takes an image or its bytes and raises BadSample for what does not decode or is too long and thin.
     """
 
     def transform(image: Image.Image | bytes) -> UInt8[Tensor, "3 size size"]:
@@ -67,6 +67,6 @@ def eval_transform(image_size: int) -> Callable[[Image.Image | bytes], UInt8[Ten
 
 
 def check_shape(image: Image.Image, image_size: int) -> None:
-    """Raises BadSample for a picture so thin that, its shortest side resized, it would fill the memory."""
+    """Raises BadSample for an image so thin that, its shortest side resized, it would fill the memory."""
     if image_size * image_size * max(image.size) > MAX_PIXELS * min(image.size):
         raise BadSample(problems.IMAGE_TOO_LONG)

@@ -1,4 +1,4 @@
-"""Jobs done by worker processes that may hang or die: they are replaced, and what they died of is passed over.
+"""Runs jobs in worker processes that may hang or die: they are replaced, and the sample that stopped them is skipped.
 
 `concurrent.futures` gives up all jobs when one process dies, and waits for ever for one that hangs.
 """
@@ -19,16 +19,16 @@ from clip_la.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-PassedOver = dict[int, str]
-"""Number of a sample within its job -> why it is not tried again."""
-Work = Callable[[Job, PassedOver], Result]
+Skips = dict[int, str]
+"""Number of a sample within its job -> why it is skipped."""
+Work = Callable[[Job, Skips], Result]
 POLL_S = 0.2
 CLOSING_S = 2.0
 MAX_FAILURES = 5
 
 
 class Lost(NamedTuple):
-    """Stands for the result of a job that could not be done."""
+    """Stands for the result of a job that could not be done: the reason, of `problems`, and where it stopped."""
 
     reason: str
     at: At
@@ -43,11 +43,11 @@ class _Worker(NamedTuple):
 def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iterator[Result | Lost]:
     """The results of all jobs, in order, made by at most `workers` processes; with one worker, by this process.
 
-    A process that dies or is too long at one sample is replaced, said on stderr, and its job begun again: without the
-    sample that took too long, or that two have died at. A job that fails more often than five times is lost.
+    A process that dies or takes too long at one sample is replaced and reported on stderr. Its job starts again without
+    the sample that took too long, or that two processes have died at. A job that fails more than five times is lost.
 
     Args:
-        work: called with a job and the samples to pass over; pickles. Notes what it is at, as in `watch`.
+        work: called with a job and the samples to skip; pickles. Notes its progress as in `watch`.
         jobs: pickle too.
         workers: with more than one, `work` comes from a module, not from the script that is run.
 
@@ -65,6 +65,8 @@ def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iter
 
 
 class _Crew(Generic[Job, Result]):
+    """The processes of one `run_jobs`, one job each at a time, and what is known of every job."""
+
     def __init__(self, work: Work[Job, Result], jobs: Sequence[Job], num: int) -> None:
         self._work, self._jobs = work, jobs
         self._board = Board(num)
@@ -72,7 +74,7 @@ class _Crew(Generic[Job, Result]):
         self._busy: dict[_Worker, int] = {}
         self._done: dict[int, Result | Lost] = {}
         self._failures: defaultdict[int, list[At]] = defaultdict(list)
-        self._passed_over: defaultdict[int, PassedOver] = defaultdict(dict)
+        self._skips: defaultdict[int, Skips] = defaultdict(dict)
         self._has_answered = False
         self._workers = [self._started(slot) for slot in range(num)]
 
@@ -85,7 +87,7 @@ class _Crew(Generic[Job, Result]):
             yield self._done.pop(number)
 
     def close(self) -> None:
-        """Ends all processes, in the middle of a job too."""
+        """Ends all processes, also in the middle of a job."""
         for worker in self._workers:
             worker.connection.close()
             if worker in self._busy:
@@ -102,6 +104,7 @@ class _Crew(Generic[Job, Result]):
         process = context.Process(target=_serve, args=(theirs, self._board, slot, self._work), daemon=True)
         self._board.clear(slot)
         process.start()
+        # Only when no other copy of their end is open does ours see that the process has died.
         theirs.close()
         return _Worker(process, ours, slot)
 
@@ -111,7 +114,7 @@ class _Crew(Generic[Job, Result]):
         number = self._todo.popleft()
         self._busy[worker] = number
         try:
-            worker.connection.send((self._jobs[number], self._passed_over[number]))
+            worker.connection.send((self._jobs[number], self._skips[number]))
         except OSError:  # it died before it had anything to do
             self._failed(worker, is_overdue=False)
 
@@ -145,28 +148,25 @@ class _Crew(Generic[Job, Result]):
         number = self._busy.pop(worker)
         worker.process.join()
         worker.connection.close()
-        at = self._board.at(worker.slot)
-        how = f"took more than {sample_seconds():g} s" if is_overdue else f"the worker {_end(worker.process)}"
+        at, ending = self._board.at(worker.slot), end_of(worker.process.exitcode)
+        how = f"took more than {sample_seconds():g} s" if is_overdue else f"the worker {ending}"
         reason = problems.TOOK_TOO_LONG if is_overdue else problems.WORKER_DIED
         if not (at.shard or self._has_answered):
-            raise UserError(f"worker processes do not start: one {_end(worker.process)}; try with 1 worker")
+            raise UserError(f"worker processes do not start: one {ending}; try with 1 worker")
         earlier = self._failures[number]
         earlier.append(at)
         if is_lost := len(earlier) > MAX_FAILURES or (is_overdue and at.number < 0):
             self._done[number] = Lost(reason, at)
         else:
+            # One death may come from outside, such as a machine short of memory; two at one sample are its own.
             if is_overdue or any(at.number == other.number >= 0 for other in earlier[:-1]):
-                self._passed_over[number][at.number] = reason
+                self._skips[number][at.number] = reason
             self._todo.appendleft(number)
         what = "given up" if is_lost else "begun again"
         print(f"{str(at) or 'a shard'}: {how}; the shard is {what}", file=sys.stderr)
         self._workers.remove(worker)
         self._workers.append(self._started(worker.slot))
         self._give(self._workers[-1])
-
-
-def _end(process: BaseProcess) -> str:
-    return end_of(process.exitcode)
 
 
 def end_of(exitcode: int | None) -> str:
@@ -179,17 +179,18 @@ def end_of(exitcode: int | None) -> str:
 
 def _serve(connection: Connection, board: Board, slot: int, work: Work[Any, Any]) -> None:
     """The life of a worker. It ends with its parent, whose end of the connection closes."""
-    # A terminal's Ctrl-C reaches all processes; what to do about it is for the parent to say.
+    # A terminal's Ctrl-C reaches all processes; the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     board.claim(slot)
     while True:
         try:
-            job, passed_over = connection.recv()
+            job, skips = connection.recv()
         except (EOFError, OSError):
             return
+        # Errors travel as plain values: an exception with arguments of its own may not survive pickling.
         answer: tuple[str, Any]
         try:
-            answer = ("result", work(job, passed_over))
+            answer = ("result", work(job, skips))
         except UserError as error:
             answer = ("user error", str(error))
         except OSError as error:  # the machine's state, such as a full disk

@@ -38,7 +38,7 @@ SHARD_GOES_ON = "shard goes on after its end mark: not read"
 SHARD_BOMB = "shard unpacks to too much"
 TOOK_TOO_LONG = "took too long"
 WORKER_DIED = "worker died"
-# What is told without any sample being lost.
+# What is reported without any sample being lost.
 NOTICES = frozenset({PART_REPEATED, SHARD_GOES_ON})
 
 logger = logging.getLogger(__name__)

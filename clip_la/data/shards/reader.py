@@ -1,42 +1,44 @@
 """Webdataset shards: tars in which the consecutive members KEY.jpg, KEY.txt, KEY.json make one sample.
 
-Keys and parts are split as webdataset does: the part is what follows the first dot of the file's name, the key all
-before it, folders included.
+Samples are webdataset's dicts, `{"__key__": "00001", "__url__": "a.tar", "jpg": bytes, "txt": bytes, "json": bytes}`;
+keys and parts are split as webdataset does (`formats.split_name`).
 """
 
 import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from io import BytesIO
 from types import TracebackType
 from typing import IO, Any
 
 from clip_la.atomic import atomic_write
 from clip_la.data.shards import problems
-from clip_la.data.shards.formats import is_apple_double, merged_keys, split_name
+from clip_la.data.shards.formats import KEY, URL, is_apple_double, merged_keys, parts_of, split_name
 from clip_la.data.shards.problems import OnProblem, Problem, log_problem
 from clip_la.data.shards.sources import expand_urls, open_shard
 from clip_la.data.shards.tar import TarDamage, read_members
 from clip_la.data.shards.watch import noted
 from clip_la.errors import UserError
 
-__all__ = ["ShardWriter", "expand_urls", "read_samples", "split_name"]
+__all__ = ["KEY", "URL", "ShardWriter", "expand_urls", "read_samples", "split_name"]
 
 Sample = dict[str, Any]
-KEY = "__key__"
-SHARD = "__shard__"
 
 
 def read_samples(
     url: str, *, on_problem: OnProblem = log_problem, opener: Callable[[str], IO[bytes]] = open_shard
 ) -> Iterator[Sample]:
-    """The samples of one shard in order: `{"__key__": str, "__shard__": url, ".png": bytes, ".txt": bytes, ...}`.
+    """The samples of one shard in order: `{"__key__": str, "__url__": url, "png": bytes, "txt": bytes, ...}`.
 
-    A damaged part costs its sample, a damaged header what lies before the next whole one; each goes to `on_problem`, as
-    does each passed-over member. A part name that comes twice under one key begins a new sample, as open_clip has it,
-    and is told; so is each sample that was merged into another because its key has a dot. What macOS puts beside files
-    is nobody's.
+    A damaged part costs its sample, a damaged header what lies before the next whole one. Each loss is reported to
+    `on_problem`, and so is each skipped member. A part name that comes twice under one key begins a new sample, as in
+    open_clip, and is reported; so is each sample that was merged into another because its key has a dot. What macOS
+    puts beside files is ignored.
+
+    Args:
+        url: a path or an address, given to `opener`.
+        on_problem: called with each Problem; the default logs a warning.
+        opener: gives the shard's bytes.
 
     Raises:
         UserError: the shard does not exist or cannot be read.
@@ -68,7 +70,7 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
                     if part in sample and key == sample[KEY]:
                         on_problem(Problem(problems.PART_REPEATED, url, member.name))
                     yield from _unmerged(sample, on_problem)
-                    sample = {KEY: key, SHARD: url}
+                    sample = {KEY: key, URL: url}
                 sample[part] = member.data
     except TarDamage as damage:
         on_problem(Problem(damage.reason, url, damage.name))
@@ -78,42 +80,48 @@ def _group(stream: IO[bytes], url: str, on_problem: OnProblem) -> Iterator[Sampl
 
 
 def _unmerged(sample: Sample, on_problem: OnProblem) -> Iterator[Sample]:
-    """The sample, if it is one, without the parts of others whose keys have a dot; each of these is told."""
+    """The sample, if it is one, without the parts of others whose keys have a dot; each of these is reported."""
     # Without compound parts, as nearly always, there is nothing to look for.
-    if any("." in part[1:] for part in sample if part[0] == "."):
+    if any("." in part for part in sample):
         for more in merged_keys(sample):
-            on_problem(Problem(problems.MERGED, sample[SHARD], sample[KEY] + more))
+            on_problem(Problem(problems.MERGED, sample[URL], f"{sample[KEY]}.{more}"))
             sample = {part: value for part, value in sample.items() if not part.startswith(f"{more}.")}
-    if any(part[0] == "." for part in sample):
+    if parts_of(sample):
         yield sample
 
 
 class ShardWriter:
-    """Writes one shard, whole or not at all; the same samples give the same bytes on every machine.
+    """Writes one shard by `webdataset.TarWriter`, whole or not at all; the same samples give the same bytes everywhere.
 
-    Parts are bytes, text (UTF-8), or for `.json` anything `json` writes (sorted keys). Members are sorted by part,
-    times and owners are zero.
+    Parts are bytes, text (UTF-8), or anything `json` writes (sorted keys). Members are sorted by part; times and owners
+    are zero. Used as a context: the shard appears under its name when the context ends without an error.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        # Late: webdataset imports torch, a second that reading without tensors does not need.
+        from webdataset import TarWriter
+
         self.num_samples = 0
         self._file = atomic_write(path)
-        self._tar = tarfile.TarFile(fileobj=self._file.__enter__(), mode="w", format=tarfile.GNU_FORMAT)
+        self._tar = TarWriter(
+            self._file.__enter__(), user="", group="", mode=0o644, mtime=0, encoder=False, keep_meta=True
+        )
+        # TarWriter 1.0 accepts a format but ignores it, and Python's own default depends on its version.
+        self._tar.tarstream.format = tarfile.GNU_FORMAT
 
     def write(self, sample: Mapping[str, Any]) -> None:
-        """Adds one sample, in the form that `read_samples` gives it; other `__names__` than the key are left out.
+        """Adds one sample in the form of `read_samples`; part names may begin with a dot, as suffixes do.
 
         Raises:
-            ValueError: a key that would read back as another one (empty, or with a dot in its last part).
+            ValueError: a key that would read back as another one (empty, or with a dot in its last component).
         """
-        key = sample[KEY]
-        for part in sorted(name for name in sample if name.startswith(".")):
-            if split_name(key + part) != (key, part):
+        key, parts = sample[KEY], {}
+        for name, value in parts_of(sample).items():
+            part = name.removeprefix(".")
+            if split_name(f"{key}.{part}") != (key, part):
                 raise ValueError(f"key '{key}' with part '{part}' would not read back as written")
-            data = encode_part(sample[part])
-            info = tarfile.TarInfo(key + part)
-            info.size = len(data)
-            self._tar.addfile(info, BytesIO(data))
+            parts[part] = value if isinstance(value, bytes) else _encoded(value)
+        self._tar.write({KEY: key, **parts})
         self.num_samples += 1
 
     def __enter__(self) -> "ShardWriter":
@@ -123,18 +131,16 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._tar.close()
+            # After an error too: a tarfile that is dropped open writes its last block whenever it is collected.
+            self._tar.close()
         except BaseException as late:
             self._file.__exit__(type(late), late, late.__traceback__)
             raise
         self._file.__exit__(kind, error, trace)
 
 
-def encode_part(value: Any) -> bytes:
-    """Bytes as they are, text as UTF-8, anything else as JSON with sorted keys."""
-    if isinstance(value, bytes):
-        return value
+def _encoded(value: Any) -> bytes:
+    """Text as UTF-8, anything else as JSON with sorted keys."""
     if isinstance(value, str):
         return value.encode()
     try:

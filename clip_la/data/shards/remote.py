@@ -1,4 +1,4 @@
-"""Remote shards and pipes as one unbroken stream of bytes: what breaks is opened again and goes on where it broke."""
+"""Remote shards and pipes as one unbroken stream of bytes: what breaks is opened again at the byte where it broke."""
 
 import contextlib
 import io
@@ -36,10 +36,6 @@ logger = logging.getLogger(__name__)
 def is_remote(url: str) -> bool:
     """True for `https://`, `s3://`, `gs://` and whatever else fsspec knows."""
     return "://" in url and not url.startswith((PIPE, "file://"))
-
-
-class _Broken(Exception):
-    """The bytes ended before the shard did."""
 
 
 class Resuming(io.RawIOBase):
@@ -100,7 +96,7 @@ class Resuming(io.RawIOBase):
         stream = self._stream or self._open()
         data = stream.read(size) or b""
         if not data and self._size is not None and self._offset < self._size:
-            raise _Broken(f"ended at byte {self._offset} of {self._size}")
+            raise EOFError(f"ended at byte {self._offset} of {self._size}")
         return data
 
     def _open(self) -> IO[bytes] | io.RawIOBase:
@@ -108,10 +104,37 @@ class Resuming(io.RawIOBase):
             self._stream = _Pipe(self._url[len(PIPE) :])
             _skip_to(self._stream, self._offset)
         elif self._url.startswith(HTTP):
-            self._stream, self._size = _open_http(self._url, self._offset)
+            self._stream = self._open_http()
         else:
-            self._stream, self._size = _open_fsspec(self._url, self._offset)
+            import fsspec
+
+            try:
+                system, path = fsspec.core.url_to_fs(self._url)
+            except ValueError as error:
+                raise UserError(f"shard '{self._url}': {error}") from error
+            self._stream = system.open(path, "rb", block_size=REQUEST_BYTES, cache_type="readahead")
+            self._size = getattr(self._stream, "size", None)
+            _skip_to(self._stream, self._offset)
         return self._stream
+
+    def _open_http(self) -> IO[bytes]:
+        """One answer streamed from the offset on: unlike requests for blocks, what came before a drop is not lost."""
+        headers = {"Range": f"bytes={self._offset}-"} if self._offset else {}
+        try:
+            answer = urllib.request.urlopen(urllib.request.Request(self._url, headers=headers), timeout=TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            if error.code in GONE:
+                raise FileNotFoundError(self._url) from error
+            if error.code < FIRST_SERVER_ERROR and error.code not in WORTH_ANOTHER_TRY:
+                raise UserError(f"shard '{self._url}' cannot be read: {error.code} {error.reason}") from error
+            raise
+        length = answer.headers.get("Content-Length")
+        is_whole = not self._offset or answer.status != PARTIAL_CONTENT
+        self._size = (0 if is_whole else self._offset) + int(length) if length else None
+        # A server that knows no ranges sends all of it again.
+        if is_whole:
+            _skip_to(answer, self._offset)
+        return answer
 
     def _drop(self) -> None:
         stream, self._stream = self._stream, None
@@ -122,36 +145,6 @@ class Resuming(io.RawIOBase):
                 logger.debug("%s: %r on closing", self._url, error)
 
 
-def _open_http(url: str, offset: int) -> tuple[IO[bytes], int | None]:
-    """One answer streamed from `offset` on: unlike requests for blocks, what came before a drop is not lost."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-    except urllib.error.HTTPError as error:
-        if error.code in GONE:
-            raise FileNotFoundError(url) from error
-        if error.code < FIRST_SERVER_ERROR and error.code not in WORTH_ANOTHER_TRY:
-            raise UserError(f"shard '{url}' cannot be read: {error.code} {error.reason}") from error
-        raise
-    length = answer.headers.get("Content-Length")
-    if offset and answer.status != PARTIAL_CONTENT:
-        _skip_to(answer, offset)
-        return answer, int(length) if length else None
-    return answer, offset + int(length) if length else None
-
-
-def _open_fsspec(url: str, offset: int) -> tuple[IO[bytes], int | None]:
-    import fsspec
-
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except ValueError as error:
-        raise UserError(f"shard '{url}': {error}") from error
-    stream = system.open(path, "rb", block_size=REQUEST_BYTES, cache_type="readahead")
-    _skip_to(stream, offset)
-    return stream, getattr(stream, "size", None)
-
-
 def _skip_to(stream: IO[bytes] | io.RawIOBase, offset: int) -> None:
     if stream.seekable():
         stream.seek(offset)
@@ -159,7 +152,7 @@ def _skip_to(stream: IO[bytes] | io.RawIOBase, offset: int) -> None:
     while offset:
         data = stream.read(min(offset, READ_AHEAD_BYTES))
         if not data:
-            raise _Broken(f"ended {offset} bytes before the place to go on at")
+            raise EOFError(f"ended {offset} bytes before the place to go on at")
         offset -= len(data)
 
 

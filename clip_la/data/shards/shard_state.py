@@ -25,7 +25,7 @@ def shard_hashes(urls: Sequence[str]) -> list[str | None]:
     elsewhere = [url for url in urls if is_elsewhere(url)]
     found: dict[str, str | None] = dict(zip(local, file_hashes(local, len(local)), strict=True))
     with ThreadPoolExecutor(THREADS) as pool:
-        found |= zip(elsewhere, pool.map(remote_state, elsewhere), strict=True)
+        found |= zip(elsewhere, pool.map(_remote_state, elsewhere), strict=True)
     return [found[url] for url in urls]
 
 
@@ -34,7 +34,7 @@ def is_elsewhere(url: str) -> bool:
     return is_remote(url) or url.startswith(PIPE)
 
 
-def remote_state(url: str) -> str | None:
+def _remote_state(url: str) -> str | None:
     """Address, size and ETag or time of change of a remote shard as one text; None where these are not to be had."""
     if url.startswith(PIPE):
         return None

@@ -23,7 +23,7 @@ from clip_la.errors import UserError
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 HASH_DIGITS = 16
 GIB = 1 << 30
-# Another process may be fetching a shard; one that has not grown for so long is of a killed one.
+# Another process may be fetching a shard; one that has not grown for so long was left by a killed process.
 ABANDONED_S = 3600.0
 
 
@@ -33,36 +33,42 @@ def expand_urls(spec: str | Iterable[str]) -> list[str]:
     Raises:
         UserError: a local shard is missing, a glob or a folder matches nothing, or the list is empty.
     """
-    specs = [spec] if isinstance(spec, str | os.PathLike) else list(spec)
-    urls = [url for one in specs for url in _expand(os.fspath(one))]
+    urls: list[str] = []
+    for each in [spec] if isinstance(spec, str | os.PathLike) else spec:
+        text = os.fspath(each)
+        # In a command, "::" and "*" are the shell's own.
+        is_pipe = text.startswith(PIPE)
+        for one in [text] if is_pipe else text.split("::"):
+            try:
+                expanded = list(braceexpand.braceexpand(one))
+            except ValueError as error:
+                raise UserError(f"shards '{one}': braces do not balance; write '{{00000..00099}}.tar'") from error
+            urls += expanded if is_pipe else [url for path in expanded for url in _matches(path)]
     if not urls:
         raise UserError("no shards given; name a path, a brace range like '/data/{00000..00099}.tar' or a glob")
     return urls
 
 
-def _expand(spec: str) -> list[str]:
-    if spec.startswith(PIPE):
-        return _braces(spec)
-    return [url for one in spec.split("::") for brace in _braces(one) for url in _matches(brace)]
-
-
-def _braces(spec: str) -> list[str]:
-    try:
-        return list(braceexpand.braceexpand(spec))
-    except ValueError as error:
-        raise UserError(f"shards '{spec}': braces do not balance; write '{{00000..00099}}.tar'") from error
-
-
 def _matches(path: str) -> list[str]:
+    """The shards of one path, glob, folder or address without braces."""
     if is_remote(path):
-        return _remote_matches(path)
+        # The query of an address, behind "?", is no pattern.
+        if not glob.has_magic(path.partition("://")[2].partition("?")[0]):
+            return [path]
+        import fsspec
+
+        system, pattern = fsspec.core.url_to_fs(path)
+        found = [system.unstrip_protocol(match) for match in sorted(system.glob(pattern))]
+        if not found:
+            raise UserError(f"no shard matches '{path}'")
+        return found
     path = os.path.expanduser(path.removeprefix("file://"))
     if os.path.isdir(path):
         return _in_folder(Path(path))
-    if not glob.has_magic(path) or os.path.exists(path):
-        if not os.path.exists(path):
-            raise UserError(f"shard '{path}' does not exist")
+    if os.path.exists(path):
         return [path]
+    if not glob.has_magic(path):
+        raise UserError(f"shard '{path}' does not exist")
     found = sorted(glob.glob(path, recursive=True))
     if not found:
         raise UserError(f"no shard matches '{path}'{_deeper(Path(path).parent)}")
@@ -95,21 +101,9 @@ def _in_folder(folder: Path) -> list[str]:
 
 
 def _deeper(folder: Path) -> str:
-    """Where below a folder shards lie, for who named the folder above them."""
+    """Where below a folder shards lie, for a message to who named the folder above them."""
     below = sorted(below.name for below in folder.glob("*/") if shards_in(below))
     return f"; its folders {', '.join(below)} hold some" if below else ""
-
-
-def _remote_matches(url: str) -> list[str]:
-    if not glob.has_magic(url.partition("://")[2].partition("?")[0]):
-        return [url]
-    import fsspec
-
-    system, path = fsspec.core.url_to_fs(url)
-    found = [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
-    if not found:
-        raise UserError(f"no shard matches '{url}'")
-    return found
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ class ShardOpener:
 
     Args:
         retries: how often a remote shard or a pipe that fails is tried again before the run stops; each time reading
-            goes on at the byte where it failed, after a wait that doubles from `backoff_s` seconds.
+            resumes at the byte where it failed, after a wait that doubles from `backoff_s` seconds.
         backoff_s: the first wait.
         cache_dir: folder in which remote shards are kept once read; None keeps none.
         cache_gb: least recently used shards go when the folder would hold more GiB than this.
@@ -135,11 +129,19 @@ class ShardOpener:
         Raises:
             UserError: the shard does not exist or cannot be read; the message names it.
         """
-        if not (is_remote(url) or url.startswith(PIPE)):
-            return _open_local(url)
-        if self.cache_dir is not None:
-            return _open_local(self._cached(url, Path(self.cache_dir)))
-        return io.BufferedReader(Resuming(url, self.retries, self.backoff_s), READ_AHEAD_BYTES)
+        if is_remote(url) or url.startswith(PIPE):
+            if self.cache_dir is None:
+                return io.BufferedReader(Resuming(url, self.retries, self.backoff_s), READ_AHEAD_BYTES)
+            url = self._cached(url, Path(self.cache_dir))
+        try:
+            with TimeLimit(url, ""):
+                return open(url, "rb", buffering=READ_AHEAD_BYTES)
+        except BadSample as error:
+            raise UserError(f"shard '{url}' does not open: is it a named pipe that nobody writes to?") from error
+        except FileNotFoundError as error:
+            raise UserError(f"shard '{url}' does not exist") from error
+        except OSError as error:
+            raise UserError(f"shard '{url}' cannot be read: {error.strerror}") from error
 
     def _cached(self, url: str, folder: Path) -> str:
         digest = hashlib.sha256(url.encode()).hexdigest()[:HASH_DIGITS]
@@ -147,32 +149,20 @@ class ShardOpener:
         if not path.exists():
             with Resuming(url, self.retries, self.backoff_s) as remote, atomic_write(path) as local:
                 shutil.copyfileobj(remote, local, READ_AHEAD_BYTES)
-            _evict(folder, int(self.cache_gb * GIB), keep=path)
+            self._evict(folder, keep=path)
+        # The time of use is set by hand: file systems mounted with noatime do not.
         os.utime(path, (time.time(), path.stat().st_mtime))
         return str(path)
 
-
-def _evict(folder: Path, limit_bytes: int, keep: Path) -> None:
-    """Removes the least recently used shards; other workers that read one go on reading what they have open."""
-    remove_unfinished(folder, older_than_s=ABANDONED_S)
-    kept = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_atime)
-    total = sum(path.stat().st_size for path in kept)
-    for path in kept:
-        if total > limit_bytes and path != keep:
-            total -= path.stat().st_size
-            path.unlink(missing_ok=True)
-
-
-def _open_local(path: str) -> IO[bytes]:
-    try:
-        with TimeLimit(path, ""):
-            return open(path, "rb", buffering=READ_AHEAD_BYTES)
-    except BadSample as error:
-        raise UserError(f"shard '{path}' does not open: is it a named pipe that nobody writes to?") from error
-    except FileNotFoundError as error:
-        raise UserError(f"shard '{path}' does not exist") from error
-    except OSError as error:
-        raise UserError(f"shard '{path}' cannot be read: {error.strerror}") from error
+    def _evict(self, folder: Path, keep: Path) -> None:
+        """Removes the least recently used shards; workers that read one continue on the file that they have open."""
+        remove_unfinished(folder, older_than_s=ABANDONED_S)
+        cached = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_atime)
+        total = sum(path.stat().st_size for path in cached)
+        for path in cached:
+            if total > int(self.cache_gb * GIB) and path != keep:
+                total -= path.stat().st_size
+                path.unlink(missing_ok=True)
 
 
 open_shard = ShardOpener()

@@ -1,8 +1,6 @@
 """Worker processes of scripts that are not written to be run again by each worker."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,8 +11,19 @@ from typing import Any
 class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
-        with _script_hidden():
+        script = sys.modules["__main__"]
+        path = getattr(script, "__file__", None)
+        try:
+            is_guarded = path is None or b"__main__" in Path(path).read_bytes()
+        except OSError:
+            is_guarded = False
+        if not is_guarded:
+            # A new process imports the main module by its spec or file; one that has neither is left out.
+            sys.modules["__main__"] = ModuleType("__main__")
+        try:
             return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = script
 
 
 class Spawned(SpawnContext):
@@ -24,23 +33,3 @@ class Spawned(SpawnContext):
     """
 
     Process = _Process
-
-
-@contextlib.contextmanager
-def _script_hidden() -> Iterator[None]:
-    script = sys.modules["__main__"]
-    if not _is_guarded(script):
-        # What has neither a spec nor a file is not imported by a new process.
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def _is_guarded(script: ModuleType) -> bool:
-    path = getattr(script, "__file__", None)
-    try:
-        return path is None or b"__main__" in Path(path).read_bytes()
-    except OSError:
-        return False

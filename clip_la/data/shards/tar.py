@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
-from clip_la.data.shards import problems, tar_headers
-from clip_la.data.shards.tar_headers import BLOCK_BYTES, BadHeader, Header, Piece, parse_header
+from clip_la.data.shards import problems, tar_headers, tar_sparse
+from clip_la.data.shards.tar_headers import BLOCK_BYTES, BadHeader, Header, parse_header
 from clip_la.data.shards.tar_source import TarDamage, TarSource
+from clip_la.data.shards.tar_sparse import SparseMap
 
 __all__ = ["Member", "TarDamage", "read_members"]
 
@@ -39,7 +40,7 @@ _EXTENSIONS = frozenset(
 
 @dataclass(frozen=True)
 class Member:
-    """One entry: its name and bytes, or the reason why it was passed over (then `data` is empty).
+    """One entry: its name and bytes, or the reason why it was skipped (then `data` is empty).
 
     `name` is empty where damage hides it.
     """
@@ -50,9 +51,9 @@ class Member:
 
 
 def read_members(stream: IO[bytes], on_notice: Callable[[str], None] = lambda reason: None) -> Iterator[Member]:
-    """All regular files of a tar, plain or gzipped, read from front to back; directories are passed over silently.
+    """All regular files of a tar, plain or gzipped, read from front to back; directories are skipped silently.
 
-    A member of a kind that nobody knows is a regular file, sparse files come whole, links and devices are passed over.
+    A member of a kind that nobody knows is a regular file, sparse files come whole, links and devices are skipped.
 
     Args:
         on_notice: called with `problems.SHARD_GOES_ON` where more than zeros follows the end mark, as in tars put one
@@ -93,15 +94,15 @@ class _Extension:
     def is_sparse(self) -> bool:
         return any(key.startswith(SPARSE) for key in self.records)
 
-    def sparse_map(self, stored: bytes) -> tuple[list[Piece], bytes]:
-        """The pieces of a sparse file in any of the three pax forms, and the bytes without the map."""
+    def sparse_map(self, stored: bytes) -> tuple[SparseMap, bytes]:
+        """The map of a sparse file in any of the three pax forms, and the stored bytes without it."""
         if MAP in self.records:  # 0.1
             listed = self.records[MAP]
-            return tar_headers.pax_map(listed.split(b",") if listed else []), stored
+            return SparseMap.from_numbers(listed.split(b",") if listed else []), stored
         if REAL_SIZES[1] in self.records:  # 0.0
-            return tar_headers.pax_map(self.pieces), stored
+            return SparseMap.from_numbers(self.pieces), stored
         if tuple(self.records.get(key) for key in VERSION) == (b"1", b"0"):
-            return tar_headers.leading_map(stored)
+            return SparseMap.split_from(stored)
         raise BadHeader("sparse version")
 
 
@@ -194,20 +195,22 @@ class _Archive:
             yield Member(name, self._source.exactly(size, name))
 
     def _old_sparse(self, name: str, size: int, block: bytes, extension: _Extension) -> Member:
-        pieces: list[Piece] = []
-        real_size, goes_on = 0, bool(block[tar_headers.OLD_MAP_GOES_ON])
+        pieces = SparseMap()
+        real_size, goes_on = 0, bool(block[tar_sparse.OLD_MAP_GOES_ON])
         try:
-            pieces, real_size = tar_headers.old_map(block)
+            pieces.add_entries(block[tar_sparse.OLD_MAP])
+            real_size = tar_headers.number(block[tar_sparse.OLD_REAL_SIZE])
         except BadHeader:
             extension.is_damaged = True
+        # All blocks of the map are read whatever is wrong with it: the member's bytes lie behind them.
         while goes_on:
             more = self._source.exactly(BLOCK_BYTES, name)
-            goes_on = bool(more[tar_headers.MAP_BLOCK_GOES_ON])
+            goes_on = bool(more[tar_sparse.MAP_BLOCK_GOES_ON])
             try:
-                pieces += [] if extension.is_damaged else tar_headers.old_map_block(more)
+                if not extension.is_damaged:
+                    pieces.add_entries(more[tar_sparse.MAP_BLOCK])
             except BadHeader:
                 extension.is_damaged = True
-            extension.is_damaged |= len(pieces) > tar_headers.MAX_PIECES
         if extension.is_damaged or size > MAX_MEMBER_BYTES:
             self._source.skip(size, name)
             reason = problems.SHARD_DAMAGED if extension.is_damaged else problems.PART_TOO_LARGE
@@ -222,12 +225,12 @@ class _Archive:
             return Member(name, b"", problems.SHARD_DAMAGED)
         return self._whole(name, stored, pieces, real_size)
 
-    def _whole(self, name: str, stored: bytes, pieces: list[Piece], real_size: int) -> Member:
+    def _whole(self, name: str, stored: bytes, pieces: SparseMap, real_size: int) -> Member:
         holes = real_size - len(stored)
         if real_size > MAX_MEMBER_BYTES or holes > self._holes_left:
             return Member(name, b"", problems.PART_TOO_LARGE)
         try:
-            data = tar_headers.expanded(stored, pieces, real_size)
+            data = pieces.expand(stored, real_size)
         except BadHeader:
             return Member(name, b"", problems.SHARD_DAMAGED)
         self._holes_left -= max(holes, 0)

@@ -1,9 +1,10 @@
-"""What the blocks of a tar say: headers, pax records, the maps of sparse files; no byte is believed unchecked.
+"""What the blocks of a tar say: headers and pax records; no byte is believed unchecked. `tar_sparse` has the rest.
 
 Forms: POSIX.1-2008 `pax` (ustar and extended headers) and the GNU tar manual, "Tar Internals". Where those leave room,
 the reading is that of Python's `tarfile`.
 """
 
+import contextlib
 from typing import NamedTuple
 
 BLOCK_BYTES = 512
@@ -18,14 +19,9 @@ MAGIC_WORD = b"ustar"
 GNU_MAGIC = b"ustar  \0"
 # A length of more digits is no length, and Python's int() is slow with long ones.
 MAX_DIGITS = 20
-# Pieces of one sparse file: no picture has as many, and a map could be made to take memory instead of the data.
-MAX_PIECES = 1 << 16
 CHECKSUM = slice(148, 156)
 _PREFIX = slice(345, 500)
 _GNU_TIME = slice(345, 357)
-_OLD_MAP, OLD_MAP_GOES_ON, _OLD_REAL_SIZE = slice(386, 482), 482, slice(483, 495)
-_MAP_BLOCK, MAP_BLOCK_GOES_ON = slice(0, 504), 504
-_NUMBER_BYTES = 12
 _POSITIVE, _NEGATIVE = 0o200, 0o377  # first bytes of GNU's base-256 numbers
 
 
@@ -41,15 +37,8 @@ class Header(NamedTuple):
     kind: bytes
 
 
-class Piece(NamedTuple):
-    """A part of a sparse file that is stored: `size` bytes that belong at `start`."""
-
-    start: int
-    size: int
-
-
 def parse_header(block: bytes) -> Header:
-    """Raises BadHeader for a wrong checksum or length."""
+    """The header in a block of 512 bytes; raises BadHeader for a wrong checksum or length."""
     checksum = number(block[CHECKSUM])
     # It counts its own eight bytes as spaces; old tars add the bytes as signed numbers.
     rest = block[: CHECKSUM.start] + block[CHECKSUM.stop :]
@@ -62,20 +51,16 @@ def parse_header(block: bytes) -> Header:
     raw = until_zero(block[:100])
     if kind == OLD_REGULAR and raw.endswith(b"/"):
         kind = DIRECTORY
-    if block[_PREFIX.start] and kind not in (GNU_LONG_NAME, GNU_LONG_LINK, GNU_SPARSE) and not _has_gnu_times(block):
-        raw = until_zero(block[_PREFIX]) + b"/" + raw
+    if block[_PREFIX.start] and kind not in (GNU_LONG_NAME, GNU_LONG_LINK, GNU_SPARSE):
+        # GNU tar keeps a time where POSIX keeps the folder; its magic alone does not tell which of the two it is.
+        has_time = False
+        if block[MAGIC] == GNU_MAGIC:
+            with contextlib.suppress(BadHeader):
+                number(block[_GNU_TIME])
+                has_time = True
+        if not has_time:
+            raw = until_zero(block[_PREFIX]) + b"/" + raw
     return Header(text(raw), size, kind)
-
-
-def _has_gnu_times(block: bytes) -> bool:
-    """GNU tar keeps a time where POSIX keeps the folder."""
-    if block[MAGIC] != GNU_MAGIC:
-        return False
-    try:
-        number(block[_GNU_TIME])
-    except BadHeader:
-        return False
-    return True
 
 
 def number(field: bytes) -> int:
@@ -124,56 +109,3 @@ def decimal(digits: bytes) -> int:
     if not digits.isdigit() or len(digits) > MAX_DIGITS:
         raise BadHeader("pax number")
     return int(digits)
-
-
-def old_map(block: bytes) -> tuple[list[Piece], int]:
-    """Of an old GNU sparse header: its pieces, and the file's real size. Blocks follow while `*_GOES_ON` is set."""
-    return _pieces(block[_OLD_MAP]), number(block[_OLD_REAL_SIZE])
-
-
-def old_map_block(block: bytes) -> list[Piece]:
-    """The pieces in a block that follows an old GNU sparse header."""
-    return _pieces(block[_MAP_BLOCK])
-
-
-def _pieces(entries: bytes) -> list[Piece]:
-    numbers = [entries[i : i + _NUMBER_BYTES] for i in range(0, len(entries), _NUMBER_BYTES)]
-    return [Piece(number(start), number(count)) for start, count in zip(numbers[::2], numbers[1::2], strict=True)]
-
-
-def pax_map(numbers: list[bytes]) -> list[Piece]:
-    """The pieces of a list "start, count, start, count, ..."."""
-    if len(numbers) % 2 or len(numbers) > 2 * MAX_PIECES:
-        raise BadHeader("sparse map")
-    values = [decimal(digits) for digits in numbers]
-    return [Piece(*pair) for pair in zip(values[::2], values[1::2], strict=True)]
-
-
-def leading_map(data: bytes) -> tuple[list[Piece], bytes]:
-    """Pax sparse 1.0: the map that stands before the bytes, a number a line, filled up to whole blocks; the bytes."""
-    count = data[: MAX_DIGITS + 1].partition(b"\n")[0]
-    num = 2 * decimal(count)
-    if num > 2 * MAX_PIECES:
-        raise BadHeader("sparse map")
-    lines = data.split(b"\n", num + 1)
-    if len(lines) < num + 2:
-        raise BadHeader("sparse map")
-    length = len(data) - len(lines[-1])
-    return pax_map(lines[1:-1]), data[length + -length % BLOCK_BYTES :]
-
-
-def expanded(stored: bytes, pieces: list[Piece], size: int) -> bytes:
-    """The sparse file of `size` bytes, zeros where nothing is stored.
-
-    Raises BadHeader for pieces that overlap, lie outside, or need more bytes than are stored.
-    """
-    parts: list[bytes] = []
-    end = taken = 0
-    for start, count in pieces:
-        if not count:
-            continue
-        if count < 0 or start < end or start + count > size or taken + count > len(stored):
-            raise BadHeader("sparse map")
-        parts += (bytes(start - end), stored[taken : taken + count])
-        end, taken = start + count, taken + count
-    return b"".join((*parts, bytes(size - end)))

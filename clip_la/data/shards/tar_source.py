@@ -1,9 +1,10 @@
-"""The bytes that a tar is read from: plain or gzipped, within bounds; after damage, on to the next header."""
+"""The bytes that a tar is read from: plain or gzipped, within bounds; after damage, from the next header on."""
 
+import contextlib
 import gzip
-import io
 import zlib
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 from clip_la.data.shards import problems, tar_headers
 from clip_la.data.shards.tar_headers import BLOCK_BYTES, MAGIC, MAGIC_WORD, BadHeader, parse_header
@@ -28,13 +29,17 @@ class TarDamage(Exception):
 
 
 class TarSource:
-    """The bytes of a tar, unpacked where it is gzipped; bytes can be put back."""
+    """The bytes of a tar, unpacked where it is gzipped; bytes can be put back.
+
+    Args:
+        stream: anything with a `read(size)` that gives fewer bytes than asked for only at the end.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
-        if stream.peek(2)[:2] == GZIP_MAGIC:  # type: ignore[attr-defined]
-            stream = _Unzipped(stream)  # type: ignore[assignment]
-        self._stream = stream
-        self._held = b""
+        head = stream.read(len(GZIP_MAGIC))
+        is_packed = head == GZIP_MAGIC
+        self._stream: Any = _Unzipped(stream, head) if is_packed else stream
+        self._held = b"" if is_packed else head
 
     def read(self, size: int) -> bytes:
         """So many bytes, fewer at the end."""
@@ -44,7 +49,7 @@ class TarSource:
         return data if len(data) == size else data + self._stream.read(size - len(data))
 
     def exactly(self, size: int, name: str) -> bytes:
-        """So many bytes, and past what fills up their last block. Raises TarDamage where they end too soon."""
+        """So many bytes; also reads what fills up their last block. Raises TarDamage where they end too soon."""
         padding = -size % BLOCK_BYTES
         data = self.read(size + padding)
         if len(data) < size:
@@ -74,7 +79,7 @@ class TarSource:
         return False
 
     def find_header(self, damaged: bytes) -> bool:
-        """Goes on to the next header after a block that is none; False where there is none within reach.
+        """Moves to the next header after a block that is none; False where there is none within reach.
 
         Headers with a magic word are found anywhere, those of old tars at whole blocks from here.
         """
@@ -89,6 +94,7 @@ class TarSource:
                 return True
             if not more:
                 return False
+            # A header may lie across two reads: its first bytes stay in the window.
             dropped = max(len(window) - BLOCK_BYTES + 1, 0)
             window, first, at_block = window[dropped:], 0, (at_block - dropped) % BLOCK_BYTES
         return False
@@ -102,51 +108,40 @@ def _first_header(window: bytes, first: int, at_block: int) -> int | None:
         places.add(magic - MAGIC.start)
         magic = window.find(MAGIC_WORD, magic + 1)
     for place in sorted(places):
-        if first <= place <= len(window) - BLOCK_BYTES and _is_header(window[place : place + BLOCK_BYTES]):
-            return place
+        block = window[place : place + BLOCK_BYTES]
+        # A block of zeros with nothing but a checksum is no header anybody wrote, though it would parse.
+        if place < first or len(block) < BLOCK_BYTES or not block[0]:
+            continue
+        # Parsing sums up all bytes: most places that are none are seen from one byte.
+        if block[tar_headers.CHECKSUM.start] in b" 01234567":
+            with contextlib.suppress(BadHeader):
+                parse_header(block)
+                return place
     return None
 
 
-def _is_header(block: bytes) -> bool:
-    if block[tar_headers.CHECKSUM.start] not in b" 01234567":
-        return False
-    try:
-        parse_header(block)
-    except BadHeader:
-        return False
-    # A block of zeros with nothing but a checksum is no header anybody wrote.
-    return bool(block[0])
-
-
 class _Unzipped:
-    """A gzipped tar's bytes, within bounds."""
+    """A gzipped tar's bytes, within bounds. `head` was read from the stream already."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._packed = _Counted(stream)
-        self._stream = gzip.GzipFile(fileobj=self._packed)
-        self._unpacked = 0
+    def __init__(self, stream: IO[bytes], head: bytes) -> None:
+        self._packed = stream
+        self._head = head
+        self._packed_bytes = self._unpacked_bytes = 0
+        self._stream = gzip.GzipFile(fileobj=SimpleNamespace(read=self._read_packed))  # type: ignore[call-overload]
 
-    def read(self, size: int) -> bytes:
+    def _read_packed(self, size: int = -1) -> bytes:
+        data, self._head = self._head or self._packed.read(size), b""
+        self._packed_bytes += len(data)
+        return data
+
+    def read(self, size: int = -1) -> bytes:
         try:
             data = self._stream.read(size)
         except EOFError as error:
             raise TarDamage(problems.SHARD_TRUNCATED) from error
         except (gzip.BadGzipFile, zlib.error) as error:
             raise TarDamage(problems.SHARD_DAMAGED) from error
-        self._unpacked += len(data)
-        if self._unpacked > FREE_UNPACKED_BYTES + MAX_RATIO * self._packed.count:
+        self._unpacked_bytes += len(data)
+        if self._unpacked_bytes > FREE_UNPACKED_BYTES + MAX_RATIO * self._packed_bytes:
             raise TarDamage(problems.SHARD_BOMB)
-        return data
-
-
-class _Counted(io.RawIOBase):
-    """A stream that counts what was read from it."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.count = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self.count += len(data)
         return data

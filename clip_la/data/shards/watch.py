@@ -1,7 +1,7 @@
-"""How long a sample may take, and what each worker process is at, so that hangs and deaths have a name.
+"""How long a sample may take, and which sample each worker process is at, so that hangs and deaths have a name.
 
 A decoder that sleeps is interrupted where it runs, by an alarm. One that does not come back from its C code is found by
-the process that waits for it: each worker notes on a `Board` what it is at and since when.
+the process that waits for it: each worker notes on a `Board` what it works on and since when.
 """
 
 import os
@@ -105,7 +105,7 @@ _own: memoryview | None = None
 
 
 def _is_main() -> bool:
-    """What other threads are at, such as reading ahead, is not told: they would write over each other."""
+    """Other threads, such as those that read ahead, note nothing: they would write over each other."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -140,9 +140,9 @@ def noted(items: Iterable[T], shard: str) -> Iterator[T]:
 class _Overdue(BaseException):
     """Not an Exception: decoders catch those."""
 
-
-def _raise_overdue(*_: Any) -> None:
-    raise _Overdue
+    @classmethod
+    def on_alarm(cls, *_: Any) -> None:
+        raise cls
 
 
 class TimeLimit:
@@ -158,7 +158,7 @@ class TimeLimit:
         note(*self._what)
         self._interrupts = _is_main()
         if self._interrupts:
-            self._previous = signal.signal(signal.SIGALRM, _raise_overdue)
+            self._previous = signal.signal(signal.SIGALRM, _Overdue.on_alarm)
             signal.setitimer(signal.ITIMER_REAL, sample_seconds())
 
     def __exit__(
@@ -169,15 +169,16 @@ class TimeLimit:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except _Overdue:
+                # The alarm rang between the end of the work and this line: an error of the work's own counts first.
                 overdue = error is None
             signal.signal(signal.SIGALRM, self._previous)
         rest()
         if overdue:
-            raise passed_over_as_too_long(*self._what) from None
+            raise took_too_long(*self._what) from None
 
 
-def passed_over_as_too_long(shard: str, key: str, number: int = -1) -> BadSample:
-    """Names on stderr a sample that took too long; the error that it counts under."""
+def took_too_long(shard: str, key: str, number: int = -1) -> BadSample:
+    """Names on stderr a sample that took too long; returns the error that it counts under."""
     at = At(os.getpid(), 0.0, number, shard, key)
-    print(f"{at}: took more than {sample_seconds():g} s; passed over", file=sys.stderr)
+    print(f"{at}: took more than {sample_seconds():g} s; skipped", file=sys.stderr)
     return BadSample(problems.TOOK_TOO_LONG)

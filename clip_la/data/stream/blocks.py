@@ -1,4 +1,4 @@
-"""The blocks of one source that a stream reads one after another, each in its own order."""
+"""The blocks of one source that a stream reads one after another, each in an order of its own."""
 
 import queue
 import threading
@@ -11,7 +11,7 @@ from clip_la.data.stream.order import ShardOrder, Streams
 
 
 class Block(NamedTuple):
-    """The items of a block in the order in which they are taken, and what was lost while reading it."""
+    """The items of a block in their order in the stream, and what was lost while reading it."""
 
     items: Sequence[Any]
     problems: list[Problem]
@@ -48,7 +48,7 @@ class ShardBlockReader:
         problems: list[Problem] = []
         for unit in self._order.block(self._streams, number):
             # All parts of a shard meet its damage; the first one counts it.
-            report = problems.append if unit.part == 0 else _ignore
+            report = problems.append if unit.part == 0 else lambda problem: None
             read = read_samples(self._urls[unit.shard], on_problem=report, opener=self._opener)
             samples += [sample for i, sample in enumerate(read) if i % unit.num_parts == unit.part]
         order = self._order.inside(self._streams, number, len(samples))
@@ -84,13 +84,13 @@ class ReadAhead:
     def _read(self, number: int, result: "queue.Queue[Block | BaseException]") -> None:
         try:
             result.put(self._blocks.load(number))
-        # Whoever asks for this block gets it; nobody may.
+        # Whoever asks for this block raises it; perhaps nobody does.
         except BaseException as error:
             result.put(error)
 
 
 class BlockIterator:
-    """A place in the endless sequence of blocks: `offset` items of block `number` have been taken."""
+    """A place in the endless sequence of blocks, behind `offset` items of block `number`."""
 
     def __init__(self, blocks: BlockReader, number: int = 0, offset: int = 0) -> None:
         self.number = number
@@ -100,7 +100,7 @@ class BlockIterator:
 
     @property
     def has_passed(self) -> bool:
-        """Whether this stream's share of the source has been walked through once since the walk began."""
+        """Whether this stream has met its share of the source once since the iteration began."""
         return self._finished >= self._blocks.per_pass
 
     def items(self) -> Iterator[tuple[Any, list[Problem]]]:
@@ -123,7 +123,3 @@ class BlockIterator:
             yield None, lost
             self._finished += begun == 0
             self.number, self.offset = self.number + 1, 0
-
-
-def _ignore(problem: Problem) -> None:
-    pass

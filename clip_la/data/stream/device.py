@@ -28,10 +28,10 @@ from clip_la.data.text.tokenizer import order_of
 
 # JPEGs decoded in one call. nvJPEG is quicker with many; their pixels lie on the device together.
 CHUNK = 256
-# Where Triton is not, a chunk lies on canvases of its largest picture's size: float32, so fewer at a time.
+# Where Triton is not, a chunk lies on canvases of its largest image's size: float32, so fewer at a time.
 CANVASES = 64
 UINT8_MAX = 255.0
-# What stands for a picture that could not be decoded, until another sample takes its place: one grey pixel.
+# What stands for an image that could not be decoded, until another sample takes its place: one grey pixel.
 GREY = 128
 GREY_BOX = (0.0, 0.0, 1.0, 1.0)
 READY = "ready"
@@ -43,7 +43,7 @@ Timer = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass
 class DeviceDecoder:
-    """Puts batches of a stream on a device; pictures left encoded by `EncodedRows` are decoded there.
+    """Puts batches of a stream on a device; images left encoded by `DeferredDecoder` are decoded there.
 
     Args:
         augmentation: the one that the rows were made with.
@@ -111,17 +111,17 @@ class DeviceDecoder:
         return batch
 
     def _staged(self, crops: Crops) -> Crops:
-        # A pool on the host gives its pictures here, and the device makes images of them.
+        # A pool on the host gives its images here, and the device makes images of them.
         return (crops if crops.pool.on_gpu else crops.taken()).map(Tensor.pin_memory)
 
     def _pooled_images(self, crops: Crops) -> UInt8[Tensor, "batch 3 size size"]:
         crops = crops.map(self._moved)
-        pictures = crops.pool.planes if crops.squares is None else crops.squares
-        if pictures is None or crops.boxes is None or crops.colors is not None or not runs_kernels(pictures):
+        images = crops.pool.planes if crops.squares is None else crops.squares
+        if images is None or crops.boxes is None or crops.colors is not None or not runs_kernels(images):
             return crops.images()
         numbers = crops.numbers if crops.squares is None else None
         size = self.augmentation.image_size
-        return crops.jittered(crop_resize_stacked(pictures, numbers, crops.boxes, crops.mirrored, size))
+        return crops.jittered(crop_resize_stacked(images, numbers, crops.boxes, crops.mirrored, size))
 
     def _own_stream(self) -> AbstractContextManager[Any]:
         if self._stream is None:
@@ -136,7 +136,7 @@ class DeviceDecoder:
         return tensor.to(self.device, non_blocking=True)
 
     def _images(self, encoded: EncodedBatch) -> tuple[UInt8[Tensor, "batch 3 size size"], list[int]]:
-        """All pictures of a batch, and the places of those that could not be decoded."""
+        """All images of a batch, and the places of those that could not be decoded."""
         size = self.augmentation.image_size
         images = torch.empty(len(encoded.mirrored), 3, size, size, dtype=torch.uint8, device=self.device)
         split = len(encoded.made) * size * size * 3
@@ -149,27 +149,28 @@ class DeviceDecoder:
         for first in range(0, len(waiting), self.chunk):
             part = slice(first, first + self.chunk)
             with self.timed("decode"):
-                pictures = self._decode(list(data[part]))
+                decoded = self._decode(list(data[part]))
             with self.timed("crop and resize"):
-                failed += [int(waiting[first + i]) for i, picture in enumerate(pictures) if picture is None]
-                whole = [_grey(self.device) if picture is None else picture for picture in pictures]
+                failed += [int(waiting[first + i]) for i, image in enumerate(decoded) if image is None]
+                grey = torch.full((3, 1, 1), GREY, dtype=torch.uint8, device=self.device)
+                whole = [grey if image is None else image for image in decoded]
                 boxes = torch.from_numpy(encoded.boxes[part])
-                boxes[torch.tensor([picture is None for picture in pictures])] = torch.tensor(GREY_BOX)
+                boxes[torch.tensor([image is None for image in decoded])] = torch.tensor(GREY_BOX)
                 mirrored = torch.from_numpy(encoded.mirrored[encoded.waiting[part]])
                 images[self._moved(waiting[part])] = self._crop(whole, boxes, mirrored)
                 self._hold(whole)
         if self.augmentation.jitter:
             with self.timed("jitter"):
-                draws = self._moved(torch.from_numpy(encoded.jitter))
-                images = jitter_colors(images, self.augmentation.jitter, draws)
+                uniforms = self._moved(torch.from_numpy(encoded.jitter))
+                images = jitter_colors(images, self.augmentation.jitter, uniforms)
         return images, failed
 
-    def _hold(self, pictures: list[Tensor]) -> None:
-        """Keeps a chunk's pictures until they are cropped: nvJPEG writes in a stream of its own, which knows nothing of
+    def _hold(self, images: list[Tensor]) -> None:
+        """Keeps a chunk's images until they are cropped: nvJPEG writes in a stream of its own, which knows nothing of
         reads in ours, so memory that is given back before them would be written over too soon."""
         if self._stream is None:
             return
-        self._held.append((self._stream.record_event(), pictures))
+        self._held.append((self._stream.record_event(), images))
         while len(self._held) > 1:
             cropped, _ = self._held[0]
             cropped.synchronize()
@@ -191,25 +192,21 @@ class DeviceDecoder:
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1).to(self.device).contiguous()
 
-    def _crop(self, pictures: list[Tensor], boxes: Tensor, mirrored: Tensor) -> UInt8[Tensor, "chunk 3 size size"]:
+    def _crop(self, images: list[Tensor], boxes: Tensor, mirrored: Tensor) -> UInt8[Tensor, "chunk 3 size size"]:
         size = self.augmentation.image_size
-        if runs_kernels(pictures[0]):
-            return crop_resize(pictures, boxes, mirrored, size)
-        parts = [slice(first, first + CANVASES) for first in range(0, len(pictures), CANVASES)]
-        squares = torch.cat([_on_canvases(pictures[part], self._moved(boxes[part]), size) for part in parts])
-        return torch.where(self._moved(mirrored)[:, None, None, None], squares.flip(3), squares)
-
-
-def _grey(device: torch.device) -> UInt8[Tensor, "3 1 1"]:
-    return torch.full((3, 1, 1), GREY, dtype=torch.uint8, device=device)
-
-
-def _on_canvases(pictures: list[Tensor], boxes: Tensor, size: int) -> UInt8[Tensor, "chunk 3 size size"]:
-    height, width = (max(picture.shape[side] for picture in pictures) for side in (1, 2))
-    canvas = torch.zeros(len(pictures), 3, height, width, dtype=torch.uint8, device=boxes.device)
-    for place, picture in zip(canvas, pictures, strict=True):
-        place[:, : picture.shape[1], : picture.shape[2]] = picture
-    return resample(canvas.float(), boxes, size).round_().clamp_(0, UINT8_MAX).to(torch.uint8)
+        if runs_kernels(images[0]):
+            return crop_resize(images, boxes, mirrored, size)
+        squares = []
+        for first in range(0, len(images), CANVASES):
+            some = images[first : first + CANVASES]
+            height, width = (max(image.shape[side] for image in some) for side in (1, 2))
+            canvas = torch.zeros(len(some), 3, height, width, dtype=torch.uint8, device=self.device)
+            for place, image in zip(canvas, some, strict=True):
+                place[:, : image.shape[1], : image.shape[2]] = image
+            resized = resample(canvas.float(), self._moved(boxes[first : first + CANVASES]), size)
+            squares.append(resized.round_().clamp_(0, UINT8_MAX).to(torch.uint8))
+        joined = torch.cat(squares)
+        return torch.where(self._moved(mirrored)[:, None, None, None], joined.flip(3), joined)
 
 
 def _without(batch: dict[str, Any], failed: list[int]) -> dict[str, Any]:

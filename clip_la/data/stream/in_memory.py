@@ -23,11 +23,12 @@ from torch import Tensor
 from clip_la.data.images.augment import CAPTION, FLIP, JITTER, Augmentation, jitter_colors, random_crops
 from clip_la.data.images.resample import resample
 from clip_la.data.options import StreamOptions
+from clip_la.data.shards.formats import KEY, URL
 from clip_la.data.shards.problems import BadSample, OnProblem, Problem
-from clip_la.data.shards.reader import KEY, SHARD, read_samples
-from clip_la.data.shards.watch import passed_over_as_too_long, sample_seconds
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.shards.watch import sample_seconds, took_too_long
 from clip_la.data.stream.in_memory_captions import CaptionTable
-from clip_la.data.stream.samples import Limits, read_picture
+from clip_la.data.stream.samples import Limits, read_image
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 
@@ -42,19 +43,19 @@ DECODED_AT_ONCE = 1024
 
 
 class Crops(NamedTuple):
-    """Pictures of a pool and what is to be made of them: all that a batch's images are, until they are made."""
+    """Images of a pool and what is to be made of them: all that a batch's images are, until they are made."""
 
     pool: "InMemoryDataset"
     numbers: Int64[Tensor, " batch"]
-    """Which pictures."""
+    """Which images."""
     boxes: Float32[Tensor, "batch 4"] | None
     """What to keep of each: left, top, right, bottom in pixels; None: all."""
     mirrored: Bool[Tensor, " batch"] | None
     colors: Float32[Tensor, "batch 3"] | None
-    """Behind transparent pictures."""
+    """Behind transparent images."""
     jitter: Float32[Tensor, "batch 3"] | None
     squares: UInt8[Tensor, "batch channels side side"] | None = None
-    """The pictures themselves, once taken from the pool."""
+    """The images themselves, once taken from the pool."""
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Crops":
         """With each tensor moved."""
@@ -64,7 +65,7 @@ class Crops(NamedTuple):
         return self._replace(**moved)
 
     def taken(self) -> "Crops":
-        """With the pictures taken from the pool."""
+        """With the images taken from the pool."""
         return self if self.squares is not None else self._replace(squares=self.pool.take(self.numbers))
 
     def images(self) -> UInt8[Tensor, "batch 3 size size"]:
@@ -88,7 +89,7 @@ class Crops(NamedTuple):
 class InMemoryDataset:
     """All samples of some sources, decoded: centre squares of the side that random crops of the model's size need.
 
-    Transparent pictures keep their alpha, with colours multiplied by it, so that each time another background can show.
+    Transparent images keep their alpha, with colours multiplied by it, so that each time another background can show.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class InMemoryDataset:
         self._max_bytes = max_bytes
         self._side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
         self._samples: list[tuple[str, str, list[list[str]]]] = []
-        self._pictures: list[UInt8[np.ndarray, "side channels side"]] = []
+        self._images: list[UInt8[np.ndarray, "side channels side"]] = []
         # On the host rows, channels, columns, which resampling reads as it lies; on a GPU channels come first.
         self._canvas: UInt8[Tensor, "samples side channels side"] | UInt8[Tensor, "samples channels side side"]
 
@@ -109,14 +110,14 @@ class InMemoryDataset:
         first = len(self._samples)
         for sample, found in self._decoded(samples):
             if isinstance(found, BadSample):
-                on_problem(Problem(found.reason, sample[SHARD], sample[KEY]))
+                on_problem(Problem(found.reason, sample[URL], sample[KEY]))
                 continue
-            captions, picture = found
-            self._pictures.append(picture)
-            self._samples.append((sample[KEY], sample[SHARD], captions))
-            if len(self._samples) * picture.size > self._max_bytes:
+            captions, image = found
+            self._images.append(image)
+            self._samples.append((sample[KEY], sample[URL], captions))
+            if len(self._samples) * image.size > self._max_bytes:
                 raise UserError(
-                    f"cache 'memory': more than cache_gb {self._max_bytes / GIB:g} of decoded pictures; "
+                    f"cache 'memory': more than cache_gb {self._max_bytes / GIB:g} of decoded images; "
                     "allow more, or use cache 'none'"
                 )
         return range(first, len(self._samples))
@@ -131,61 +132,77 @@ class InMemoryDataset:
     def _decode(self, sample: dict[str, Any]) -> tuple[list[list[str]], np.ndarray] | BadSample:
         try:
             captions = self._captions.read(sample)
-            return captions, _premultiplied(_square(read_picture(sample, self._limits), self._side))
+            image = read_image(sample, self._limits)
         except BadSample as bad:
             return bad
+        short = min(image.size)
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        square = image.resize(
+            (self._side, self._side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short)
+        )
+        pixels = np.asarray(square)
+        if square.mode == "RGBA":
+            # Colours times alpha: laid on a background, what is transparent then adds nothing.
+            alpha = pixels[:, :, 3:].astype(np.float32) / OPAQUE
+            pixels = np.concatenate([(pixels[:, :, :3] * alpha).round().astype(np.uint8), pixels[:, :, 3:]], axis=2)
+        return captions, pixels.transpose(0, 2, 1)
 
     def seal(self, tokenizer: str, context_length: int, device: torch.device | None = None) -> None:
-        """Tokenises the captions and puts all pictures into one tensor, on `device` if it has room; nothing can be
+        """Tokenises the captions and puts all images into one tensor, on `device` if it has room; nothing can be
         added afterwards."""
         self._keys, self._shards = (np.array([s[i] for s in self._samples], object) for i in (0, 1))
         self._table = CaptionTable(self._captions, [s[2] for s in self._samples], tokenizer, context_length)
-        channels = max((picture.shape[1] for picture in self._pictures), default=3)
-        shape = (len(self._pictures), self._side, channels, self._side)
+        channels = max((image.shape[1] for image in self._images), default=3)
+        shape = (len(self._images), self._side, channels, self._side)
         self.on_gpu = device is not None and _has_room(device, math.prod(shape))
         self._canvas = torch.empty(shape, dtype=torch.uint8, device=device if self.on_gpu else "cpu")
         if self.on_gpu:
-            self._canvas = self._canvas.view(len(self._pictures), channels, self._side, self._side)
+            self._canvas = self._canvas.view(len(self._images), channels, self._side, self._side)
         self._fill(self._canvas.transpose(1, 2) if self.on_gpu else self._canvas)
         if self._canvas.is_cuda:
             # Batches are made in another stream than this one.
             torch.cuda.synchronize(device)
 
     def _fill(self, canvas: UInt8[Tensor, "samples side channels side"]) -> None:
-        # From the end, so that the host's memory of a picture is free as soon as it has its place.
-        for last in range(len(self._pictures), 0, -DECODED_AT_ONCE):
+        # From the end, so that the host's memory of an image is free as soon as it has its place.
+        for last in range(len(self._images), 0, -DECODED_AT_ONCE):
             first = max(last - DECODED_AT_ONCE, 0)
             some = np.full((last - first, *canvas.shape[1:]), int(OPAQUE), np.uint8)
-            for place, picture in zip(some, self._pictures[first:last], strict=True):
-                place[:, : picture.shape[1]] = picture
+            for place, image in zip(some, self._images[first:last], strict=True):
+                place[:, : image.shape[1]] = image
             canvas[first:last] = torch.from_numpy(some)
-            del self._pictures[first:]
+            del self._images[first:]
 
     def take(self, numbers: Int64[Tensor, " batch"]) -> UInt8[Tensor, "batch channels side side"]:
-        """These pictures, where the pool is."""
+        """These images, where the pool is."""
         squares = self._canvas.index_select(0, numbers)
         return squares if self.on_gpu else squares.transpose(1, 2)
 
     @property
     def planes(self) -> UInt8[Tensor, "samples channels side side"] | None:
-        """All pictures as they lie on a GPU; None on the host."""
+        """All images as they lie on a GPU; None on the host."""
         return self._canvas if self.on_gpu else None
 
-    def batch(self, numbers: Int64[np.ndarray, " batch"], draws: Float64[np.ndarray, "batch draws"]) -> dict[str, Any]:
-        """The samples of these numbers, each varied by its own draws: `pooled`, tokens, caption_id, keys, shards."""
+    def batch(
+        self, numbers: Int64[np.ndarray, " batch"], uniforms: Float64[np.ndarray, "batch uniforms"]
+    ) -> dict[str, Any]:
+        """The samples of these numbers, each varied by its own uniform numbers.
+
+        Keys are `pooled` (Crops), tokens, caption_id and their order, keys, shards.
+        """
         augmentation = self.augmentation
         has_alpha = self._canvas.shape[1 if self.on_gpu else 2] == 4
         crops = Crops(
             self,
             torch.from_numpy(numbers),
-            random_crops(self._side, augmentation.min_crop_area, draws) if augmentation.min_crop_area < 1 else None,
-            torch.from_numpy(draws[:, FLIP] < 0.5) if augmentation.flip else None,
-            augmentation.background_colors(draws) if has_alpha else None,
-            torch.from_numpy(draws[:, JITTER].astype(np.float32)) if augmentation.jitter else None,
+            random_crops(self._side, augmentation.min_crop_area, uniforms) if augmentation.min_crop_area < 1 else None,
+            torch.from_numpy(uniforms[:, FLIP] < 0.5) if augmentation.flip else None,
+            augmentation.background_colors(uniforms) if has_alpha else None,
+            torch.from_numpy(uniforms[:, JITTER].astype(np.float32)) if augmentation.jitter else None,
         )
         return {
             "pooled": crops,
-            **self._table.batch(numbers, draws[:, CAPTION]),
+            **self._table.batch(numbers, uniforms[:, CAPTION]),
             "keys": self._keys[numbers].tolist(),
             "shards": self._shards[numbers].tolist(),
         }
@@ -233,7 +250,7 @@ class _Threads:
                 yield result.result()
             else:
                 self._start()  # in the place of the one that is stuck, or those behind it would wait for ever
-                yield passed_over_as_too_long(sample[SHARD], sample[KEY])
+                yield took_too_long(sample[URL], sample[KEY])
 
 
 def _has_room(device: torch.device, size: int) -> bool:
@@ -264,17 +281,11 @@ def load_in_memory(
 
     The last pool is kept: runs that follow each other in one process on the same, unchanged shards share it.
     """
-    stamps = tuple(_stamp(url) for urls in sources for url in urls)
+    # Size and time of change tell another state of a local file.
+    states = [os.stat(url) if os.path.isfile(url) else None for urls in sources for url in urls]
+    stamps = tuple(state and (state.st_size, state.st_mtime_ns) for state in states)
     sealed = (tokenizer, context_length, device)
     return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed)
-
-
-def _stamp(url: str) -> tuple[int, int] | None:
-    """Tells another state of a local file: size and time of change; None for what is no local file."""
-    if not os.path.isfile(url):
-        return None
-    state = os.stat(url)
-    return state.st_size, state.st_mtime_ns
 
 
 @lru_cache(maxsize=1)
@@ -297,17 +308,3 @@ def _fill(
         problems.append(tuple(found))
     pool.seal(*sealed)
     return Filled(pool, tuple(members), tuple(problems))
-
-
-def _square(image: Image.Image, side: int) -> Image.Image:
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
-
-
-def _premultiplied(image: Image.Image) -> UInt8[np.ndarray, "side channels side"]:
-    pixels = np.asarray(image)
-    if image.mode == "RGBA":
-        alpha = pixels[:, :, 3:].astype(np.float32) / OPAQUE
-        pixels = np.concatenate([(pixels[:, :, :3] * alpha).round().astype(np.uint8), pixels[:, :, 3:]], axis=2)
-    return pixels.transpose(0, 2, 1)

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from clip_la.data.images.augment import NUM_DRAWS
+from clip_la.data.images.augment import NUM_UNIFORMS
 from clip_la.data.stream.in_memory import InMemoryDataset
-from clip_la.data.stream.order import PoolOrder, Streams, choose_sources, draws_for_samples
+from clip_la.data.stream.order import PoolOrder, Streams, choose_sources, sample_uniforms
 
 
 class InMemoryIterator:
-    """A place in the endless sequence of a source's passes: `offset` samples of pass `number` have been taken.
+    """A place in the endless sequence of a source's passes, behind `offset` samples of pass `number`.
 
     Args:
         order: of the source's samples.
@@ -58,7 +58,7 @@ def pooled_batches(
     """Batches without end, each by `InMemoryDataset.batch` and with its `cursor`; `delivered` samples came before."""
     while True:
         places = np.arange(delivered, delivered + batch_size)
-        draws = draws_for_samples(streams, places, NUM_DRAWS)
+        uniforms = sample_uniforms(streams, places, NUM_UNIFORMS)
         numbers = np.empty(batch_size, np.int64)
         chosen = choose_sources(streams, places, weights) if len(walks) > 1 else np.zeros_like(places)
         for i, walk in enumerate(walks):
@@ -66,4 +66,4 @@ def pooled_batches(
             numbers[mine] = walk.take(int(mine.sum()))
         delivered += batch_size
         cursor = (streams.worker, delivered, [(walk.number, walk.offset) for walk in walks])
-        yield {**pool.batch(numbers, draws), "cursor": cursor}
+        yield {**pool.batch(numbers, uniforms), "cursor": cursor}

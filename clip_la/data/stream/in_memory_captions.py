@@ -41,10 +41,10 @@ class CaptionTable:
         self._tokens, self._ids = CaptionEncoder(tokenizer, context_length)(list(numbers) or [""])
         self._lengths = caption_lengths(self._tokens)
 
-    def batch(self, numbers: Int64[np.ndarray, " batch"], draws: Float64[np.ndarray, "batch 2"]) -> dict[str, Any]:
-        """`tokens`, `caption_id` and their order of one caption of each of these samples, picked by its two draws."""
-        first, count = self._spans[numbers, self._captions.drawn_fields(draws[:, 0])].T
-        chosen = torch.from_numpy(self._flat[first + (draws[:, 1] * count).astype(np.int64)])
+    def batch(self, numbers: Int64[np.ndarray, " batch"], uniforms: Float64[np.ndarray, "batch 2"]) -> dict[str, Any]:
+        """Tokens, `caption_id` and order of one caption of each sample, picked by its two uniform numbers."""
+        first, count = self._spans[numbers, self._captions.drawn_fields(uniforms[:, 0])].T
+        chosen = torch.from_numpy(self._flat[first + (uniforms[:, 1] * count).astype(np.int64)])
         longest = int(self._lengths[chosen].max())
         tokens = self._tokens[chosen, :longest]
         return {"tokens": tokens, "caption_id": self._ids[chosen], **order_of(tokens)}

@@ -1,5 +1,6 @@
 """The DataLoader of a ShardStream. Free of Lightning, so that spawned loader processes start in little time."""
 
+import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from clip_la.errors import UserError
 
 if TYPE_CHECKING:  # loader processes have no use for it
     from clip_la.data.stream.device import DeviceDecoder, Timer
+    from clip_la.data.stream.pipeline import StreamPipeline
 
 # Tensors that are small: between processes each tensor costs a connection of its own, an array travels with the rest.
 SMALL = ("tokens", "caption_id", "by_length")
@@ -27,7 +29,7 @@ class ShardLoader(WatchedLoader):
     """Batches of a stream, from its workers by turns. A stream from memory has no use for worker processes.
 
     Args:
-        stream: what to read.
+        stream: what to read: the batches of a ShardStream, or the items of a StreamPipeline.
         start_method: of the worker processes, "fork", "spawn" or "forkserver"; the platform's own if None.
         prefetch_batches: how many batches each worker makes ahead.
         decoder: puts batches on a device, in background threads that work a batch ahead each; without one they come as
@@ -40,7 +42,7 @@ class ShardLoader(WatchedLoader):
 
     def __init__(
         self,
-        stream: ShardStream,
+        stream: "ShardStream | StreamPipeline",
         *,
         workers: int,
         start_method: str | None = None,
@@ -54,7 +56,7 @@ class ShardLoader(WatchedLoader):
         super().__init__(
             stream,
             batch_size=None,
-            collate_fn=_packed if workers else _unchanged,
+            collate_fn=_packed,
             num_workers=workers,
             multiprocessing_context=start_method if workers else None,
             prefetch_factor=prefetch_batches if workers else None,
@@ -64,7 +66,8 @@ class ShardLoader(WatchedLoader):
         self._timed = timed
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = self._collected(self._stream.by_turns() if self._stream.in_memory else super().__iter__())
+        in_process = self._stream.in_memory or (not self.num_workers and self._stream.workers > 1)
+        batches = self._collected(self._by_turns() if in_process else super().__iter__())
         if self._decoder is None:
             yield from batches
             return
@@ -76,6 +79,15 @@ class ShardLoader(WatchedLoader):
             # The first one first: its end is what the second one may be waiting for.
             staged.close()
             finished.close()
+
+    def _by_turns(self) -> Iterator[Any]:
+        """The items of all workers, made in this process, in the order in which processes would deliver them."""
+        workers = [self._stream.of_worker(worker) for worker in range(self._stream.workers)]
+        for turn in itertools.count(self._stream.start.next_worker):
+            item = next(workers[turn % len(workers)])
+            yield item
+            if isinstance(item, StreamFailure):
+                return
 
     def _collected(self, batches: Iterator[Any]) -> Iterator[Batch]:
         try:
@@ -104,18 +116,14 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
 def _packed(batch: Any) -> Any:
-    if isinstance(batch, StreamFailure):
+    if not isinstance(batch, dict):
         return batch
     return {name: value.numpy() if name in SMALL else value for name, value in batch.items()}
 
 
-def _unpacked(batch: Batch) -> Batch:
-    for name in SMALL:
+def _unpacked(batch: Any) -> Any:
+    for name in SMALL if isinstance(batch, dict) else ():
         if not isinstance(batch[name], Tensor):
             batch[name] = torch.from_numpy(batch[name])
     return batch

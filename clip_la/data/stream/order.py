@@ -144,8 +144,8 @@ class PoolOrder:
         """Sample numbers (0 to `size` - 1) that this stream takes in pass `number`."""
         mine = np.arange(streams.index, size, streams.num_streams)
         if self.replacement:
-            draws = hashed((REPLACEMENT, streams.seed, self.source, number), mine)
-            return (draws % np.uint64(size)).astype(np.int64)
+            drawn = hashed((REPLACEMENT, streams.seed, self.source, number), mine)
+            return (drawn % np.uint64(size)).astype(np.int64)
         return _pass_order(streams.seed, self.source, number, size)[mine]
 
 
@@ -154,11 +154,11 @@ def choose_sources(
 ) -> Int64[np.ndarray, " n"]:
     """Which source gives the sample at each position: independent draws by weight, so shares are of samples."""
     edges = np.cumsum(weights) / np.sum(weights)
-    draws = uniforms((MIXING, streams.seed, streams.index), positions, 1)[:, 0]
-    return np.minimum(np.searchsorted(edges, draws, side="right"), len(weights) - 1)
+    drawn = uniforms((MIXING, streams.seed, streams.index), positions, 1)[:, 0]
+    return np.minimum(np.searchsorted(edges, drawn, side="right"), len(weights) - 1)
 
 
-def draws_for_samples(
+def sample_uniforms(
     streams: Streams, positions: Int64[np.ndarray, " n"], count: int
 ) -> Float64[np.ndarray, "n {count}"]:
     """The uniform numbers that decide caption and augmentation of the sample at each position of this stream."""

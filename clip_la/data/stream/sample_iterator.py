@@ -7,9 +7,9 @@ from itertools import islice
 from types import MappingProxyType
 from typing import IO, Any
 
-from clip_la.data.shards.formats import IMAGE_SUFFIXES
+from clip_la.data.shards.formats import IMAGE_PARTS, KEY, URL, parts_of
 from clip_la.data.shards.problems import NOTICES, BadSample, Problem
-from clip_la.data.shards.reader import KEY, SHARD, read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.sources import shard_name
 from clip_la.data.shards.watch import TimeLimit
 from clip_la.data.stream.blocks import BlockIterator
@@ -23,11 +23,11 @@ LOOKED_AT = 100
 
 
 class SampleIterator:
-    """The usable rows along a walk.
+    """The usable samples of a source from a place on, decoded.
 
     Args:
-        walk: where in the source the stream stands.
-        make_row: turns an item of the walk and the draws of its position into a row; raises BadSample.
+        blocks: where in the source the stream stands.
+        decode: makes a decoded sample of a raw one and the uniform numbers of its position; raises BadSample.
         lost: list to which skipped samples are appended.
         bad_share_limit: share of samples tried that may be unusable.
         explain: the message for a source that has nothing usable, from the reasons counted so far.
@@ -35,23 +35,23 @@ class SampleIterator:
 
     def __init__(
         self,
-        walk: BlockIterator,
-        make_row: Callable[[Any, Sequence[float]], DecodedSample],
+        blocks: BlockIterator,
+        decode: Callable[[Any, Sequence[float]], DecodedSample],
         lost: list[Problem],
         bad_share_limit: float,
         explain: Callable[[Counter[str]], str],
     ) -> None:
-        self._items = walk.items()
-        self._walk = walk
-        self._make_row = make_row
+        self._items = blocks.items()
+        self._blocks = blocks
+        self._decode = decode
         self._lost = lost
         self._bad_share_limit = bad_share_limit
         self._explain = explain
         self._tried = 0
         self._bad: Counter[str] = Counter()
 
-    def next_row(self, draws: Sequence[float]) -> DecodedSample:
-        """The next usable row.
+    def next_sample(self, uniforms: Sequence[float]) -> DecodedSample:
+        """The next usable sample.
 
         Raises:
             UserError: nothing in the first shard is usable, or too large a share is not.
@@ -65,17 +65,17 @@ class SampleIterator:
                 continue
             self._tried += 1
             try:
-                with TimeLimit(item[SHARD], item[KEY]) if isinstance(item, dict) else nullcontext():
-                    return self._make_row(item, draws)
+                with TimeLimit(item[URL], item[KEY]) if isinstance(item, dict) else nullcontext():
+                    return self._decode(item, uniforms)
             except BadSample as bad:
-                self._lost.append(Problem(bad.reason, item[SHARD], item[KEY]))
+                self._lost.append(Problem(bad.reason, item[URL], item[KEY]))
                 self._bad[bad.reason] += 1
             check_bad_share(self._bad, self._tried, self._bad_share_limit)
-        raise AssertionError("a walk has no end")
+        raise AssertionError("blocks have no end")
 
     def _check_any_usable(self) -> None:
         usable = self._tried - self._bad.total()
-        if usable <= 0 and (self._tried >= MIN_TRIES_NONE_USABLE or self._walk.has_passed):
+        if usable <= 0 and (self._tried >= MIN_TRIES_NONE_USABLE or self._blocks.has_passed):
             raise UserError(self._explain(self._bad))
 
 
@@ -95,12 +95,12 @@ def nothing_usable(
     with_shards = f"{shard_name(urls[0])}" + (f" and {len(urls) - 1} more" if len(urls) > 1 else "")
     lost: list[Problem] = []
     samples = read_samples(urls[0], on_problem=lost.append, opener=opener)
-    parts = sorted({p for s in islice(samples, LOOKED_AT) for p in s if p.startswith(".")})
+    parts = sorted({part for sample in islice(samples, LOOKED_AT) for part in parts_of(sample)})
     examples = {problem.reason: problem.key for problem in reversed(lost) if problem.key}
     return (
         f"no usable sample in shards {with_shards}: {counts(bad, examples) or 'no samples at all'}; "
         f"parts found: {', '.join(parts) or 'none'}; "
-        f"captions are looked for in {', '.join(caption_fields)}, pictures in {', '.join(IMAGE_SUFFIXES)}"
+        f"captions are looked for in {', '.join(caption_fields)}, images in {', '.join(IMAGE_PARTS)}"
     )
 
 

@@ -4,6 +4,7 @@ Each loader worker of each rank reads its own blocks (see `order`). Every batch 
 saved position is that of the last batch trained on, whatever was prefetched.
 """
 
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,16 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from clip_la.data.images.augment import NUM_DRAWS, Augmentation
-from clip_la.data.shards.problems import NOTICES, Problem
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
+from clip_la.data.shards.problems import NOTICES, Problem, log_problem
 from clip_la.data.shards.sources import open_shard
 from clip_la.data.stream.blocks import BlockIterator, BlockReader, ReadAhead, ShardBlockReader
-from clip_la.data.stream.encoded import EncodedRows
+from clip_la.data.stream.encoded import DeferredDecoder
 from clip_la.data.stream.in_memory import DEFAULT_POOL_GB, GIB, Filled, load_in_memory
 from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
-from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, choose_sources, draws_for_samples
+from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, choose_sources, sample_uniforms
 from clip_la.data.stream.sample_iterator import SampleIterator, check_bad_share, nothing_usable
-from clip_la.data.stream.samples import Limits, StreamedRows
+from clip_la.data.stream.samples import Limits, SampleDecoder
 from clip_la.data.text.captions import Captions
 from clip_la.data.text.tokenizer import CaptionEncoder, order_of
 from clip_la.errors import UserError
@@ -60,8 +61,8 @@ class RankState:
         """The state before the first batch."""
         return cls(0, [Position(0, [(0, 0)] * num_sources) for _ in range(workers)])
 
-    def consumed(self, batch: Batch) -> None:
-        """Moves on to the position after `batch`."""
+    def advance(self, batch: Batch) -> None:
+        """Moves to the position after `batch`."""
         worker, delivered, places = batch["cursor"]
         self.positions[worker] = Position(delivered, [(block, offset) for block, offset in places])
         self.next_worker = (worker + 1) % len(self.positions)
@@ -92,13 +93,19 @@ class ShardStream(IterableDataset):
     image UInt8[batch, 3, size, size]; tokens Int64[batch, longest], zero-padded; caption_id Int64[batch], equal for
     equal captions; by_length Int64[batch] and sorted_lengths, see `order_of`; keys and shards, lists of str; cursor;
     skipped, a dict of counts by reason since this stream's last batch; problems, a list of (reason, shard, key) of the
-    same.
+    same. Without an augmentation there are raw samples instead, one by one, as `read_samples` gives them and with a
+    cursor: `{"__key__", "__url__", "jpg", "txt", ..., "cursor"}`; a StreamPipeline takes them on from there.
 
     Args:
         sources: what to read; with several, each sample's source is drawn by weight.
-        batch_size: samples in a batch, of this rank.
         rank, world_size: this process and how many there are; given by the caller, never guessed.
         workers: loader workers of a rank; 0 reads in the training process.
+        seed: of the order, the choice of captions and the augmentation.
+        batch_size: samples in a batch, of this rank.
+        captions: where captions are, and how one of several is chosen.
+        augmentation: size of the images and what is varied in them; None gives raw samples.
+        limits: which images are used.
+        tokenizer, context_length: as for `get_tokenizer`.
         block_shards: shards that are shuffled together.
         replacement: draw shards independently instead of in passes.
         in_memory: decode everything once into memory; each pass is then one block.
@@ -117,13 +124,13 @@ class ShardStream(IterableDataset):
         self,
         sources: Sequence[WeightedSource],
         *,
-        batch_size: int,
         rank: int,
         world_size: int,
         workers: int,
         seed: int,
-        captions: Captions,
-        augmentation: Augmentation,
+        batch_size: int = 1,
+        captions: Captions = Captions(),  # noqa: B008 (frozen)
+        augmentation: Augmentation | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         tokenizer: str = "clip",
         context_length: int = 77,
@@ -138,11 +145,11 @@ class ShardStream(IterableDataset):
         opener: Callable[[str], IO[bytes]] = open_shard,
         start: RankState | None = None,
     ) -> None:
-        self._sources = tuple(sources)
+        self.sources = tuple(sources)
         self._batch_size = batch_size
-        self._rank = rank
+        self.rank = rank
         self._world_size = world_size
-        self._workers = max(workers, 1)
+        self.workers = max(workers, 1)
         self._seed = seed
         self._captions = captions
         self._augmentation = augmentation
@@ -155,81 +162,108 @@ class ShardStream(IterableDataset):
         self._pool_gb = pool_gb
         self._pool_device = pool_device
         self._bad_share_limit = bad_share_limit
-        self._leave_jpegs = device_decode_fraction
+        self._device_fraction = device_decode_fraction
         self._read_ahead = read_ahead
         self._opener = opener
-        self._start = start or RankState.fresh(self._workers, len(self._sources))
+        self.start = start or RankState.fresh(self.workers, len(self.sources))
+        if in_memory and augmentation is None:
+            raise UserError("a stream from memory holds decoded images: give it an augmentation, or stream raw samples")
+
+    @property
+    def order_options(self) -> dict[str, Any]:
+        """All that decides the order besides the shards and their weights: the other fields of a StreamLayout."""
+        return {
+            "seed": self._seed,
+            "world_size": self._world_size,
+            "workers": self.workers,
+            "block_shards": self._block_shards,
+            "replacement": self._replacement,
+            "in_memory": self.in_memory,
+        }
+
+    def starting_at(self, state: RankState) -> "ShardStream":
+        """The same stream from another position on."""
+        other = copy.copy(self)
+        other.start = RankState.from_plain(state.to_plain())
+        return other
 
     def __iter__(self) -> Iterator[Batch | StreamFailure]:
         info = get_worker_info()
-        if info is not None and info.num_workers != self._workers:
-            raise ValueError(f"a stream for {self._workers} workers cannot be read by {info.num_workers}")
+        if info is not None and info.num_workers != self.workers:
+            raise ValueError(f"a stream for {self.workers} workers cannot be read by {info.num_workers}")
         # A DataLoader always asks its worker 0 first, but the next batch may be due from another.
-        yield from self._of_worker(((info.id if info else 0) + self._start.next_worker) % self._workers)
+        yield from self.of_worker(((info.id if info else 0) + self.start.next_worker) % self.workers)
 
-    def by_turns(self) -> Iterator[Batch | StreamFailure]:
-        """The batches of all workers of this rank, in the order in which a loader's processes would deliver them."""
-        workers = [self._of_worker(worker) for worker in range(self._workers)]
-        for turn in itertools.count(self._start.next_worker):
-            batch = next(workers[turn % self._workers])
-            yield batch
-            if isinstance(batch, StreamFailure):
-                return
-
-    def _of_worker(self, worker: int) -> Iterator[Batch | StreamFailure]:
-        streams = Streams(self._seed, self._world_size, self._workers, self._rank, worker)
-        batches = self._pooled if self.in_memory else self._batches
+    def of_worker(self, worker: int) -> Iterator[Batch | StreamFailure]:
+        """The batches of one worker of this rank."""
+        streams = Streams(self._seed, self._world_size, self.workers, self.rank, worker)
+        batches = self._pooled if self.in_memory else self._batches if self._augmentation else self._raw_samples
         try:
-            yield from batches(streams, self._start.positions[worker])
+            yield from batches(streams, self.start.positions[worker])
         except UserError as error:
             yield StreamFailure(str(error))
 
     def _batches(self, streams: Streams, position: Position) -> Iterator[Batch]:
         lost: list[Problem] = []
-        rows_of, blocks = self._streamed(streams)
-        walks = [BlockIterator(b, *place) for b, place in zip(blocks, position.places, strict=True)]
-        feeds = [
-            SampleIterator(walk, rows_of.row, lost, self._bad_share_limit, partial(self._explain, source))
-            for walk, source in zip(walks, self._sources, strict=True)
-        ]
+        decoder = self._decoder()
+        blocks, sources = self._iterators(streams, position, decoder.sample, lost)
         encode = CaptionEncoder(self._tokenizer, self._context_length)
-        weights = tuple(source.weight for source in self._sources)
+        weights = tuple(source.weight for source in self.sources)
         delivered = position.delivered
         while True:
             places = np.arange(delivered, delivered + self._batch_size)
-            draws = draws_for_samples(streams, places, NUM_DRAWS)
-            chosen = choose_sources(streams, places, weights) if len(feeds) > 1 else np.zeros_like(places)
-            rows = [feeds[i].next_row(numbers) for i, numbers in zip(chosen, draws.tolist(), strict=True)]
+            uniforms = sample_uniforms(streams, places, NUM_UNIFORMS)
+            chosen = choose_sources(streams, places, weights) if len(sources) > 1 else np.zeros_like(places)
+            samples = [sources[i].next_sample(own) for i, own in zip(chosen, uniforms.tolist(), strict=True)]
             delivered += self._batch_size
-            cursor = (streams.worker, delivered, [(walk.number, walk.offset) for walk in walks])
-            tokens, ids = encode([row.caption for row in rows])
+            cursor = (streams.worker, delivered, [(each.number, each.offset) for each in blocks])
+            tokens, ids = encode([sample.caption for sample in samples])
             yield {
-                **rows_of.pictures(rows, draws),
+                **decoder.images(samples, uniforms),
                 "tokens": tokens,
                 "caption_id": ids,
                 **order_of(tokens),
-                "keys": [row.key for row in rows],
-                "shards": [row.shard for row in rows],
+                "keys": [sample.key for sample in samples],
+                "shards": [sample.shard for sample in samples],
                 "cursor": cursor,
-                **_told(lost),
+                **self._losses(lost),
             }
             lost.clear()
 
     def _explain(self, source: WeightedSource, bad: Counter[str]) -> str:
         return nothing_usable(source.urls, self._captions.fields, self._opener, bad)
 
-    def _streamed(self, streams: Streams) -> tuple[StreamedRows, list[BlockReader]]:
-        blocks: list[BlockReader] = []
-        for i, source in enumerate(self._sources):
-            order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
-            read = ShardBlockReader(order, streams, source.urls, self._opener)
-            blocks.append(ReadAhead(read) if self._read_ahead else read)
-        return self._rows(), blocks
+    def _raw_samples(self, streams: Streams, position: Position) -> Iterator[dict[str, Any]]:
+        lost: list[Problem] = []
+        blocks, sources = self._iterators(streams, position, lambda sample, uniforms: sample, lost)
+        weights = tuple(source.weight for source in self.sources)
+        for place in itertools.count(position.delivered):
+            chosen = choose_sources(streams, np.array([place]), weights)[0] if len(sources) > 1 else 0
+            sample = sources[chosen].next_sample(())
+            # A user's own functions see samples alone, so what is lost between them goes to the log.
+            for problem in lost:
+                log_problem(problem)
+            lost.clear()
+            yield {**sample, "cursor": (streams.worker, place + 1, [(each.number, each.offset) for each in blocks])}
 
-    def _rows(self) -> StreamedRows:
-        if self._leave_jpegs:
-            return EncodedRows(self._captions, self._augmentation, self._limits, self._leave_jpegs)
-        return StreamedRows(self._captions, self._augmentation, self._limits)
+    def _iterators(
+        self, streams: Streams, position: Position, decode: Callable[[Any, Sequence[float]], Any], lost: list[Problem]
+    ) -> tuple[list[BlockIterator], list[SampleIterator]]:
+        """For each source its blocks, which know the place in it, and its usable samples; losses are put in `lost`."""
+        blocks, samples = [], []
+        for i, (source, place) in enumerate(zip(self.sources, position.places, strict=True)):
+            order = ShardOrder(i, len(source.urls), self._block_shards, self._replacement)
+            reader: BlockReader = ShardBlockReader(order, streams, source.urls, self._opener)
+            blocks.append(BlockIterator(ReadAhead(reader) if self._read_ahead else reader, *place))
+            explain = partial(self._explain, source)
+            samples.append(SampleIterator(blocks[-1], decode, lost, self._bad_share_limit, explain))
+        return blocks, samples
+
+    def _decoder(self) -> SampleDecoder:
+        assert self._augmentation is not None
+        if self._device_fraction:
+            return DeferredDecoder(self._captions, self._augmentation, self._limits, self._device_fraction)
+        return SampleDecoder(self._captions, self._augmentation, self._limits)
 
     def _pooled(self, streams: Streams, position: Position) -> Iterator[Batch]:
         filled = self._filled(streams)
@@ -240,16 +274,17 @@ class ShardStream(IterableDataset):
         # Every stream of the run holds the same pool; the first one alone reports what was lost.
         is_first = streams.index == 0 and not position.delivered
         lost = list(itertools.chain.from_iterable(filled.problems)) if is_first else []
-        weights = tuple(source.weight for source in self._sources)
+        weights = tuple(source.weight for source in self.sources)
         for batch in pooled_batches(filled.pool, walks, streams, weights, self._batch_size, position.delivered):
             if self._pool_device is None:
                 batch["image"] = batch.pop("pooled").images()
-            yield {**batch, **_told(lost)}
+            yield {**batch, **self._losses(lost)}
             lost.clear()
 
     def _filled(self, streams: Streams) -> Filled:
+        assert self._augmentation is not None
         filled = load_in_memory(
-            [source.urls for source in self._sources],
+            [source.urls for source in self.sources],
             self._captions,
             self._augmentation,
             self._limits,
@@ -259,7 +294,7 @@ class ShardStream(IterableDataset):
             max_bytes=self._pool_gb * GIB,
             device=self._pool_device,
         )
-        for source, members, found in zip(self._sources, filled.members, filled.problems, strict=True):
+        for source, members, found in zip(self.sources, filled.members, filled.problems, strict=True):
             bad = Counter(problem.reason for problem in found if problem.reason not in NOTICES)
             if not members:
                 raise UserError(self._explain(source, bad))
@@ -268,9 +303,9 @@ class ShardStream(IterableDataset):
                 raise UserError(f"{len(members)} samples cannot be dealt to {streams.num_streams} workers")
         return filled
 
-
-def _told(lost: Sequence[Problem]) -> dict[str, Any]:
-    return {
-        "skipped": dict(Counter(problem.reason for problem in lost)),
-        "problems": [(problem.reason, problem.shard, problem.key) for problem in lost],
-    }
+    @staticmethod
+    def _losses(lost: Sequence[Problem]) -> dict[str, Any]:
+        return {
+            "skipped": dict(Counter(problem.reason for problem in lost)),
+            "problems": [(problem.reason, problem.shard, problem.key) for problem in lost],
+        }

@@ -24,7 +24,7 @@ class Captions:
 
     `fields` are part names (`"txt"` is the member KEY.txt) or keys of the JSON part (`"json.caption"`; a list there
     holds alternatives). Each sample draws one field by `weights`; where the drawn one is absent or empty, the others
-    follow in their order, so a sample is only skipped when all are. Whether it is skipped hangs on no draw.
+    follow in their order. So a sample is skipped only when all are, whatever was drawn.
     """
 
     fields: tuple[str, ...] = ("txt",)
@@ -52,22 +52,20 @@ class Captions:
             raise BadSample(problems.EMPTY_CAPTION)
         return filled
 
-    def choose(self, sample: dict[str, Any], draws: Sequence[float]) -> str:
+    def choose(self, sample: dict[str, Any], uniforms: Sequence[float]) -> str:
         """`read`, then `pick`."""
-        return self.pick(self.read(sample), draws)
+        return self.pick(self.read(sample), uniforms)
 
-    def pick(self, captions: list[list[str]], draws: Sequence[float]) -> str:
+    def pick(self, captions: list[list[str]], uniforms: Sequence[float]) -> str:
         """One of what `read` gave, by two numbers in [0, 1): the first picks the field, the second one of its texts."""
-        texts = captions[self._drawn(draws[0])] or next(filter(None, captions))
-        return texts[int(draws[1] * len(texts))]
+        drawn = int(self.drawn_fields(np.array(uniforms[:1]))[0]) if len(self.fields) > 1 else 0
+        texts = captions[drawn] or next(filter(None, captions))
+        return texts[int(uniforms[1] * len(texts))]
 
-    def drawn_fields(self, draws: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The place of the field that each number in [0, 1) draws."""
+    def drawn_fields(self, uniforms: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The place of the field that each number in [0, 1) uniforms."""
         edges = np.cumsum(self.weights or (1.0,) * len(self.fields))
-        return np.minimum(np.searchsorted(edges, draws * edges[-1], side="right"), len(edges) - 1)
-
-    def _drawn(self, draw: float) -> int:
-        return int(self.drawn_fields(np.array([draw]))[0]) if len(self.fields) > 1 else 0
+        return np.minimum(np.searchsorted(edges, uniforms * edges[-1], side="right"), len(edges) - 1)
 
 
 def every_caption(sample: dict[str, Any]) -> tuple[str, ...]:
@@ -95,11 +93,14 @@ def every_caption(sample: dict[str, Any]) -> tuple[str, ...]:
 
 def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
     part, _, key = field.partition(".")
-    raw = sample.get(f".{part}")
+    raw = sample.get(part)
     if raw is None:
         return None
     if not key:
-        return [_decoded(raw)]
+        try:
+            return [clean(raw.decode("utf-8-sig"))]
+        except UnicodeDecodeError as error:
+            raise BadSample(problems.CAPTION_NOT_TEXT) from error
     value = json_object(raw).get(key)
     if value is None:
         return None
@@ -116,13 +117,6 @@ def json_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadSample(problems.JSON_DAMAGED)
     return value
-
-
-def _decoded(raw: bytes) -> str:
-    try:
-        return clean(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise BadSample(problems.CAPTION_NOT_TEXT) from error
 
 
 def clean(text: str) -> str:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clip_la.errors import UserError, unknown
 
 Tokenizer = Callable[[Sequence[str]], Int64[Tensor, "batch context_length"]]
+TOKENIZERS = ("clip",)
 CAPTION_ID_BYTES = 8
 # A small corpus has no more; of a large one nearly every caption is new, and this many take some 20 MB.
 REMEMBERED_CAPTIONS = 1 << 14
@@ -38,13 +39,6 @@ def _open_clip_tokenizer() -> ModuleType:
     return module
 
 
-@cache
-def _clip(context_length: int) -> Tokenizer:
-    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=context_length)
-    tokenizer.clean_fn = cleaned
-    return lambda captions: tokenizer(list(captions))
-
-
 def cleaned(text: str) -> str:
     """What the "clip" tokenizer makes of a text before it splits it: equal results are the same text to a model."""
     # Mending of mis-decoded text and of HTML changes nothing in plain ASCII, and takes most of a caption's time.
@@ -54,20 +48,21 @@ def cleaned(text: str) -> str:
     return mended
 
 
-TOKENIZERS = {"clip": _clip}
-
-
+@cache
 def get_tokenizer(name: str = "clip", context_length: int = 77) -> Tokenizer:
-    """A function from captions to tokens: start, byte pairs, end, then zeros; longer captions are cut, the end kept.
+    """A function from captions to Int64[batch, context_length]: start, byte pairs, end, then zeros.
 
-    `"clip"` is CLIP's byte-pair encoding (Radford et al. 2021), as open_clip implements it.
+    Longer captions are cut, the end kept. `"clip"` is CLIP's byte-pair encoding (Radford et al. 2021), as open_clip
+    implements it.
 
     Raises:
         UserError: unknown name.
     """
     if name not in TOKENIZERS:
         raise unknown("tokenizer", name, TOKENIZERS)
-    return TOKENIZERS[name](context_length)
+    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=context_length)
+    tokenizer.clean_fn = cleaned
+    return lambda captions: tokenizer(list(captions))
 
 
 class CaptionEncoder:

@@ -1,4 +1,4 @@
-"""Which columns of a table hold pictures and captions."""
+"""Which columns of a table hold images and captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,10 @@ def find_columns(columns: Sequence[str], wanted: str | None, usual: Sequence[str
     """The columns of the name asked for, else of the first usual name that is there: those of exactly this name, else
     those that differ in case and in spaces around. More than one is for a person to mend."""
     for name in (wanted,) if wanted else usual:
-        for same in (str, _folded):
+        for same in (str, lambda column: column.strip().casefold()):
             if found := [column for column in columns if same(column) == same(name)]:
                 return found
     return []
-
-
-def _folded(column: str) -> str:
-    return column.strip().casefold()
 
 
 def pick_column(
@@ -37,7 +33,7 @@ def pick_column(
     found = find_columns(columns, wanted, usual)
     if not found:
         missing = f"no column '{wanted}'" if wanted else f"no column named {' or '.join(usual)}; give {option}"
-        fetch = "; the pictures of its addresses are to be fetched first, for example with img2dataset"
+        fetch = "; the images of its addresses are to be fetched first, for example with img2dataset"
         fetch = fetch if find_columns(columns, None, ADDRESS_COLUMNS) else ""
         raise UserError(f"{path}: {missing}; its columns are {shown(columns)}{hint}{fetch}")
     if len(found) > 1:
@@ -52,8 +48,8 @@ def shown(columns: Sequence[str]) -> str:
 
 
 def columns_note(columns: Sequence[str], image: str, caption: str) -> str:
-    """What a person is told: which columns are used, and which others could have been."""
+    """The note for a person: which columns are used, and which others could have been."""
     usual = IMAGE_COLUMNS + CAPTION_COLUMNS
     others = [column for column in columns if column not in (image, caption) and find_columns([column], None, usual)]
     unused = f"; not used: {shown(others)}" if others else ""
-    return f"pictures from column '{image}', captions from column '{caption}'{unused}"
+    return f"images from column '{image}', captions from column '{caption}'{unused}"

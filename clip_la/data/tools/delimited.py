@@ -6,20 +6,21 @@ CC3M and others write captions.
 """
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from clip_la.data.shards import problems
-from clip_la.data.shards.formats import is_picture
+from clip_la.data.shards.formats import is_image
 
 TAB = "\t"
 DELIMITERS = (",", TAB, ";", "|")
 MAX_ROW_CHARS = 1 << 24
 # What Excel puts above the header to say how the columns are separated.
 EXCEL_MARK = re.compile(r'"?sep=(.)"?')
+# A cell whose quotes enclose all of it, those inside doubled.
+QUOTED = re.compile(r'"((?:[^"]|"")*)"', re.DOTALL)
 
 
 class Cells(NamedTuple):
@@ -32,12 +33,12 @@ class Cells(NamedTuple):
 
 @dataclass(frozen=True)
 class TableForm:
-    """How rows are written. `picture` is the place of the cell that names the picture."""
+    """How rows are written. `image` is the place of the cell that names the image."""
 
     delimiter: str
     skips_spaces: bool
     width: int
-    picture: int
+    image: int
 
     def parsed(self, lines: Sequence[str]) -> list[str] | None:
         """The cells of one row by the book; None if these lines are not one well-formed row."""
@@ -48,12 +49,62 @@ class TableForm:
         cells = line.split(self.delimiter)
         if self.skips_spaces:
             cells = [cell.lstrip(" ") for cell in cells]
-        return [_unquoted(cell) for cell in cells] if '"' in line else cells
+        if '"' not in line:
+            return cells
+        return [match[1].replace('""', '"') if (match := QUOTED.fullmatch(cell)) else cell for cell in cells]
 
     def is_row(self, line: str) -> bool:
-        """Whether a line by itself is a row that names a picture."""
+        """Whether a line by itself is a row that names an image."""
         cells = self.split(line)
-        return len(cells) == self.width and is_picture(cells[self.picture].strip())
+        return len(cells) == self.width and is_image(cells[self.image].strip())
+
+    def rows(self, lines: Sequence[str], start: int) -> Iterator[Cells]:
+        """The rows from line `start` (from 0) on; blank lines are skipped."""
+        number = start
+        while number < len(lines):
+            if lines[number].strip():
+                row, number = self._row(lines, number)
+                yield row
+            else:
+                number += 1
+
+    def _row(self, lines: Sequence[str], number: int) -> tuple[Cells, int]:
+        """The row that begins at a line, and the number of the line after it."""
+        text, stop = lines[number].rstrip("\r\n"), number + 1
+        cells: list[str] | None = None
+        if '"' not in text:
+            cells = self.split(text)
+        elif text.count('"') % 2:
+            stop, cells = self._joined(lines, number)
+        else:
+            cells = self.parsed([text])
+        if self.delimiter == TAB and (cells is None or len(cells) != self.width):
+            stop, cells = number + 1, self.split(text)
+        if sum(map(len, lines[number:stop])) > MAX_ROW_CHARS:
+            return Cells(number + 1, [], problems.PART_TOO_LARGE), stop
+        if cells is None:
+            return Cells(number + 1, [], problems.ROW_QUOTES), stop
+        return Cells(number + 1, cells, None if len(cells) == self.width else problems.ROW_CELLS), stop
+
+    def _joined(self, lines: Sequence[str], number: int) -> tuple[int, list[str] | None]:
+        """A row whose last quote is open at the end of its line, joined with the lines up to where it closes.
+
+        It is no row of several lines but a stray quote if a line on the way is a row by itself, or the whole is not
+        well-formed. Each search ends at the next line with a quote left open, so all of them together look at a line
+        once or twice.
+        """
+        stop = number + 1
+        while stop < len(lines):
+            if self.is_row(lines[stop].rstrip("\r\n")):
+                break
+            stop += 1
+            if lines[stop - 1].count('"') % 2:
+                cells = self.parsed(lines[number:stop])
+                if cells is not None and len(cells) == self.width:
+                    return stop, cells
+                break
+        # A quote that does not open a cell, such as the inches of 12", needs no other.
+        return number + 1, self.parsed([lines[number]])
 
 
 def parsed(lines: Sequence[str], delimiter: str, skips_spaces: bool = False) -> list[str] | None:
@@ -64,66 +115,3 @@ def parsed(lines: Sequence[str], delimiter: str, skips_spaces: bool = False) -> 
     except csv.Error:
         return None
     return rows[0] if len(rows) == 1 else None
-
-
-def _unquoted(cell: str) -> str:
-    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
-        return cell[1:-1].replace('""', '"')
-    return cell
-
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a table with their ends: line feeds, carriage returns or both, and nothing else."""
-    return list(io.StringIO(text, newline=""))
-
-
-def read_rows(lines: Sequence[str], start: int, form: TableForm) -> Iterator[Cells]:
-    """The rows from line `start` (from 0) on; blank lines are passed over."""
-    number = start
-    while number < len(lines):
-        text = lines[number].rstrip("\r\n")
-        stop = number + 1
-        if text.strip():
-            row, stop = _row(lines, number, text, form)
-            yield row
-        number = stop
-
-
-def _row(lines: Sequence[str], number: int, text: str, form: TableForm) -> tuple[Cells, int]:
-    """The row that begins at a line, and the line after it."""
-    stop = number + 1
-    cells: list[str] | None = None
-    if '"' not in text:
-        cells = form.split(text)
-    elif text.count('"') % 2:
-        stop, cells = _joined(lines, number, form)
-    else:
-        cells = form.parsed([text])
-    if form.delimiter == TAB and (cells is None or len(cells) != form.width):
-        stop, cells = number + 1, form.split(text)
-    if sum(map(len, lines[number:stop])) > MAX_ROW_CHARS:
-        return Cells(number + 1, [], problems.PART_TOO_LARGE), stop
-    if cells is None:
-        return Cells(number + 1, [], problems.ROW_QUOTES), stop
-    return Cells(number + 1, cells, None if len(cells) == form.width else problems.ROW_CELLS), stop
-
-
-def _joined(lines: Sequence[str], number: int, form: TableForm) -> tuple[int, list[str] | None]:
-    """A row whose last quote is open at the end of its line, joined with the lines up to where it closes.
-
-    That is no row of several lines, but a stray quote, if a line on the way is a row by itself, or the whole is not
-    well-formed. Each search ends at the next line with a quote left open, so all of them together look at a line once
-    or twice.
-    """
-    stop = number + 1
-    while stop < len(lines):
-        if form.is_row(lines[stop].rstrip("\r\n")):
-            break
-        stop += 1
-        if lines[stop - 1].count('"') % 2:
-            cells = form.parsed(lines[number:stop])
-            if cells is not None and len(cells) == form.width:
-                return stop, cells
-            break
-    # A quote that does not open a cell, such as the inches of 12", needs no other.
-    return number + 1, form.parsed([lines[number]])

@@ -1,4 +1,4 @@
-"""Packs image-text pairs into webdataset shards: in parallel, the same bytes every time, going on after a stop.
+"""Packs image-text pairs into webdataset shards: in parallel, the same bytes every time, resuming after a stop.
 
 The plan, written first as `pack.json`, holds hashes of all that the shards depend on: the content of the input, the
 columns, the settings, this code's format. What was packed from anything else is never taken for the same.
@@ -22,10 +22,10 @@ from tqdm import tqdm
 from clip_la.atomic import remove_unfinished
 from clip_la.data.images.decode import decode_image, reasons
 from clip_la.data.shards import problems
-from clip_la.data.shards.crew import Lost, PassedOver, run_jobs
-from clip_la.data.shards.formats import FORMATS, SUFFIXES
+from clip_la.data.shards.crew import Lost, Skips, run_jobs
+from clip_la.data.shards.formats import FORMATS, JSON_PART, KEY, SUFFIXES, TEXT_PART
 from clip_la.data.shards.problems import BadSample
-from clip_la.data.shards.reader import KEY, ShardWriter
+from clip_la.data.shards.reader import ShardWriter
 from clip_la.data.shards.watch import TimeLimit, noted
 from clip_la.data.text.captions import clean
 from clip_la.data.tools.json_files import write_json
@@ -91,7 +91,7 @@ def pack(
     Args:
         per_shard: input samples a shard, at most 10,000.
         workers: processes.
-        check_pixels: decode each picture and leave out those that cannot be.
+        check_pixels: decode each image and leave out those that cannot be.
 
     Returns:
         Counts: `{"shards", "samples", "packed", "skipped": {reason: count}, "examples": {reason: first place}, "out"}`.
@@ -101,16 +101,17 @@ def pack(
     """
     if not 1 <= per_shard <= 10**INDEX_DIGITS:
         raise UserError(f"--per-shard {per_shard} is out of range: 1 to {10**INDEX_DIGITS}")
-    plan = _plan(source, per_shard, check_pixels)
+    packing = Packing(source, out, per_shard, check_pixels)
+    plan = packing.plan()
     jobs = cut(source.sizes(), per_shard)
-    _claim(out, plan)
-    stats = {job.number: known for job in jobs if (known := _known(out, job)) is not None}
+    packing.claim(plan)
+    stats = {job.number: known for job in jobs if (known := packing.counts_of(job)) is not None}
     lost: list[Lost] = []
     todo = [job for job in jobs if job.number not in stats]
     total = sum(span.stop - span.start for job in jobs for span in job.spans)
     done = sum(known["count"] for known in stats.values())
     with tqdm(desc="packing", total=total, initial=done, unit="pair", disable=quiet or None) as bar:
-        for result in run_jobs(_Writer(source, out, check_pixels), todo, workers):
+        for result in run_jobs(packing.write, todo, workers):
             if isinstance(result, Lost):
                 lost.append(result)
                 continue
@@ -121,38 +122,125 @@ def pack(
             f"{len(lost)} of {len(jobs)} shards could not be written, the first at {lost[0].at}: {lost[0].reason}; "
             "the others are whole, the same command tries these again"
         )
-    if todo and _plan(source, per_shard, check_pixels) != plan:
+    # Hashed again: a file that changed under our hands would be in some shards as it was and in others as it is.
+    if todo and packing.plan() != plan:
         raise UserError(f"the input changed while it was packed to {out}; remove that folder and pack again")
-    return _finish(out, jobs, stats, source.note)
+    return packing.finish(jobs, stats)
 
 
-def _plan(source: PackSource, per_shard: int, check_pixels: bool) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "kind": source.kind,
-        "per_shard": per_shard,
-        "check_pixels": check_pixels,
-        "input": combined(source.names()),
-    }
+@dataclass(frozen=True)
+class Packing:
+    """One source on its way into one folder; pickles, to write shards in any process."""
 
+    source: PackSource
+    out: Path
+    per_shard: int
+    check_pixels: bool
 
-def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Makes `out` ours for this plan, or finds that it already is."""
-    marker = out / "pack.json"
-    if out.is_file():
-        raise UserError(f"{out} is a file; name a folder for the shards")
-    remove_unfinished(out, "*" if marker.exists() else marker.name)
-    if marker.exists():
-        found = _read_object(marker)
-        if found != plan:
-            different = ", ".join(MEANINGS.get(key, key) for key in sorted(plan) if found.get(key) != plan[key])
-            raise UserError(
-                f"{out} was packed from other input or settings ({different}); name a new folder, or remove this one"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} holds other files; name a new or empty folder for the shards")
-    else:
-        write_json(marker, plan)
+    def plan(self) -> dict[str, Any]:
+        """All that the shards depend on."""
+        return {
+            "format": FORMAT,
+            "kind": self.source.kind,
+            "per_shard": self.per_shard,
+            "check_pixels": self.check_pixels,
+            "input": combined(self.source.names()),
+        }
+
+    def claim(self, plan: dict[str, Any]) -> None:
+        """Makes the folder ours for this plan, or finds that it already is; raises UserError where it is another's."""
+        out, marker = self.out, self.out / "pack.json"
+        if out.is_file():
+            raise UserError(f"{out} is a file; name a folder for the shards")
+        remove_unfinished(out, "*" if marker.exists() else marker.name)
+        if marker.exists():
+            found = _read_object(marker)
+            if found != plan:
+                different = ", ".join(MEANINGS.get(key, key) for key in sorted(plan) if found.get(key) != plan[key])
+                raise UserError(
+                    f"{out} was packed from other input or settings ({different}); name a new folder, or remove this "
+                    "one"
+                )
+        elif out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} holds other files; name a new or empty folder for the shards")
+        else:
+            write_json(marker, plan)
+
+    def paths(self, number: int) -> tuple[Path, Path]:
+        """The files of an output shard: its samples, its counts."""
+        stem = f"{number:0{SHARD_DIGITS}d}"
+        return self.out / f"{stem}.tar", self.out / f"{stem}_stats.json"
+
+    def counts_of(self, job: ShardJob) -> dict[str, Any] | None:
+        """The counts of a shard that is already there; they are written after it, so it is whole."""
+        shard, stats = self.paths(job.number)
+        found = _read_object(stats)
+        if not COUNTS.issubset(found):
+            return None
+        return found if shard.exists() or not found["successes"] else None
+
+    def write(self, job: ShardJob, skips: Skips) -> tuple[int, dict[str, Any]]:
+        """Writes one shard and its counts, and returns number and counts; a shard without any sample is not written."""
+        shard, stats_path = self.paths(job.number)
+        skipped: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        writer: ShardWriter | None = None
+        count = 0
+        with ExitStack() as stack:
+            for span in job.spans:
+                for raw in noted(self.source.read(*span), str(shard)):
+                    try:
+                        if count in skips:
+                            raise BadSample(skips[count])
+                        with TimeLimit(str(shard), raw.origin, count):
+                            parts = self._parts(raw)
+                        writer = writer or stack.enter_context(ShardWriter(shard))
+                        writer.write({KEY: f"{shard.stem}{count:0{INDEX_DIGITS}d}", **parts})
+                    except BadSample as bad:
+                        skipped[bad.reason] += 1
+                        examples.setdefault(bad.reason, raw.place or raw.origin)
+                    count += 1
+        successes = writer.num_samples if writer else 0
+        stats: dict[str, Any] = {"count": count, "successes": successes, "failures": dict(sorted(skipped.items()))}
+        stats["examples"] = dict(sorted(examples.items()))
+        write_json(stats_path, stats)
+        return job.number, stats
+
+    def _parts(self, raw: Raw) -> dict[str, Any]:
+        """The parts of a sample: the image's own bytes under the suffix of what they are, caption, JSON."""
+        if raw.problem:
+            raise BadSample(raw.problem)
+        caption = clean(raw.caption or "")
+        if not caption:
+            raise BadSample(problems.EMPTY_CAPTION)
+        suffix = image_suffix(raw.image)
+        if self.check_pixels:
+            decode_image(raw.image)
+        meta = {**raw.meta, "caption": caption, "origin": raw.origin}
+        return {suffix: raw.image, TEXT_PART: caption, JSON_PART: meta}
+
+    def finish(self, jobs: list[ShardJob], stats: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        """Writes `sizes.json` and sums up the counts of all shards; raises UserError where nothing was packed."""
+        skipped: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for _, known in sorted(stats.items()):
+            skipped.update(known["failures"])
+            examples = known.get("examples", {}) | examples
+        packed = sum(known["successes"] for known in stats.values())
+        if not packed:
+            reasons = [f"{count} {reason} (first: {examples.get(reason)})" for reason, count in skipped.most_common()]
+            text = "; ".join([", ".join(reasons) or "the input is empty", *filter(None, [self.source.note])])
+            raise UserError(f"nothing could be packed: {text}")
+        sizes = {self.paths(job.number)[0].name: stats[job.number]["successes"] for job in jobs}
+        write_json(self.out / "sizes.json", {name: size for name, size in sizes.items() if size})
+        return {
+            "shards": sum(1 for known in stats.values() if known["successes"]),
+            "samples": sum(known["count"] for known in stats.values()),
+            "packed": packed,
+            "skipped": dict(sorted(skipped.items())),
+            "examples": dict(sorted(examples.items())),
+            "out": str(self.out),
+        }
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -164,75 +252,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _paths(out: Path, number: int) -> tuple[Path, Path]:
-    stem = f"{number:0{SHARD_DIGITS}d}"
-    return out / f"{stem}.tar", out / f"{stem}_stats.json"
-
-
-def _known(out: Path, job: ShardJob) -> dict[str, Any] | None:
-    """The counts of a shard that is already there; they are written after it, so it is whole."""
-    shard, stats = _paths(out, job.number)
-    found = _read_object(stats)
-    if not COUNTS.issubset(found):
-        return None
-    return found if shard.exists() or not found["successes"] else None
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Writes output shards, in any process."""
-
-    source: PackSource
-    out: Path
-    check_pixels: bool
-
-    def __call__(self, job: ShardJob, passed_over: PassedOver) -> tuple[int, dict[str, Any]]:
-        return _write(job, self.out, self.check_pixels, self.source, passed_over)
-
-
-def _write(
-    job: ShardJob, out: Path, check_pixels: bool, source: PackSource, passed_over: PassedOver
-) -> tuple[int, dict[str, Any]]:
-    """Writes one shard and its counts; a shard without any sample is not written."""
-    shard, stats_path = _paths(out, job.number)
-    skipped: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    writer: ShardWriter | None = None
-    count = 0
-    with ExitStack() as stack:
-        for span in job.spans:
-            for raw in noted(source.read(*span), str(shard)):
-                try:
-                    if count in passed_over:
-                        raise BadSample(passed_over[count])
-                    with TimeLimit(str(shard), raw.origin, count):
-                        parts = _parts(raw, check_pixels)
-                    writer = writer or stack.enter_context(ShardWriter(shard))
-                    writer.write({KEY: f"{shard.stem}{count:0{INDEX_DIGITS}d}", **parts})
-                except BadSample as bad:
-                    skipped[bad.reason] += 1
-                    examples.setdefault(bad.reason, raw.place or raw.origin)
-                count += 1
-    successes = writer.num_samples if writer else 0
-    stats: dict[str, Any] = {"count": count, "successes": successes, "failures": dict(sorted(skipped.items()))}
-    stats["examples"] = dict(sorted(examples.items()))
-    write_json(stats_path, stats)
-    return job.number, stats
-
-
-def _parts(raw: Raw, check_pixels: bool) -> dict[str, Any]:
-    """The parts of a sample: the picture's own bytes under the suffix of what they are, caption, JSON."""
-    if raw.problem:
-        raise BadSample(raw.problem)
-    caption = clean(raw.caption or "")
-    if not caption:
-        raise BadSample(problems.EMPTY_CAPTION)
-    suffix = image_suffix(raw.image)
-    if check_pixels:
-        decode_image(raw.image)
-    return {suffix: raw.image, ".txt": caption, ".json": {**raw.meta, "caption": caption, "origin": raw.origin}}
-
-
 def image_suffix(data: bytes) -> str:
     """The suffix that says what the bytes are, whatever the file was called.
 
@@ -242,29 +261,5 @@ def image_suffix(data: bytes) -> str:
     if not data:
         raise BadSample(problems.IMAGE_EMPTY)
     with reasons(), Image.open(BytesIO(data), formats=FORMATS) as image:
-        # MPO: a JPEG with further pictures behind it, as some phones write them.
+        # MPO: a JPEG with further images behind it, as some phones write them.
         return SUFFIXES["JPEG" if image.format == "MPO" else str(image.format)][0]
-
-
-def _finish(out: Path, jobs: list[ShardJob], stats: dict[int, dict[str, Any]], note: str) -> dict[str, Any]:
-    skipped: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for _, known in sorted(stats.items()):
-        skipped.update(known["failures"])
-        examples = known.get("examples", {}) | examples
-    packed = sum(known["successes"] for known in stats.values())
-    result = {
-        "shards": sum(1 for known in stats.values() if known["successes"]),
-        "samples": sum(known["count"] for known in stats.values()),
-        "packed": packed,
-        "skipped": dict(sorted(skipped.items())),
-        "examples": dict(sorted(examples.items())),
-        "out": str(out),
-    }
-    if not packed:
-        reasons = [f"{count} {reason} (first: {examples.get(reason)})" for reason, count in skipped.most_common()]
-        said = "; ".join([", ".join(reasons) or "the input is empty", *filter(None, [note])])
-        raise UserError(f"nothing could be packed: {said}")
-    sizes = {_paths(out, job.number)[0].name: stats[job.number]["successes"] for job in jobs}
-    write_json(out / "sizes.json", {name: size for name, size in sizes.items() if size})
-    return result

@@ -5,25 +5,35 @@ process, and gives the same samples. So output shards can be written in parallel
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clip_la.data.shards.formats import IMAGE_SUFFIXES, JSON_PART, TEXT_PART, is_hidden, is_picture
+from clip_la.data.shards.formats import (
+    IMAGE_PARTS,
+    IMAGE_SUFFIXES,
+    JSON_PART,
+    KEY,
+    TEXT_PART,
+    is_hidden,
+    is_image,
+    parts_of,
+)
 from clip_la.data.shards.problems import Problem
-from clip_la.data.shards.reader import KEY, read_samples
-from clip_la.data.shards.sources import expand_urls, is_shard_name, shard_name, shards_in
-from clip_la.data.tools.pack_inputs import picture_lines, shard_lines
+from clip_la.data.shards.reader import read_samples
+from clip_la.data.shards.shard_state import shard_hashes
+from clip_la.data.shards.sources import expand_urls, is_shard_name, open_shard, shard_name, shards_in
 from clip_la.data.tools.parquet_source import ParquetSource
-from clip_la.data.tools.raw import PIECE_SAMPLES, PackSource, Raw, from_file, from_parts, piece_sizes
+from clip_la.data.tools.raw import PIECE_SAMPLES, PackSource, Raw, piece_sizes
 from clip_la.data.tools.tables import TABLE_SUFFIXES, TableSource
 from clip_la.errors import UserError
+from clip_la.fingerprint import file_hashes, stream_hash
 
 __all__ = ["PackSource", "Raw", "find_source"]
 
 
 class FolderSource:
-    """Every picture under a folder whose caption lies beside it: X.jpg with X.txt, or with "caption" in X.json.
+    """Every image under a folder whose caption lies beside it: X.jpg with X.txt, or with "caption" in X.json.
 
     This is also what img2dataset writes with output_format=files. X.jpg.txt is taken where there is no X.txt, and case
     counts only where names differ by nothing else. Hidden files and folders are nobody's data.
@@ -34,7 +44,7 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.paths: list[str] = []
-        # By their own names and by these in lower case, below their folders: the files beside pictures.
+        # By their own names and by these in lower case, below their folders: the files beside images.
         self._beside: dict[str, str] = {}
         for root, _, names in os.walk(folder):
             inside = os.path.relpath(root, folder)
@@ -42,44 +52,49 @@ class FolderSource:
                 path = os.path.normpath(os.path.join(inside, name))
                 if is_hidden(path):
                     continue
-                if is_picture(name):
+                if is_image(name):
                     self.paths.append(path)
-                elif name.lower().endswith((TEXT_PART, JSON_PART)):
+                elif name.lower().endswith((f".{TEXT_PART}", f".{JSON_PART}")):
                     self._beside[path] = path
                     self._beside.setdefault(os.path.normpath(os.path.join(inside, name.lower())), path)
         self.paths.sort()
         tables = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES]
         table = f"; to pack a table, name it: {folder / tables[0]}" if tables else ""
         if not self.paths:
-            raise UserError(f"no pictures under {folder} ({', '.join(IMAGE_SUFFIXES)}){table}")
-        self.note = "" if self._beside else f"no captions beside the pictures (X.txt, or X.json with caption){table}"
+            raise UserError(f"no images under {folder} ({', '.join(IMAGE_SUFFIXES)}){table}")
+        self.note = "" if self._beside else f"no captions beside the images (X.txt, or X.json with caption){table}"
 
-    def names(self) -> Iterable[str]:
-        """Path of each picture, and its content with that of its texts."""
-        return picture_lines(self.folder, self.paths, self.texts_of)
+    def names(self) -> Iterator[str]:
+        """Path of each image, and its content with that of its texts."""
+        texts = [self.texts_of(image) for image in self.paths]
+        files = ((self.folder / image, *own.values()) for image, own in zip(self.paths, texts, strict=True))
+        hashes = file_hashes((path for own in files for path in own), len(self.paths) + sum(map(len, texts)))
+        for image, own in zip(self.paths, texts, strict=True):
+            yield " ".join([image, next(hashes), *(f".{part} {next(hashes)}" for part in own)])
 
     def sizes(self) -> list[int]:
-        """Pieces of PIECE_SAMPLES pictures, in the order of their paths."""
+        """Pieces of PIECE_SAMPLES images, in the order of their paths."""
         return piece_sizes(len(self.paths))
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
-        """Pictures with the texts beside them."""
+        """Images with the texts beside them."""
         first = piece * PIECE_SAMPLES
         for name in self.paths[first + start : first + stop]:
             texts = {part: path.read_bytes() for part, path in self.texts_of(name).items()}
-            raw = from_parts(name, {IMAGE_SUFFIXES[0]: b"", **texts})
-            yield raw if raw.caption is None else from_file(name, self.folder / name, raw.caption, raw.meta)
+            raw = Raw.from_parts(name, {IMAGE_PARTS[0]: b"", **texts})
+            yield raw if raw.caption is None else Raw.from_file(name, self.folder / name, raw.caption, raw.meta)
 
-    def texts_of(self, picture: str) -> dict[str, Path]:
-        """The files beside a picture that are read with it: of `.txt` and `.json` those that are there."""
-        found = {part: self._beside_of(picture, part) for part in (TEXT_PART, JSON_PART)}
-        return {part: self.folder / path for part, path in found.items() if path and (self.folder / path).is_file()}
-
-    def _beside_of(self, picture: str, part: str) -> str | None:
-        folder, name = os.path.split(picture)
-        wanted = (os.path.splitext(name)[0] + part, name + part)
-        found = (self._beside.get(os.path.join(folder, each)) for own in wanted for each in (own, own.lower()))
-        return next(filter(None, found), None)
+    def texts_of(self, image: str) -> dict[str, Path]:
+        """The files beside an image that are read with it: of the parts `txt` and `json` those that are there."""
+        folder, name = os.path.split(image)
+        texts = {}
+        for part in (TEXT_PART, JSON_PART):
+            wanted = (f"{os.path.splitext(name)[0]}.{part}", f"{name}.{part}")
+            found = (self._beside.get(os.path.join(folder, each)) for own in wanted for each in (own, own.lower()))
+            path = next(filter(None, found), None)
+            if path and (self.folder / path).is_file():
+                texts[part] = self.folder / path
+        return texts
 
 
 class ShardSource:
@@ -96,19 +111,20 @@ class ShardSource:
         self.urls = urls
         self._read_through: dict[str, str] = {}
 
-    def names(self) -> Iterable[str]:
-        """Name and content of each shard."""
-        return shard_lines(self.urls, self._read_through)
+    def names(self) -> Iterator[str]:
+        """Name and content of each shard; one that does not tell its state (a pipe) is read, once."""
+        for url, state in zip(self.urls, shard_hashes(self.urls), strict=True):
+            if state is None and url not in self._read_through:
+                with open_shard(url) as stream:
+                    self._read_through[url] = stream_hash(stream)
+            yield f"{shard_name(url)} {state or self._read_through[url]}"
 
     def sizes(self) -> list[int]:
         """Counted by reading every shard, four at a time."""
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(4) as pool:
-            return list(pool.map(self._count, self.urls))
-
-    def _count(self, url: str) -> int:
-        return sum(1 for _ in _read_with_losses(url))
+            return list(pool.map(lambda url: sum(1 for _ in _read_with_losses(url)), self.urls))
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
         """The samples `start` to `stop` of a shard; those before are read and dropped."""
@@ -121,8 +137,7 @@ class ShardSource:
             if isinstance(found, Problem):
                 yield Raw(f"{shard_name(url)}/{found.key or ''}", problem=found.reason)
             else:
-                parts = {part: data for part, data in found.items() if part.startswith(".")}
-                yield from_parts(f"{shard_name(url)}/{found[KEY]}", parts)
+                yield Raw.from_parts(f"{shard_name(url)}/{found[KEY]}", parts_of(found))
 
 
 def _read_with_losses(url: str) -> Iterator[dict[str, Any] | Problem]:
@@ -140,7 +155,7 @@ def find_source(
 ) -> PackSource:
     """The source that `spec` names: a folder, a table (.csv, .tsv, .jsonl), Parquet, or shards as a glob or range.
 
-    A folder with tars holds shards; else one with pictures is a folder of pictures; else one of Parquet files.
+    A folder with tars holds shards; else one with images is a folder of images; else one of Parquet files.
 
     Raises:
         UserError: there is nothing of the kind.
@@ -153,7 +168,7 @@ def find_source(
         return ParquetSource([path], image_column, caption_column, images)
     if path.is_dir() and not shards_in(path):
         tables = sorted(path.glob("*.parquet"))
-        if tables and not any(is_picture(p.name) for p in path.rglob("*")):
+        if tables and not any(is_image(p.name) for p in path.rglob("*")):
             return ParquetSource(tables, image_column, caption_column, images)
         return FolderSource(path)
     if not path.exists() and not is_shard_name(path.name):

@@ -8,16 +8,16 @@ from typing import Any
 from clip_la.data.shards import problems
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.tools.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, columns_note, pick_column
-from clip_la.data.tools.pack_inputs import parquet_lines
-from clip_la.data.tools.raw import Raw, from_file, picture_of, plain, with_alternatives
+from clip_la.data.tools.raw import Raw, file_named_by, image_of, plain, with_alternatives
 from clip_la.errors import UserError
+from clip_la.fingerprint import file_hashes
 
 # Stands for texts that are not UTF-8.
 NOT_TEXT = b"\xff"
 
 
 class ParquetSource:
-    """Rows of Parquet files, a piece a row group. Pictures are bytes in the table, or names of files.
+    """Rows of Parquet files, a piece a row group. Images are bytes in the table, or names of files.
 
     Captions are texts or lists of texts. Other columns of texts, numbers and truth values go into the samples' JSON.
     """
@@ -41,9 +41,30 @@ class ParquetSource:
         self.groups = [(i, g) for i, file in enumerate(files) for g in range(file.num_row_groups)]
 
     def names(self) -> Iterable[str]:
-        """The columns, name and content of each file, and the content of pictures that lie outside."""
+        """The columns, name and content of each file, and the content of images that lie outside."""
         yield json.dumps([self.image_column, self.caption_column])
-        yield from parquet_lines(self.paths, self.image_column, self.images)
+        for path, own in zip(self.paths, file_hashes(self.paths, len(self.paths)), strict=True):
+            yield f"{path.name} {own}"
+        yield from file_hashes(self.images / name for path in self.paths for name in self._named_files(path))
+
+    def _named_files(self, path: Path) -> Iterator[str]:
+        """The files that the column of images names: as text, or as the path of a Hugging Face image without bytes."""
+        import pyarrow
+
+        file, column = _parquet(path), self.image_column
+        kind = file.schema_arrow.field(column).type
+        if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+            return
+        for group in range(file.num_row_groups):
+            if pyarrow.types.is_struct(kind):
+                # Where statistics say that no bytes are missing, no cell need be read to know it.
+                chunks = file.metadata.row_group(group)
+                own = (chunks.column(number) for number in range(chunks.num_columns))
+                counted = [chunk.statistics for chunk in own if chunk.path_in_schema == f"{column}.bytes"]
+                if counted and all(each is not None and each.null_count == 0 for each in counted):
+                    continue
+            cells = file.read_row_group(group, [column]).column(0).to_pylist()
+            yield from filter(None, map(file_named_by, cells))
 
     def sizes(self) -> list[int]:
         """Rows of each row group."""
@@ -74,30 +95,29 @@ class ParquetSource:
             table = file.read_row_group(group, columns=columns).slice(start, stop - start)
         except (OSError, pyarrow.ArrowException):
             return None
-        return (_row(table, number) for number in range(stop - start))
+        return (self._row(table, number) for number in range(stop - start))
+
+    @staticmethod
+    def _row(table: Any, number: int) -> dict[str, Any]:
+        row = table.slice(number, 1)
+        try:
+            return row.to_pylist()[0]
+        except UnicodeDecodeError:
+            values: dict[str, Any] = {}
+            for name in row.column_names:
+                try:
+                    values[name] = row.column(name)[0].as_py()
+                except UnicodeDecodeError:
+                    values[name] = NOT_TEXT
+            return values
 
     def _raw(self, origin: str, row: dict[str, Any]) -> Raw:
         image, value = row.pop(self.image_column), row.pop(self.caption_column)
         caption, meta = with_alternatives(value, plain(row))
-        image = picture_of(image)
+        image = image_of(image)
         if isinstance(image, str):
-            return from_file(image, self.images / image, caption, meta, place=origin)
+            return Raw.from_file(image, self.images / image, caption, meta, place=origin)
         return Raw(origin, image, "", caption, meta)
-
-
-def _row(table: Any, number: int) -> dict[str, Any]:
-    row = table.slice(number, 1)
-    try:
-        return row.to_pylist()[0]
-    except UnicodeDecodeError:
-        return {name: _cell(row.column(name)[0]) for name in row.column_names}
-
-
-def _cell(scalar: Any) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        return NOT_TEXT
 
 
 def _is_plain(kind: Any) -> bool:

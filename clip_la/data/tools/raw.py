@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clip_la.data.shards import problems
-from clip_la.data.shards.formats import JSON_PART, TEXT_PART, picture_part
+from clip_la.data.shards.formats import JSON_PART, TEXT_PART, image_part
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.tar import MAX_MEMBER_BYTES
 from clip_la.data.text.captions import Captions, clean
@@ -24,8 +24,11 @@ _FIRST = (0.0, 0.0)
 
 @dataclass
 class Raw:
-    """One sample before checks. `origin` says where it came from, `place` where a person finds it, if that is more;
-    `problem` why it has no image or caption."""
+    """One sample before checks.
+
+    `origin` says where it came from, `place` where a person finds it, if that is more; `problem`, of `problems`, why it
+    has no image or caption.
+    """
 
     origin: str
     image: bytes = b""
@@ -35,16 +38,47 @@ class Raw:
     problem: str | None = None
     place: str = ""
 
+    @classmethod
+    def from_file(cls, origin: str, path: Path, caption: str, meta: dict[str, Any], place: str = "") -> "Raw":
+        """The sample of an image file. Pipes and devices, which may have no end, are not read."""
+        try:
+            if not path.is_file():
+                return cls(origin, problem=problems.NO_IMAGE, place=place)
+            if path.stat().st_size > MAX_MEMBER_BYTES:
+                return cls(origin, problem=problems.PART_TOO_LARGE, place=place)
+            return cls(origin, path.read_bytes(), path.suffix.lower(), caption, meta, place=place)
+        except OSError:
+            return cls(origin, problem=problems.NO_IMAGE, place=place)
+
+    @classmethod
+    def from_parts(cls, origin: str, sample: Mapping[str, bytes]) -> "Raw":
+        """The sample of parts such as `jpg`, `txt` and `json`: its caption is the text, else "caption", else the first
+        of "captions" in the JSON."""
+        part = image_part(sample)
+        if part is None:
+            return cls(origin, problem=problems.NO_IMAGE)
+        fields = ("txt",) if TEXT_PART in sample else ("json.caption", "json.captions")
+        try:
+            caption = Captions(fields).choose(dict(sample), _FIRST)
+        except BadSample as bad:
+            return cls(origin, problem=bad.reason)
+        # A caption that stands in the text is not lost for damaged JSON.
+        try:
+            meta = plain(json.loads(sample.get(JSON_PART, b"{}")))
+        except (ValueError, RecursionError):
+            meta = {}
+        return cls(origin, sample[part], f".{part}", caption, meta if isinstance(meta, dict) else {})
+
 
 class PackSource(Protocol):
-    """Pieces of samples. `kind` and `names` (of files, with sizes) say what was packed, for resuming; `note` is what
-    a person should know of how the source is read, if anything."""
+    """Pieces of samples. `kind` and `names` say what was packed, for resuming; `note` is what a person should know of
+    how the source is read, if anything."""
 
     kind: str
     note: str
 
     def names(self) -> Iterable[str]:
-        """A line for each input, which changes when the input does."""
+        """A line for each input, which changes when the input's content does."""
 
     def sizes(self) -> list[int]:
         """Samples in each piece."""
@@ -58,84 +92,41 @@ def piece_sizes(total: int) -> list[int]:
     return [min(PIECE_SAMPLES, total - first) for first in range(0, total, PIECE_SAMPLES)]
 
 
-def from_file(origin: str, path: Path, caption: str, meta: dict[str, Any], place: str = "") -> Raw:
-    """The sample of a picture file. Pipes and devices, which may have no end, are not read."""
-    try:
-        if not path.is_file():
-            return Raw(origin, problem=problems.NO_IMAGE, place=place)
-        if path.stat().st_size > MAX_MEMBER_BYTES:
-            return Raw(origin, problem=problems.PART_TOO_LARGE, place=place)
-        return Raw(origin, path.read_bytes(), path.suffix.lower(), caption, meta, place=place)
-    except OSError:
-        return Raw(origin, problem=problems.NO_IMAGE, place=place)
+def with_alternatives(value: Any, meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(caption, JSON) of a cell of a table: a text, its bytes in UTF-8, or a list of these, less the empty ones.
 
-
-def from_parts(origin: str, sample: Mapping[str, bytes]) -> Raw:
-    """The sample of parts such as `.jpg`, `.txt` and `.json`: its caption is the text, else "caption", else the first
-    of "captions" in the JSON."""
-    part = picture_part(sample)
-    if part is None:
-        return Raw(origin, problem=problems.NO_IMAGE)
-    fields = ("txt",) if TEXT_PART in sample else ("json.caption", "json.captions")
-    try:
-        caption = Captions(fields).choose(dict(sample), _FIRST)
-    except BadSample as bad:
-        return Raw(origin, problem=bad.reason)
-    return Raw(origin, sample[part], part, caption, _object(sample.get(JSON_PART, b"{}")))
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`; empty where it is something else or damaged."""
-    try:
-        value = plain(json.loads(raw))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def captions_of(value: Any) -> list[str]:
-    """The captions in a cell of a table: a text, its bytes in UTF-8, or a list of these, less the empty ones.
+    Of a list the first is the caption, and all stand in the JSON under "captions". So does a caption of several lines,
+    because retrieval takes the lines of a text for captions of their own, and one beside which another column has that
+    name.
 
     Raises:
-        BadSample: there is none (null and NaN are none), or something else than text.
+        BadSample: there is no caption (null and NaN are none), or something else than text.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise BadSample(problems.NO_CAPTION)
-    texts = [_text(each) for each in (value if isinstance(value, list) else [value]) if each is not None]
+    texts: list[str] = []
+    for each in value if isinstance(value, list) else [value]:
+        if each is None:
+            continue
+        if isinstance(each, bytes):
+            try:
+                each = each.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise BadSample(problems.CAPTION_NOT_TEXT) from error
+        if not isinstance(each, str):
+            raise BadSample(problems.CAPTION_NOT_TEXT)
+        texts.append(clean(each))
     if not texts:
         raise BadSample(problems.NO_CAPTION)
-    if not (filled := [text for text in texts if text]):
+    filled = [text for text in texts if text]
+    if not filled:
         raise BadSample(problems.EMPTY_CAPTION)
-    return filled
+    is_listed = isinstance(value, list) or len(filled[0].splitlines()) > 1
+    return filled[0], {**meta, ALTERNATIVES: filled} if is_listed or ALTERNATIVES in meta else meta
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        try:
-            return clean(value.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise BadSample(problems.CAPTION_NOT_TEXT) from error
-    if not isinstance(value, str):
-        raise BadSample(problems.CAPTION_NOT_TEXT)
-    return clean(value)
-
-
-def with_alternatives(value: Any, meta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(caption, JSON) of a cell: of a list the first is the caption, and all stand in the JSON under "captions".
-
-    So does a caption of several lines, because retrieval takes the lines of a text for captions of their own, and one
-    beside which another column has that name.
-
-    Raises:
-        BadSample: as `captions_of`.
-    """
-    texts = captions_of(value)
-    is_listed = isinstance(value, list) or len(texts[0].splitlines()) > 1
-    return texts[0], {**meta, ALTERNATIVES: texts} if is_listed or ALTERNATIVES in meta else meta
-
-
-def picture_of(cell: Any) -> str | bytes:
-    """The picture in a cell of a table: a file's name or its bytes, alone in a list or not.
+def image_of(cell: Any) -> str | bytes:
+    """The image in a cell of a table: a file's name or its bytes, alone in a list or not.
 
     Raises:
         BadSample: there is none, or there are several: which of them was meant, nobody can say.
@@ -153,6 +144,15 @@ def picture_of(cell: Any) -> str | bytes:
     return cell
 
 
+def file_named_by(cell: Any) -> str | None:
+    """The file that a cell of a column of images names, or None where it holds bytes, or nothing of use."""
+    try:
+        image = image_of(cell)
+    except BadSample:
+        return None
+    return image if isinstance(image, str) else None
+
+
 def plain(value: Any) -> Any:
     """As `value`, with nothing that JSON has no form for: NaN, infinite numbers and objects of other kinds are null."""
     if isinstance(value, dict):
@@ -162,12 +162,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool) else None
-
-
-def file_named_by(cell: Any) -> str | None:
-    """The file that a cell of a column of pictures names, or None where it holds bytes, or nothing of use."""
-    try:
-        picture = picture_of(cell)
-    except BadSample:
-        return None
-    return picture if isinstance(picture, str) else None

@@ -1,11 +1,11 @@
 """One pass over shards through the training stream's own blocks, decoder and augmentation, without training.
 
-What a trainer would have used or skipped, sample by sample: an audit, and a measure of the loader's speed.
+What a trainer would have used or skipped, sample by sample: a log, and a measure of the loader's speed.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from multiprocessing import parent_process
@@ -15,9 +15,9 @@ from typing import Any
 from tqdm import tqdm
 
 from clip_la.atomic import atomic_write
-from clip_la.data.shards.crew import Lost, PassedOver, run_jobs
+from clip_la.data.shards.crew import Lost, Skips, run_jobs
+from clip_la.data.shards.formats import KEY, URL
 from clip_la.data.shards.problems import BadSample
-from clip_la.data.shards.reader import KEY, SHARD
 from clip_la.data.shards.sources import place_of, shard_name
 from clip_la.data.shards.watch import TimeLimit
 from clip_la.data.text.captions import Captions
@@ -38,35 +38,35 @@ class Reading:
     captions: Captions = field(default_factory=Captions)
     min_side_px: int = 1
 
-    def block(self, number: int, passed_over: PassedOver) -> tuple[list[Outcome], float]:
+    def block(self, number: int, skips: Skips) -> tuple[list[Outcome], float]:
         """The outcomes of block `number` of the stream, which is one shard, in its order; and seconds taken.
 
-        Samples to be passed over have that as their reason.
+        Samples of `skips` count under the reason given there.
         """
         import numpy as np
 
-        from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+        from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
         from clip_la.data.shards.sources import open_shard
         from clip_la.data.stream.blocks import ShardBlockReader
-        from clip_la.data.stream.order import ShardOrder, Streams, draws_for_samples
-        from clip_la.data.stream.samples import Limits, StreamedRows
+        from clip_la.data.stream.order import ShardOrder, Streams, sample_uniforms
+        from clip_la.data.stream.samples import Limits, SampleDecoder
 
         began = time.perf_counter()
         streams = Streams(self.seed, world_size=1, workers=1, rank=0, worker=0)
         order = ShardOrder(source=0, num_shards=len(self.urls), block_shards=1, replacement=False)
         items, lost = ShardBlockReader(order, streams, self.urls, open_shard).load(number)
         outcomes: list[Outcome] = [(problem.shard, problem.key, problem.reason) for problem in lost]
-        rows = StreamedRows(self.captions, Augmentation(self.image_size), Limits(min_side_px=self.min_side_px))
-        draws = draws_for_samples(streams, np.arange(len(items)), NUM_DRAWS).tolist()
-        for place, (item, numbers) in enumerate(zip(items, draws, strict=True)):
+        decoder = SampleDecoder(self.captions, Augmentation(self.image_size), Limits(min_side_px=self.min_side_px))
+        uniforms = sample_uniforms(streams, np.arange(len(items)), NUM_UNIFORMS).tolist()
+        for place, (item, own) in enumerate(zip(items, uniforms, strict=True)):
             try:
-                if place in passed_over:
-                    raise BadSample(passed_over[place])
-                with TimeLimit(item[SHARD], item[KEY], place):
-                    rows.row(item, numbers)
-                outcomes.append((item[SHARD], item[KEY], None))
+                if place in skips:
+                    raise BadSample(skips[place])
+                with TimeLimit(item[URL], item[KEY], place):
+                    decoder.sample(item, own)
+                outcomes.append((item[URL], item[KEY], None))
             except BadSample as bad:
-                outcomes.append((item[SHARD], item[KEY], bad.reason))
+                outcomes.append((item[URL], item[KEY], bad.reason))
         return outcomes, time.perf_counter() - began
 
     def blocks(self, workers: int) -> Iterator[tuple[list[Outcome], float]]:
@@ -77,12 +77,12 @@ class Reading:
             else:
                 yield result
 
-    def _job(self, number: int, passed_over: PassedOver) -> tuple[list[Outcome], float]:
+    def _job(self, number: int, skips: Skips) -> tuple[list[Outcome], float]:
         if parent_process() is not None:
             import torch
 
             torch.set_num_threads(1)
-        return self.block(number, passed_over)
+        return self.block(number, skips)
 
 
 def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet: bool = False) -> dict[str, Any]:
@@ -113,16 +113,11 @@ def read(reading: Reading, *, keys: Path | None = None, workers: int = 1, quiet:
                 counts[shard][reason or OK] += 1
                 if reason:
                     examples.setdefault(reason, place_of(shard, key))
-            if stream:
-                stream.writelines(_lines(outcomes))
+                if stream:
+                    line = {"shard": shard, "key": key, "outcome": SKIPPED if reason else OK, "reason": reason}
+                    stream.write(json_text(line) + "\n")
             bar.update(len(outcomes))
     return _summary(counts, examples, busy_s)
-
-
-def _lines(outcomes: Iterable[Outcome]) -> Iterator[str]:
-    for shard, key, reason in outcomes:
-        line = {"shard": shard, "key": key, "outcome": SKIPPED if reason else OK, "reason": reason}
-        yield json_text(line) + "\n"
 
 
 def _summary(counts: dict[str, Counter[str]], examples: dict[str, str], busy_s: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A look into shards: a contact sheet as PNG and as a page of HTML, pictures with their captions."""
+"""A look into shards: a contact sheet as PNG and as a page of HTML, images with their captions."""
 
 import base64
 import html
@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_la.atomic import atomic_write
 from clip_la.data.images.decode import decode_image
 from clip_la.data.images.limits import image_bytes
+from clip_la.data.shards.formats import KEY
 from clip_la.data.shards.problems import BadSample, Problem
-from clip_la.data.shards.reader import KEY, read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.data.text.captions import Captions
 from clip_la.data.tools.verify import FIRST_CHOICE
 from clip_la.errors import UserError
@@ -37,12 +38,39 @@ INK, FAINT, PAPER, WRONG = "#1a1a1a", "#6b6b6b", "#ffffff", "#b00020"
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample on the sheet: its picture, or why it has none."""
+    """One sample on the sheet: its image, or why it has none."""
 
     key: str
     shard: str
     caption: str
     image: Image.Image | None
+
+    @classmethod
+    def from_sample(cls, sample: dict[str, Any], url: str) -> "Shown":
+        """A raw sample with its first caption; what is wrong with it stands in brackets."""
+        try:
+            caption = Captions(("txt", "json.caption")).choose(sample, FIRST_CHOICE)
+        except BadSample as bad:
+            caption = f"[{bad.reason}]"
+        try:
+            image = decode_image(image_bytes(sample))
+        except BadSample as bad:
+            return cls(sample[KEY], Path(url).name, f"[{bad.reason}] {caption}", None)
+        # Twice the size of a tile: the page of HTML is also looked at on finer screens.
+        image.thumbnail((TILE_PX * 2, TILE_PX * 2))
+        return cls(sample[KEY], Path(url).name, caption, image)
+
+    def figure(self) -> str:
+        """The sample as HTML, its image inside."""
+        image = ""
+        if self.image is not None:
+            stream = BytesIO()
+            self.image.save(stream, "PNG")
+            image = f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+        return (
+            f"<figure>{image}<figcaption>{html.escape(self.caption)}<br>"
+            f"<small>{html.escape(f'{self.shard} {self.key}')}</small></figcaption></figure>"
+        )
 
 
 def choose(urls: Sequence[str], num: int, seed: int) -> list[Shown]:
@@ -60,29 +88,15 @@ def choose(urls: Sequence[str], num: int, seed: int) -> list[Shown]:
         share = -(-(num - len(found)) // (len(chosen) - place))
         samples = list(islice(read_samples(urls[shard], on_problem=lost.append), MAX_READ_PER_SHARD))
         picked = sorted(rng.sample(range(len(samples)), min(share, len(samples))))
-        found += [_shown(samples[i], urls[shard]) for i in picked]
+        found += [Shown.from_sample(samples[i], urls[shard]) for i in picked]
     if not found:
         shards = urls[0] + (f" and {len(urls) - 1} more shards" if len(urls) > 1 else "")
         raise UserError(f"no samples in {shards}" + (f"; the first problem: {lost[0]}" if lost else ""))
     return found
 
 
-def _shown(sample: dict[str, Any], url: str) -> Shown:
-    captions = Captions(("txt", "json.caption"))
-    try:
-        caption = captions.choose(sample, FIRST_CHOICE)
-    except BadSample as bad:
-        caption = f"[{bad.reason}]"
-    try:
-        image = decode_image(image_bytes(sample))
-    except BadSample as bad:
-        return Shown(sample[KEY], Path(url).name, f"[{bad.reason}] {caption}", None)
-    image.thumbnail((TILE_PX * 2, TILE_PX * 2))
-    return Shown(sample[KEY], Path(url).name, caption, image)
-
-
 def contact_sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Image.Image:
-    """All samples on one RGB picture, `columns` wide: picture, caption (up to three lines), key."""
+    """All samples on one RGB image, `columns` wide: image, caption (up to three lines), key."""
     cell_w, cell_h = TILE_PX + MARGIN_PX, TILE_PX + MARGIN_PX + LINE_PX * (CAPTION_LINES + 1)
     rows = -(-len(shown) // columns)
     sheet = Image.new("RGB", (columns * cell_w + MARGIN_PX, rows * cell_h + MARGIN_PX), PAPER)
@@ -93,7 +107,9 @@ def contact_sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Image.Image
         if one.image is None:
             draw.rectangle((x, y, x + TILE_PX, y + TILE_PX), outline=WRONG)
         else:
-            tile = _fit(one.image)
+            scale = TILE_PX / max(one.image.size)
+            size = [max(1, round(side * scale)) for side in one.image.size]
+            tile = one.image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
             sheet.paste(tile, (x + (TILE_PX - tile.width) // 2, y + (TILE_PX - tile.height) // 2))
         lines = textwrap.wrap(one.caption, CHARS_A_LINE, max_lines=CAPTION_LINES, placeholder="...") or [""]
         draw.multiline_text((x, y + TILE_PX + 2), "\n".join(lines), INK if one.image else WRONG, font, spacing=1)
@@ -101,15 +117,9 @@ def contact_sheet(shown: Sequence[Shown], columns: int = COLUMNS) -> Image.Image
     return sheet
 
 
-def _fit(image: Image.Image) -> Image.Image:
-    scale = TILE_PX / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
 def page(shown: Sequence[Shown], title: str) -> str:
     """The same as one page of HTML that needs no other file."""
-    figures = "\n".join(_figure(one) for one in shown)
+    figures = "\n".join(one.figure() for one in shown)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
@@ -125,18 +135,6 @@ small {{ color: {FAINT}; overflow-wrap: anywhere }}
 {figures}
 </main></html>
 """
-
-
-def _figure(one: Shown) -> str:
-    picture = ""
-    if one.image is not None:
-        stream = BytesIO()
-        one.image.save(stream, "PNG")
-        picture = f'<img alt="" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
-    return (
-        f"<figure>{picture}<figcaption>{html.escape(one.caption)}<br>"
-        f"<small>{html.escape(f'{one.shard} {one.key}')}</small></figcaption></figure>"
-    )
 
 
 def show(urls: Sequence[str], out: Path, *, num: int, seed: int = 0, columns: int = COLUMNS) -> list[Path]:

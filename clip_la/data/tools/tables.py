@@ -1,6 +1,7 @@
-"""Tables of text that name picture files and their captions (CSV, TSV, JSON lines) as a source of `pack`."""
+"""Tables of text that name image files and their captions (CSV, TSV, JSON lines) as a source of `pack`."""
 
 import codecs
+import io
 import json
 import os
 from collections import Counter
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clip_la.data.shards import problems
-from clip_la.data.shards.formats import is_picture
+from clip_la.data.shards.formats import is_image
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.sources import is_remote
 from clip_la.data.tools import delimited
@@ -20,8 +21,7 @@ from clip_la.data.tools.raw import (
     PIECE_SAMPLES,
     Raw,
     file_named_by,
-    from_file,
-    picture_of,
+    image_of,
     piece_sizes,
     plain,
     with_alternatives,
@@ -50,7 +50,7 @@ class Columns(NamedTuple):
     caption: str | None
 
     def pick(self, path: Path, columns: list[str], hint: str = "") -> tuple[str, str]:
-        """(picture column, caption column); raises UserError."""
+        """(image column, caption column); raises UserError."""
         return (
             pick_column(path, columns, self.image, IMAGE_COLUMNS, "--image-column", hint),
             pick_column(path, columns, self.caption, CAPTION_COLUMNS, "--caption-column", hint),
@@ -63,7 +63,7 @@ class Columns(NamedTuple):
 
 
 class TableSource:
-    """Rows of a CSV, TSV or JSON-lines file that name picture files; other columns go into the samples' JSON.
+    """Rows of a CSV, TSV or JSON-lines file that name image files; other columns go into the samples' JSON.
 
     Rows that are not well-formed, or have other cells than the header, are counted with the line that they stand on.
     """
@@ -84,10 +84,10 @@ class TableSource:
             raise UserError(f"{path} holds addresses ('{first}'); fetch them first, for example with img2dataset")
 
     def names(self) -> Iterable[str]:
-        """The columns, and of each row its values and problem and the picture's content."""
+        """The columns, and of each row its values and problem and the image's content."""
         yield json.dumps([self.image_column, self.caption_column])
-        pictures = (self.path_of(file_named_by(row.values.get(self.image_column)) or "") for row in self.rows)
-        for row, content in zip(self.rows, file_hashes(pictures, len(self.rows)), strict=True):
+        images = (self.path_of(file_named_by(row.values.get(self.image_column)) or "") for row in self.rows)
+        for row, content in zip(self.rows, file_hashes(images, len(self.rows)), strict=True):
             yield json.dumps([list(row.values.items()), row.problem, content], default=str)
 
     def sizes(self) -> list[int]:
@@ -95,7 +95,7 @@ class TableSource:
         return piece_sizes(len(self.rows))
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
-        """The rows with their pictures."""
+        """The rows with their images."""
         first = piece * PIECE_SAMPLES
         for row in self.rows[first + start : first + stop]:
             place = f"{self.path.name}:{row.line}"
@@ -110,15 +110,15 @@ class TableSource:
         used = ("", self.image_column, self.caption_column)
         rest = {key: value for key, value in row.values.items() if key not in used}
         caption, meta = with_alternatives(row.values.get(self.caption_column), rest)
-        picture = picture_of(row.values.get(self.image_column))
-        if not isinstance(picture, str):
+        image = image_of(row.values.get(self.image_column))
+        if not isinstance(image, str):
             raise BadSample(problems.NO_IMAGE)
-        return from_file(picture, self.path_of(picture), caption, meta, place)
+        return Raw.from_file(image, self.path_of(image), caption, meta, place)
 
-    def path_of(self, picture: str) -> Path:
+    def path_of(self, image: str) -> Path:
         """The file that a cell names; where there is none, backslashes are taken for what they are on Windows."""
-        path = self.images / picture
-        return path if os.path.exists(path) else self.images / picture.replace("\\", "/")
+        path = self.images / image
+        return path if os.path.exists(path) else self.images / image.replace("\\", "/")
 
 
 def read_text(path: Path) -> str:
@@ -145,7 +145,16 @@ def read_text(path: Path) -> str:
 
 
 def _read_json_lines(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[TableRow]]:
-    rows = [_json_row(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = plain(json.loads(line))
+        except (ValueError, RecursionError):
+            value = None
+        is_object = isinstance(value, dict)
+        rows.append(TableRow(number, value if is_object else {}, None if is_object else problems.ROW_NOT_OBJECT))
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
     if rows and not columns:
         raise UserError(
@@ -155,40 +164,27 @@ def _read_json_lines(path: Path, text: str, wanted: Columns) -> tuple[list[str],
     return columns, rows
 
 
-def _json_row(number: int, line: str) -> TableRow:
-    try:
-        value = json.loads(line)
-        if isinstance(value, dict):
-            return TableRow(number, {**plain(value)})
-    except (ValueError, RecursionError):
-        pass
-    return TableRow(number, {}, problems.ROW_NOT_OBJECT)
-
-
 def _read_delimited(path: Path, text: str, wanted: Columns) -> tuple[list[str], list[TableRow]]:
-    lines = delimited.split_lines(text)
+    # Lines end at line feeds, carriage returns or both, and nothing else, as str.splitlines would have it.
+    lines = list(io.StringIO(text, newline=""))
     header = next((number for number, line in enumerate(lines) if line.strip()), None)
     if header is None:
         return [], []
-    delimiters = _usual_first(path)
+    usual = TAB if path.suffix.lower() == ".tsv" else ","
+    delimiters: tuple[str, ...] = (usual, *(each for each in delimited.DELIMITERS if each != usual))
     if mark := delimited.EXCEL_MARK.fullmatch(lines[header].strip()):
         delimiters, header = (mark[1],), header + 1
     delimiter, columns, skips_spaces = _header(path, lines, header, delimiters, wanted)
     image, caption = wanted.pick(path, columns)
     form = TableForm(delimiter, skips_spaces, len(columns), columns.index(image))
     rows = []
-    for line, cells, problem in delimited.read_rows(lines, header + 1, form):
+    for line, cells, problem in form.rows(lines, header + 1):
         # A row with a problem may have more cells, or fewer.
         values: dict[str, Any] = {} if problem else dict(zip(columns, cells, strict=True))
         if str(values.get(caption, "")).strip().casefold() in NULL_WORDS:
             values[caption] = None
         rows.append(TableRow(line, values, problem))
     return columns, rows
-
-
-def _usual_first(path: Path) -> tuple[str, ...]:
-    usual = TAB if path.suffix.lower() == ".tsv" else ","
-    return (usual, *(each for each in delimited.DELIMITERS if each != usual))
 
 
 def _header(
@@ -210,7 +206,7 @@ def _header(
         delimiter = max(readings, key=lambda each: len(readings[each]))
     columns = readings[delimiter]
     hint = f" (line {number + 1}, separated by {delimiter!r})"
-    if any(is_picture(name) or is_remote(name) for name in columns):
+    if any(is_image(name) or is_remote(name) for name in columns):
         hint += f"; that is a row: put the columns' names on a line above it, such as {f'path{delimiter}caption'!r}"
     wanted.pick(path, columns, hint)
     if twice := [name for name, count in Counter(filter(None, columns)).items() if count > 1]:

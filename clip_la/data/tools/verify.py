@@ -1,4 +1,4 @@
-"""Verifies shards: reads every sample, decodes each picture, counts what is wrong, writes `sizes.json`."""
+"""Verifies shards: reads every sample, decodes each image, counts what is wrong, writes `sizes.json`."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clip_la.data.images.limits import Limits, image_bytes, read_picture
-from clip_la.data.shards.crew import Lost, PassedOver, run_jobs
+from clip_la.data.images.limits import Limits, image_bytes, read_image
+from clip_la.data.shards.crew import Lost, run_jobs
+from clip_la.data.shards.formats import KEY
 from clip_la.data.shards.problems import BadSample, Problem
-from clip_la.data.shards.reader import KEY, read_samples
+from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.sources import is_remote, place_of, shard_name
 from clip_la.data.shards.watch import TimeLimit
 from clip_la.data.text.captions import Captions
@@ -51,87 +53,83 @@ class ShardReport:
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
 
+    def add_problem(self, problem: Problem) -> None:
+        """Counts a sample or member that cannot be used."""
+        self.skipped[problem.reason] += 1
+        self.examples.setdefault(problem.reason, problem.key or "")
+
+    def add_usable(self, sample: dict[str, Any], captions: Captions) -> None:
+        """Decodes a sample and measures it; raises BadSample."""
+        caption = captions.choose(sample, FIRST_CHOICE)
+        image = read_image(sample, Limits())
+        self.usable += 1
+        self.widths.append(image.width)
+        self.heights.append(image.height)
+        self.caption_chars.append(len(caption))
+        self.caption_words.append(len(caption.split()))
+        self.caption_hashes.append(_hash(caption.encode()))
+        self.image_hashes.append(_hash(image_bytes(sample)))
+
 
 def _hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 def verify_shard(
-    url: str, captions: Captions | None = None, passed_over: Mapping[int, str] = MappingProxyType({})
+    url: str, skips: Mapping[int, str] = MappingProxyType({}), *, captions: Captions | None = None
 ) -> ShardReport:
     """Reads one shard through: every member, every caption, every pixel. Damage is counted, never raised.
 
-    Usable is what training uses with its own limits on pictures as they stand by default.
+    Usable is what training uses with its own limits on images as they stand by default.
 
     Args:
-        passed_over: samples, by their place in the shard, that are not looked at, and the reason to count them under.
+        skips: samples, by their place in the shard, that are not decoded, and the reason to count them under.
+        captions: where captions are; None: KEY.txt.
 
     Raises:
         UserError: the shard does not exist.
     """
     captions = captions or Captions()
     report = ShardReport(url)
-
-    def on_problem(problem: Problem) -> None:
-        report.skipped[problem.reason] += 1
-        report.examples.setdefault(problem.reason, problem.key or "")
-
-    for place, sample in enumerate(read_samples(url, on_problem=on_problem)):
+    for place, sample in enumerate(read_samples(url, on_problem=report.add_problem)):
         report.samples += 1
         report.key_hashes.append(_hash(sample[KEY].encode("utf-8", "surrogateescape")))
         try:
-            if place in passed_over:
-                raise BadSample(passed_over[place])
+            if place in skips:
+                raise BadSample(skips[place])
             with TimeLimit(url, sample[KEY], place):
-                _check(sample, captions, report)
+                report.add_usable(sample, captions)
         except BadSample as bad:
-            on_problem(Problem(bad.reason, url, sample[KEY]))
+            report.add_problem(Problem(bad.reason, url, sample[KEY]))
     return report
-
-
-def _check(sample: dict[str, Any], captions: Captions, report: ShardReport) -> None:
-    caption = captions.choose(sample, FIRST_CHOICE)
-    image = read_picture(sample, Limits())
-    report.usable += 1
-    report.widths.append(image.width)
-    report.heights.append(image.height)
-    report.caption_chars.append(len(caption))
-    report.caption_words.append(len(caption.split()))
-    report.caption_hashes.append(_hash(caption.encode()))
-    report.image_hashes.append(_hash(image_bytes(sample)))
 
 
 def verify(
     urls: list[str], *, captions: Captions | None = None, workers: int = 1, quiet: bool = False
 ) -> dict[str, Any]:
-    """Verifies shards in parallel and says what they hold; `captions` says where captions are (KEY.txt).
+    """Verifies shards in parallel and summarizes what they hold.
+
+    Args:
+        captions: where captions are; None: KEY.txt.
+        workers: processes.
+        quiet: without a progress bar.
 
     Returns:
         `{"shards", "samples", "usable", "skipped": {reason: count}, "examples": {reason: "SHARD: KEY"},
         "duplicates": {"keys", "captions", "images"}, "missing_shards", "captions": {...}, "pictures": {...},
         "by_shard": {name: {...}}}`; duplicates count samples beyond the first of their kind.
     """
-    reports = []
+    reports: list[ShardReport] = []
+    results = run_jobs(partial(verify_shard, captions=captions), urls, workers)
     with tqdm(desc="verifying", total=len(urls), unit="shard", disable=quiet or None) as bar:
-        for report in _reports(urls, captions, workers):
+        for url, result in zip(urls, results, strict=True):
+            report = result if isinstance(result, ShardReport) else ShardReport(url)
+            if isinstance(result, Lost):
+                report.add_problem(Problem(result.reason, url, result.at.key))
             reports.append(report)
             bar.update()
             bar.set_postfix_str(f"{sum(r.samples for r in reports)} samples", refresh=False)
     return summarize(reports)
-
-
-def _reports(urls: list[str], captions: Captions | None, workers: int) -> Iterable[ShardReport]:
-    for url, result in zip(urls, run_jobs(partial(_job, captions), urls, workers), strict=True):
-        if isinstance(result, Lost):
-            lost = ShardReport(url, skipped=Counter([result.reason]))
-            lost.examples[result.reason] = result.at.key
-            yield lost
-        else:
-            yield result
-
-
-def _job(captions: Captions | None, url: str, passed_over: PassedOver) -> ShardReport:
-    return verify_shard(url, captions, passed_over)
 
 
 def summarize(reports: list[ShardReport]) -> dict[str, Any]:
@@ -172,18 +170,13 @@ def summarize(reports: list[ShardReport]) -> dict[str, Any]:
     }
 
 
-def _joined(parts: Iterable[list[int]], dtype: Any) -> np.ndarray:
-    arrays = [np.asarray(part, dtype) for part in parts]
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
-
-
-def _duplicates(parts: Iterable[list[int]]) -> int:
-    hashes = _joined(parts, np.uint64)
-    return int(len(hashes) - len(np.unique(hashes)))
+def _duplicates(hashes: Iterable[list[int]]) -> int:
+    joined = np.fromiter(chain.from_iterable(hashes), np.uint64)
+    return int(len(joined) - len(np.unique(joined)))
 
 
 def _spread(parts: Iterable[list[int]]) -> dict[str, float]:
-    values = _joined(parts, np.int64)
+    values = np.fromiter(chain.from_iterable(parts), np.int64)
     if not len(values):
         return {}
     return {
@@ -218,17 +211,14 @@ def write_sizes(summary: dict[str, Any]) -> list[Path]:
     written = []
     for folder, sizes in sorted(folders.items()):
         path = folder / SIZES
-        write_json(path, {**_known_sizes(path), **sizes})
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        if not isinstance(known, dict):
+            raise UserError(f"{path} is not a table of sizes; move it away")
+        # Verifying a part of a folder keeps the sizes of the other shards that still exist.
+        kept = {name: size for name, size in known.items() if (folder / name).exists()}
+        write_json(path, {**kept, **sizes})
         written.append(path)
     return written
-
-
-def _known_sizes(path: Path) -> dict[str, int]:
-    """The sizes already there of shards that still exist: verifying a part of a folder keeps the others."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(known, dict):
-        raise UserError(f"{path} is not a table of sizes; move it away")
-    return {name: size for name, size in known.items() if (path.parent / name).exists()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_la.data.shards.formats import CLASS_PART, JSON_PART, picture_part
+from clip_la.data.shards.formats import CLASS_PART, JSON_PART, image_part
 from clip_la.data.shards.problems import BadSample, Problem
 from clip_la.data.shards.reader import expand_urls, read_samples
 from clip_la.data.shards.sources import shards_in
@@ -38,7 +38,7 @@ class ShardRecords:
         problems: list[Problem] = []
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
-            picture = sample.get(picture_part(sample) or "")
+            picture = sample.get(image_part(sample) or "")
             if picture is None:
                 yield Skipped(key, NO_PICTURE)
                 continue
@@ -128,7 +128,7 @@ class CaptionRecords:
         problems: list[Problem] = []
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
-            picture = sample.get(picture_part(sample) or "")
+            picture = sample.get(image_part(sample) or "")
             try:
                 if picture is None:
                     raise BadSample(NO_PICTURE)

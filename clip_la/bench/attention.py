@@ -30,7 +30,7 @@ SAMPLES = 5
 
 @dataclass(frozen=True)
 class AttentionRow:
-    """One line of results/attention_speed.csv.
+    """One line of the table.
 
     Times are milliseconds of a batch; ratios are softmax's time over this one's at the same length, above 1 for what is
     faster; peak_mib is the memory of a training step beside weights and inputs, on a GPU. What did not fit into memory

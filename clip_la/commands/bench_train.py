@@ -31,7 +31,6 @@ def main(argv: list[str]) -> int | None:
     from clip_la import distributed as ranks
     from clip_la.bench.table import record
     from clip_la.bench.train import cases_of, measure
-    from clip_la.bench.train_steps import spec_of
     from clip_la.train.hardware import is_first_process
 
     cases = cases_of(
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int | None:
         with_peer=not args.no_open_clip,
     )
     for case in cases:
-        spec_of(case)  # whatever is wrong is said before anything is measured
+        _ = case.spec  # whatever is wrong is said before anything is measured
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # The other processes that torchrun started, if there are any.

@@ -7,6 +7,10 @@ their gradients (what DDP forms) is its gradient. There is nothing to choose, so
 Captions that occur twice in a batch are not negatives of each other: with `caption_ids` such a column is left out of
 the row, except the row's own pair. Leaving out is preferred to counting it as a further positive, since then the loss
 still has its minimum at zero, needs no weighting between pairs and is the plain loss wherever no caption repeats.
+
+Large batches never form the matrix of logits. Each rank goes through the products of its images and all texts, a block
+at a time, once on the way forward: they hold all that the contrastive loss of both directions needs, since a text's sum
+over all images is that over the ranks' sums.
 """
 
 import math
@@ -14,13 +18,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from clip_la_kernels import contrastive_loss as tiled_contrastive_loss
-from jaxtyping import Bool, Float, Int
+from clip_la_kernels import contrastive_logsumexp
+from clip_la_kernels import sigmoid_loss as tiled_sigmoid_loss
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-# From so many logits of one rank on, no matrix of them is formed. The plain loss holds about six float32 numbers for
-# each (both directions: logits, masked logits, their logarithmic softmax), here 1.6 GB.
+# From so many logits of one rank on, no matrix of them is formed. The plain losses hold about six float32 numbers for
+# each (contrastive: logits, masked logits and their logarithmic softmax in both directions), here 1.6 GB.
 TILED_FROM_LOGITS = 1 << 26
 
 
@@ -47,32 +52,29 @@ def contrastive_loss(
         The mean over this rank's rows, in float32 (float64 for float64 features); ln(global batch) by chance.
     """
     images, texts = _at_least_float32(image_features), _at_least_float32(text_features)
-    all_images, all_texts = _gather_both(images, texts)
-    own = _own_columns(images)
-    if len(images) * len(all_texts) >= TILED_FROM_LOGITS:
-        return _tiled(images, texts, all_images, all_texts, logit_scale, caption_ids)
+    count, ranks, first = _place(images)
+    all_ids = None if caption_ids is None else _gather(caption_ids)
+    if count * count * ranks >= TILED_FROM_LOGITS:
+        image_lse, text_lse, own = contrastive_logsumexp(
+            images, _gather(texts), logit_scale, offset=first, row_ids=caption_ids, column_ids=all_ids
+        )
+        # Here a text has met this rank's images alone.
+        text_lse = _gather(text_lse[None]).logsumexp(0)[first : first + count]
+        return ((image_lse + text_lse) / 2 - own).mean()
+    all_images, all_texts = images, texts
+    if ranks > 1:
+        # Both at once: what gathering features takes is the waiting for the other ranks.
+        both = _gather(torch.cat([images, texts], dim=1))
+        all_images, all_texts = both.tensor_split((images.shape[1],), dim=1)
     # Autocast would form the logits in bfloat16: at a scale of 100 that is wrong by up to 0.4.
     with torch.autocast(images.device.type, enabled=False):
         by_image = logit_scale * images @ all_texts.T
-        by_text = by_image.T if len(all_images) == len(images) else logit_scale * texts @ all_images.T
-        if caption_ids is not None:
-            repeated = _repeated(caption_ids, own)
+        by_text = by_image.T if ranks == 1 else logit_scale * texts @ all_images.T
+        own_columns = torch.arange(first, first + count, device=images.device)
+        if caption_ids is not None and all_ids is not None:
+            repeated = (caption_ids[:, None] == all_ids).scatter_(1, own_columns[:, None], False)
             by_image, by_text = (logits.masked_fill(repeated, -torch.inf) for logits in (by_image, by_text))
-        return (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
-
-
-def _tiled(
-    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, scale: Tensor, ids: Tensor | None
-) -> Tensor:
-    """`contrastive_loss` a block of rows at a time."""
-    first = _first_column(images)
-    all_ids = None if ids is None else _gathered_ids(ids)
-    directions = ((images, all_texts), (texts, all_images))
-    losses = [
-        tiled_contrastive_loss(rows, columns, scale, offset=first, row_ids=ids, column_ids=all_ids)
-        for rows, columns in directions
-    ]
-    return (losses[0] + losses[1]) / 2
+        return (F.cross_entropy(by_image, own_columns) + F.cross_entropy(by_text, own_columns)) / 2
 
 
 def sigmoid_loss(
@@ -93,37 +95,37 @@ def sigmoid_loss(
         The sum over this rank's images and all texts, divided by this rank's pairs, in float32 (float64 for float64).
     """
     images, all_texts = _at_least_float32(image_features), _gather(_at_least_float32(text_features))
-    own = _own_columns(images)
+    count, ranks, first = _place(images)
+    all_ids = None if caption_ids is None else _gather(caption_ids)
+    if count * count * ranks >= TILED_FROM_LOGITS:
+        return tiled_sigmoid_loss(
+            images, all_texts, logit_scale, logit_bias, offset=first, row_ids=caption_ids, column_ids=all_ids
+        )
+    own_columns = torch.arange(first, first + count, device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         logits = logit_scale * images @ all_texts.T + logit_bias
-        sign = torch.full_like(logits, -1.0).scatter_(1, own[:, None], 1.0)
+        sign = torch.full_like(logits, -1.0).scatter_(1, own_columns[:, None], 1.0)
         losses = -F.logsigmoid(sign * logits)
-        if caption_ids is not None:
-            losses = losses.masked_fill(_repeated(caption_ids, own), 0.0)
-        return losses.sum() / len(images)
+        if caption_ids is not None and all_ids is not None:
+            repeated = (caption_ids[:, None] == all_ids).scatter_(1, own_columns[:, None], False)
+            losses = losses.masked_fill(repeated, 0.0)
+        return losses.sum() / count
 
 
 def _at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def _place(local: Float[Tensor, "batch dim"]) -> tuple[int, int, int]:
+    """(pairs of a rank, number of ranks, the column of this rank's first pair among the gathered ones)."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return len(local), 1, 0
+    return len(local), dist.get_world_size(), len(local) * dist.get_rank()
 
 
-def _gather(local: Float[Tensor, "batch dim"]) -> Float[Tensor, "world_batch dim"]:
+def _gather(local: Tensor) -> Tensor:
     """All ranks' rows in the order of the ranks; each receives its own gradient, summed over all losses."""
-    return local if _world_size() == 1 else _Gather.apply(local)
-
-
-def _gather_both(
-    images: Float[Tensor, "batch dim"], texts: Float[Tensor, "batch dim"]
-) -> tuple[Float[Tensor, "world_batch dim"], Float[Tensor, "world_batch dim"]]:
-    """`_gather` of two at once: what a gathering of features takes is the waiting for the other ranks."""
-    if _world_size() == 1:
-        return images, texts
-    all_images, all_texts = _gather(torch.cat([images, texts], dim=1)).tensor_split((images.shape[1],), dim=1)
-    return all_images, all_texts
+    return local if _place(local)[1] == 1 else _Gather.apply(local)
 
 
 class _Gather(torch.autograd.Function):
@@ -132,36 +134,13 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         local = local.contiguous()
-        parts = [torch.empty_like(local) for _ in range(_world_size())]
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, local)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        parts = [part.contiguous() for part in gradient.chunk(_world_size())]
+        parts = [part.contiguous() for part in gradient.chunk(dist.get_world_size())]
         local = torch.empty_like(parts[0])
         dist.reduce_scatter(local, parts)
         return local
-
-
-def _own_columns(local: Float[Tensor, "batch dim"]) -> Int[Tensor, " batch"]:
-    """The columns of this rank's own pairs among the gathered ones."""
-    first = _first_column(local)
-    return torch.arange(first, first + len(local), device=local.device)
-
-
-def _first_column(local: Float[Tensor, "batch dim"]) -> int:
-    return len(local) * (dist.get_rank() if _world_size() > 1 else 0)
-
-
-def _repeated(caption_ids: Int[Tensor, " batch"], own: Int[Tensor, " batch"]) -> Bool[Tensor, "batch world_batch"]:
-    """True where a column bears the row's caption and is not the row's own pair."""
-    return (caption_ids[:, None] == _gathered_ids(caption_ids)[None, :]).scatter_(1, own[:, None], False)
-
-
-def _gathered_ids(caption_ids: Int[Tensor, " batch"]) -> Int[Tensor, " world_batch"]:
-    if _world_size() == 1:
-        return caption_ids
-    parts = [torch.empty_like(caption_ids) for _ in range(_world_size())]
-    dist.all_gather(parts, caption_ids)
-    return torch.cat(parts)

@@ -17,7 +17,7 @@ COMMANDS = Path(cli.__file__).parent / "commands"
 PARTS = {
     "data": ("starter", "pack", "verify", "read", "show"),
     "scaling": ("fit", "plot"),
-    "bench": ("kernels", "data", "train", "zeroshot"),
+    "bench": ("kernels", "attention", "data", "train", "zeroshot"),
 }
 PAGES = [(verb, part) for verb in cli.VERBS for part in PARTS.get(verb, ())] + [(verb,) for verb in cli.VERBS]
 # The clearest misspelling of each page; what is needed besides comes first.

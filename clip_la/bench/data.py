@@ -4,7 +4,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clip_la.bench.loader import device_lines, loader_lines, measure_device, measure_loader
+from clip_la.bench.loader import measure_device, measure_loader, text_lines
 from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.reader import read_samples
@@ -39,20 +39,34 @@ def measure_stages(urls: Sequence[str], augmentation: Augmentation, num_samples:
     torch.set_num_threads(1)
     rows = SampleDecoder(Captions(), augmentation, Limits())
     samples, draws = _usable(urls, rows, num_samples)
-    theirs = _open_clip_transform(augmentation)
+    captions = [sample["txt"].decode() for sample in samples]
     encode = CaptionEncoder("clip", 77)
+
+    from open_clip.transform import AugmentationCfg, image_transform
+
+    scale = (augmentation.min_crop_area, 1.0)
+    theirs = image_transform(augmentation.image_size, is_train=True, aug_cfg=AugmentationCfg(scale=scale))
+
+    def collate() -> None:
+        made = [DecodedSample("", "", "", square) for square in squares]
+        for first in range(0, len(made), BATCH_SIZE):
+            part = slice(first, first + BATCH_SIZE)
+            rows.images(made[part], np.zeros((len(made[part]), NUM_UNIFORMS)))
+            encode(captions[part])
+
     stages: dict[str, Callable[[], Any]] = {
         "read": lambda: list(itertools.islice(_all_samples(urls), num_samples)),
         "decode": lambda: [rows.decode(s, d) for s, d in zip(samples, draws, strict=True)],
         "transform": lambda: [rows.square(pixels, box, d) for (pixels, box), d in zip(decoded, draws, strict=True)],
         # A new encoder each time: captions of a large set are nearly all new.
         "tokenize": lambda: CaptionEncoder("clip", 77)([s["txt"].decode() for s in samples]),
-        "collate": lambda: _collate(rows, squares, encode, samples),
-        "open_clip": lambda: [theirs(s) for s in samples],
+        "collate": collate,
+        "open_clip": lambda: [theirs(Image.open(BytesIO(image_bytes(s)))) for s in samples],
     }
+    # What a later stage begins with comes from the stage before.
     decoded = stages["decode"]()
     squares = stages["transform"]()
-    stages["collate"]()
+    collate()
     seconds: dict[str, list[float]] = {name: [] for name in stages}
     for _ in range(ROUNDS):
         for name, run in stages.items():
@@ -62,11 +76,12 @@ def measure_stages(urls: Sequence[str], augmentation: Augmentation, num_samples:
     return {name: 1e6 * median(each) / len(samples) for name, each in seconds.items()}
 
 
-def _all_samples(urls: Sequence[str]) -> Any:
+def _all_samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
     return itertools.chain.from_iterable(read_samples(url, on_problem=lambda problem: None) for url in urls)
 
 
 def _usable(urls: Sequence[str], rows: SampleDecoder, count: int) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """The first samples that training could use, at most `count`, and their uniforms. Raises UserError for none."""
     draws = sample_uniforms(Streams(0, 1, 1, 0, 0), np.arange(count), NUM_UNIFORMS).tolist()
     usable: list[dict[str, Any]] = []
     for sample in _all_samples(urls):
@@ -80,23 +95,6 @@ def _usable(urls: Sequence[str], rows: SampleDecoder, count: int) -> tuple[list[
     if not usable:
         raise UserError(f"no usable sample in {', '.join(map(shard_name, urls[:3]))}; `clip-la data read` says why")
     return usable, draws[: len(usable)]
-
-
-def _collate(rows: SampleDecoder, squares: list[Any], encode: CaptionEncoder, samples: list[dict[str, Any]]) -> None:
-    made = [DecodedSample("", "", "", square) for square in squares]
-    captions = [sample["txt"].decode() for sample in samples]
-    for first in range(0, len(made), BATCH_SIZE):
-        part = slice(first, first + BATCH_SIZE)
-        rows.images(made[part], np.zeros((len(made[part]), NUM_UNIFORMS)))
-        encode(captions[part])
-
-
-def _open_clip_transform(augmentation: Augmentation) -> Callable[[dict[str, Any]], Any]:
-    from open_clip.transform import AugmentationCfg, image_transform
-
-    scale = (augmentation.min_crop_area, 1.0)
-    transform = image_transform(augmentation.image_size, is_train=True, aug_cfg=AugmentationCfg(scale=scale))
-    return lambda sample: transform(Image.open(BytesIO(image_bytes(sample))))
 
 
 def bench_data(
@@ -166,6 +164,4 @@ def table(result: dict[str, Any]) -> str:
         f"decode and transform: {result['transform_pairs_per_s_per_core']:,.0f} pairs/s a core, open_clip's transform "
         f"{result['open_clip_pairs_per_s_per_core']:,.0f}: {result['ratio_to_open_clip']:.2f} times as fast",
     ]
-    for loader in result["loaders"]:
-        lines += loader_lines(loader["decode"], loader["workers"], result["device"], loader)
-    return "\n".join([*lines, *device_lines(result["device_us"])])
+    return "\n".join([*lines, *text_lines(result["loaders"], result["device"], result["device_us"])])

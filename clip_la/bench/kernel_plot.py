@@ -1,14 +1,10 @@
-"""The table of `clip-la bench kernels` on disk, and its plot: time against tokens, both on logarithmic axes."""
+"""The plot of `clip-la bench kernels`: time against tokens, both on logarithmic axes."""
 
 import csv
-import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 
 # Matplotlib's cycle of colors; beyond it lines are dashed.
@@ -16,23 +12,11 @@ COLORS = 10
 PANELS = (("forward_backward", False, "bidirectional"), ("forward_backward", True, "causal"))
 
 
-def write_table(path: Path, rows: Sequence[Any]) -> None:
-    """Writes dataclass rows as CSV, whole or not at all; times and ratios to four significant digits after the
-    point."""
-    with atomic_write(path, "w") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(rows[0])], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            cells = dataclasses.asdict(row)
-            writer.writerow(
-                {key: f"{value:.4f}" if isinstance(value, float) else value for key, value in cells.items()}
-            )
-
-
-def _series(path: Path) -> dict[tuple[str, bool], dict[str, list[tuple[int, float]]]]:
-    """Microseconds a thousand (token, head) pairs of work, by panel and provider, kernels alone where they could be
-    replayed."""
-    found: dict[tuple[str, bool], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+def draw(path: Path) -> list[Path]:
+    """Draws a table of `bench kernels` beside itself as PNG and SVG, microseconds a thousand (token, head) pairs, of
+    kernels alone where they could be replayed; returns what it wrote. Raises UserError for another file."""
+    # By panel (mode, causal) and provider.
+    series: dict[tuple[str, bool], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     try:
         with open(path, newline="", encoding="utf-8") as stream:
             replayed = [row for row in csv.DictReader(stream) if row["timing"] == "graph"]
@@ -41,16 +25,12 @@ def _series(path: Path) -> dict[tuple[str, bool], dict[str, list[tuple[int, floa
             label = f"{row['provider']} ({row['denominator']})" if own else row["provider"]
             work = int(row["B"]) * int(row["N"]) * int(row["H"]) / 1e3
             key = (row["mode"], row["causal"] == "True")
-            found[key][label].append((int(row["N"]), float(row["median_ms"]) * 1e3 / work))
+            series[key][label].append((int(row["N"]), float(row["median_ms"]) * 1e3 / work))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"bench kernels: {path} is no table of this command: {error!r}") from error
-    if not found:
+    if not series:
         raise UserError(f"bench kernels: {path} holds no row with timing = graph; nothing to draw")
-    return found
 
-
-def draw(path: Path) -> list[Path]:
-    """Draws the table beside itself as PNG and SVG; returns what it wrote."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,7 +38,6 @@ def draw(path: Path) -> list[Path]:
     matplotlib.rcParams["svg.hashsalt"] = "clip_la"
     from matplotlib import pyplot
 
-    series = _series(path)
     # One color a provider, in both panels.
     labels = sorted({label for lines in series.values() for label in lines})
     colors = {label: f"C{i % COLORS}" for i, label in enumerate(labels)}

@@ -89,13 +89,17 @@ def measure_loader(
     timer.seconds.clear()
     timer.waits = True
     with_waiting, _ = _take(batches, target, seconds=BREAKDOWN_SHARE * seconds)
-    parts = timer.seconds.copy()
+    # Threads under plain names, in the order in which batches come through.
+    by_thread: dict[str, dict[str, float]] = {}
+    for (thread, part), part_s in timer.seconds.items():
+        name = MEASURED if thread == threading.main_thread().name else thread
+        by_thread.setdefault(name, {})[part] = 1e6 * part_s / max(with_waiting, 1)
     batches.close()  # type: ignore[attr-defined]
     return {
         "pairs_per_s": pairs / elapsed_s,
         "worker_cores": busy[0] / elapsed_s if workers and busy[0] else None,
         "main_cores": busy[1] / elapsed_s,
-        "us_a_pair": _by_thread(parts, with_waiting),
+        "us_a_pair": by_thread,
     }
 
 
@@ -111,15 +115,6 @@ def _take(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return pairs, time.perf_counter() - start
-
-
-def _by_thread(parts: Mapping[tuple[str, str], float], pairs: int) -> dict[str, dict[str, float]]:
-    """Threads under plain names, in the order in which batches come through."""
-    names = {threading.main_thread().name: MEASURED}
-    table: dict[str, dict[str, float]] = {}
-    for (thread, part), seconds in parts.items():
-        table.setdefault(names.get(thread, thread), {})[part] = 1e6 * seconds / max(pairs, 1)
-    return table
 
 
 def _cpu_seconds() -> tuple[float, float]:
@@ -170,21 +165,21 @@ def measure_device(
     return result
 
 
-def loader_lines(name: str, workers: int, device: str, result: dict[str, Any]) -> list[str]:
-    """One loader's result as text."""
-    cores = result["worker_cores"]
-    lines = [
-        f"loader, {workers} workers, decode {name}, to {device}: {result['pairs_per_s']:,.0f} pairs/s; busy: workers "
-        f"{'?' if cores is None else f'{cores:.1f}'} cores, training process {result['main_cores']:.1f}"
-    ]
-    for thread, parts in result["us_a_pair"].items():
-        lines.append(f"  us a pair, {thread}: " + ", ".join(f"{part} {us:.1f}" for part, us in parts.items()))
+def text_lines(
+    loaders: Sequence[dict[str, Any]], device: str, on_device: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Results as text: of `measure_loader`, each with its `decode` and `workers`, and of `measure_device`."""
+    lines = []
+    for result in loaders:
+        cores = result["worker_cores"]
+        lines.append(
+            f"loader, {result['workers']} workers, decode {result['decode']}, to {device}: "
+            f"{result['pairs_per_s']:,.0f} pairs/s; busy: workers {'?' if cores is None else f'{cores:.1f}'} cores, "
+            f"training process {result['main_cores']:.1f}"
+        )
+        for thread, parts in result["us_a_pair"].items():
+            lines.append(f"  us a pair, {thread}: " + ", ".join(f"{part} {us:.1f}" for part, us in parts.items()))
+    for chunk, parts in on_device.items():
+        told = ", ".join(f"{part} {us:.1f}" for part, us in parts.items())
+        lines.append(f"device alone, {chunk} JPEGs a call, us a pair: {told}")
     return lines
-
-
-def device_lines(result: dict[str, dict[str, float]]) -> list[str]:
-    """`measure_device`'s result as text."""
-    return [
-        f"device alone, {chunk} JPEGs a call, us a pair: " + ", ".join(f"{part} {us:.1f}" for part, us in parts.items())
-        for chunk, parts in result.items()
-    ]

@@ -10,38 +10,26 @@ SAMPLE_S = 5.0
 BYTES_PER_KB = 1024
 
 
-def _children() -> dict[int, list[int]]:
-    tree: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                # The parent's id is the second field after the name, which stands in brackets and may hold spaces.
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            tree.setdefault(parent, []).append(int(entry.name))
-    return tree
-
-
-def _pss_bytes(pid: int) -> int:
-    """Memory of one process, pages shared with others counted by their share."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * BYTES_PER_KB
-    except OSError:
-        pass
-    return 0
-
-
 def tree_bytes(pid: int | None = None) -> int:
-    """Memory of a process and all its descendants, in bytes."""
-    tree = _children()
+    """Memory of a process (this one by default) and all its descendants in bytes; pages that they share with others are
+    counted by their share. 0 where /proc is not."""
+    tree: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            # The parent's id is the second field after the name, which stands in brackets and may hold spaces.
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue  # it has ended meanwhile
+        tree.setdefault(parent, []).append(int(entry.name))
     waiting, total = [os.getpid() if pid is None else pid], 0
     while waiting:
         current = waiting.pop()
-        total += _pss_bytes(current)
         waiting += tree.get(current, [])
+        try:
+            lines = Path(f"/proc/{current}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * BYTES_PER_KB for line in lines if line.startswith("Pss:"))
     return total
 
 

@@ -75,25 +75,21 @@ def make_jpeg(number: int, files: list[Path]) -> bytes:
     return data.getvalue()
 
 
-def make_caption(number: int) -> str:
-    """A caption of 4 to 16 words, new for each number."""
-    draw = np.random.default_rng(number)
-    words = draw.choice(WORDS.split(), draw.integers(*WORDS_A_CAPTION))
-    return f"{' '.join(words)} {number}"
-
-
-def _write(shard: int, folder: Path, per_shard: int, jpegs: list[bytes]) -> str:
-    path = folder / f"{shard:05d}.tar"
-    with ShardWriter(path) as writer:
-        for i in range(shard * per_shard, (shard + 1) * per_shard):
-            writer.write({"__key__": f"{i:08d}", ".jpg": jpegs[i % len(jpegs)], ".txt": make_caption(i)})
-    return str(path)
-
-
 def write_photo_shards(folder: Path, num_shards: int, per_shard: int, workers: int) -> list[str]:
-    """Writes shards of photographs and returns their paths; the same on every machine with the same photographs."""
+    """Writes shards of photographs and returns their paths; the same on every machine with the same photographs.
+
+    Captions have 4 to 16 words and are new for each sample. Raises UserError where there are no photographs.
+    """
     distinct = min(NUM_DISTINCT, num_shards * per_shard)
     files = photograph_files()
     with ProcessPoolExecutor(workers) as pool:
         jpegs = list(pool.map(partial(make_jpeg, files=files), range(distinct), chunksize=32))
-    return [_write(shard, folder, per_shard, jpegs) for shard in range(num_shards)]
+    paths = [folder / f"{shard:05d}.tar" for shard in range(num_shards)]
+    for shard, path in enumerate(paths):
+        with ShardWriter(path) as writer:
+            for i in range(shard * per_shard, (shard + 1) * per_shard):
+                draw = np.random.default_rng(i)
+                words = draw.choice(WORDS.split(), draw.integers(*WORDS_A_CAPTION))
+                caption = f"{' '.join(words)} {i}"
+                writer.write({"__key__": f"{i:08d}", ".jpg": jpegs[i % len(jpegs)], ".txt": caption})
+    return list(map(str, paths))

@@ -2,8 +2,8 @@
 linear-attention libraries.
 
 Inputs are made outside the timing. Ours and softmax start from the packed projection, as a tower has it;
-`clip_la_split` and the
-libraries get contiguous q, k, v, with the feature map applied beforehand for those that have none.
+`clip_la_split` and the libraries get contiguous q, k, v, with
+the feature map applied beforehand for those that have none.
 """
 
 import importlib.metadata
@@ -54,8 +54,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Provider:
-    """`serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H, D);
-    `reference` with `options`: what it must compute, the law of linear attention by default."""
+    """Who is timed, and how its call is made.
+
+    `serves`: does it take this shape; `build`: the call for a shape; `packed`: does it start from (B, N, 3, H, D), else
+    from q, k, v; `gate`: and a gate of their shape; `features`: are q and k mapped to positive ones beforehand; `own`:
+    is it ours, checked before it is timed; `graphs`: can CUDA graphs replay it; `reference` with `options`: what it
+    must compute, linear attention by default.
+    """
 
     name: str
     op: str
@@ -84,7 +89,7 @@ class Provider:
             inputs.append(F.logsigmoid(torch.randn(size, device="cuda")).to(dtype))
         return Case(tuple(t.requires_grad_() for t in inputs), grad, self.build(shape))
 
-    def law(self, case: Case, shape: Shape) -> tuple[Tensor, ...]:
+    def expected(self, case: Case, shape: Shape) -> tuple[Tensor, ...]:
         """Output and gradients of the reference in float32."""
         exact = [t.detach().float().requires_grad_() for t in case.inputs]
         q, k, v = exact[0].unbind(2) if self.packed else exact
@@ -109,94 +114,93 @@ def version(package: str) -> str:
         return "none"
 
 
-def ours(denominator: str) -> list[Provider]:
-    """Our kernels on the packed projection and on separate tensors."""
-
-    def packed(shape: Shape) -> Callable[..., Tensor]:
-        return lambda qkv: linear_attention(qkv, denominator=denominator, causal=shape.causal)
-
-    def split(shape: Shape) -> Callable[..., Tensor]:
-        return lambda q, k, v: linear_attention_split(q, k, v, denominator=denominator, causal=shape.causal)
-
-    return [
-        Provider("clip_la", "linear", denominator, lambda shape: True, packed, own=True),
-        Provider("clip_la_split", "linear", denominator, lambda shape: True, split, packed=False, own=True),
-    ]
-
-
-def ours_plain() -> Provider:
-    """Our kernels computing what the libraries' plain linear attention computes: sum (q.k) v, no norms, no constant."""
-    options: dict[str, Any] = {"a": 0.0, "feature_map": "identity"}
-
-    def build(shape: Shape) -> Callable[..., Tensor]:
-        return lambda q, k, v: linear_attention_split(q, k, v, causal=shape.causal, **options)
-
-    return Provider(
-        "clip_la_plain", "linear", "none", lambda s: True, build, packed=False, features=True, own=True,
-        options=options,
-    )  # fmt: skip
-
-
 # As softmax's sqrt(D), so that the polynomial's argument is of order one.
 TEMPERATURE = 8.0
-# The longest sequences that fastmax is timed at, and its law fits memory for.
+# The longest sequences that fastmax is timed at, and its reference fits memory for.
 FASTMAX_TOKENS = 4200
-
-
-def ours_fastmax() -> Provider:
-    """Fastmax of degree 2, arXiv 2402.07901, quadratic like softmax."""
-    options = {"p": 2, "temperature": TEMPERATURE}
-
-    def build(shape: Shape) -> Callable[..., Tensor]:
-        return lambda qkv: fastmax(qkv, temperature=TEMPERATURE, causal=shape.causal)
-
-    return Provider(
-        "clip_la_fastmax2", "fastmax2", "sum", lambda s: s.tokens <= FASTMAX_TOKENS, build, own=True,
-        reference=fastmax_reference, options=options,
-    )  # fmt: skip
-
-
 # Softmax is quadratic: at the longest sequences it would take minutes and tell nothing new.
 SOFTMAX_PAIRS = 4 * 12 * 16385**2
+COMPILED_TOKENS = 20_000
 
 
-def softmax(name: str, backend: SDPBackend | None) -> Provider:
-    """scaled_dot_product_attention as timm calls it: unbind the packed projection, swap tokens and heads, swap back.
+def ours() -> list[Provider]:
+    """Our kernels: with and without denominator, on the packed projection and on separate tensors; computing what the
+    libraries' plain linear attention computes, sum (q.k) v without norms or constant; fastmax of degree 2, arXiv
+    2402.07901, quadratic like softmax."""
+    found: list[Provider] = []
+    for denominator in ("none", "sum"):
 
-    backend: the only one allowed; None: whichever PyTorch picks.
-    """
+        def packed(shape: Shape, denominator: str = denominator) -> Callable[..., Tensor]:
+            return lambda qkv: linear_attention(qkv, denominator=denominator, causal=shape.causal)
 
-    def build(shape: Shape) -> Callable[..., Tensor]:
-        def call(qkv: Tensor) -> Tensor:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-            with nullcontext() if backend is None else sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal).transpose(1, 2)
+        def split(shape: Shape, denominator: str = denominator) -> Callable[..., Tensor]:
+            return lambda q, k, v: linear_attention_split(q, k, v, denominator=denominator, causal=shape.causal)
 
-        return call
+        found += [
+            Provider("clip_la", "linear", denominator, lambda shape: True, packed, own=True),
+            Provider("clip_la_split", "linear", denominator, lambda shape: True, split, packed=False, own=True),
+        ]
+    bare: dict[str, Any] = {"a": 0.0, "feature_map": "identity"}
+    quadratic = {"p": 2, "temperature": TEMPERATURE}
 
-    return Provider(name, "softmax", "sum", lambda s: s.batch * s.heads * s.tokens**2 <= SOFTMAX_PAIRS, build)
+    def plain(shape: Shape) -> Callable[..., Tensor]:
+        return lambda q, k, v: linear_attention_split(q, k, v, causal=shape.causal, **bare)
+
+    def fastmax2(shape: Shape) -> Callable[..., Tensor]:
+        return lambda qkv: fastmax(qkv, temperature=TEMPERATURE, causal=shape.causal)
+
+    return [
+        *found,
+        Provider(
+            "clip_la_plain", "linear", "none", lambda s: True, plain, packed=False, features=True, own=True,
+            options=bare,
+        ),
+        Provider(
+            "clip_la_fastmax2", "fastmax2", "sum", lambda s: s.tokens <= FASTMAX_TOKENS, fastmax2, own=True,
+            reference=fastmax_reference, options=quadratic,
+        ),
+    ]  # fmt: skip
 
 
-def compiled() -> Provider:
-    """torch.compile of the formula without denominator, from the packed projection."""
+def pytorch() -> list[Provider]:
+    """scaled_dot_product_attention as timm calls it (unbind the packed projection, swap tokens and heads, swap back) by
+    the backend that PyTorch picks and by two given ones; torch.compile of the formula without denominator."""
+    found: list[Provider] = []
+    backends = {"default": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    for name, backend in backends.items():
+
+        def softmax(shape: Shape, backend: SDPBackend | None = backend) -> Callable[..., Tensor]:
+            def call(qkv: Tensor) -> Tensor:
+                q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+                with nullcontext() if backend is None else sdpa_kernel(backend):
+                    return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal).transpose(1, 2)
+
+            return call
+
+        found.append(
+            Provider(
+                f"sdpa {name}",
+                "softmax",
+                "sum",
+                lambda s: s.batch * s.heads * s.tokens**2 <= SOFTMAX_PAIRS,
+                softmax,
+            )
+        )
 
     def formula(qkv: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
         q, k = F.normalize(q, dim=-1).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
         return (v.sum(2, keepdim=True) + q @ (k.transpose(-1, -2) @ v)).transpose(1, 2)
 
-    def build(shape: Shape) -> Callable[..., Tensor]:
+    def compiled(shape: Shape) -> Callable[..., Tensor]:
         # A fresh compiler a shape: it gives up after a few recompilations of one function.
         torch.compiler.reset()
         return torch.compile(formula, fullgraph=True, dynamic=False)
 
-    return Provider(
-        "torch.compile",
-        "linear",
-        "none",
-        lambda shape: not shape.causal and shape.tokens <= 20_000,
-        build,
-    )
+    def fits(shape: Shape) -> bool:
+        return not shape.causal and shape.tokens <= COMPILED_TOKENS
+
+    return [*found, Provider("torch.compile", "linear", "none", fits, compiled)]
 
 
 def libraries() -> list[Provider]:
@@ -257,14 +261,4 @@ def libraries() -> list[Provider]:
 
 def everyone() -> list[Provider]:
     """All that can be timed here, ours first."""
-    return [
-        *ours("none"),
-        *ours("sum"),
-        ours_plain(),
-        ours_fastmax(),
-        softmax("sdpa default", None),
-        softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
-        softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),
-        compiled(),
-        *libraries(),
-    ]
+    return [*ours(), *pytorch(), *libraries()]

@@ -25,11 +25,9 @@ from clip_la.bench.train_steps import (
     StepCase,
     make_batch,
     peer_batch,
-    rank,
-    spec_of,
     train_step,
-    world_size,
 )
+from clip_la.distributed import rank, world_size
 from clip_la.models.flops import training_flops
 from clip_la.models.registry import model_spec
 from clip_la.train.hardware import fast_matmul
@@ -79,7 +77,7 @@ class Timing(NamedTuple):
 
 def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps: int, rounds: int) -> Timing:
     """Times one case from a new model on. Raises torch.OutOfMemoryError."""
-    spec = spec_of(case)
+    spec = case.spec
     batches = [make_batch(spec, case, NUM_BATCHES * rank() + i, device) for i in range(NUM_BATCHES)]
     if case.provider == PEER:
         batches = [peer_batch(batch, spec.context_length) for batch in batches]
@@ -153,7 +151,7 @@ def _row(case: StepCase, device: torch.device, dtype: torch.dtype, steps: int, r
         pairs_per_s=rate,
         step_ms=median_ms,
         slowest_ms=max(timing.step_ms),
-        mfu=rate * training_flops(spec_of(case)) / (peak * world_size()) if peak else None,
+        mfu=rate * training_flops(case.spec) / (peak * world_size()) if peak else None,
         peak_gib=timing.peak_bytes / GIB if timing.peak_bytes else None,
         start_s=timing.start_s,
         loss=timing.loss,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from clip_la.data.text.tokenizer import order_of
+from clip_la.distributed import rank, world_size
 from clip_la.models.registry import model_spec
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 from clip_la.train.optim import clip_gradients
@@ -37,6 +37,11 @@ class StepCase:
     text_groups: int
     micro_batches: int
     checkpointing: bool
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture; raises UserError for an unknown model or attention."""
+        return model_spec(self.model, attention=self.attention, image_size=self.image_size)
 
 
 def caption_lengths(text: str, count: int, context_length: int, seed: int) -> Tensor:
@@ -65,11 +70,6 @@ def make_batch(spec: ModelSpec, case: StepCase, seed: int, device: torch.device)
         **order_of(tokens),
     }
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def spec_of(case: StepCase) -> ModelSpec:
-    """The architecture; raises UserError for an unknown model or attention."""
-    return model_spec(case.model, attention=case.attention, image_size=case.image_size)
 
 
 class OurStep(nn.Module):
@@ -108,7 +108,7 @@ class PeerStep(nn.Module):
         super().__init__()
         import open_clip
 
-        self.model = peer_model(spec_of(case))
+        self.model = peer_model(case.spec)
         self.logit_scale = self.model.logit_scale
         self.model.set_grad_checkpointing(case.checkpointing)
         self._loss = open_clip.ClipLoss(
@@ -186,11 +186,3 @@ def train_step(
     with torch.no_grad():
         logit_scale.clamp_(0.0, math.log(100.0))
     return loss.detach()
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0

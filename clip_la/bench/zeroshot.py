@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,27 +31,24 @@ NUM_DISTINCT = 4096
 CLIP_BENCHMARK_BATCH = 64
 
 
-def write_picture(path: Path, seed: int) -> None:
-    """A JPEG of smooth noise, as hard to decode as a photograph."""
-    generator = np.random.default_rng(seed)
-    coarse = Image.fromarray(generator.integers(0, 256, (*NOISE_PX[::-1], 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC), dtype=np.int16)
-    grain = generator.integers(-8, 9, smooth.shape, dtype=np.int16)
-    Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=JPEG_QUALITY)
-
-
-def _write_share(root: str, numbers: Sequence[int]) -> None:
+def _write_images(root: str, numbers: Sequence[int]) -> None:
+    """JPEGs of smooth noise, as hard to decode as photographs, named by their numbers, which are their seeds."""
     for number in numbers:
-        write_picture(Path(root) / f"{number}.jpg", number)
+        generator = np.random.default_rng(number)
+        coarse = Image.fromarray(generator.integers(0, 256, (*NOISE_PX[::-1], 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((WIDTH_PX, HEIGHT_PX), Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = generator.integers(-8, 9, smooth.shape, dtype=np.int16)
+        image = Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8))
+        image.save(Path(root) / f"{number}.jpg", quality=JPEG_QUALITY)
 
 
 def make_folder(root: Path, wnids: Sequence[str], num_pictures: int, workers: int) -> Path:
-    """Class folders with `num_pictures` pictures in all, spread evenly."""
+    """Class folders with `num_pictures` images in all, spread evenly."""
     distinct = min(NUM_DISTINCT, num_pictures)
     store = root / "store"
     store.mkdir(parents=True)
     with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(_write_share, [str(store)] * workers, [range(w, distinct, workers) for w in range(workers)]))
+        list(pool.map(_write_images, [str(store)] * workers, [range(w, distinct, workers) for w in range(workers)]))
     pictures = root / "pictures"
     for wnid in wnids:
         (pictures / wnid).mkdir(parents=True)
@@ -103,15 +100,23 @@ def measure_ours(
 
 
 def measure_clip_benchmark(
-    module: Any, pictures: Path, names: Sequence[str], templates: Sequence[str], *, device: str, workers: int
+    model: str, eval_model: Any, pictures: Path, classes: Any, templates: Sequence[str], *, workers: int
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """CLIP_benchmark's own functions as its `eval` calls them: (seconds and rates, predicted class of each picture)."""
+    """CLIP_benchmark's own functions as its `eval` calls them, on open_clip's `model` with our weights: (seconds and
+    rates, predicted class of each image)."""
+    import open_clip
     import torch
     from clip_benchmark.metrics.zeroshot_classification import run_classification, zero_shot_classifier
     from open_clip import get_tokenizer
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.datasets import ImageFolder
 
+    from clip_la.models.interop import OPEN_CLIP_NAMES, to_open_clip
+
+    module: Any = open_clip.create_model(OPEN_CLIP_NAMES[model], precision="fp32")
+    module.load_state_dict(to_open_clip(eval_model.module), strict=False)
+    module = module.eval().to(eval_model.device)
+    names, device = [own[0] for own in classes.names], eval_model.device.type
     transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
     loader = torch.utils.data.DataLoader(
         ImageFolder(str(pictures), transform=transform), batch_size=CLIP_BENCHMARK_BATCH, num_workers=workers
@@ -120,26 +125,13 @@ def measure_clip_benchmark(
     with MemoryWatch() as memory:
         with watch.phase("classifier_s"):
             tokenizer = get_tokenizer("ViT-B-16")
-            classifier = zero_shot_classifier(module, tokenizer, list(names), list(templates), device, amp=True)
+            classifier = zero_shot_classifier(module, tokenizer, names, list(templates), device, amp=True)
         with watch.phase("pictures_s"):
             logits, _ = run_classification(module, classifier, loader, device, amp=True)
     figures = {"num_classes": len(names), "num_pictures": len(logits), **watch.seconds, **memory.figures()}
     figures["pictures_per_s"] = round(len(logits) / watch.seconds["pictures_s"], 1)
     figures["total_s"] = round(sum(watch.seconds.values()), 2)
     return figures, logits.argmax(1).numpy()
-
-
-def _reporter(origin: dict[str, Any], out: Path | None) -> Callable[..., None]:
-    """A function that prints a phase's figures with their origin as a JSON line, and appends it to `out`."""
-
-    def report(phase: str, **figures: Any) -> None:
-        line = json.dumps({"phase": phase, **figures, **origin})
-        print(line, flush=True)
-        if out is not None:
-            with out.open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
-
-    return report
 
 
 def run_benchmark(
@@ -161,7 +153,7 @@ def run_benchmark(
         model: a preset that open_clip has too, for the comparison; it gets random weights.
         classes, compare_classes: class sets: the large one, and the one CLIP_benchmark is compared on.
         templates: a prompt set.
-        num_pictures, num_compare_pictures: synthetic pictures for the large set and for the comparison.
+        num_pictures, num_compare_pictures: synthetic images for the large set and for the comparison.
         workers: reading processes; None is one a core, at most 16.
         precision: float32 or bf16; None is bf16 on a GPU.
 
@@ -170,7 +162,7 @@ def run_benchmark(
     """
     from clip_la import distributed as ranks
     from clip_la.models.interop import OPEN_CLIP_NAMES
-    from clip_la.results import device_name, versions
+    from clip_la.results import device_name
     from clip_la.zeroshot.labels import prompts
     from clip_la.zeroshot.labels.classes import class_set
     from clip_la.zeroshot.model.load import choose_device
@@ -180,99 +172,59 @@ def run_benchmark(
     device = choose_device(None)
     workers = ranks.default_workers() if workers is None else workers
     precision = precision or ("bf16" if device.type == "cuda" else "float32")
-    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "workers": workers}
-    report = _reporter({"model": model, "device": device_name(device), "workers": workers, "precision": precision}, out)
+    settings = {"precision": precision, "batch_size": batch_size, "workers": workers}
+    origin = {"model": model, "device": device_name(device), "workers": workers, "precision": precision}
     small, large, prompt_set = class_set(compare_classes), class_set(classes), prompts.prompt_set(templates)
-    with tempfile.TemporaryDirectory(prefix="clip_la_bench_") as name:
-        folder, watch = Path(name), Stopwatch()
-        with watch.phase("make_pictures_s"):
-            # One class of ImageNet-1K is missing from fall11.
-            wnids = [key for key in small.ids if key in large.index]
-            pictures, compared = _make_folders(folder, wnids, (num_pictures, num_compare_pictures), workers)
-        eval_model = _random_subject(model, device)
-        report("setup", **watch.seconds, **MemoryWatch().figures(), versions=versions())
-        _measure_large(eval_model, pictures, large, prompt_set, folder / "cache", settings, report)
-        _measure_small(model, eval_model, compared, small, prompt_set, settings, report)
+    with tempfile.TemporaryDirectory(prefix="clip_la_bench_") as folder:
+        sizes = (num_pictures, num_compare_pictures)
+        for phase, figures in _phases(Path(folder), model, device, small, large, prompt_set, sizes, settings):
+            line = json.dumps({"phase": phase, **figures, **origin})
+            print(line, flush=True)
+            if out is not None:
+                with out.open("a", encoding="utf-8") as stream:
+                    stream.write(line + "\n")
 
 
-def _make_folders(folder: Path, wnids: Sequence[str], nums: tuple[int, int], workers: int) -> tuple[Path, Path]:
-    """Class folders for the large set and for the comparison, of so many pictures; the same where these are as many."""
-    pictures = make_folder(folder / "large", wnids, nums[0], workers)
-    return pictures, pictures if nums[0] == nums[1] else make_folder(folder / "compare", wnids, nums[1], workers)
-
-
-def _random_subject(model: str, device: Any) -> Any:
-    """The preset with random weights, on a device that has been used once."""
+def _phases(
+    folder: Path,
+    model: str,
+    device: Any,
+    small: Any,
+    large: Any,
+    templates: Any,
+    sizes: tuple[int, int],
+    settings: dict[str, Any],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(phase, figures) of each phase as it ends; `sizes`: images for the large class set and for the small one."""
     import torch
 
     from clip_la.models import create_model
+    from clip_la.results import versions
+    from clip_la.zeroshot.datasets.find import open_dataset
+    from clip_la.zeroshot.model.classifier_cache import ClassifierCache
     from clip_la.zeroshot.model.eval_model import of_model
 
+    watch, workers = Stopwatch(), settings["workers"]
+    with watch.phase("make_pictures_s"):
+        # One class of ImageNet-1K is missing from fall11.
+        wnids = [key for key in small.ids if key in large.index]
+        images = compared = make_folder(folder / "large", wnids, sizes[0], workers)
+        if sizes[0] != sizes[1]:
+            compared = make_folder(folder / "compare", wnids, sizes[1], workers)
     eval_model = of_model(create_model(model, seed=0))
     eval_model.module.eval().requires_grad_(False).to(device)
     # Starts CUDA, so that its memory is in the figures before the first phase.
     torch.zeros(1, device=device) @ torch.zeros(1, device=device)
-    return eval_model
-
-
-def _measure_large(
-    eval_model: Any,
-    pictures: Path,
-    classes: Any,
-    templates: Any,
-    cache_folder: Path,
-    settings: dict[str, Any],
-    report: Callable[..., None],
-) -> None:
-    from clip_la.zeroshot.datasets.find import open_dataset
-    from clip_la.zeroshot.model.classifier import ClassifierCache
-
-    cache = ClassifierCache(cache_folder)
+    yield "setup", {**watch.seconds, **MemoryWatch().figures(), "versions": versions()}
+    cache = ClassifierCache(folder / "cache")
     for phase in ("large_first", "large_from_cache"):
-        test_set = open_dataset(str(pictures), classes=classes)
-        report(phase, **measure_ours(eval_model, test_set, templates, cache, **settings)[0])
-
-
-def _measure_small(
-    model: str,
-    eval_model: Any,
-    pictures: Path,
-    classes: Any,
-    templates: Any,
-    settings: dict[str, Any],
-    report: Callable[..., None],
-) -> None:
-    from clip_la.zeroshot.datasets.find import open_dataset
-
-    test_set = open_dataset(str(pictures), classes=classes)
-    figures, found = measure_ours(eval_model, test_set, templates, None, **settings)
-    report("small_ours", **figures)
-    _compare(model, eval_model, pictures, classes, templates, found, figures["total_s"], settings["workers"], report)
-
-
-def _compare(
-    model: str,
-    eval_model: Any,
-    pictures: Path,
-    classes: Any,
-    templates: Any,
-    found: Any,
-    ours_s: float,
-    workers: int,
-    report: Callable[..., None],
-) -> None:
-    import open_clip
-
-    from clip_la.models.interop import OPEN_CLIP_NAMES, to_open_clip
-
-    module = open_clip.create_model(OPEN_CLIP_NAMES[model], precision="fp32")
-    module.load_state_dict(to_open_clip(eval_model.module), strict=False)
-    module = module.eval().to(eval_model.device)
-    names = [own[0] for own in classes.names]
-    device = eval_model.device.type
-    figures, predicted = measure_clip_benchmark(
-        module, pictures, names, templates.templates, device=device, workers=workers
-    )
+        data = open_dataset(str(images), classes=large)
+        yield phase, measure_ours(eval_model, data, templates, cache, **settings)[0]
+    data = open_dataset(str(compared), classes=small)
+    ours, predictions = measure_ours(eval_model, data, templates, None, **settings)
+    yield "small_ours", ours
+    theirs, predicted = measure_clip_benchmark(model, eval_model, compared, small, templates.templates, workers=workers)
     # Both read folders and files in sorted order.
-    agreeing = float((predicted == found.top[:, 0]).mean())
-    report("small_clip_benchmark", **figures, ratio=round(figures["total_s"] / ours_s, 2), same_top1=agreeing)
+    agreeing = float((predicted == predictions.top[:, 0]).mean())
+    ratio = round(theirs["total_s"] / ours["total_s"], 2)
+    yield "small_clip_benchmark", {**theirs, "ratio": ratio, "same_top1": agreeing}

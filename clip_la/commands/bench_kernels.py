@@ -3,9 +3,8 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from clip_la.cli import Parser
 from clip_la.errors import UserError
@@ -13,9 +12,7 @@ from clip_la.errors import UserError
 if TYPE_CHECKING:
     from clip_la.bench.providers import Provider, Shape
 
-R = TypeVar("R")
-
-# Asks, among the providers of --only, for the table of the contrastive loss.
+# Asks, among the providers of --only, for the table of the losses over all pairs.
 LOSS = "contrastive"
 
 
@@ -28,10 +25,12 @@ def main(argv: list[str]) -> int | None:
         _draw(args.out)
         return None
     # Whatever is wrong is said before anything is measured or written.
-    chosen, shapes = _providers(args.only), _shapes(args)
-    if args.only == [LOSS] and args.tokens:
-        raise UserError(f"bench kernels: --tokens chooses shapes of attention; --only {LOSS} times none")
-    _require_gpu()
+    chosen, shapes = _chosen(args)
+
+    import torch
+
+    if not torch.cuda.is_available() and args.only != [LOSS]:
+        raise UserError("bench kernels: needs a CUDA GPU; none is visible here (--only contrastive runs on a CPU too)")
     if LOSS in args.only if args.only else not (args.quick or args.tokens):
         _measure_loss(args.out.with_name("contrastive.csv"))
     if chosen:
@@ -67,84 +66,74 @@ def _draw(table: Path) -> None:
         print(f"wrote {path}")
 
 
-def _require_gpu() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError("bench kernels: needs a CUDA GPU; none is visible here")
-
-
-def _providers(only: list[str] | None) -> "list[Provider]":
-    """Those of attention that `only` names, all by default; UserError for a name that is nobody's."""
-    from clip_la.bench import providers
+def _chosen(args: argparse.Namespace) -> "tuple[list[Provider], list[Shape]]":
+    """The providers of attention that --only names and the shapes of --tokens, all by default; UserError for a name
+    that is nobody's or a length that no shape has."""
+    from clip_la.bench import kernels, providers
 
     known = providers.everyone()
     names = {LOSS, *(p.name for p in known)}
-    unknown = [name for name in only or () if name not in names]
+    unknown = [name for name in args.only or () if name not in names]
     if unknown:
         raise UserError(f"bench kernels: no provider named {', '.join(unknown)}; known: {', '.join(sorted(names))}")
-    return [p for p in known if not only or p.name in only]
-
-
-def _shapes(args: argparse.Namespace) -> "list[Shape]":
-    """Those of the lengths asked for, all by default; UserError for a length that none has."""
-    from clip_la.bench import kernels
-
-    everything = kernels.QUICK_SHAPES if args.quick else kernels.all_shapes()
+    everything = kernels.QUICK_SHAPES if args.quick else kernels.ALL_SHAPES
     lengths = {s.tokens for s in everything}
     unknown = [str(n) for n in args.tokens or () if n not in lengths]
     if unknown:
-        known = ", ".join(map(str, sorted(lengths)))
-        raise UserError(f"bench kernels: no shape has --tokens {', '.join(unknown)}; there are {known}")
-    return [s for s in everything if not args.tokens or s.tokens in args.tokens]
+        there = ", ".join(map(str, sorted(lengths)))
+        raise UserError(f"bench kernels: no shape has --tokens {', '.join(unknown)}; there are {there}")
+    if args.only == [LOSS] and args.tokens:
+        raise UserError(f"bench kernels: --tokens chooses shapes of attention; --only {LOSS} times none")
+    chosen = [p for p in known if not args.only or p.name in args.only]
+    return chosen, [s for s in everything if not args.tokens or s.tokens in args.tokens]
 
 
 def _measure(chosen: "list[Provider]", shapes: "list[Shape]", out: Path) -> None:
     import torch
 
     from clip_la.bench import kernels
+    from clip_la.bench.table import record
+    from clip_la.bench.timing import copy_bandwidth
 
     for provider, shape in [(p, s) for p in chosen if p.own for s in shapes if s.tokens <= kernels.GATE_TOKENS]:
         kernels.check(provider, shape, torch.bfloat16)
     print("every kernel agrees with the reference", file=sys.stderr, flush=True)
-    bandwidth = kernels.copy_bandwidth()
+    bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy bandwidth {bandwidth / 1e12:.3f} TB/s", file=sys.stderr, flush=True)
     started = time.monotonic()
 
-    def said(row: "kernels.Row") -> str:
+    def said(row: kernels.KernelRow) -> str:
         return (
             f"{time.monotonic() - started:5.0f} s  {row.provider:28} {row.denominator:5} B={row.B} N={row.N} H={row.H}"
             f" D={row.D} {row.mode:17} {row.timing:6}"
             f" {row.median_ms:9.4f} ms  {row.ratio_to_floor:6.2f} x floor  {row.peak_mib:8.0f} MiB"
         )
 
-    _record(kernels.rows(shapes, chosen, torch.bfloat16, bandwidth), said, out)
+    record(kernels.rows(shapes, chosen, torch.bfloat16, bandwidth), said, out)
 
 
 def _measure_loss(out: Path) -> None:
-    """The contrastive loss, in a table of its own beside the attention's."""
+    """The losses over all pairs, in a table of their own beside the attention's."""
     import torch
 
     from clip_la.bench import contrastive
+    from clip_la.bench.table import record
+    from clip_la.train.hardware import fast_matmul
 
-    contrastive.check(torch.bfloat16)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    # Training hands over float32 features, others may have theirs in bfloat16.
+    dtypes = (torch.bfloat16, torch.float32) if on_gpu else (torch.float32,)
 
-    def said(row: contrastive.Row) -> str:
+    def said(row: contrastive.LossRow) -> str:
+        memory = "" if row.peak_mib is None else f"  {row.peak_mib:8.0f} MiB"
         return (
-            f"{row.provider:14} {row.rows} x {row.columns}, {row.width} wide {row.mode:17} {row.median_ms:9.3f} ms"
-            f"  {row.peak_mib:8.0f} MiB"
+            f"{row.loss:12} {row.provider:14} {row.dtype:8} {row.rows} x {row.columns}, {row.width} wide {row.mode:17}"
+            f" {row.median_ms:9.3f} ms{memory}"
         )
 
-    _record(contrastive.measure(torch.bfloat16), said, out)
-
-
-def _record(rows: Iterable[R], said: Callable[[R], str], out: Path) -> None:
-    """Says each row as it comes, and writes the table anew with it: what is measured survives whatever comes next."""
-    from clip_la.bench.kernel_plot import write_table
-
-    done: list[R] = []
-    for row in rows:
-        done.append(row)
-        print(said(row), file=sys.stderr, flush=True)
-        write_table(out, done)
-    print(f"wrote {out}: {len(done)} rows")
+    with fast_matmul():
+        for dtype in dtypes:
+            contrastive.check(dtype, device)
+        shapes = contrastive.SHAPES if on_gpu else contrastive.CPU_SHAPES
+        record(contrastive.measure(dtypes, device, shapes), said, out)

@@ -4,20 +4,16 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_la.cli import Parser
+from clip_la.commands.bench import add_hardware, hardware
 from clip_la.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from clip_la.bench.train import StepRow
-    from clip_la.bench.train_steps import StepCase
 
 MODES = ("eager", "block", "tower", "graphs")
-PRECISIONS = ("auto", "float32", "bfloat16")
 LENGTHS = ("full", "laion")
 
 
@@ -25,18 +21,18 @@ def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench train ...`."""
     args = _parser().parse_args(argv)
     _check(args)
+    device, dtype = hardware(args, "train")
+    if "graphs" in args.modes and device.type == "cpu":
+        raise UserError("bench train: --modes graphs needs a GPU; leave it out")
 
     import torch
+    import torch.distributed as dist
 
     from clip_la import distributed as ranks
-    from clip_la.bench.train import cases_of
-    from clip_la.bench.train_steps import spec_of
+    from clip_la.bench.table import record
+    from clip_la.bench.train import cases_of, measure
+    from clip_la.train.hardware import is_first_process
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("bench train: --device cuda: PyTorch finds no GPU here; give cpu")
-    on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    if "graphs" in args.modes and not on_gpu:
-        raise UserError("bench train: --modes graphs needs a GPU; leave it out")
     cases = cases_of(
         args.models,
         args.attention,
@@ -50,11 +46,20 @@ def main(argv: list[str]) -> int | None:
         with_peer=not args.no_open_clip,
     )
     for case in cases:
-        spec_of(case)  # whatever is wrong is said before anything is measured
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    _join(device)
+        _ = case.spec  # whatever is wrong is said before anything is measured
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # The other processes that torchrun started, if there are any.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        _measure(cases, device, args)
+        rows = measure(cases, device, dtype, steps=args.steps, rounds=args.rounds, cold=args.cold)
+        if is_first_process():
+            said = (lambda row: json.dumps(vars(row))) if args.json else _said
+            record(rows, said, args.out, lines=sys.stdout, last=sys.stderr if args.json else None)
+        else:
+            for _ in rows:
+                pass  # measured together, said and written by the first
     finally:
         ranks.leave()
     return None
@@ -85,12 +90,7 @@ def _parser() -> Parser:
     parser.add_argument("--steps", type=int, default=20, help="steps in a round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, whose median counts (default %(default)s)")
     parser.add_argument("--cold", action="store_true", help="compile each case anew, without the cache on the disk")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bfloat16 on a GPU, else float32")
-    parser.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: a GPU if there is one"
-    )
-    parser.add_argument("--out", type=Path, help="table to write, CSV, anew with each row")
-    parser.add_argument("--json", action="store_true", help="print each row as a line of JSON")
+    add_hardware(parser)
     return parser
 
 
@@ -106,38 +106,6 @@ def _check(args: argparse.Namespace) -> None:
     wrong = [n for n in args.text_groups if not 1 <= n <= args.batch_size]
     if wrong:
         raise UserError(f"bench train: --text-groups {wrong[0]} must be from 1 to the batch size")
-
-
-def _join(device: "torch.device") -> None:
-    """Meets the other processes that torchrun started, if there are any."""
-    import torch
-    import torch.distributed as dist
-
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-
-
-def _measure(cases: "list[StepCase]", device: "torch.device", args: argparse.Namespace) -> None:
-    import torch
-
-    from clip_la.bench.kernel_plot import write_table
-    from clip_la.bench.train import measure
-    from clip_la.train.hardware import is_first_process
-
-    is_wide = args.precision == "float32" or (args.precision == "auto" and device.type == "cpu")
-    dtype = torch.float32 if is_wide else torch.bfloat16
-    done: list[StepRow] = []
-    for row in measure(cases, device, dtype, steps=args.steps, rounds=args.rounds, cold=args.cold):
-        done.append(row)
-        if not is_first_process():
-            continue
-        print(json.dumps(vars(row)) if args.json else _said(row), flush=True)
-        if args.out:
-            write_table(args.out, done)
-    if args.out and is_first_process():
-        print(f"wrote {args.out}: {len(done)} rows", file=sys.stderr if args.json else sys.stdout)
 
 
 def _said(row: "StepRow") -> str:

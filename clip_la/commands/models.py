@@ -1,8 +1,5 @@
 """`clip-la models`: every preset with every attention kind, its parameters and its cost. Needs no torch."""
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from clip_la.cli import Parser
@@ -14,8 +11,8 @@ GIGA = 1e9
 _NUMBERS = ("pixels", "tokens", "context", "parameters", "image", "text", "GFLOPs", "image", "text")
 
 
-# --speed: calls before the first that counts, and those that count; the median is told.
-WARM_UP, CALLS = 2, 5
+# --speed: times that a median is taken of.
+SPEED_SAMPLES = 5
 
 
 def _parser() -> Parser:
@@ -167,6 +164,7 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
     """Pairs per second of both towers, {"forward", "training"}: the median of some calls, captions of full length."""
     import torch
 
+    from clip_la.bench.timing import quantiles
     from clip_la.models.clip import model_from_spec
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,23 +186,9 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
 
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         return {
-            name: batch / _median_time(call, device.type == "cuda")
+            name: 1e3 * batch / quantiles(call, device=device, samples=SPEED_SAMPLES)[0]
             for name, call in (("forward", forward), ("training", training))
         }
-
-
-def _median_time(call: Callable[[], None], on_gpu: bool) -> float:
-    """Seconds of one call."""
-    import torch
-
-    times = []
-    for _ in range(WARM_UP + CALLS):
-        start = time.perf_counter()
-        call()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_UP:])
 
 
 def _lines(rows: list[dict]) -> list[str]:

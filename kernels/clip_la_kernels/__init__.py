@@ -1,9 +1,17 @@
 """Linear attention at the memory limit: Triton kernels on a GPU, a fast PyTorch path elsewhere. README.md has the
 derivations."""
 
-from clip_la_kernels.ops.contrastive.contrastive import contrastive_loss
+from clip_la_kernels.ops.contrastive.losses import contrastive_logsumexp, contrastive_loss, sigmoid_loss
 from clip_la_kernels.ops.fastmax.fastmax import fastmax
 from clip_la_kernels.ops.linear_attention.attention import linear_attention, linear_attention_split
 from clip_la_kernels.runtime.dispatch import use_backend
 
-__all__ = ["contrastive_loss", "fastmax", "linear_attention", "linear_attention_split", "use_backend"]
+__all__ = [
+    "contrastive_logsumexp",
+    "contrastive_loss",
+    "fastmax",
+    "linear_attention",
+    "linear_attention_split",
+    "sigmoid_loss",
+    "use_backend",
+]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip_la.bench.train import cases_of
-from clip_la.bench.train_steps import OurStep, caption_lengths, make_batch, peer_model, spec_of, train_step
+from clip_la.bench.train_steps import OurStep, caption_lengths, make_batch, peer_model, train_step
 from clip_la.cli import main
 from clip_la.models.clip import model_from_spec
 from clip_la.train.peak import peak_flops
@@ -44,7 +44,7 @@ def test_both_models_are_timed_and_the_table_says_so(tmp_path, capsys):
 
 
 def test_the_peer_has_the_same_sizes():
-    spec = spec_of(cases()[0])
+    spec = cases()[0].spec
     assert sum(p.numel() for p in peer_model(spec).parameters()) == sum(
         p.numel() for p in model_from_spec(spec, seed=0).parameters()
     )
@@ -68,7 +68,7 @@ def test_captions_have_the_lengths_asked_for():
     assert 14 <= lengths.median() <= 16
     assert lengths.max() == 77
     case = cases()[-1]
-    batch = make_batch(spec_of(case), case, 1, torch.device("cpu"))
+    batch = make_batch(case.spec, case, 1, torch.device("cpu"))
     ends = (batch["tokens"] == 49407).int().argmax(1)
     assert torch.equal(ends + 1, caption_lengths("laion", 8, 32, 1))
     assert not batch["tokens"][torch.arange(batch["tokens"].shape[1]) > ends[:, None]].any()
@@ -76,7 +76,7 @@ def test_captions_have_the_lengths_asked_for():
 
 def test_the_steps_train():
     case = cases(with_peer=False)[0]
-    batch = make_batch(spec_of(case), case, 0, torch.device("cpu"))
+    batch = make_batch(case.spec, case, 0, torch.device("cpu"))
     step = OurStep(case)
     optimizer = step.optimizer()
     losses = [train_step(step, optimizer, batch, torch.float32, step.logit_scale).item() for _ in range(12)]

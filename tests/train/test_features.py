@@ -1,12 +1,15 @@
 """A batch worked out in parts has the loss and the gradients of the whole one."""
 
+import itertools
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
+import clip_la.losses
 from clip_la.data.text.tokenizer import order_of
 from clip_la.errors import UserError
 from clip_la.train.options import ModelOptions
@@ -99,26 +102,53 @@ def test_options_that_do_not_fit_are_refused(options, says):
         task_of(**options)
 
 
+class Step(torch.nn.Module):
+    """A task as DDP wraps it."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch):
+        return self.task.training_step(batch, 0)
+
+
 def one_rank(init, out, rank):
     """What each of two freshly started processes runs: this file is also their script."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=2)
-    results = [loss_and_gradients(loss, slice(4 * rank, 4 * rank + 4), micro_batches=2) for loss in LOSSES]
-    for value in (value for result in results for value in result):
-        dist.all_reduce(value)
-        value /= 2
+    results = {}
+    for loss, micro_batches, tiled in CASES:
+        clip_la.losses.TILED_FROM_LOGITS = 1 if tiled else 1 << 30
+        options = {"micro_batches": micro_batches, "batch_size": len(LENGTHS), "budget_samples": len(LENGTHS)}
+        step = DistributedDataParallel(Step(ContrastiveTask("vit_pico", loss=loss, **options)))
+        value = step(share_of(batch_of(), slice(4 * rank, 4 * rank + 4)))
+        value.backward()
+        mean = value.detach() / 2
+        dist.all_reduce(mean)
+        results[loss, micro_batches, tiled] = [mean, *(p.grad for p in step.parameters())]
     if rank == 0:
         torch.save(results, out)
     dist.destroy_process_group()
 
 
-def test_two_processes_in_parts_have_the_gradients_of_one(tmp_path):
+# Loss, parts of a rank's batch, whether the loss goes by blocks.
+CASES = tuple(itertools.product(LOSSES, (1, 2), (False, True)))
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    """The whole of a gradient to 1e-6, each parameter's own to `is_close`."""
     command = [sys.executable, __file__, str(tmp_path / "init"), str(tmp_path / "out.pt")]
     ranks = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in ranks] == [0, 0]
-    for loss, found in zip(LOSSES, torch.load(tmp_path / "out.pt"), strict=True):
-        wanted = loss_and_gradients(loss)
-        assert all(is_close(a, b) for a, b in zip(found, wanted, strict=True)), loss
+    found, wanted = torch.load(tmp_path / "out.pt"), {loss: loss_and_gradients(loss) for loss in LOSSES}
+    assert set(found) == set(CASES)
+    for case, values in found.items():
+        one = wanted[case[0]]
+        assert all(is_close(a, b) for a, b in zip(values, one, strict=True)), case
+        for mine, other in ((values[:1], one[:1]), (values[1:], one[1:])):
+            mine, other = (torch.cat([t.flatten() for t in each]) for each in (mine, other))
+            assert (mine - other).norm() <= 1e-6 * other.norm(), case
 
 
 if __name__ == "__main__":

@@ -1,90 +1,176 @@
 # ruff: noqa: RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Everything between the two products of a block of contrastive logits, in one pass over memory and one over the cache:
-scale, mask, log-sum-exp, and the gradient, which takes the place of the cosines."""
+"""What lies between the products of a block of logits, as Triton kernels: the functions of `torch_path`, for float32
+cosines.
+
+A program has one tile of the block in registers: it reads the cosines once and writes at most their gradient, in their
+place, so the block passes through memory as seldom as can be. Sums over rows and columns leave the tiles as partial
+results, under 3 % of the block's size, which PyTorch adds up in a fixed order: no atomics, so results repeat.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Columns that a program has in registers at a time, and warps that share them.
-COLUMNS, WARPS = 4096, 8
+from clip_la_kernels.ops.contrastive.torch_path import Ids
+
+# A tile, 32 numbers for each of its threads: two of them (cosines and gradient) fit the registers with room to spare.
+# Long rows of it make long reads.
+ROWS, COLUMNS, WARPS = 32, 256, 8
 
 
 @triton.jit
-def logits_of(COSINES, COLUMN_IDS, own_id, c, target, columns, scale, HAS_IDS: tl.constexpr):
-    """(cosines, logits, which of them count) of columns c; a column with the row's caption id that is not its own does
-    not."""
-    counts = c < columns
-    x = tl.load(COSINES + c, mask=counts, other=0.0)
-    if HAS_IDS:
-        same = tl.load(COLUMN_IDS + c, mask=counts, other=0) == own_id
-        counts = counts & ((c == target) | (same == 0))
-    return x, tl.where(counts, x * scale, float("-inf")), counts
+def load_logits(
+    COSINES, SCALE, ROW_IDS, COLUMN_IDS, rows, columns, first, BR: tl.constexpr, BC: tl.constexpr, HAS_IDS: tl.constexpr
+):
+    """(r, c, their cells, logits, which count, which are own pairs) of this program's tile.
 
-
-@triton.jit(do_not_specialize=["columns", "first"])
-def contrastive_rows(
-    COSINES, GRAD, LOSS, DSCALE, SCALE, ROW_IDS, COLUMN_IDS, columns, first, share, BLOCK: tl.constexpr,
-    HAS_IDS: tl.constexpr, WANTED: tl.constexpr,
-):  # fmt: skip
-    """One row: its loss; if WANTED its part of the scale's gradient, and the gradient of its cosines times `share`.
-
-    first: the column that is row 0's own. GRAD may be COSINES.
+    A column with the row's id that is not its own does not count; nor does what lies beyond the block.
     """
-    row = tl.program_id(0)
-    target = first + row
-    COSINES += tl.cast(row, tl.int64) * columns
-    GRAD += tl.cast(row, tl.int64) * columns
-    scale = tl.load(SCALE).to(tl.float32)
-    own_id = 0
+    r = tl.program_id(1) * BR + tl.arange(0, BR)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    # 64-bit: a block may have more than 2^31 logits.
+    cells = r.to(tl.int64)[:, None] * columns + c[None, :]
+    counts = (r < rows)[:, None] & (c < columns)[None, :]
+    x = tl.load(COSINES + cells, mask=counts, other=0.0)
+    own = c[None, :] == (first + r)[:, None]
     if HAS_IDS:
-        own_id = tl.load(ROW_IDS + row)
-    own = tl.load(COSINES + target)
-    # The row's own logit always counts, so the running maximum is finite from the start.
-    top = own * scale
-    total = 0.0
-    for c0 in range(0, columns, BLOCK):
-        c = c0 + tl.arange(0, BLOCK)
-        x, logits, counts = logits_of(COSINES, COLUMN_IDS, own_id, c, target, columns, scale, HAS_IDS)
-        higher = tl.maximum(top, tl.max(logits, 0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher), 0)
-        top = higher
-    lse = top + tl.log(total)
-    tl.store(LOSS + row, lse - own * scale)
+        row_id = tl.load(ROW_IDS + r, mask=r < rows, other=0)
+        column_id = tl.load(COLUMN_IDS + c, mask=c < columns, other=0)
+        counts = counts & (own | (row_id[:, None] != column_id[None, :]))
+    return r, c, cells, x * tl.load(SCALE).to(tl.float32), counts, own & counts
+
+
+@triton.jit
+def lse_of(logits, counts, AXIS: tl.constexpr):
+    """log(sum(exp)) along an axis of what counts; -inf where nothing does."""
+    logits = tl.where(counts, logits, float("-inf"))
+    top = tl.max(logits, AXIS)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    return top + tl.log(tl.sum(tl.exp(logits - tl.expand_dims(top, AXIS)), AXIS))
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "first"])
+def logsumexp_tile(
+    COSINES, SCALE, ROW_IDS, COLUMN_IDS, ROW_LSE, COLUMN_LSE, OWN, rows, columns, first, BR: tl.constexpr,
+    BC: tl.constexpr, HAS_IDS: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exps of a tile's rows into ROW_LSE (rows, tiles) and of its columns into COLUMN_LSE (tiles, columns); the
+    own pairs' logits, each in one tile, into OWN (rows,)."""
+    r, c, cells, logits, counts, own = load_logits(
+        COSINES, SCALE, ROW_IDS, COLUMN_IDS, rows, columns, first, BR, BC, HAS_IDS
+    )
+    tl.store(ROW_LSE + r * tl.num_programs(0) + tl.program_id(0), lse_of(logits, counts, 1), mask=r < rows)
+    column_lse = COLUMN_LSE + tl.cast(tl.program_id(1), tl.int64) * columns + c
+    tl.store(column_lse, lse_of(logits, counts, 0), mask=c < columns)
+    is_here = (first + r >= tl.program_id(0) * BC) & (first + r < (tl.program_id(0) + 1) * BC)
+    tl.store(OWN + r, tl.sum(tl.where(own, logits, 0.0), 1), mask=is_here & (r < rows))
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "first"])
+def logsumexp_grad_tile(
+    COSINES, SCALE, ROW_IDS, COLUMN_IDS, GRAD, ROW_LSE, COLUMN_LSE, ROW_WEIGHTS, COLUMN_WEIGHTS, OWN_WEIGHTS,
+    rows, columns, first, BR: tl.constexpr, BC: tl.constexpr, HAS_IDS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile's logits into GRAD, which may be COSINES."""
+    r, c, cells, logits, counts, own = load_logits(
+        COSINES, SCALE, ROW_IDS, COLUMN_IDS, rows, columns, first, BR, BC, HAS_IDS
+    )
+    row_lse = tl.load(ROW_LSE + r, mask=r < rows, other=0.0)
+    column_lse = tl.load(COLUMN_LSE + c, mask=c < columns, other=0.0)
+    row_weight = tl.load(ROW_WEIGHTS + r, mask=r < rows, other=0.0)
+    column_weight = tl.load(COLUMN_WEIGHTS + c, mask=c < columns, other=0.0)
+    own_weight = tl.load(OWN_WEIGHTS + r, mask=r < rows, other=0.0)
+    grad = tl.exp(logits - row_lse[:, None]) * row_weight[:, None]
+    grad += tl.exp(logits - column_lse[None, :]) * column_weight[None, :]
+    # A column left out in all rows has -inf, and NaN above.
+    grad = tl.where(counts, grad, 0.0) + tl.where(own, own_weight[:, None], 0.0)
+    tl.store(GRAD + cells, grad.to(GRAD.dtype.element_ty), mask=(r < rows)[:, None] & (c < columns)[None, :])
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x in [0, 1], without losing the small ones to the rounding of 1 + x: nearly all losses of a batch
+    are such. 2 artanh(x / (2 + x)), whose series is exact to float32 after seven terms."""
+    t = x / (2.0 + x)
+    s = t * t
+    series = 1 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s * (1 / 13))))))
+    return 2.0 * t * series
+
+
+@triton.jit(do_not_specialize=["rows", "columns", "first"])
+def sigmoid_tile(
+    COSINES, SCALE, ROW_IDS, COLUMN_IDS, GRAD, SUMS, BIAS, share, rows, columns, first, BR: tl.constexpr,
+    BC: tl.constexpr, HAS_IDS: tl.constexpr, WANTED: tl.constexpr,
+):  # fmt: skip
+    """A tile's sums of losses and of the bias's gradients into SUMS (2, programs); if WANTED, the gradient of its
+    logits times `share` into GRAD, which may be COSINES."""
+    r, c, cells, logits, counts, own = load_logits(
+        COSINES, SCALE, ROW_IDS, COLUMN_IDS, rows, columns, first, BR, BC, HAS_IDS
+    )
+    sign = tl.where(own, -1.0, 1.0)
+    wrong = sign * (logits + tl.load(BIAS).to(tl.float32))
+    small = tl.exp(-tl.abs(wrong))
+    loss = tl.where(counts, tl.maximum(wrong, 0.0) + log1p(small), 0.0)
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    tl.store(SUMS + program, tl.sum(tl.sum(loss, 1), 0))
     if WANTED:
-        dscale = 0.0
-        # Reading all before anything is written: GRAD may be COSINES, and `own` is kept.
-        tl.debug_barrier()
-        for c0 in range(0, columns, BLOCK):
-            c = c0 + tl.arange(0, BLOCK)
-            x, logits, counts = logits_of(COSINES, COLUMN_IDS, own_id, c, target, columns, scale, HAS_IDS)
-            grad = tl.exp(logits - lse) - tl.where(c == target, 1.0, 0.0)
-            dscale += tl.sum(grad * x, 0)
-            tl.store(GRAD + c, (grad * (scale * share)).to(GRAD.dtype.element_ty), mask=c < columns)
-        tl.store(DSCALE + row, dscale)
+        # sigmoid(wrong), the derivative of its softplus.
+        grad = sign * tl.where(wrong >= 0, 1.0, small) / (1.0 + small)
+        grad = tl.where(counts, grad, 0.0)
+        tl.store(SUMS + programs + program, tl.sum(tl.sum(grad, 1), 0))
+        tl.store(
+            GRAD + cells, (grad * share).to(GRAD.dtype.element_ty), mask=(r < rows)[:, None] & (c < columns)[None, :]
+        )
 
 
-def loss_and_grad(
+def _launch(kernel, cosines: Tensor, scale: Tensor, first: int, ids: Ids, rest: tuple, **more) -> None:
+    """Launches a kernel on all tiles; `rest` comes between the ids and the sizes."""
+    rows, columns = cosines.shape
+    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
+    # Something that is never read in place of ids that are absent.
+    ids_or_dummies = ids or (cosines, cosines)
+    with torch.cuda.device_of(cosines):
+        kernel[grid](
+            cosines, scale, *ids_or_dummies, *rest, rows, columns, first, BR=ROWS, BC=COLUMNS, HAS_IDS=ids is not None,
+            num_warps=WARPS, **more,
+        )  # fmt: skip
+
+
+def logsumexp(cosines: Tensor, scale: Tensor, first: int, ids: Ids) -> tuple[Tensor, Tensor, Tensor]:
+    """As `torch_path.logsumexp`."""
+    rows, columns = cosines.shape
+    row_lse = cosines.new_empty(rows, triton.cdiv(columns, COLUMNS))
+    column_lse = cosines.new_empty(triton.cdiv(rows, ROWS), columns)
+    own = cosines.new_empty(rows)
+    _launch(logsumexp_tile, cosines, scale, first, ids, (row_lse, column_lse, own))
+    return row_lse.logsumexp(1), column_lse.logsumexp(0), own
+
+
+def logsumexp_grad(
     cosines: Tensor,
     scale: Tensor,
     first: int,
-    share: float,
-    ids: tuple[Tensor, Tensor] | None,
-    dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(losses, scale's gradients, gradient of the cosines in `dtype`) of a block of rows, each float32 but the last.
+    ids: Ids,
+    lse: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor, Tensor],
+    dtype: torch.dtype,
+) -> Tensor:
+    """As `torch_path.logsumexp_grad`; float32 gradients take the place of the cosines."""
+    grad = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
+    # The gradient of a mean is one number, expanded.
+    dense = (w.contiguous() for w in weights)
+    _launch(logsumexp_grad_tile, cosines, scale, first, ids, (grad, *lse, *dense))
+    return grad
 
-    cosines: float32 (rows, columns), contiguous, overwritten; dtype None: no gradients, the last two are not filled.
-    """
-    rows, columns = cosines.shape
-    losses, dscale = (torch.empty(rows, dtype=torch.float32, device=cosines.device) for _ in range(2))
+
+def sigmoid(
+    cosines: Tensor, scale: Tensor, bias: Tensor, first: int, ids: Ids, share: float, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `torch_path.sigmoid`; float32 gradients take the place of the cosines."""
     grad = cosines if dtype in (None, torch.float32) else torch.empty_like(cosines, dtype=dtype)
-    row_ids, column_ids = ids or (losses, losses)
-    with torch.cuda.device_of(cosines):
-        contrastive_rows[(rows,)](
-            cosines, grad, losses, dscale, scale, row_ids, column_ids, columns, first, share, BLOCK=COLUMNS,
-            HAS_IDS=ids is not None, WANTED=dtype is not None, num_warps=WARPS,
-        )  # fmt: skip
-    return losses, dscale, grad
+    sums = cosines.new_zeros(2, triton.cdiv(cosines.shape[0], ROWS) * triton.cdiv(cosines.shape[1], COLUMNS))
+    _launch(sigmoid_tile, cosines, scale, first, ids, (grad, sums, bias, share), WANTED=dtype is not None)
+    return *(sums.sum(1) * share).unbind(), None if dtype is None else grad

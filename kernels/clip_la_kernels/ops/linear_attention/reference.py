@@ -108,26 +108,3 @@ def fastmax_reference(
     if p == 1:
         total = guard(total, 1e-6 * seen.sum(-1, keepdim=True).to(q.dtype))
     return torch.einsum("bhij,bjhd->bihd", weights / total, v)
-
-
-def contrastive_reference(
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    offset: int = 0,
-    row_ids: Tensor | None = None,
-    column_ids: Tensor | None = None,
-) -> Tensor:
-    """Mean over rows of the cross-entropy of scale * rows @ columns.T against column `offset + row`. rows (n, E),
-    columns (m, E).
-
-    With ids, a column that carries the row's id and is not the row's own is left out of its softmax: a duplicate is
-    no negative.
-    """
-    target = torch.arange(rows.shape[0], device=rows.device) + offset
-    logits = scale * rows @ columns.T
-    if row_ids is not None and column_ids is not None:
-        duplicate = row_ids[:, None] == column_ids[None, :]
-        duplicate[torch.arange(rows.shape[0], device=rows.device), target] = False
-        logits = logits.masked_fill(duplicate, float("-inf"))
-    return F.cross_entropy(logits, target)

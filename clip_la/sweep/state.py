@@ -44,6 +44,17 @@ def result_lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def figures(folder: Path) -> list[str]:
+    """What a run was evaluated at, for a person: data set, first share of right answers, per cent."""
+    found = []
+    for line in result_lines(folder):
+        for metric, value in line["metrics"].items():
+            if "loss" not in metric:
+                found.append(f"{line['dataset']} {metric} {100 * value['value']:.1f} %")
+                break
+    return found
+
+
 def is_finished(out: Path, run: PlannedRun, num_evaluations: int) -> bool:
     """Whether a run has seen its budget and has so many results at its end."""
     folder = folder_of(out, run.name)
@@ -53,11 +64,48 @@ def is_finished(out: Path, run: PlannedRun, num_evaluations: int) -> bool:
     return len(at_end) >= num_evaluations
 
 
+def start_of(out: Path, run: PlannedRun, *, is_trunk_at_work: bool) -> Path | None:
+    """The checkpoint of its trunk that a branch starts from, None as long as there is none.
+
+    Normally the one at `leaves_at`. A trunk that was past it when its sweep was given another budget does not have it:
+    the branch then starts from an earlier one, and trains the rest of the constant part itself. While the trunk is at
+    work it may still write the right one, and may delete others.
+    """
+    # Not at the top: Lightning takes seconds to import, and a dry run needs none of it.
+    from clip_la.train.checkpoint import checkpoint_name, saved_checkpoints
+    from clip_la.train.start import CHECKPOINTS_NAME
+
+    assert run.trunk is not None
+    trunk = folder_of(out, run.trunk)
+    checkpoints = saved_checkpoints(trunk / CHECKPOINTS_NAME)
+    exact = trunk / CHECKPOINTS_NAME / checkpoint_name(run.leaves_at)
+    # A branch that was stopped goes on from its own checkpoint.
+    if run.leaves_at in checkpoints or saved_checkpoints(folder_of(out, run.name) / CHECKPOINTS_NAME):
+        return exact
+    if is_trunk_at_work or int(last_row(trunk).get("samples_seen") or 0) < run.leaves_at:
+        return None
+    earlier = [path for samples, path in checkpoints.items() if samples < run.leaves_at]
+    return earlier[-1] if earlier else None
+
+
+def drop_checkpoints(out: Path, name: str) -> None:
+    """Deletes the checkpoints of a run that nothing will go on from; results, metrics and configuration stay."""
+    from clip_la.train.start import CHECKPOINTS_NAME
+
+    for path in (folder_of(out, name) / CHECKPOINTS_NAME).glob("samples=*.ckpt"):
+        path.unlink()
+
+
 def row(out: Path, run: PlannedRun) -> dict[str, Any]:
     """One row of the sweep's table: the run's place in the grid, its training and its newest results."""
     folder = folder_of(out, run.name)
     last = last_row(folder)
-    found: dict[str, Any] = {"run": run.name, **run.place, **{name: last.get(name) for name in TRAINING_FIGURES}}
+    found: dict[str, Any] = {
+        "run": run.name,
+        "trunk": run.trunk,
+        **run.place,
+        **{name: last.get(name) for name in TRAINING_FIGURES},
+    }
     for line in result_lines(folder):
         found |= {name: line.get(name) for name in MODEL_FIGURES}
         for metric, value in line["metrics"].items():
@@ -66,8 +114,9 @@ def row(out: Path, run: PlannedRun) -> dict[str, Any]:
 
 
 def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:
-    """Writes a row for every run that has begun; returns the file."""
-    rows = [row(out, run) for run in runs if last_row(folder_of(out, run.name))]
+    """Writes a row for every run that has begun, trunks excepted; returns the file."""
+    # A trunk's figures say nothing of what its compute can reach.
+    rows = [row(out, run) for run in runs if not run.is_trunk and last_row(folder_of(out, run.name))]
     columns: Sequence[str] = list(dict.fromkeys(name for each in rows for name in each))
     path = out / TABLE_NAME
     with atomic_write(path, "w") as stream:

@@ -15,8 +15,9 @@ from clip_la.cli import main
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table
+from clip_la.sweep.places import Worker, slots
 from clip_la.sweep.plan import expand, keep_manifest, read_plan
-from clip_la.sweep.runner import Worker, run_sweep, slots
+from clip_la.sweep.runner import run_sweep
 from clip_la.sweep.state import last_row
 
 BATCH = 32
@@ -167,9 +168,10 @@ def test_the_worker_of_a_killed_sweep_ends_in_the_middle_of_its_run() -> None:
 def test_a_fault_in_the_midst_of_a_sweep_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = {"options": {**OPTIONS, "data.shards": "x"}, "grid": {"seed": [0]}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(plan))
-    monkeypatch.setattr(Worker, "train", lambda self, run, out: {"error": None, "seconds": "no number"})
+    monkeypatch.setattr(Worker, "train", lambda self, name, arguments: {"error": None, "seconds": "no number"})
+    places = [Worker(slot, tmp_path) for slot in slots([], 1)]
     with pytest.raises(ValueError, match="format"):
-        run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, slots([], 1), num_evaluations=lambda _: 0, report=print)
+        run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, places, num_evaluations=lambda _: 0, report=print)
 
 
 def test_hours_are_told_of_runs_alone_that_were_measured(tmp_path: Path) -> None:

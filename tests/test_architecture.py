@@ -78,7 +78,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.scaling.fit": set(),
     "clip_la.scaling.bootstrap": {"clip_la.scaling.fit"},
     "clip_la.sweep": {
-        "torch",
+        *("torch", "submitit"),
         "clip_la.sweep",
         "clip_la.models.flops",
         "clip_la.models.registry",

@@ -123,7 +123,7 @@ def read_plan(path: Path) -> list[PlannedRun]:
 
 def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[PlannedRun]:
     """The runs of every combination of the axes of each grid over the shared `options`. Raises UserError: read_plan."""
-    grids = list(grid) if isinstance(grid, list) else [grid]
+    grids: list[Any] = list(grid) if isinstance(grid, list) else [grid]
     for name, section in (("options", options), *(("grid", each) for each in grids)):
         if not isinstance(section, Mapping):
             raise UserError(f"'{name}' must hold lines KEY: VALUE, not a {type(section).__name__}")

@@ -16,7 +16,9 @@ STOP_S = 60.0
 
 
 class Place(Protocol):
-    """Where one run trains at a time."""
+    """Where one run trains at a time. `runs_per_gpu` runs share its GPU."""
+
+    runs_per_gpu: int
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         """Runs `clip-la train` with these arguments to its end: {"error": one line or None, "seconds": wall time}."""
@@ -27,10 +29,11 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Slot:
-    """A number, and what is added to the environment of the worker there."""
+    """A number, what is added to the environment of the worker there, and how many runs share its GPU."""
 
     number: int
     environment: Mapping[str, str] = field(default_factory=dict)
+    runs_per_gpu: int = 1
 
 
 def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
@@ -46,7 +49,7 @@ def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
     if not gpus:
         return [Slot(number, shared) for number in range(per_gpu)]
     return [
-        Slot(number, {**shared, "CUDA_VISIBLE_DEVICES": gpu})
+        Slot(number, {**shared, "CUDA_VISIBLE_DEVICES": gpu}, per_gpu)
         for number, gpu in enumerate(gpu for _ in range(per_gpu) for gpu in gpus)
     ]
 
@@ -56,6 +59,7 @@ class Worker:
 
     def __init__(self, slot: Slot, logs: Path) -> None:
         self._slot = slot
+        self.runs_per_gpu = slot.runs_per_gpu
         self.log = logs / f"worker-{slot.number}.log"
         self._process: subprocess.Popen[str] | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 from clip_la.sweep.places import Place
 from clip_la.sweep.plan import PlannedRun, folder_of, keep_manifest
 from clip_la.sweep.schedule import Schedule
-from clip_la.sweep.state import drop_checkpoints, figures, is_finished, last_row, write_table
+from clip_la.sweep.state import drop_checkpoints, figures, is_finished, last_row, write_place, write_table
 from clip_la.sweep.status import Status
 
 # Which checkpoints stay when nothing of the sweep needs them any more.
@@ -62,6 +62,7 @@ def run_sweep(
         try:
             while (taken := schedule.take()) is not None:
                 run, start = taken
+                write_place(folder_of(out, run.name), place.runs_per_gpu)
                 answer = place.train(run.name, run.arguments(out, start))
                 schedule.end(run, is_failed=answer["error"] is not None)
                 say(run, outcome(out, run, answer))

@@ -41,6 +41,8 @@ class JobPlace:
         UserError: submitit is not installed, SLURM is not there, or a setting is unknown.
     """
 
+    runs_per_gpu = 1
+
     def __init__(self, folder: Path, settings: dict[str, Any], cluster: str = SLURM, poll_s: float = POLL_S) -> None:
         try:
             import submitit

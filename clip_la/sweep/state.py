@@ -13,6 +13,8 @@ from clip_la.sweep.plan import PlannedRun, folder_of
 TABLE_NAME = "sweep.csv"
 METRICS_NAME = "metrics.csv"
 RESULTS_NAME = "results.jsonl"
+# How many runs share a GPU: its seconds are divided among them (clip_la/scaling/run_folder.py).
+PLACE_NAME = "place.json"
 # Of the last row of metrics.csv.
 TRAINING_FIGURES = ("samples_seen", "loss", "pairs_per_s", "data_wait_share", "train_s")
 # Of any result line: what the model is.
@@ -86,6 +88,13 @@ def start_of(out: Path, run: PlannedRun, *, is_trunk_at_work: bool) -> Path | No
         return None
     earlier = [path for samples, path in checkpoints.items() if samples < run.leaves_at]
     return earlier[-1] if earlier else None
+
+
+def write_place(folder: Path, runs_per_gpu: int) -> None:
+    """Writes into a run's folder how many runs share its GPU, where it is not alone there."""
+    if runs_per_gpu > 1:
+        with atomic_write(folder / PLACE_NAME, "w") as stream:
+            json.dump({"runs_per_gpu": runs_per_gpu}, stream)
 
 
 def drop_checkpoints(out: Path, name: str) -> None:

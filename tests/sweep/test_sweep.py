@@ -169,9 +169,11 @@ def test_a_fault_in_the_midst_of_a_sweep_is_no_success(tmp_path: Path, monkeypat
     plan = {"options": {**OPTIONS, "data.shards": "x"}, "grid": {"seed": [0]}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(plan))
     monkeypatch.setattr(Worker, "train", lambda self, name, arguments: {"error": None, "seconds": "no number"})
-    places = [Worker(slot, tmp_path) for slot in slots([], 1)]
+    places = [Worker(slot, tmp_path) for slot in slots(["0"], 2)]
     with pytest.raises(ValueError, match="format"):
         run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, places, num_evaluations=lambda _: 0, report=print)
+    # Two runs share the GPU, and so its seconds.
+    assert json.loads((tmp_path / "runs/seed0/place.json").read_text()) == {"runs_per_gpu": 2}
 
 
 def test_hours_are_told_of_runs_alone_that_were_measured(tmp_path: Path) -> None:
@@ -184,6 +186,7 @@ def test_hours_are_told_of_runs_alone_that_were_measured(tmp_path: Path) -> None
 
 def test_places_spread_over_the_gpus_first() -> None:
     assert [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots(["0", "3"], 2)] == ["0", "3", "0", "3"]
+    assert [slot.runs_per_gpu for slot in slots(["0", "3"], 2)] == [2] * 4
     assert [slot.number for slot in slots([], 2)] == [0, 1]
     assert "CUDA_VISIBLE_DEVICES" not in slots([], 1)[0].environment
 

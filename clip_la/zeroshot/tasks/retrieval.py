@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from clip_la import distributed as ranks
@@ -25,6 +26,8 @@ RECALL_AT = (1, 5, 10)
 # Texts tokenised and encoded together, and queries scored against everything at once.
 TEXTS_PER_CHUNK = 8192
 QUERIES_PER_CHUNK = 256
+# Pairs in a batch of the contrastive loss. It grows with the logarithm of this number, so it is fixed and in the line.
+PAIRS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -171,10 +174,29 @@ def retrieval_metrics(
     return values
 
 
+@torch.inference_mode()
+def batch_losses(
+    images: Float[Tensor, "pairs embed_dim"], texts: Float[Tensor, "pairs embed_dim"], logit_scale: float
+) -> Float[np.ndarray, " batches"]:
+    """CLIP's loss (arXiv 2103.00020, Fig. 3) of each batch of PAIRS_PER_BATCH pairs in their order, in float64.
+
+    A last batch that is not full is left out, since the loss depends on the size; fewer pairs than that are one batch.
+    Equal captions count as negatives of each other, as in open_clip. ln(batch size) is chance.
+    """
+    size = min(PAIRS_PER_BATCH, len(images))
+    losses, own = [], torch.arange(size)
+    for start in range(0, len(images) - size + 1, size):
+        rows = slice(start, start + size)
+        logits = logit_scale * images[rows].double() @ texts[rows].double().T
+        losses.append(float((F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2))
+    return np.array(losses)
+
+
 def retrieval_id(eval_model: EvalModel, test_set: EvalDataset, precision: str, batch_size: int) -> str:
     """A hash of all that the digits of a retrieval result depend on."""
     parts = (eval_model.hash, test_set.fingerprint, precision, batch_size, eval_model.device.type)
-    return content_hash([results.RETRIEVAL, results.FORMAT, *parts])
+    # The name of the newest metric stands for the form: results without it are made anew.
+    return content_hash([results.RETRIEVAL, results.FORMAT, *parts, f"contrastive_loss/{PAIRS_PER_BATCH}"])
 
 
 def labels_of(eval_model: EvalModel, test_set: EvalDataset) -> dict[str, Any]:
@@ -202,12 +224,21 @@ def evaluate_retrieval(
         state=state,
         progress=progress,
     )
+    # Each picture with its first caption, as most training sets have one.
+    first = torch.searchsorted(pairs.owners, torch.arange(len(pairs.images)))
+    scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
+    losses = batch_losses(pairs.images, pairs.texts[first], scale)
     return {
         **labels_of(eval_model, test_set),
         "data_hash": test_set.fingerprint,
         "num_samples": len(pairs.images),
         "num_captions": len(pairs.texts),
-        "metrics": retrieval_metrics(pairs, eval_model.device, precision),
+        "contrastive_batch_size": min(PAIRS_PER_BATCH, len(pairs.images)),
+        "contrastive_batches": len(losses),
+        "metrics": {
+            **retrieval_metrics(pairs, eval_model.device, precision),
+            "contrastive_loss": metrics.mean(losses).to_dict(),
+        },
         "skipped": pairs.skipped,
         "skipped_examples": pairs.examples,
         **test_set.said,

@@ -82,11 +82,11 @@ RULES: dict[str, set[str]] = {
         *wings("zeroshot", "metrics", "labels", "datasets", "runner", "tasks", "report"),
     },
     "clip_la.zeroshot.suite": {*EVALUATION, "clip_la.zeroshot"},
-    "clip_la.scaling": {"matplotlib", "clip_la.scaling", "clip_la.models.flops"},
+    "clip_la.scaling": {"matplotlib", "clip_la.scaling", "clip_la.models.flops", "clip_la.models.registry"},
     "clip_la.scaling.fit": set(),
     "clip_la.scaling.bootstrap": {"clip_la.scaling.fit"},
     "clip_la.sweep": {
-        "torch",
+        *("torch", "submitit"),
         "clip_la.sweep",
         "clip_la.models.flops",
         "clip_la.models.registry",

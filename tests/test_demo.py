@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clip_la.cli import main
-from clip_la.demo import BUDGETS_SAMPLES, Series, best_of_each_kind, steps
+from clip_la.demo import BUDGETS_SAMPLES, Series, best_of_each_kind
 
 BUDGETS = ("512", "640", "768")
 ARGUMENTS = ["demo", "--models", "vit_pico", "--attention", "softmax", "linear", "--budgets", *BUDGETS]
@@ -43,13 +43,24 @@ def test_a_killed_demo_goes_on_and_a_finished_one_does_nothing(tmp_path: Path, c
     assert main([*ARGUMENTS, "--out", str(out)]) == 0
     assert first_run.stat().st_mtime_ns == changed_at
     lines = results(out)
-    # 2 kinds x 3 budgets x 3 held-out splits.
-    assert len(lines) == 18
+    # 2 kinds x 3 budgets x (3 held-out splits, and the pairs of 2 of them).
+    assert len(lines) == 30
+    losses = [line["metrics"]["contrastive_loss"]["value"] for line in lines if "top1" not in line["metrics"]]
+    # After a few batches still near chance, ln 256.
+    assert len(losses) == 12
+    assert all(4.5 < loss < 6.5 for loss in losses)
     assert {(line["attention"], line["samples_seen"]) for line in lines} == {
         (kind, int(budget)) for kind in ("softmax", "linear") for budget in BUDGETS
     }
     assert all(line["schedule"] == "cooldown" and line["samples_seen"] == line["budget_samples"] for line in lines)
-    for name in ("scaling.png", "scaling.svg", "report.md", "contact_sheet-softmax.png", "contact_sheet-linear.png"):
+    for name in (
+        "scaling.png",
+        "scaling_loss.png",
+        "scaling_loss.svg",
+        "report.md",
+        "contact_sheet-softmax.png",
+        "contact_sheet-linear.png",
+    ):
         assert (out / name).stat().st_size > 1000, name
 
     written = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.ckpt")}
@@ -57,7 +68,12 @@ def test_a_killed_demo_goes_on_and_a_finished_one_does_nothing(tmp_path: Path, c
     assert main([*ARGUMENTS, "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.ckpt")} == written
     assert results(out) == lines
-    assert "best linear: vit_pico-linear-" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "best linear: vit_pico-linear-" in said
+    # One run a kind shows nothing, and the demo says so in a sentence.
+    verdict = said.splitlines()[-2]
+    assert verdict.startswith("From 1 run of each kind nothing is shown, not even that contrastive_loss falls")
+    assert (out / "report.md").read_text().startswith(verdict)
 
     assert main([*ARGUMENTS, "--out", str(out), "--seed", "1"]) == 2
     assert "another seed" in capsys.readouterr().err
@@ -65,12 +81,12 @@ def test_a_killed_demo_goes_on_and_a_finished_one_does_nothing(tmp_path: Path, c
 
 def test_branches_leave_the_constant_run_where_it_kept_a_checkpoint(tmp_path: Path) -> None:
     series = Series(tmp_path, "vit_nano", "linear", BUDGETS_SAMPLES)
-    trunk, *branches = steps(series, tmp_path / "shards", seed=3)
+    trunk, *branches = series.steps(tmp_path / "shards", seed=3)
     kept = {*trunk.options["checkpoint_samples"], trunk.options["budget_samples"]}
     assert kept == {14_336, 28_672, 57_344}
     for branch in branches:
         assert branch.samples - branch.options["model.cooldown_samples"] in kept
-        assert str(branch.options["branch_from"]).startswith(str(series.trunk))
+        assert str(branch.options["branch_from"]).startswith(str(tmp_path / "vit_nano-linear/checkpoints"))
 
 
 def test_the_best_of_a_kind_is_chosen_over_both_artists() -> None:

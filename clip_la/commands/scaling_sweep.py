@@ -4,50 +4,93 @@ import sys
 from pathlib import Path
 
 from clip_la.cli import Parser
+from clip_la.errors import UserError, unknown
 
 DESCRIPTION = "Trains every run of a grid (YAML), one at a time on each GPU; what is finished is skipped."
 FAILED_EXIT_CODE = 1
+LAUNCHERS = ("local", "slurm")
+DEFAULT_JOBS = 8
 
 
 def parser() -> Parser:
     """The options of the command."""
     made = Parser(prog="clip-la scaling sweep", description=DESCRIPTION)
     made.add_argument("file", type=Path, metavar="FILE", help="sweep file; see configs/sweep")
-    made.add_argument("--out", type=Path, required=True, help="folder of the runs, the table and the logs")
+    made.add_argument("--out", type=Path, required=True, help="folder of the runs, the table, the status and the logs")
     made.add_argument("--gpus", metavar="N[,N]", help="GPUs to train on (default: all that are visible; none: the CPU)")
     made.add_argument("--per_gpu", type=int, default=1, metavar="N", help="runs at a time on each GPU (default 1)")
+    made.add_argument("--launcher", default="local", help="local (default): GPUs of this machine; slurm: jobs")
+    made.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of each job, as for sbatch: partition=gpu, timeout_min=240, cpus_per_task=16; repeatable",
+    )
+    made.add_argument("--jobs", type=int, metavar="N", help=f"jobs at a time (default {DEFAULT_JOBS})")
     made.add_argument("--dry-run", action="store_true", help="list the runs with their cost, train nothing")
+    made.add_argument(
+        "--rates",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="folder of another sweep whose measured rates tell the cost; repeatable",
+    )
+    made.add_argument(
+        "--keep",
+        default="all",
+        help="checkpoints that stay: all (default), branches (a trunk's go when its branches are finished), none",
+    )
     return made
 
 
 def main(argv: list[str]) -> int:
     """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
     from clip_la.sweep.costs import cost_table, flops_per_sample
+    from clip_la.sweep.places import LOGS_NAME, Place, Worker, check_places, slots, visible_gpus
     from clip_la.sweep.plan import read_plan
-    from clip_la.sweep.runner import check_places, count_evaluations, run_sweep, slots, visible_gpus
+    from clip_la.sweep.runner import KEEP, count_evaluations, run_sweep
 
     options = parser().parse_args(argv)
+    if options.keep not in KEEP:
+        raise unknown("value of --keep", options.keep, KEEP)
+    absent = next((folder for folder in options.rates if not folder.is_dir()), None)
+    if absent is not None:
+        raise UserError(f"--rates {absent}: no such folder")
+    if options.launcher not in LAUNCHERS:
+        raise unknown("launcher", options.launcher, LAUNCHERS)
+    jobs = DEFAULT_JOBS if options.jobs is None else options.jobs
+    by_slurm = options.launcher == "slurm"
+    if jobs < 1 or (not by_slurm and (options.slurm or options.jobs)):
+        raise UserError("--jobs (a number from 1) and --slurm belong to --launcher slurm")
     runs = read_plan(options.file)
     gpus = visible_gpus() if options.gpus is None else [gpu for gpu in options.gpus.split(",") if gpu]
     check_places(gpus, options.per_gpu)
     if options.dry_run:
-        print(cost_table(runs, options.out, max(1, len(gpus)) * options.per_gpu))
+        num_places = jobs if by_slurm else max(1, len(gpus)) * options.per_gpu
+        print(cost_table(runs, options.out, num_places, options.rates))
         return 0
     for run in runs:
         # Before anything is trained: an attention that does not fit is refused here.
         flops_per_sample(run)
     suites = {run.options.get("zeroshot_suite") for run in runs}
     evaluations = {suite: count_evaluations(suite) for suite in suites}
+    places: list[Place]
+    if by_slurm:
+        from clip_la.sweep.slurm import job_places
+
+        places = [*job_places(options.out, jobs, options.slurm)]
+    else:
+        places = [Worker(slot, options.out / LOGS_NAME) for slot in slots(gpus, options.per_gpu)]
     failed = run_sweep(
         runs,
         options.out,
-        slots(gpus, options.per_gpu),
+        places,
         num_evaluations=lambda run: evaluations[run.options.get("zeroshot_suite")],
-        report=_say,
+        report=lambda text: print(text, file=sys.stderr, flush=True),
+        keep=options.keep,
+        measured=options.rates,
     )
     print(f"wrote {options.out / 'sweep.csv'}" + (f"; {len(failed)} failed: {', '.join(failed)}" if failed else ""))
     return FAILED_EXIT_CODE if failed else 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

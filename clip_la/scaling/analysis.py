@@ -1,18 +1,18 @@
 """From points to laws: a fit for each kind, and the paired difference between the kinds."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import ndtr
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.bootstrap import (
     DEFAULT_RESAMPLES,
     MIN_RUNS,
     Interval,
-    Laws,
     bca_interval,
     draw_counts,
     interval,
@@ -27,7 +27,6 @@ from clip_la.scaling.fit import (
     PowerLaw,
     fit_power_law,
     get_frontier,
-    mean_absolute_error,
     predict_largest,
 )
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval, power_design
@@ -87,39 +86,35 @@ class _Bounds:
     log10_beta: Interval | None
     band: Band | None
 
+    @classmethod
+    def by_t(cls, x: np.ndarray, y: np.ndarray, runs: np.ndarray) -> "_Bounds":
+        """Student's t with errors clustered by run."""
+        regression = Regression(power_design(x), runs)
+        alpha = as_interval(contrast_interval(regression, y, [0, 1]))
 
-def _by_t(x: np.ndarray, y: np.ndarray, runs: np.ndarray) -> _Bounds:
-    regression = Regression(power_design(x), runs)
-    alpha = as_interval(contrast_interval(regression, y, [0, 1]))
+        def band(grid: np.ndarray) -> np.ndarray:
+            return np.array([contrast_interval(regression, y, [1, place]) for place in grid]).T
 
-    def band(grid: np.ndarray) -> np.ndarray:
-        return np.array([contrast_interval(regression, y, [1, place]) for place in grid]).T
+        return cls(alpha, as_interval(contrast_interval(regression, y, [1, 0])), band if alpha else None)
 
-    return _Bounds(alpha, as_interval(contrast_interval(regression, y, [1, 0])), band if alpha else None)
+    @classmethod
+    def by_resamples(cls, x: np.ndarray, y: np.ndarray, runs: np.ndarray, law: PowerLaw, how: How) -> "_Bounds":
+        """Percentiles or BCa of resampled runs; the band is of percentiles."""
+        num = int(runs.max()) + 1
+        laws = laws_by_counts(x, y, runs, draw_counts(num, how.num_resamples, how.seed), how.frontier)
+        if how.method == PERCENTILE:
+            beta, alpha = (interval(laws[:, column], num) for column in (0, 1))
+        else:
+            left_out = laws_by_counts(x, y, runs, without_each(num), how.frontier)
+            values = (law.log10_beta, law.alpha)
+            beta, alpha = (bca_interval(laws[:, i], values[i], left_out[:, i], num) for i in (0, 1))
+        known = laws[~np.isnan(laws).any(axis=1)]
 
+        def band(grid: np.ndarray) -> np.ndarray:
+            errors = known[:, :1] + known[:, 1:] * grid
+            return np.asarray(np.quantile(errors, ndtr(widened_ends(num)), axis=0))
 
-def _by_resamples(x: np.ndarray, y: np.ndarray, runs: np.ndarray, law: PowerLaw, how: How) -> _Bounds:
-    num = int(runs.max()) + 1
-    laws = laws_by_counts(x, y, runs, draw_counts(num, how.num_resamples, how.seed), how.frontier)
-    if how.method == PERCENTILE:
-        beta, alpha = (interval(laws[:, column], num) for column in (0, 1))
-    else:
-        left_out = laws_by_counts(x, y, runs, without_each(num), how.frontier)
-        values = (law.log10_beta, law.alpha)
-        beta, alpha = (bca_interval(laws[:, i], values[i], left_out[:, i], num) for i in (0, 1))
-    return _Bounds(alpha, beta, _band_of(laws, num) if alpha else None)
-
-
-def _band_of(laws: Laws, num_runs: int) -> Band:
-    from scipy.special import ndtr
-
-    known = laws[~np.isnan(laws).any(axis=1)]
-
-    def band(grid: np.ndarray) -> np.ndarray:
-        errors = known[:, :1] + known[:, 1:] * grid
-        return np.asarray(np.quantile(errors, ndtr(widened_ends(num_runs)), axis=0))
-
-    return band
+        return cls(alpha, beta, band if alpha else None)
 
 
 def fit_series(name: str, points: Sequence[Point], how: How) -> SeriesFit:
@@ -133,7 +128,7 @@ def fit_series(name: str, points: Sequence[Point], how: How) -> SeriesFit:
     runs = numbered([point.run for point in points])
     law, chosen = fit_power_law(compute, error, how.frontier)
     x, y = np.log10(compute), np.log10(error)
-    bounds = _by_t(x, y, runs) if how.method == T else _by_resamples(x, y, runs, law, how)
+    bounds = _Bounds.by_t(x, y, runs) if how.method == T else _Bounds.by_resamples(x, y, runs, law, how)
     return SeriesFit(
         name=name,
         law=law,
@@ -142,24 +137,10 @@ def fit_series(name: str, points: Sequence[Point], how: How) -> SeriesFit:
         points=tuple(points),
         fitted=tuple(points[i] for i in chosen.index),
         num_runs=len(np.unique(runs)),
-        mean_absolute_error=mean_absolute_error(law, compute[chosen.index], error[chosen.index]),
+        mean_absolute_error=law.mean_absolute_error(compute[chosen.index], error[chosen.index]),
         held_out=predict_largest(compute, error, how.frontier),
         band=bounds.band,
     )
-
-
-def _fit_all(groups: Mapping[str, tuple[Point, ...]], how: How) -> tuple[list[SeriesFit], list[str]]:
-    """The fits of the kinds that can be fitted, and a note for each that cannot; UserError where none can."""
-    fits: list[SeriesFit] = []
-    notes: list[str] = []
-    for name, points in groups.items():
-        try:
-            fits.append(fit_series(name, points, how))
-        except UserError as error:
-            notes.append(f"no fit for {name}: {error}")
-    if not fits:
-        raise UserError("; ".join(notes))
-    return fits, notes
 
 
 def _method(method: str | None, frontier: str) -> str:
@@ -200,7 +181,15 @@ def analyse(
     if by not in selection.by_choices:
         raise unknown("field to fit by", by, selection.by_choices)
     how = How(get_frontier(frontier, num_bins), _method(method, frontier), num_resamples, seed)
-    fits, notes = _fit_all(group_points(selection.points, by), how)
+    fits: list[SeriesFit] = []
+    notes: list[str] = []
+    for name, points in group_points(selection.points, by).items():
+        try:
+            fits.append(fit_series(name, points, how))
+        except UserError as error:
+            notes.append(f"no fit for {name}: {error}")
+    if not fits:
+        raise UserError("; ".join(notes))
     comparisons: list[Comparison] = []
     for other in fits[1:]:
         found = compare(other.name, fits[0].name, other.points, fits[0].points, by=by, how=how)

@@ -28,14 +28,6 @@ Interval = tuple[float, float]
 Laws = Float[np.ndarray, "resamples 2"]
 
 
-def interval(values: Float[np.ndarray, " resamples"], num_runs: int) -> Interval | None:
-    """The 95 % percentile interval of resampled values (NaN: undefined there), widened for few runs.
-
-    None where it would mislead.
-    """
-    return _quantiles(values, num_runs, ndtr(widened_ends(num_runs)))
-
-
 def widened_ends(num_runs: int) -> Float[np.ndarray, " 2"]:
     """The normal quantiles of the ends of an interval.
 
@@ -49,13 +41,22 @@ def widened_ends(num_runs: int) -> Float[np.ndarray, " 2"]:
     return stdtrit(free, np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])) * np.sqrt(num_runs / free)
 
 
-def _quantiles(
-    values: Float[np.ndarray, " resamples"], num_runs: int, levels: Float[np.ndarray, " 2"]
+def interval(
+    values: Float[np.ndarray, " resamples"], num_runs: int, levels: Float[np.ndarray, " 2"] | None = None
 ) -> Interval | None:
+    """The 95 % percentile interval of resampled values, widened for few runs.
+
+    Args:
+        values: NaN where a resample leaves the quantity undefined.
+        num_runs: how many runs were resampled.
+        levels: which quantiles to take instead, as fractions.
+
+    Returns None where the interval would mislead: fewer than MIN_RUNS runs, or too many resamples undefined.
+    """
     undefined = np.isnan(values)
     if num_runs < MIN_RUNS or undefined.mean() > MAX_UNDEFINED_SHARE:
         return None
-    low, high = np.quantile(values[~undefined], levels)
+    low, high = np.quantile(values[~undefined], ndtr(widened_ends(num_runs)) if levels is None else levels)
     return float(low), float(high)
 
 
@@ -84,7 +85,7 @@ def bca_interval(
     below = ((known < estimate).sum() + 0.5 * (known == estimate).sum()) / max(len(known), 1)
     bias = float(ndtri(np.clip(below, 0.5 / max(len(known), 1), 1 - 0.5 / max(len(known), 1))))
     ends = bias + widened_ends(num_runs)
-    return _quantiles(values, num_runs, ndtr(bias + ends / (1 - acceleration * ends)))
+    return interval(values, num_runs, ndtr(bias + ends / (1 - acceleration * ends)))
 
 
 def draw_counts(num_runs: int, num_resamples: int, seed: int) -> Int[np.ndarray, "resamples runs"]:
@@ -133,21 +134,6 @@ def _fit_or_nan(
     return least_squares(chosen.log10_compute, chosen.log10_error)
 
 
-def resampled_laws(
-    compute: Float[np.ndarray, " points"],
-    error: Float[np.ndarray, " points"],
-    runs: Int[np.ndarray, " points"],
-    *,
-    frontier: Frontier,
-    num_resamples: int,
-    seed: int,
-) -> Laws:
-    """(log10 beta, alpha) of each resample of runs, the frontier chosen anew in each; NaN at a single compute."""
-    _, numbers = np.unique(runs, return_inverse=True)
-    counts = draw_counts(int(numbers.max()) + 1, num_resamples, seed)
-    return laws_by_counts(np.log10(compute), np.log10(error), numbers, counts, frontier)
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Points of two kinds that agree in everything else, row by row; `units` number the pair of runs from 0 on."""
@@ -171,6 +157,11 @@ class Pairs:
         own = [laws_by_counts(x[:, kind], y[:, kind], self.units, counts, frontier) for kind in (0, 1)]
         return np.stack(own, axis=1)
 
+    def log10_error_ratios(self) -> Float[np.ndarray, " units"]:
+        """log10 (error of the second kind / error of the first) of each pair of runs: the mean over its points."""
+        ratios = np.log10(self.error[:, 1]) - np.log10(self.error[:, 0])
+        return np.bincount(self.units, ratios) / np.bincount(self.units)
+
 
 def log10_multiplier_at(laws: Float[np.ndarray, "... 2 2"], log10_compute: float) -> Float[np.ndarray, "..."]:
     """log10 of the second kind's compute over the first's, at the error that the first has at `log10_compute`.
@@ -181,12 +172,6 @@ def log10_multiplier_at(laws: Float[np.ndarray, "... 2 2"], log10_compute: float
     falling = np.where(alpha[..., 1] < 0, alpha[..., 1], np.nan)
     log10_error = log10_beta[..., 0] + alpha[..., 0] * log10_compute
     return np.asarray((log10_error - log10_beta[..., 1]) / falling - log10_compute)
-
-
-def log10_error_ratios(pairs: Pairs) -> Float[np.ndarray, " units"]:
-    """log10 (error of the second kind / error of the first) of each pair of runs: the mean over its points."""
-    ratios = np.log10(pairs.error[:, 1]) - np.log10(pairs.error[:, 0])
-    return np.bincount(pairs.units, ratios) / np.bincount(pairs.units)
 
 
 Statistic = Callable[[Float[np.ndarray, "resamples 2 2"]], Float[np.ndarray, " resamples"]]
@@ -200,6 +185,13 @@ class PairedBootstrap:
     resampled: Float[np.ndarray, "resamples 2 2"]
     left_out: Float[np.ndarray, "units 2 2"]
 
+    @classmethod
+    def of(cls, pairs: Pairs, *, frontier: Frontier, num_resamples: int, seed: int) -> "PairedBootstrap":
+        """Resamples pairs of runs, each with all its points; the frontier is chosen anew in each resample."""
+        num = pairs.num_units
+        resampled = pairs.laws_by(draw_counts(num, num_resamples, seed), frontier)
+        return cls(pairs.laws(frontier), resampled, pairs.laws_by(without_each(num), frontier))
+
     def bounds(self, statistic: Statistic, method: str) -> Interval | None:
         """The 95 % interval of a number made of the two laws, by "percentile" or "bca"."""
         num = len(self.left_out)
@@ -207,10 +199,3 @@ class PairedBootstrap:
         if method == "percentile":
             return interval(values, num)
         return bca_interval(values, float(statistic(self.laws[None])[0]), statistic(self.left_out), num)
-
-
-def paired_bootstrap(pairs: Pairs, *, frontier: Frontier, num_resamples: int, seed: int) -> PairedBootstrap:
-    """Resamples pairs of runs, each with all its points."""
-    num = pairs.num_units
-    resampled = pairs.laws_by(draw_counts(num, num_resamples, seed), frontier)
-    return PairedBootstrap(pairs.laws(frontier), resampled, pairs.laws_by(without_each(num), frontier))

@@ -16,9 +16,7 @@ from clip_la.scaling.bootstrap import (
     bca_interval,
     draw_counts,
     interval,
-    log10_error_ratios,
     log10_multiplier_at,
-    paired_bootstrap,
     without_each,
 )
 from clip_la.scaling.fit import Frontier, num_scales, power10
@@ -100,24 +98,24 @@ def power_bounds(log10_bounds: Interval | None) -> Interval | None:
     return None if log10_bounds is None else (power10(log10_bounds[0]), power10(log10_bounds[1]))
 
 
-def _best_by_key(points: Sequence[Point], by: str) -> tuple[dict[tuple, Point], int]:
-    """The best point of each combination of the other fields, and how many combinations held more than one."""
-    fields = [name for name in PAIR_FIELDS if name != by]
-    groups: dict[tuple, list[Point]] = defaultdict(list)
-    for point in points:
-        if point.seed is not None:
-            groups[tuple(getattr(point, name) for name in fields)].append(point)
-    best = {key: min(group, key=lambda point: point.error) for key, group in groups.items()}
-    return best, sum(len(group) > 1 for group in groups.values())
-
-
 def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tuple[Pairs, int]:
     """Pairs of points (baseline, other) that differ in `by` alone; where a combination holds several runs, the best.
 
     Returns the pairs, resampled by pair of runs, and the number of combinations that held several.
     """
-    first, repeated_first = _best_by_key(baseline, by)
-    second, repeated_second = _best_by_key(other, by)
+    fields = [name for name in PAIR_FIELDS if name != by]
+
+    def best_by_key(points: Sequence[Point]) -> tuple[dict[tuple, Point], int]:
+        groups: dict[tuple, list[Point]] = defaultdict(list)
+        for point in points:
+            # Without a seed nobody knows whether two runs saw the same data in the same order.
+            if point.seed is not None:
+                groups[tuple(getattr(point, name) for name in fields)].append(point)
+        best = {key: min(group, key=lambda point: point.error) for key, group in groups.items()}
+        return best, sum(len(group) > 1 for group in groups.values())
+
+    first, repeated_first = best_by_key(baseline)
+    second, repeated_second = best_by_key(other)
     matched = [(first[key], second[key]) for key in first if key in second]
     pairs = Pairs(
         compute=np.array([[a.compute, b.compute] for a, b in matched]).reshape(-1, 2),
@@ -129,7 +127,7 @@ def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tu
 
 def _error_ratio(pairs: Pairs, how: How) -> tuple[float, Interval | None]:
     """log10 of the mean ratio of errors over pairs of runs, and its interval."""
-    ratios = log10_error_ratios(pairs)
+    ratios = pairs.log10_error_ratios()
     value, num = float(ratios.mean()), len(ratios)
     if how.method == T:
         if num < 2:
@@ -169,11 +167,15 @@ class _ByT:
         """The interval of the log10 multiplier at the baseline's log10 compute `x`."""
         return self._root(self._regression(), [-1, -x, 1, x], [0, 0, 0, 1])
 
-    def shared_multiplier(self) -> tuple[float, Interval | None]:
-        """The log10 multiplier where both kinds have one exponent, and its interval."""
+    def shared_multiplier(self) -> Multiplier | None:
+        """The multiplier where both kinds have one exponent, at the baseline's mean; None where errors do not fall."""
         regression = self._regression(shared_exponent=True)
         root, _ = root_interval(regression, self._response, [-1, 1, 0], [0, 0, 1])
-        return float(root), self._root(regression, [-1, 1, 0], [0, 0, 1])
+        if not np.isfinite(root):
+            return None
+        bounds = self._root(regression, [-1, 1, 0], [0, 0, 1])
+        compute, error = (float(np.log10(own[:, 0]).mean()) for own in (self.pairs.compute, self.pairs.error))
+        return Multiplier(power10(compute), power10(error), power10(float(root)), power_bounds(bounds))
 
     def _root(self, regression: Regression, constant: list[float], slope: list[float]) -> Interval | None:
         root, bounds = root_interval(regression, self._response, constant, slope)
@@ -219,7 +221,7 @@ def compare(
     if how.method == T:
         bounds, p_value = by_t.difference()
     else:
-        resampled = paired_bootstrap(pairs, frontier=how.frontier, num_resamples=how.num_resamples, seed=how.seed)
+        resampled = PairedBootstrap.of(pairs, frontier=how.frontier, num_resamples=how.num_resamples, seed=how.seed)
         bounds, p_value = resampled.bounds(lambda each: each[:, 1, 1] - each[:, 0, 1], how.method), None
     return Comparison(
         *counts,
@@ -229,15 +231,6 @@ def compare(
         alpha_difference_interval=bounds,
         difference_p_value=p_value,
         multipliers=_multipliers(pairs, laws, by_t, resampled, how.method),
-        shared_multiplier=_shared_multiplier(pairs, by_t) if how.method == T else None,
+        shared_multiplier=by_t.shared_multiplier() if how.method == T else None,
         shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
     )
-
-
-def _shared_multiplier(pairs: Pairs, by_t: _ByT) -> Multiplier | None:
-    value, bounds = by_t.shared_multiplier()
-    if not np.isfinite(value):
-        return None
-    middle = np.log10(pairs.compute[:, 0]).mean()
-    error = np.log10(pairs.error[:, 0]).mean()
-    return Multiplier(power10(float(middle)), power10(float(error)), power10(value), power_bounds(bounds))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clip_la.atomic import atomic_write
-from clip_la.scaling.bootstrap import Pairs, Statistic, log10_multiplier_at, paired_bootstrap
+from clip_la.scaling.bootstrap import PairedBootstrap, Pairs, Statistic, log10_multiplier_at
 from clip_la.scaling.comparison import METHODS, MIN_MULTIPLIER_DEGREES, T
 from clip_la.scaling.fit import choose_all
 from clip_la.scaling.intervals import contrast_interval, paired_regression, root_interval
@@ -41,6 +41,15 @@ class World:
     # How much more noise the smallest scale has than the largest, as a factor.
     uneven: float = 1.0
 
+    @property
+    def truths(self) -> dict[str, float]:
+        """What the intervals should hold; the multiplier as its log10."""
+        return {
+            "exponent": self.alpha[1],
+            "difference": self.alpha[1] - self.alpha[0],
+            "multiplier": float(np.log10(self.multiplier)),
+        }
+
 
 @dataclass(frozen=True)
 class Design:
@@ -50,30 +59,28 @@ class Design:
     units: Int[np.ndarray, " pairs"]
     middle: float
 
+    @classmethod
+    def of(cls, num_runs: int, world: World) -> "Design":
+        """`num_runs` pairs of runs at four scales (or as many as there are runs) over two and a half decades."""
+        scales = np.linspace(0, DECADES, min(num_runs, SCALES))
+        start = np.repeat(np.resize(scales, num_runs), world.branches)
+        x = start + np.tile(BRANCHES_LOG10[: world.branches], num_runs)
+        both = np.stack([x, x + CHEAPER * (1 + start / DECADES)], axis=1)
+        return cls(both, np.repeat(np.arange(num_runs), world.branches), float(x.mean()))
 
-def make_design(num_runs: int, world: World) -> Design:
-    """`num_runs` pairs of runs at four scales (or as many as there are runs) over two and a half decades."""
-    scales = np.linspace(0, DECADES, min(num_runs, SCALES))
-    start = np.repeat(np.resize(scales, num_runs), world.branches)
-    x = start + np.tile(BRANCHES_LOG10[: world.branches], num_runs)
-    both = np.stack([x, x + CHEAPER * (1 + start / DECADES)], axis=1)
-    return Design(both, np.repeat(np.arange(num_runs), world.branches), float(x.mean()))
-
-
-def simulate(
-    design: Design, world: World, num_studies: int, rng: np.random.Generator
-) -> Float[np.ndarray, "studies pairs 2"]:
-    """log10 errors of studies of this design."""
-    x, middle = design.log10_compute, design.middle
-    num_runs = int(design.units.max()) + 1
-    first = MIDDLE_LOG10_ERROR + world.alpha[0] * (x[:, 0] - middle)
-    # At the middle both reach the same error with `multiplier` times the compute.
-    second = MIDDLE_LOG10_ERROR + world.alpha[1] * (x[:, 1] - middle - np.log10(world.multiplier))
-    larger = world.uneven ** (1 - (x[:, 0] - x[:, 0].min()) / np.ptp(x[:, 0]))
-    shared = rng.normal(0, world.shared_noise, (num_studies, num_runs, 1))
-    own = rng.normal(0, world.own_noise, (num_studies, num_runs, 2))
-    noise = (shared + own)[:, design.units] + rng.normal(0, world.point_noise, (num_studies, len(x), 2))
-    return np.stack([first, second], axis=-1) + larger[:, None] * noise
+    def simulate(
+        self, world: World, num_studies: int, rng: np.random.Generator
+    ) -> Float[np.ndarray, "studies pairs 2"]:
+        """log10 errors of studies of this design."""
+        x, num_runs = self.log10_compute, int(self.units.max()) + 1
+        first = MIDDLE_LOG10_ERROR + world.alpha[0] * (x[:, 0] - self.middle)
+        # At the middle both reach the same error with `multiplier` times the compute.
+        second = MIDDLE_LOG10_ERROR + world.alpha[1] * (x[:, 1] - self.middle - np.log10(world.multiplier))
+        larger = world.uneven ** (1 - (x[:, 0] - x[:, 0].min()) / np.ptp(x[:, 0]))
+        shared = rng.normal(0, world.shared_noise, (num_studies, num_runs, 1))
+        own = rng.normal(0, world.own_noise, (num_studies, num_runs, 2))
+        noise = (shared + own)[:, self.units] + rng.normal(0, world.point_noise, (num_studies, len(x), 2))
+        return np.stack([first, second], axis=-1) + larger[:, None] * noise
 
 
 Coverage = dict[str, Float[np.ndarray, "studies 2"]]
@@ -105,19 +112,10 @@ def resampled_bounds(
     bounds: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
     for seed, errors in enumerate(log10_error):
         pairs = Pairs(10**design.log10_compute, 10**errors, design.units)
-        found = paired_bootstrap(pairs, frontier=choose_all, num_resamples=num_resamples, seed=seed)
+        found = PairedBootstrap.of(pairs, frontier=choose_all, num_resamples=num_resamples, seed=seed)
         for name in QUANTITIES:
             bounds[name].append(found.bounds(statistics[name], method) or (np.nan, np.nan))
     return {name: np.array(own) for name, own in bounds.items()}
-
-
-def truths(world: World) -> dict[str, float]:
-    """What the intervals should hold."""
-    return {
-        "exponent": world.alpha[1],
-        "difference": world.alpha[1] - world.alpha[0],
-        "multiplier": float(np.log10(world.multiplier)),
-    }
 
 
 @dataclass(frozen=True)
@@ -138,19 +136,19 @@ class CoverageRow:
     median_width: float | None
     found: float | None
 
-
-def rows_of(world_name: str, world: World, method: str, num_runs: int, bounds: Coverage) -> Iterator[CoverageRow]:
-    """The lines of one world, method and number of runs."""
-    for name, true in truths(world).items():
-        low, high = bounds[name].T
-        known = np.isfinite(low)
-        own = (world_name, method, num_runs, name, len(low), int(known.sum()))
-        away = None if name == "exponent" else float(((low > 0) | (high < 0)).mean())
-        if not known.any():
-            yield CoverageRow(*own, None, None, away)
-            continue
-        held = (low[known] <= true) & (true <= high[known])
-        yield CoverageRow(*own, float(held.mean()), float(np.median((high - low)[known])), away)
+    @classmethod
+    def of(cls, world_name: str, world: World, method: str, num_runs: int, bounds: Coverage) -> "Iterator[CoverageRow]":
+        """The lines of one world, method and number of runs, one a quantity."""
+        for name, true in world.truths.items():
+            low, high = bounds[name].T
+            known = np.isfinite(low)
+            own = (world_name, method, num_runs, name, len(low), int(known.sum()))
+            away = None if name == "exponent" else float(((low > 0) | (high < 0)).mean())
+            if not known.any():
+                yield cls(*own, None, None, away)
+                continue
+            held = (low[known] <= true) & (true <= high[known])
+            yield cls(*own, float(held.mean()), float(np.median((high - low)[known])), away)
 
 
 WORLDS = {
@@ -173,14 +171,14 @@ def study(
 ) -> Iterator[CoverageRow]:
     """All lines of the table, each number of runs on studies of its own, the same ones for every method."""
     for (name, world), num_runs in product(worlds.items(), runs):
-        design = make_design(num_runs, world)
-        errors = simulate(design, world, num_studies, np.random.default_rng([seed, num_runs]))
+        design = Design.of(num_runs, world)
+        errors = design.simulate(world, num_studies, np.random.default_rng([seed, num_runs]))
         for method in methods:
             if method == T:
                 bounds = t_bounds(design, errors)
             else:
                 bounds = resampled_bounds(design, errors, method, num_resamples)
-            yield from rows_of(name, world, method, num_runs, bounds)
+            yield from CoverageRow.of(name, world, method, num_runs, bounds)
 
 
 def write_table(rows: Iterable[CoverageRow], path: Path) -> int:

@@ -18,8 +18,6 @@ MIN_POINTS = 3
 SAME_COMPUTE_LOG10 = 0.01
 # Cherti et al. widen the range of log10 C by this, so that the largest run falls inside the last bin.
 BIN_MARGIN_LOG10 = 0.1
-
-
 # Beyond this no float64 holds a power of ten.
 MAX_LOG10 = 300.0
 
@@ -43,6 +41,10 @@ class PowerLaw:
     def error_at(self, compute: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
         """The errors (fractions) that the law gives at `compute`."""
         return np.asarray(10 ** (self.log10_beta + self.alpha * np.log10(compute)))
+
+    def mean_absolute_error(self, compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"]) -> float:
+        """Mean of |error - predicted error| over points, each at its own compute."""
+        return float(np.abs(self.error_at(compute) - error).mean())
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,6 @@ def fit_power_law(
     if num_scales(chosen.log10_compute) < 2:
         raise UserError(f"{len(compute)} points at a single compute, a fit needs at least two computes")
     return PowerLaw(*least_squares(chosen.log10_compute, chosen.log10_error)), chosen
-
-
-def mean_absolute_error(
-    law: PowerLaw, compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"]
-) -> float:
-    """Mean of |E - predicted E| (fractions), each point at its own compute."""
-    return float(np.abs(law.error_at(compute) - error).mean())
 
 
 @dataclass(frozen=True)

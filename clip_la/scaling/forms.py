@@ -5,7 +5,7 @@ exponents alone (Golub and Pereyra 1973; for scaling laws arXiv 2603.22339), fro
 on. Arrays in, numbers out; numpy and scipy only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -51,55 +51,70 @@ class Form:
         """Whether the nonlinear parameters lie within their bounds."""
         return all(low <= value <= high for value, (low, high) in zip(theta, self.bounds, strict=True))
 
+    def check(self, inputs: Inputs, error: Float[np.ndarray, " points"]) -> None:
+        """Raises UserError where there are fewer points than parameters and one, or an input does not vary."""
+        num = len(self.names)
+        if len(error) <= num:
+            raise UserError(f"{len(error)} points, {self.text} needs at least {num + 1}")
+        if not (np.isfinite(inputs).all() and (inputs > 0).all() and np.isfinite(error).all() and (error > 0).all()):
+            raise UserError(f"{self.text} needs positive finite {', '.join(self.inputs)} and errors")
+        for name, column in zip(self.inputs, inputs.T, strict=True):
+            if len(np.unique(column)) < 3:
+                raise UserError(f"{len(np.unique(column))} different values of {name}, {self.text} needs at least 3")
+
     def at_bound(self, theta: Theta) -> list[str]:
         """The nonlinear parameters that the search drove to the end of their range: the points do not tell them."""
         ends = zip(self.nonlinear, theta, self.bounds, strict=True)
         return [name for name, value, (low, high) in ends if min(value - low, high - value) < 1e-3 * (high - low)]
 
 
-def _spread(low: float, high: float, num: int) -> tuple[float, ...]:
-    return tuple(np.linspace(low, high, num).tolist())
+def saturating() -> Form:
+    """E = a (C + b)^c + d of the compute C, as LAION's notebook has it."""
+
+    def columns(theta: Theta, x: Inputs) -> Float[np.ndarray, "points 2"]:
+        # The square keeps b at 0 or above and lets the search reach 0.
+        return np.stack([(x[:, 0] + theta[1] ** 2) ** theta[0], np.ones(len(x))], axis=1)
+
+    def unscale(found: list[float], scales: Float[np.ndarray, " inputs"]) -> list[float]:
+        a, d, c, root = found
+        return [a * float(scales[0]) ** -c, d, c, root**2 * float(scales[0])]
+
+    return Form(
+        text="E = a (C + b)^c + d",
+        inputs=("compute",),
+        linear=("a", "d"),
+        nonlinear=("c", "b"),
+        grid=(tuple(np.linspace(-1.5, -0.02, 25).tolist()), (0.0, *np.geomspace(0.01, 3, 7).tolist())),
+        bounds=((-3.0, -1e-3), (-1e3, 1e3)),
+        columns=columns,
+        unscale=unscale,
+    )
 
 
-def _saturating_columns(theta: Theta, x: Inputs) -> Float[np.ndarray, "points 2"]:
-    # The square keeps b at 0 or above and lets the search reach 0.
-    return np.stack([(x[:, 0] + theta[1] ** 2) ** theta[0], np.ones(len(x))], axis=1)
+def parametric() -> Form:
+    """L(N, D) of parameters N and samples D (Hoffmann et al. 2022, arXiv 2203.15556, eq. 2)."""
+
+    def columns(theta: Theta, x: Inputs) -> Float[np.ndarray, "points 3"]:
+        return np.stack([np.ones(len(x)), x[:, 0] ** -theta[0], x[:, 1] ** -theta[1]], axis=1)
+
+    def unscale(found: list[float], scales: Float[np.ndarray, " inputs"]) -> list[float]:
+        floor, a, b, alpha, beta = found
+        return [floor, a * float(scales[0]) ** alpha, b * float(scales[1]) ** beta, alpha, beta]
+
+    exponents = tuple(np.linspace(0.02, 1.5, 24).tolist())
+    return Form(
+        text="L(N, D) = E0 + A N^-alpha + B D^-beta",
+        inputs=("parameters", "samples_seen"),
+        linear=("E0", "A", "B"),
+        nonlinear=("alpha", "beta"),
+        grid=(exponents, exponents),
+        bounds=((1e-3, 3.0), (1e-3, 3.0)),
+        columns=columns,
+        unscale=unscale,
+    )
 
 
-def _saturating_unscale(found: list[float], scales: Float[np.ndarray, " inputs"]) -> list[float]:
-    a, d, c, root = found
-    return [a * float(scales[0]) ** -c, d, c, root**2 * float(scales[0])]
-
-
-def _parametric_columns(theta: Theta, x: Inputs) -> Float[np.ndarray, "points 3"]:
-    return np.stack([np.ones(len(x)), x[:, 0] ** -theta[0], x[:, 1] ** -theta[1]], axis=1)
-
-
-def _parametric_unscale(found: list[float], scales: Float[np.ndarray, " inputs"]) -> list[float]:
-    floor, a, b, alpha, beta = found
-    return [floor, a * float(scales[0]) ** alpha, b * float(scales[1]) ** beta, alpha, beta]
-
-
-SATURATING = Form(
-    "E = a (C + b)^c + d",
-    ("compute",),
-    ("a", "d"),
-    ("c", "b"),
-    (_spread(-1.5, -0.02, 25), (0.0, *np.geomspace(0.01, 3, 7).tolist())),
-    ((-3.0, -1e-3), (-1e3, 1e3)),
-    _saturating_columns,
-    _saturating_unscale,
-)
-PARAMETRIC = Form(
-    "L(N, D) = E0 + A N^-alpha + B D^-beta",
-    ("parameters", "samples_seen"),
-    ("E0", "A", "B"),
-    ("alpha", "beta"),
-    (_spread(0.02, 1.5, 24), _spread(0.02, 1.5, 24)),
-    ((1e-3, 3.0), (1e-3, 3.0)),
-    _parametric_columns,
-    _parametric_unscale,
-)
+SATURATING, PARAMETRIC = saturating(), parametric()
 FORMS = {"saturating": SATURATING, "parametric": PARAMETRIC}
 
 
@@ -148,25 +163,6 @@ def polish(objective: Callable[[Theta], float], start: Theta) -> tuple[Theta, fl
     return best, value
 
 
-def starts(objective: Callable[[Theta], float], grid: Sequence[Sequence[float]]) -> list[Theta]:
-    """The best places of a grid."""
-    places = [np.array(place) for place in product(*grid)]
-    values = [objective(place) for place in places]
-    return [places[i] for i in np.argsort(values, kind="stable")[:NUM_STARTS]]
-
-
-def check(form: Form, inputs: Inputs, error: Float[np.ndarray, " points"]) -> None:
-    """Raises UserError where there are fewer points than parameters and one, or an input does not vary."""
-    num = len(form.names)
-    if len(error) <= num:
-        raise UserError(f"{len(error)} points, {form.text} needs at least {num + 1}")
-    if not (np.isfinite(inputs).all() and (inputs > 0).all() and np.isfinite(error).all() and (error > 0).all()):
-        raise UserError(f"{form.text} needs positive finite {', '.join(form.inputs)} and errors")
-    for name, column in zip(form.inputs, inputs.T, strict=True):
-        if len(np.unique(column)) < 3:
-            raise UserError(f"{len(np.unique(column))} different values of {name}, {form.text} needs at least 3")
-
-
 def fit_form(
     form: Form,
     inputs: Inputs,
@@ -193,7 +189,7 @@ def fit_form(
     """
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
-    check(form, inputs, error)
+    form.check(inputs, error)
     scales = scales_of(inputs)
     x = inputs / scales
     root = np.ones(len(error)) if weights is None else np.sqrt(weights)
@@ -207,7 +203,11 @@ def fit_form(
             columns = form.columns(theta, x) * unit[:, None]
         return project(columns, response)[1] if np.isfinite(columns).all() else np.inf
 
-    begun = starts(objective, form.grid) if begin is None else [begin]
+    begun = [begin]
+    if begin is None:
+        places = [np.array(place) for place in product(*form.grid)]
+        best = np.argsort([objective(place) for place in places], kind="stable")
+        begun = [places[i] for i in best[:NUM_STARTS]]
     ends = [polish(objective, place) for place in begun]
     found: list[tuple[float, Theta, Any]] = [
         (value, theta, project(form.columns(theta, x) * unit[:, None], response)[0]) for theta, value in ends

@@ -20,6 +20,8 @@ from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 # Of two runs with branches "95 %" of a slope hold the truth in 55 to 80 of 100 studies: what both runs have in common
 # by chance looks like certainty.
 MIN_RUNS = 3
+# The quantile of Student's t that bounds 95 % on both sides.
+UPPER = 0.5 + CONFIDENCE / 2
 # A run without which the law is not determined has a leverage of 1: nothing is left to judge its error by.
 MAX_LEVERAGE = 1 - 1e-8
 
@@ -91,11 +93,6 @@ class Regression:
 Bounds = Float[np.ndarray, "*studies 2"]
 
 
-def t_quantile(degrees: Float[np.ndarray, "*studies"]) -> Float[np.ndarray, "*studies"]:
-    """Student's t that bounds 95 % on both sides."""
-    return np.asarray(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
-
-
 def contrast_interval(
     regression: Regression, response: Float[np.ndarray, "*studies points"], contrast: Sequence[float]
 ) -> Bounds:
@@ -103,7 +100,7 @@ def contrast_interval(
     weights = np.array(contrast, float)
     value = regression.coefficients(response) @ weights
     variance = np.einsum("...ab,a,b->...", regression.covariance(response), weights, weights)
-    half = t_quantile(regression.degrees_of_freedom(weights)) * np.sqrt(variance)
+    half = stdtrit(regression.degrees_of_freedom(weights), UPPER) * np.sqrt(variance)
     return np.stack([value - half, value + half], axis=-1)
 
 
@@ -124,7 +121,7 @@ def root_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         root = -u / v
     # The degrees of freedom hardly change with d: those at the root serve for the whole interval.
-    t = t_quantile(regression.degrees_of_freedom(first + root[..., None] * second))
+    t = stdtrit(regression.degrees_of_freedom(first + root[..., None] * second), UPPER)
     uu, uv, vv = (
         np.einsum("...ab,a,b->...", covariance, a, b) for a, b in ((first, first), (first, second), (second, second))
     )

@@ -17,9 +17,10 @@ from scipy.special import fdtrc
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.fit import MIN_POINTS, num_scales
-from clip_la.scaling.forms import SATURATING, Form, FormFit, Inputs, Theta, check, fit_form, polish, project, scales_of
+from clip_la.scaling.forms import SATURATING, Form, FormFit, Inputs, Theta, fit_form, polish, project, scales_of
 
 Errors = Float[np.ndarray, " points"]
+TOO_FEW_KINDS = "{} kind of model: a joint fit compares at least two"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def power_fits(log10_compute: Sequence[Errors], log10_error: Sequence[Errors]) -
     Raises:
         UserError: fewer than two kinds, or a kind with fewer than three points or at a single compute.
     """
-    _require_kinds(len(log10_compute))
+    if len(log10_compute) < 2:
+        raise UserError(TOO_FEW_KINDS.format(len(log10_compute)))
     for x in log10_compute:
         if len(x) < MIN_POINTS or num_scales(x) < 2:
             raise UserError(f"{len(x)} points of a kind at {num_scales(x)} computes: a joint fit needs three at two")
@@ -85,11 +87,6 @@ def power_fits(log10_compute: Sequence[Errors], log10_error: Sequence[Errors]) -
         squares = float(((design @ found - y) ** 2).sum())
         fits.append(JointFit("E = beta C^alpha", shared, values, squares, len(y), design.shape[1]))
     return [fits[0], *(fit.against(fits[0]) for fit in fits[1:])]
-
-
-def _require_kinds(num: int) -> None:
-    if num < 2:
-        raise UserError(f"{num} kind of model: a joint fit compares at least two")
 
 
 def _stacked(
@@ -159,17 +156,19 @@ def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], sh
     Raises:
         UserError: fewer than two kinds, a name that is no parameter, or a kind that `fit_form` refuses.
     """
-    _require_kinds(len(errors))
+    if len(errors) < 2:
+        raise UserError(TOO_FEW_KINDS.format(len(errors)))
     for name in shared:
         if name not in form.names:
             raise unknown("parameter to share", name, form.names)
     scales = scales_of(np.concatenate(inputs))
     for x, error in zip(inputs, errors, strict=True):
-        check(form, x, error)
+        form.check(x, error)
     problem = _Problem(form, tuple(x / scales for x in inputs), tuple(errors), tuple(shared))
     alone: list[FormFit] = [fit_form(form, x, error) for x, error in zip(problem.inputs, errors, strict=True)]
     # Each kind was scaled by its own mean: b, the one nonlinear parameter with a unit, is put on the common scale.
-    thetas = [_rescaled(form, fit) for fit in alone]
+    units = [np.array([1.0, float(np.sqrt(fit.scales[0]))]) if form is SATURATING else np.ones(2) for fit in alone]
+    thetas = [fit.theta * unit for fit, unit in zip(alone, units, strict=True)]
     # Where no exponent is shared, all of these are one place.
     leads = (None, *range(len(errors))) if set(shared) & set(form.nonlinear) else (None,)
     packed, squares = min(
@@ -178,20 +177,16 @@ def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], sh
     columns, places = problem.stacked(packed)
     linear, _ = project(columns, np.concatenate(errors))
     parameters = tuple(
-        _named(form, [*(float(linear[at[name]]) for name in form.linear), *theta.tolist()], scales)
+        dict(
+            zip(
+                form.names,
+                form.unscale([*(float(linear[at[name]]) for name in form.linear), *theta.tolist()], scales),
+                strict=True,
+            )
+        )
         for at, theta in zip(places, problem.thetas(packed), strict=True)
     )
     return JointFit(form.text, tuple(shared), parameters, squares, len(columns), len(linear) + len(packed))
-
-
-def _named(form: Form, values: list[float], scales: Errors) -> dict[str, float]:
-    return dict(zip(form.names, form.unscale(values, scales), strict=True))
-
-
-def _rescaled(form: Form, fit: FormFit) -> Theta:
-    if form is not SATURATING:
-        return fit.theta
-    return fit.theta * np.array([1.0, float(np.sqrt(fit.scales[0]))])
 
 
 def shared_fits(

@@ -8,17 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
-from clip_la.scaling.points import (
-    LeftOut,
-    Point,
-    ResultRow,
-    Selection,
-    apply_filters,
-    as_number,
-    collect,
-    error_of,
-    require_points,
-)
+from clip_la.scaling.points import LeftOut, Point, ResultRow, Selection, apply_filters, collect
 
 # What the paper plots for each kind of target: the first of these that the target's rows hold.
 DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")
@@ -30,12 +20,6 @@ OPENAI_DATA = "CLIP-WIT"
 FLOPS_PER_GMAC = 2e9
 
 
-def _row(names: Sequence[str], cells: Sequence[str], where: str) -> ResultRow:
-    if len(cells) != len(names):
-        raise UserError(f"{where}: {len(cells)} columns, the header has {len(names)}")
-    return ResultRow(where, dict(zip(names, cells, strict=True)))
-
-
 def read_laion(path: Path) -> list[ResultRow]:
     """The table's rows. Raises UserError for an absent, empty or foreign file."""
     if not path.is_file():
@@ -44,7 +28,12 @@ def read_laion(path: Path) -> list[ResultRow]:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)
             names = next(reader, [])
-            rows = [_row(names, cells, f"{path}:{reader.line_num}") for cells in reader if cells]
+            rows = []
+            for cells in filter(None, reader):
+                where = f"{path}:{reader.line_num}"
+                if len(cells) != len(names):
+                    raise UserError(f"{where}: {len(cells)} columns, the header has {len(names)}")
+                rows.append(ResultRow(where, dict(zip(names, cells, strict=True))))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file ({error})") from None
     missing = [column for column in COLUMNS if column not in names]
@@ -53,42 +42,6 @@ def read_laion(path: Path) -> list[ResultRow]:
     if not rows:
         raise UserError(f"{path}: no results, only a header")
     return rows
-
-
-def _pick_metric(rows: Sequence[ResultRow], metric: str | None) -> str:
-    held = [name for name in METRICS if any(row.fields.get(name) for row in rows)]
-    if metric is None:
-        metric = next((name for name in DEFAULT_METRICS if name in held), None)
-        if metric is None:
-            raise UserError(f"the target has none of the metrics {', '.join(DEFAULT_METRICS)}: name one with --metric")
-    if metric not in held:
-        raise unknown("metric", metric, held)
-    return metric
-
-
-def _point(row: ResultRow, metric: str) -> Point:
-    fields = row.fields
-    numbers = {name: as_number(fields[name], name, row.where) for name in ("gmacs", "gmacs_total", "samples_seen")}
-    try:
-        value = float(fields[metric])
-    except ValueError:
-        raise UserError(f"{row.where}: '{metric}' is {fields[metric]!r}, not a number") from None
-    data = fields["upstream_dataset"]
-    return Point(
-        where=row.where,
-        run=f"{fields['arch']} {fields['name']}",
-        attention="softmax",
-        model=fields["arch"],
-        train_data=data,
-        source="OpenAI" if data == OPENAI_DATA else "LAION",
-        seed=None,
-        schedule="cosine",
-        batch_size=None,
-        flops_per_sample=FLOPS_PER_GMAC * numbers["gmacs"],
-        samples_seen=round(numbers["samples_seen"]),
-        compute=numbers["gmacs_total"],
-        error=error_of(value, metric, row.where),
-    )
 
 
 def laion_all(paths: Sequence[Path], filters: dict[str, str] | None = None) -> tuple[list[Selection], list[str]]:
@@ -120,12 +73,46 @@ def laion_points(
     if target not in targets:
         raise unknown("target", target, targets)
     rows = [row for row in rows if row.fields["downstream_dataset"] == target]
-    return _selection(rows, target, _pick_metric(rows, metric))
+    held = [name for name in METRICS if any(row.fields.get(name) for row in rows)]
+    if metric is None:
+        metric = next((name for name in DEFAULT_METRICS if name in held), None)
+        if metric is None:
+            raise UserError(f"the target has none of the metrics {', '.join(DEFAULT_METRICS)}: name one with --metric")
+    if metric not in held:
+        raise unknown("metric", metric, held)
+    return _selection(rows, target, metric)
 
 
 def _selection(rows: Sequence[ResultRow], target: str, metric: str) -> Selection:
-    held = [row for row in rows if row.fields.get(metric)]
-    left_out = [LeftOut(row.where, row.fields["name"], f"no {metric}") for row in rows if not row.fields.get(metric)]
-    points = require_points((_point(row, metric) for row in held), left_out, target)
+    """The points of one target's rows, by one of its metrics. Compute is in GMACs, the unit of the paper's fits."""
+    points, left_out = [], []
+    for row in rows:
+        fields, where = row.fields, row.where
+        if not fields.get(metric):
+            left_out.append(LeftOut(where, fields["name"], f"no {metric}"))
+            continue
+        flops, compute, samples = (row.number(name) for name in ("gmacs", "gmacs_total", "samples_seen"))
+        try:
+            value = float(fields[metric])
+        except ValueError:
+            raise UserError(f"{where}: '{metric}' is {fields[metric]!r}, not a number") from None
+        data = fields["upstream_dataset"]
+        points.append(
+            Point(
+                where=where,
+                run=f"{fields['arch']} {fields['name']}",
+                attention="softmax",
+                model=fields["arch"],
+                train_data=data,
+                source="OpenAI" if data == OPENAI_DATA else "LAION",
+                seed=None,
+                schedule="cosine",
+                batch_size=None,
+                flops_per_sample=FLOPS_PER_GMAC * flops,
+                samples_seen=round(samples),
+                compute=compute,
+                error=row.metric_error(metric, value),
+            )
+        )
     by = ("source", "attention", "model", "train_data")
-    return Selection(points, tuple(left_out), target, metric, "GMACs", by_choices=by)
+    return Selection.of(points, left_out, target=target, metric=metric, compute_unit="GMACs", by_choices=by)

@@ -8,23 +8,88 @@ from typing import Any
 
 from clip_la.errors import UserError, unknown
 
-# What the names of metrics say that are shares of right answers: more is better, 1 is perfect.
+# An error message names no more data sets or metrics than this.
 MAX_NAMED = 8
 NOTHING_RIGHT = "nothing right: an error of 1 lies on no falling law"
+# What the names of metrics say that are shares of right answers: more is better, 1 is perfect.
 SHARES = ("top1", "top5", "acc", "recall", "precision")
+# What errors may be fitted against: its unit, and what it counts.
+AXES = {
+    "compute": ("FLOPs", "forward FLOPs a pair x samples seen"),
+    "samples": ("samples", "samples seen"),
+    "gpu-seconds": ("GPU-seconds", "measured GPU-seconds of training"),
+}
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One record of a results file: `where` is "file:line", `fields` what stands there."""
+    """One record of a results file: `where` is "file:line", `fields` what stands there, as JSON or as text of a CSV."""
 
     where: str
     fields: Mapping[str, Any]
 
+    def number(self, name: str) -> float:
+        """A field as a finite positive float. Raises UserError that names field and line for anything else."""
+        value = self.fields.get(name)
+        try:
+            found = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            found = math.nan
+        if isinstance(value, bool) or not math.isfinite(found) or found <= 0:
+            raise UserError(f"{self.where}: '{name}' is {value!r}, not a positive number")
+        return found
+
+    def optional(self, name: str) -> float | None:
+        """As `number`; None where the field is absent, null or an empty cell."""
+        return None if self.fields.get(name) in (None, "") else self.number(name)
+
+    def whole(self, name: str) -> int | None:
+        """As `optional`, rounded."""
+        number = self.optional(name)
+        return None if number is None else round(number)
+
+    def text(self, name: str) -> str | None:
+        """A field as it stands; None where it is absent, null or empty."""
+        return self.fields.get(name) or None
+
+    def metric_error(self, metric: str, value: float) -> float:
+        """The error that a fit sees: a loss as it is, any other metric as 1 - its value.
+
+        Raises:
+            UserError: a metric that is neither a loss nor a share of right answers, a value outside its range, and an
+                error of 0, which has no logarithm.
+        """
+        where = self.where
+        if is_loss(metric):
+            if not math.isfinite(value) or value <= 0:
+                raise UserError(f"{where}: {metric} is {value}, not a loss above 0")
+            return value
+        if not has_direction(metric):
+            raise UserError(
+                f"{where}: whether more or less of '{metric}' is better is not known; fitted are losses and shares of "
+                f"right answers ({', '.join(SHARES)})"
+            )
+        if not math.isfinite(value) or not 0 <= value <= 1:
+            raise UserError(f"{where}: {metric} is {value}, not a fraction between 0 and 1")
+        if value == 1:
+            raise UserError(f"{where}: {metric} is 1, and an error of 0 has no logarithm: no power law reaches it")
+        return 1 - value
+
 
 @dataclass(frozen=True)
 class Point:
-    """One trained model on one target. `run` is what a bootstrap resamples: branches of one run share it."""
+    """One trained model on one target.
+
+    Attributes:
+        where: "file:line" of the record.
+        run: what a bootstrap resamples; branches of one constant-rate run share it.
+        source: the single run, branches told apart.
+        compute: what errors are fitted against, in the selection's unit.
+        error: a fraction, or a loss; `error_low` and `error_high` bound it at 95 %.
+        gpu_seconds: training alone, on all GPUs together; for a branch with its trunk's part.
+        train_pairs: different pairs that the run saw; more samples than these are repeats.
+        num_evaluated: samples of the test set.
+    """
 
     where: str
     run: str
@@ -51,6 +116,50 @@ class Point:
     train_pairs: int | None = None
     num_evaluated: int | None = None
 
+    @classmethod
+    def of(
+        cls,
+        row: ResultRow,
+        *,
+        run: str,
+        source: str,
+        error: float,
+        bounds: tuple[float | None, float | None] = (None, None),
+    ) -> "Point":
+        """A point from a record with the fields of a result line, as JSON has them or as text of a table.
+
+        Raises:
+            UserError: a number of the record that is none, or is not above 0.
+        """
+        flops, samples = row.number("flops_per_sample"), row.number("samples_seen")
+        seed = row.fields.get("seed")
+        if seed in (None, ""):
+            seed = None
+        elif isinstance(seed, bool) or not str(seed).isdecimal():
+            raise UserError(f"{row.where}: 'seed' is {seed!r}, not a whole number")
+        wholes = ("batch_size", "parameters", "image_size", "tokens", "train_pairs", "num_evaluated")
+        return cls(
+            where=row.where,
+            run=run,
+            attention=str(row.fields["attention"]),
+            model=str(row.fields["model"]),
+            train_data=row.text("train_data"),
+            source=source,
+            seed=None if seed is None else int(seed),
+            schedule=row.text("schedule"),
+            flops_per_sample=flops,
+            samples_seen=round(samples),
+            compute=flops * samples,
+            error=error,
+            error_low=bounds[0],
+            error_high=bounds[1],
+            image_attention=row.text("image_attention"),
+            text_attention=row.text("text_attention"),
+            gpu_seconds=row.optional("gpu_seconds"),
+            learning_rate=row.optional("learning_rate"),
+            **{name: row.whole(name) for name in wholes},  # type: ignore[arg-type]
+        )
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -73,35 +182,56 @@ class Selection:
     axis: str = "compute"
     by_choices: tuple[str, ...] = field(default=("attention", "model", "train_data"))
 
+    @classmethod
+    def of(
+        cls,
+        points: Iterable[Point],
+        left_out: Sequence[LeftOut],
+        *,
+        target: str,
+        metric: str,
+        compute_unit: str = "FLOPs",
+        by_choices: tuple[str, ...],
+    ) -> "Selection":
+        """The points that can lie on a falling law; those with nothing right are left out too.
+
+        Raises:
+            UserError: no point enters; it says why the records did not.
+        """
+        found = list(points)
+        nothing = [point for point in found if point.error == 1 and not is_loss(metric)]
+        left_out = (*left_out, *(LeftOut(point.where, point.source, NOTHING_RIGHT) for point in nothing))
+        kept = tuple(point for point in found if point not in nothing)
+        whole = cls(kept, left_out, target, metric, compute_unit, by_choices=by_choices)
+        whole._require_points()
+        return whole
+
+    def _require_points(self) -> None:
+        if not self.points:
+            why = "; ".join(f"{count} x {reason}" for reason, count in self.reasons()[:3])
+            raise UserError(f"no point for target '{self.target}' enters the fit ({why})")
+
     def reasons(self) -> list[tuple[str, int]]:
         """Each reason for leaving a record out with the number of records, the commonest first."""
         return Counter(item.reason for item in self.left_out).most_common()
 
+    def along(self, axis: str) -> "Selection":
+        """The selection with `compute` counting what `axis` says; points that lack it are left out.
 
-# What errors may be fitted against: its unit, and what it counts.
-AXES = {
-    "compute": ("FLOPs", "forward FLOPs a pair x samples seen"),
-    "samples": ("samples", "samples seen"),
-    "gpu-seconds": ("GPU-seconds", "measured GPU-seconds of training"),
-}
-
-
-def along(selection: Selection, axis: str) -> Selection:
-    """The selection with `compute` counting what `axis` says; points that lack it are left out.
-
-    Raises:
-        UserError: no such axis, or no point that has it.
-    """
-    if axis not in AXES:
-        raise unknown("axis", axis, AXES)
-    if axis == "compute":
-        return selection
-    values = {"samples": lambda p: p.samples_seen, "gpu-seconds": lambda p: p.gpu_seconds}[axis]
-    kept = [replace(point, compute=float(values(point))) for point in selection.points if values(point)]
-    lacking = [LeftOut(p.where, p.source, f"no {AXES[axis][0]} recorded") for p in selection.points if not values(p)]
-    left_out = (*selection.left_out, *lacking)
-    points = require_points(kept, left_out, selection.target)
-    return replace(selection, points=points, left_out=left_out, compute_unit=AXES[axis][0], axis=axis)
+        Raises:
+            UserError: no such axis, or no point that has it.
+        """
+        if axis not in AXES:
+            raise unknown("axis", axis, AXES)
+        if axis == "compute":
+            return self
+        unit, name = AXES[axis][0], {"samples": "samples_seen", "gpu-seconds": "gpu_seconds"}[axis]
+        kept = tuple(replace(p, compute=float(getattr(p, name))) for p in self.points if getattr(p, name))
+        lacking = [LeftOut(p.where, p.source, f"no {unit} recorded") for p in self.points if not getattr(p, name)]
+        left_out = (*self.left_out, *lacking)
+        moved = replace(self, points=kept, left_out=left_out, compute_unit=unit, axis=axis)
+        moved._require_points()
+        return moved
 
 
 def parse_filters(texts: Sequence[str]) -> dict[str, str]:
@@ -173,47 +303,3 @@ def collect(
     if not selections:
         raise UserError(refused[0] if refused else "no metric that is a loss or a share of right answers")
     return selections, refused
-
-
-def error_of(metric_value: float, metric: str, where: str) -> float:
-    """A loss as it is, any other metric as 1 - its value.
-
-    Raises:
-        UserError: a metric that is neither a loss nor a share of right answers, a value outside its range, and an error
-            of 0, which has no logarithm.
-    """
-    if is_loss(metric):
-        if not math.isfinite(metric_value) or metric_value <= 0:
-            raise UserError(f"{where}: {metric} is {metric_value}, not a loss above 0")
-        return metric_value
-    if not has_direction(metric):
-        raise UserError(
-            f"{where}: whether more or less of '{metric}' is better is not known; fitted are losses and shares of "
-            f"right answers ({', '.join(SHARES)})"
-        )
-    if not math.isfinite(metric_value) or not 0 <= metric_value <= 1:
-        raise UserError(f"{where}: {metric} is {metric_value}, not a fraction between 0 and 1")
-    if metric_value == 1:
-        raise UserError(f"{where}: {metric} is 1, and an error of 0 has no logarithm: no power law reaches it")
-    return 1 - metric_value
-
-
-def as_number(value: Any, name: str, where: str) -> float:
-    """`value` as a finite positive float, or a UserError that names field and line."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
-        raise UserError(f"{where}: '{name}' is {value!r}, not a positive number")
-    return number
-
-
-def require_points(points: Iterable[Point], left_out: Sequence[LeftOut], target: str) -> tuple[Point, ...]:
-    """The points as a tuple; where there are none, a UserError that says why the records did not enter."""
-    found = tuple(points)
-    if not found:
-        reasons = Counter(item.reason for item in left_out).most_common(3)
-        why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
-        raise UserError(f"no point for target '{target}' enters the fit ({why})")
-    return found

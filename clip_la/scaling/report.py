@@ -8,10 +8,12 @@ from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 from clip_la.scaling.comparison import Comparison, Multiplier, T
 from clip_la.scaling.joint import best
-from clip_la.scaling.points import AXES, LeftOut, Point, Selection, is_loss
+from clip_la.scaling.points import AXES, Selection, is_loss
 from clip_la.scaling.table import Table
 
 MAX_EXAMPLES = 3
+# What the plain data say of a point.
+POINT_FIELDS = ("where", "run", "model", "attention", "samples_seen", "compute", "error")
 
 
 def compute_label(selection: Selection) -> str:
@@ -30,18 +32,6 @@ def _bounds(bounds: Interval | None) -> list[float] | None:
     return None if bounds is None else list(bounds)
 
 
-def _point_data(point: Point) -> dict[str, Any]:
-    return {
-        "where": point.where,
-        "run": point.run,
-        "model": point.model,
-        "attention": point.attention,
-        "samples_seen": point.samples_seen,
-        "compute": point.compute,
-        "error": point.error,
-    }
-
-
 def fit_data(fit: SeriesFit) -> dict[str, Any]:
     """One kind's fit as plain data: beta, alpha, their intervals, the counts, what it predicts, the points in it."""
     held_out = fit.held_out
@@ -56,7 +46,7 @@ def fit_data(fit: SeriesFit) -> dict[str, Any]:
         "n_runs": fit.num_runs,
         "mean_absolute_error": fit.mean_absolute_error,
         "largest_held_out": None if held_out is None else held_out.data(),
-        "fitted": [_point_data(point) for point in fit.fitted],
+        "fitted": [{name: getattr(point, name) for name in POINT_FIELDS} for point in fit.fitted],
     }
 
 
@@ -174,39 +164,21 @@ def _comparison_lines(found: Comparison) -> list[str]:
     if found.shared_multiplier is not None:
         multiplier = number(found.shared_multiplier.value, found.shared_multiplier.interval, ".3f")
         lines.append(f"  at one exponent       {multiplier} at any error")
-    lines += _joint_lines(found)
+    if found.shared:
+        # AICc over the best one's, and what the likelihood ratio says against separate laws.
+        least = best(found.shared).aicc
+        parts = []
+        for fit in found.shared:
+            above = f"+{fit.aicc - least:.1f}" if math.isfinite(fit.aicc - least) else "too few points"
+            chance = "" if fit.p_value is None else f", p = {fit.p_value:.2g}"
+            parts.append(f"{JOINT_NAMES[fit.shared]} {above}{chance}")
+        lines.append(f"  AICc over the best    {'; '.join(parts)}")
     if not found.multipliers:
         lines.append("  no compute multiplier: no error that both reach on a falling law")
     return lines
 
 
 JOINT_NAMES = {(): "separate laws", ("alpha",): "one exponent", ("alpha", "log10_beta"): "one law"}
-
-
-def _joint_lines(found: Comparison) -> list[str]:
-    """AICc of the joint fits over the best one's, and what the likelihood ratio says against separate laws."""
-    if not found.shared:
-        return []
-    least = best(found.shared).aicc
-    parts = []
-    for fit in found.shared:
-        above = fit.aicc - least
-        chance = "" if fit.p_value is None else f", p = {fit.p_value:.2g}"
-        parts.append(
-            f"{JOINT_NAMES[fit.shared]} {f'+{above:.1f}' if math.isfinite(above) else 'too few points'}{chance}"
-        )
-    return [f"  AICc over the best    {'; '.join(parts)}"]
-
-
-def _left_out_lines(left_out: Sequence[LeftOut], reasons: Sequence[tuple[str, int]]) -> list[str]:
-    lines = []
-    for reason, count in reasons:
-        lines.append(f"  {count} x {reason}")
-        alike = [item for item in left_out if item.reason == reason]
-        lines += [f"      {item.what}, {item.where}" for item in alike[:MAX_EXAMPLES]]
-        if count > MAX_EXAMPLES:
-            lines.append(f"      and {count - MAX_EXAMPLES} more (all with --json)")
-    return lines
 
 
 def _how(analysis: Analysis) -> str:
@@ -232,6 +204,11 @@ def to_text(analysis: Analysis) -> str:
             lines += _comparison_lines(found)
         lines.append("")
     lines.append(f"{len(selection.points)} points entered, {len(selection.left_out)} left out")
-    lines += _left_out_lines(selection.left_out, selection.reasons())
+    for reason, count in selection.reasons():
+        lines.append(f"  {count} x {reason}")
+        alike = [item for item in selection.left_out if item.reason == reason]
+        lines += [f"      {item.what}, {item.where}" for item in alike[:MAX_EXAMPLES]]
+        if count > MAX_EXAMPLES:
+            lines.append(f"      and {count - MAX_EXAMPLES} more (all with --json)")
     lines += [f"note: {note}" for note in analysis.notes]
     return "\n".join(lines)

@@ -13,19 +13,14 @@ from clip_la.errors import UserError, unknown
 from clip_la.results import numbered_lines
 from clip_la.runs import RESULTS
 from clip_la.scaling.points import (
-    NOTHING_RIGHT,
     LeftOut,
     Point,
     ResultRow,
     Selection,
-    along,
     apply_filters,
-    as_number,
     collect,
-    error_of,
     has_direction,
     is_loss,
-    require_points,
 )
 from clip_la.scaling.run_folder import completed
 
@@ -46,8 +41,6 @@ FIELDS = (
     "metrics",
 )
 BY = ("attention", "image_attention", "text_attention", "model", "train_data")
-# What a line may say besides.
-OPTIONAL_NUMBERS = ("parameters", "image_size", "tokens", "gpu_seconds", "learning_rate", "train_pairs")
 # Two lines compare only where the test set and the classifier were the same.
 EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash", "data_hash")
 # Lines that differ in these answer different questions: a later one does not take the place of an earlier.
@@ -114,109 +107,52 @@ def describe(fields: Mapping[str, Any]) -> str:
     return f"{fields['run_id']} ({fields['model']}, {fields['attention']}) at {fields['samples_seen']} samples"
 
 
-def _is_comparable(name: str, value: Any) -> bool:
-    """False for what says nothing of the content: lines of before, and data that were read from elsewhere."""
-    return name != DATA_HASH or (isinstance(value, str) and "-" not in value)
-
-
 def _check_same(rows: Sequence[ResultRow], dataset: str, names: Sequence[str]) -> None:
+    """Raises UserError where lines on one data set differ in a field that makes them answer different questions."""
     for name in names:
         first: dict[Any, str] = {}
         for row in rows:
-            if _is_comparable(name, value := row.fields.get(name)):
+            value = row.fields.get(name)
+            # A line of before has no hash of the data, and one of data that were read from elsewhere ("remote-...")
+            # says nothing of their content.
+            if name != DATA_HASH or (isinstance(value, str) and "-" not in value):
                 first.setdefault(value, row.where)
         if len(first) > 1:
             places = ", ".join(f"{value} in {where}" for value, where in list(first.items())[:2])
             raise UserError(f"results on '{dataset}' differ in {name} ({places}): choose with --where {name}=VALUE")
 
 
-def _metric_range(row: ResultRow, metric: str) -> tuple[float, float | None, float | None]:
-    """(error, its lower, its upper bound) of a line."""
-    entry = row.fields["metrics"][metric]
-    if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
-        raise UserError(f"{row.where}: metric '{metric}' has no numeric 'value'")
-    low, high = entry.get("low"), entry.get("high")
-    error = error_of(entry["value"], metric, row.where)
-    if is_loss(metric):
-        return error, low, high
-    return error, None if high is None else 1 - high, None if low is None else 1 - low
-
-
-def _spread(error: float, parts: Sequence[float | None], errors: Sequence[float], sign: int) -> float | None:
-    """The bound of a mean over targets: independent half-widths add in quadrature."""
-    if any(part is None for part in parts):
-        return None
-    widths = [part - each for part, each in zip(parts, errors, strict=True) if part is not None]
-    return error + sign * sum(width**2 for width in widths) ** 0.5 / len(widths)
-
-
 def _point(rows: Sequence[ResultRow], metric: str) -> Point:
-    """The point of one checkpoint: the mean error over its lines, one a target."""
-    errors, lows, highs = zip(*(_metric_range(row, metric) for row in rows), strict=True)
+    """The point of one checkpoint: the mean error over its lines, one a target, with bounds where all have them."""
+    errors, lows, highs = [], [], []
+    for row in rows:
+        entry = row.fields["metrics"][metric]
+        if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
+            raise UserError(f"{row.where}: metric '{metric}' has no numeric 'value'")
+        errors.append(row.metric_error(metric, entry["value"]))
+        low, high = entry.get("low"), entry.get("high")
+        if not is_loss(metric):
+            low, high = None if high is None else 1 - high, None if low is None else 1 - low
+        lows.append(low)
+        highs.append(high)
     error = sum(errors) / len(errors)
-    spread = (_spread(error, lows, errors, -1), _spread(error, highs, errors, +1))
-    return point_of(rows[0], error, spread)
 
+    def bound(parts: Sequence[float | None], sign: int) -> float | None:
+        if any(part is None for part in parts):
+            return None
+        # Independent half-widths add in quadrature.
+        widths = [part - each for part, each in zip(parts, errors, strict=True) if part is not None]
+        return error + sign * sum(width**2 for width in widths) ** 0.5 / len(widths)
 
-def point_of(row: ResultRow, error: float, spread: tuple[float | None, float | None] = (None, None)) -> Point:
-    """A point from the fields of a line; `spread` are the bounds of its error."""
-    fields = row.fields
-    flops = as_number(fields["flops_per_sample"], "flops_per_sample", row.where)
-    samples = as_number(fields["samples_seen"], "samples_seen", row.where)
-    more = {name: _optional(row, name) for name in OPTIONAL_NUMBERS}
-    return Point(
-        where=row.where,
+    fields = rows[0].fields
+    return Point.of(
+        ResultRow(rows[0].where, {**fields, "num_evaluated": fields.get("num_samples")}),
         # Branches of one constant-rate run share their weights up to the branch: one run, resampled whole.
         run=str(fields.get("parent_run_id") or fields["run_id"]),
-        attention=str(fields["attention"]),
-        model=str(fields["model"]),
-        train_data=fields["train_data"],
         source=str(fields["run_id"]),
-        seed=fields["seed"],
-        schedule=fields["schedule"],
-        batch_size=fields.get("batch_size"),
-        flops_per_sample=flops,
-        samples_seen=round(samples),
-        compute=flops * samples,
         error=error,
-        error_low=spread[0],
-        error_high=spread[1],
-        image_attention=fields.get("image_attention"),
-        text_attention=fields.get("text_attention"),
-        gpu_seconds=more["gpu_seconds"],
-        learning_rate=more["learning_rate"],
-        num_evaluated=_whole(_optional(row, "num_samples")),
-        **{name: _whole(more[name]) for name in ("parameters", "image_size", "tokens", "train_pairs")},
+        bounds=(bound(lows, -1), bound(highs, +1)),
     )
-
-
-def _optional(row: ResultRow, name: str) -> float | None:
-    value = row.fields.get(name)
-    return None if value is None else as_number(value, name, row.where)
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
-
-
-def _pick_targets(rows: Sequence[ResultRow], targets: Sequence[str]) -> list[str]:
-    held = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
-    for target in targets:
-        if target not in held:
-            raise unknown("target", target, held)
-    if not targets and len(held) > 1:
-        raise UserError(
-            f"results on {len(held)} data sets ({', '.join(held)}): choose with --target, or several for a mean"
-        )
-    return list(targets) or held
-
-
-def _with_metric(rows: Sequence[ResultRow], metric: str) -> list[ResultRow]:
-    """The lines that have the metric: a data set may also hold lines of another task, with other metrics."""
-    kept = [row for row in rows if metric in row.fields["metrics"]]
-    if not kept:
-        raise unknown("metric", metric, {name for row in rows for name in row.fields["metrics"]})
-    return kept
 
 
 def _enter(rows: Sequence[ResultRow]) -> tuple[dict[tuple[Any, ...], ResultRow], list[LeftOut]]:
@@ -258,7 +194,7 @@ def result_points(
             names), lines that do not compare, an accuracy of 1, no line that enters.
     """
     rows = apply_filters(read_results(paths), filters or {})
-    return along(select_points(rows, targets=targets, metric=metric), axis)
+    return select_points(rows, targets=targets, metric=metric).along(axis)
 
 
 def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) -> tuple[list[Selection], list[str]]:
@@ -276,11 +212,22 @@ def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) 
 def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
     """As `result_points`, of lines that have been read."""
     metric = metric or DEFAULT_METRIC
-    targets = _pick_targets(rows, targets)
+    held = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
+    for target in targets:
+        if target not in held:
+            raise unknown("target", target, held)
+    if not targets and len(held) > 1:
+        raise UserError(
+            f"results on {len(held)} data sets ({', '.join(held)}): choose with --target, or several for a mean"
+        )
     left_out: list[LeftOut] = []
     by_target: list[dict[tuple[Any, ...], ResultRow]] = []
-    for target in targets:
-        here = _with_metric([row for row in rows if row.fields["dataset"] == target], metric)
+    for target in targets or held:
+        lines = [row for row in rows if row.fields["dataset"] == target]
+        # A data set may also hold lines of another task, with other metrics.
+        here = [row for row in lines if metric in row.fields["metrics"]]
+        if not here:
+            raise unknown("metric", metric, {name for row in lines for name in row.fields["metrics"]})
         _check_same(finished(here), target, QUESTION_FIELDS)
         entered, out = _enter(here)
         _check_same(list(entered.values()), target, EVALUATION_FIELDS)
@@ -291,10 +238,5 @@ def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), met
         rest = [row for key, row in entered.items() if key not in complete]
         left_out += [LeftOut(row.where, describe(row.fields), "not evaluated on every target") for row in rest]
     # In the order of the first target's lines: a set has none.
-    grouped = [[entered[key] for entered in by_target] for key in by_target[0] if key in complete]
-    name = " + ".join(targets)
-    found = [_point(group, metric) for group in grouped]
-    left_out += [LeftOut(p.where, p.source, NOTHING_RIGHT) for p in found if p.error == 1 and not is_loss(metric)]
-    falling = [point for point in found if point.error < 1 or is_loss(metric)]
-    points = require_points(falling, left_out, name)
-    return Selection(points, tuple(left_out), name, metric, "FLOPs", by_choices=BY)
+    found = [_point([entered[key] for entered in by_target], metric) for key in by_target[0] if key in complete]
+    return Selection.of(found, left_out, target=" + ".join(targets or held), metric=metric, by_choices=BY)

@@ -1,6 +1,7 @@
-"""What a run's folder knows that its result lines do not: learning rate, resolution, measured GPU-seconds."""
+"""What a run's folder knows that its result lines do not: learning rate, resolution, tokens, measured GPU-seconds."""
 
 import csv
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,11 @@ from typing import Any
 
 import yaml
 
+from clip_la.errors import UserError
+from clip_la.models.registry import model_spec
 from clip_la.runs import RunFolder
+
+PLACE_NAME = "place.json"
 
 
 @cache
@@ -38,23 +43,51 @@ def training_seconds(folder: Path) -> Mapping[int, float]:
     return seconds
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of a result line with what the folder it lies in adds; what the line says itself stands.
+    """The fields of a result line with what its run's folder adds; what the line says itself stands.
 
-    `gpu_seconds` are the seconds of training up to the line's samples, times the GPUs.
+    The folder is the one that the line lies in, or that its checkpoint lies in (an evaluation of its own writes its
+    lines elsewhere). Added, as far as known: `learning_rate`; `image_size` in pixels and `tokens` of an image with the
+    class token; `train_pairs`, the different pairs in local shards; `gpu_seconds`, the seconds of training up to the
+    line's samples times the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part.
     """
+    checkpoint = fields.get("checkpoint")
+    if not read_config(folder) and isinstance(checkpoint, str):
+        folder = Path(checkpoint).parent.parent
     config = read_config(folder)
-    model = config.get("model") if isinstance(config.get("model"), dict) else {}
-    assert isinstance(model, dict)
+
+    def number(section: Any, name: str) -> float | None:
+        value = section.get(name) if isinstance(section, dict) else None
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    model, more = config.get("model"), dict[str, Any]()
+    more["learning_rate"], more["image_size"] = number(model, "lr"), number(model, "image_size")
+    if isinstance(model, dict):
+        sizes = {name: model[name] for name in ("image_size", "patch_size") if model.get(name) is not None}
+        try:
+            spec = model_spec(str(model.get("name")), **sizes)
+            more["image_size"], more["tokens"] = spec.image_size, spec.num_image_tokens
+        except (UserError, TypeError, ValueError):
+            # A model of a plugin that is not loaded here, or a config that was edited.
+            pass
     seconds = training_seconds(folder).get(fields.get("samples_seen") or -1)
-    gpus = (_number(config.get("devices")) or 1) * (_number(config.get("num_nodes")) or 1)
-    more = {
-        "learning_rate": _number(model.get("lr")),
-        "image_size": _number(model.get("image_size")),
-        "gpu_seconds": None if seconds is None else seconds * gpus,
-    }
+    if seconds is not None:
+        gpus = (number(config, "devices") or 1) * (number(config, "num_nodes") or 1)
+        more["gpu_seconds"] = seconds * gpus / (number(_read_json(folder / PLACE_NAME), "runs_per_gpu") or 1)
+    data = config.get("data")
+    shards = data.get("shards") if isinstance(data, dict) else None
+    counts = [_read_json(Path(str(each)) / "sizes.json") for each in (shards if isinstance(shards, list) else [shards])]
+    # A single folder without counts makes the sum unknown.
+    if all(counts):
+        more["train_pairs"] = sum(size for each in counts for size in each.values() if isinstance(size, int))
     return {**{name: value for name, value in more.items() if value is not None}, **fields}
+
+
+@cache
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object; empty where there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

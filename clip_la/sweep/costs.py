@@ -1,20 +1,20 @@
-"""What a sweep will cost: FLOPs by arithmetic, time from the rates that its finished runs were measured at."""
+"""What a sweep will cost: FLOPs by arithmetic, time from the rates that runs were measured at."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clip_la.errors import UserError
-from clip_la.models.flops import flops
+from clip_la.models.flops import TRAINING_FACTOR, flops
 from clip_la.models.registry import model_spec
-from clip_la.sweep.plan import PlannedRun, folder_of
+from clip_la.sweep.plan import PlannedRun, folder_of, read_manifest
 from clip_la.sweep.state import last_row
 
 _PREFIX = "model."
-# What of a run's options makes its architecture.
-_SPEC_OPTIONS = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
-# Forward and backward: the backward pass costs twice the forward pass.
-TRAINING_FACTOR = 3
+# What of a run's options makes its architecture, and so its rate.
+_SPEC_OPTIONS = tuple(name for name in inspect.signature(model_spec).parameters if name != "name")
+Rates = Mapping[tuple[Any, ...], float]
 
 
 def _architecture(options: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -30,31 +30,56 @@ def flops_per_sample(run: PlannedRun) -> int:
         raise UserError(f"run {run.name}: {error}") from None
 
 
-def measured_rates(runs: Sequence[PlannedRun], out: Path) -> dict[tuple[Any, ...], float]:
-    """Architecture -> pairs a second over a whole finished run, compiling included."""
-    rates = {}
-    for run in runs:
-        last = last_row(folder_of(out, run.name))
-        if last and float(last["train_s"]) > 0:
-            rates[_architecture(run.options)] = int(last["samples_seen"]) / float(last["train_s"])
-    return rates
+def training_flops(run: PlannedRun) -> int:
+    """Forward and backward FLOPs of what the run trains itself. Raises UserError as flops_per_sample does."""
+    return TRAINING_FACTOR * flops_per_sample(run) * run.own_samples
 
 
-def cost_table(runs: Sequence[PlannedRun], out: Path, num_places: int) -> str:
-    """A line a run and a sum: training FLOPs, and seconds where a run of the same architecture has been measured."""
-    rates = measured_rates(runs, out)
+def measured_rates(folders: Sequence[Path]) -> Rates:
+    """Architecture -> pairs a second over the longest run of it in the sweeps of these folders, compiling included.
+
+    For a branch, samples and seconds both count from the beginning of its trunk.
+    """
+    longest: dict[tuple[Any, ...], tuple[int, float]] = {}
+    for out in folders:
+        for run in read_manifest(out).values():
+            last = last_row(folder_of(out, run.name))
+            if last and float(last["train_s"]) > 0:
+                key, samples = _architecture(run.options), int(last["samples_seen"])
+                longest[key] = max(longest.get(key, (0, 0.0)), (samples, samples / float(last["train_s"])))
+    return {key: rate for key, (_, rate) in longest.items()}
+
+
+def seconds(run: PlannedRun, rates: Rates, samples_seen: int = 0) -> float | None:
+    """Training time from `samples_seen` to the end of the run's budget, None where its architecture has no rate."""
+    rate = rates.get(_architecture(run.options))
+    return None if rate is None else (run.budget_samples - max(run.leaves_at, samples_seen)) / rate
+
+
+def cost_table(runs: Sequence[PlannedRun], out: Path, num_places: int, measured: Sequence[Path] = ()) -> str:
+    """A line a run and a sum: training FLOPs, and seconds where a run of the same architecture has been measured.
+
+    Args:
+        out: the sweep's folder, whose runs have been measured if it was begun.
+        num_places: how many runs train at a time.
+        measured: folders of other sweeps with measured runs.
+    """
+    rates = measured_rates([*measured, out])
     lines, total_flops, total_s, unknown = [], 0.0, 0.0, 0
     for run in runs:
-        cost = TRAINING_FACTOR * flops_per_sample(run) * run.budget_samples
-        rate = rates.get(_architecture(run.options))
+        cost, time_s = training_flops(run), seconds(run, rates)
         total_flops += cost
-        total_s += run.budget_samples / rate if rate else 0.0
-        unknown += rate is None
-        time = f"{run.budget_samples / rate:8.0f} s" if rate else "   not measured"
-        lines.append(f"{run.name}  {run.budget_samples:,} samples  {cost:.2e} FLOPs {time}")
+        total_s += time_s or 0.0
+        unknown += time_s is None
+        time = "   not measured" if time_s is None else f"{time_s:8.0f} s"
+        lines.append(f"{run.name}  {run.own_samples:,} samples  {cost:.2e} FLOPs {time}")
     hours = f"{total_s / 3600:.2f} device hours, {total_s / 3600 / num_places:.2f} hours on {num_places} places"
     if unknown:  # a sum over the others alone is no estimate of all
         known = len(runs) - unknown
         rest = f"; the other {known}: {hours}" if known else ""
         hours = f"{unknown} runs are of architectures not measured yet{rest}"
+    ends = [run for run in runs if not run.is_trunk]
+    if len(ends) < len(runs):
+        apart = sum(TRAINING_FACTOR * flops_per_sample(run) * run.budget_samples for run in ends)
+        lines.append(f"{len(ends)} budgets from {len(runs) - len(ends)} trunks; trained apart: {apart:.2e} FLOPs")
     return "\n".join([*lines, f"{len(runs)} runs, {total_flops:.2e} FLOPs, {hours}"])

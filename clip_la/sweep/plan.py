@@ -5,20 +5,26 @@ options:                      # of `clip-la train`, for every run
   model.name: vit_ti16
   data.shards: data/scenes/train
   data.batch_size: 1024
-  budget_samples: 512000
-grid:                         # every combination of these is a run
+  budgets: [128000, 512000]   # several budgets by cool-down branches; or budget_samples: 512000, one run
+  cooldown_share: 0.2         # of each budget (default 0.2)
+grid:                         # every combination of these is a run; or a list of such grids
   arm:                        # a name that stands for several options
     softmax: {model.attention: softmax}
     image-linear: {model.image_attention: linear_mean, model.text_attention: softmax}
   model.lr: [1.0e-3, 2.0e-3]
   seed: [0, 1]
 ```
+
+With `budgets` a combination becomes a trunk, which warms up and then keeps a constant rate, and a branch for each
+budget, which leaves the trunk's checkpoint and cools down. All branches share the trunk's samples, so five budgets cost
+little more than the largest. Arms of one seed see the same samples in the same order: order and augmentation depend on
+the seed alone.
 """
 
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,28 +37,59 @@ from clip_la.errors import UserError, unknown
 MANIFEST_NAME = "sweep.json"
 RUNS_NAME = "runs"
 SECTIONS = ("options", "grid")
+DEFAULT_COOLDOWN_SHARE = 0.2
+# Read here; `clip-la train` has no such options.
+BUDGETS, COOLDOWN_SHARE = "budgets", "cooldown_share"
 # What a run's folder may be called on every file system.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+=@-]+")
 _REFUSED = ("out", "resume", "branch_from")
+# Trunk and branches have their own; and a checkpoint of a trunk says nothing of what its compute can reach.
+_REFUSED_WITH_BUDGETS = (
+    "budget_samples",
+    "checkpoint_samples",
+    "zeroshot_samples",
+    "model.schedule",
+    "model.cooldown_samples",
+)
+# A trunk goes on when its sweep is given more budgets; any other change would be another run.
+_MAY_GROW = ("budget_samples", "checkpoint_samples")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its name, its place in the grid (axis -> value as written) and its options for `clip-la train`."""
+    """One run of a sweep.
+
+    Attributes:
+        name: its folder below `OUT/runs`.
+        place: its place in the grid, axis -> value as written.
+        options: of `clip-la train`, without those that the sweep adds (out, resume, branch_from).
+        is_trunk: whether it is a constant-rate run that branches leave.
+        trunk: the name of the trunk that this branch leaves, None for other runs.
+        leaves_at: samples of the trunk that the branch starts with, 0 for other runs.
+    """
 
     name: str
     place: Mapping[str, Any]
     options: Mapping[str, Any]
+    is_trunk: bool = False
+    trunk: str | None = None
+    leaves_at: int = 0
 
-    def arguments(self, out: Path) -> list[str]:
-        """What `clip-la train` is called with."""
+    def arguments(self, out: Path, branch_from: Path | None = None) -> list[str]:
+        """What `clip-la train` is called with; `branch_from` is the trunk's checkpoint that a branch starts from."""
         given = [f"--{key}={_as_text(value)}" for key, value in self.options.items()]
-        return [*given, f"--out={folder_of(out, self.name)}", "--resume"]
+        start = [f"--branch_from={branch_from}"] if branch_from else []
+        return [*given, *start, f"--out={folder_of(out, self.name)}", "--resume"]
 
     @property
     def budget_samples(self) -> int:
-        """Samples that the run will see."""
+        """Samples that the run has seen at its end; for a branch with those of its trunk."""
         return int(self.options["budget_samples"])
+
+    @property
+    def own_samples(self) -> int:
+        """Samples that this run trains on itself: for a branch those after it left its trunk."""
+        return self.budget_samples - self.leaves_at
 
 
 def folder_of(out: Path, name: str) -> Path:
@@ -61,10 +98,11 @@ def folder_of(out: Path, name: str) -> Path:
 
 
 def read_plan(path: Path) -> list[PlannedRun]:
-    """The runs of a sweep file, in the order of its grid, the first axis slowest.
+    """The runs of a sweep file, in the order of its grid, the first axis slowest; a trunk before its branches.
 
     Raises:
-        UserError: not readable, no YAML, an unknown section, an axis without values, an option given twice, no budget.
+        UserError: not readable, no YAML, an unknown section, an axis without values, an option given twice, no budget,
+            budgets too small for their warm-up and cool-down.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -83,13 +121,18 @@ def read_plan(path: Path) -> list[PlannedRun]:
         raise UserError(f"{path}: {error}") from None
 
 
-def expand(options: Mapping[str, Any], grid: Mapping[str, Any]) -> list[PlannedRun]:
-    """Every combination of the axes of `grid` over the shared `options`. Raises UserError as read_plan does."""
-    for name, section in (("options", options), ("grid", grid)):
+def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[PlannedRun]:
+    """The runs of every combination of the axes of each grid over the shared `options`. Raises UserError: read_plan."""
+    grids: list[Any] = list(grid) if isinstance(grid, list) else [grid]
+    for name, section in (("options", options), *(("grid", each) for each in grids)):
         if not isinstance(section, Mapping):
             raise UserError(f"'{name}' must hold lines KEY: VALUE, not a {type(section).__name__}")
-    axes = [list(_axis(key, values)) for key, values in grid.items()]
-    runs = [_combined(options, choices) for choices in itertools.product(*axes)]
+    runs = [
+        run
+        for axes in grids
+        for choices in itertools.product(*(list(_axis(key, values)) for key, values in axes.items()))
+        for run in _runs_of(options, choices)
+    ]
     names = [run.name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -107,29 +150,76 @@ class _Choice:
 
 def _axis(key: str, values: Any) -> Iterator[_Choice]:
     """The choices along one axis: a list of an option's values, or names that stand for options."""
+
+    def safe(text: str) -> str:
+        return _UNSAFE.sub("_", text).strip("_.")
+
     if isinstance(values, Mapping) and values:
         for name, options in values.items():
             if not isinstance(options, Mapping):
                 raise UserError(f"grid.{key}.{name} must hold options, such as {{model.lr: 1.0e-3}}")
-            yield _Choice(key, str(name), _safe(str(name)), options)
+            yield _Choice(key, str(name), safe(str(name)), options)
     elif isinstance(values, list) and values:
         for value in values:
-            yield _Choice(key, value, _safe(f"{key.rpartition('.')[2]}{_as_text(value)}"), {key: value})
+            yield _Choice(key, value, safe(f"{key.rpartition('.')[2]}{_as_text(value)}"), {key: value})
     else:
         raise UserError(f"grid.{key} must be a list of values, or names with options, not {values!r}")
 
 
-def _combined(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> PlannedRun:
+def _runs_of(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> list[PlannedRun]:
+    """The run of one combination, or with `budgets` its trunk and branches."""
     options = dict(shared)
     for choice in choices:
         options |= choice.options
     for key in _REFUSED:
         if key in options:
             raise UserError(f"the option {key} is set by the sweep itself: leave it out")
-    if not isinstance(options.get("budget_samples"), int):
-        raise UserError("options.budget_samples is missing or no whole number")
     name = "-".join(choice.label for choice in choices) or "run"
-    return PlannedRun(name, {choice.axis: choice.value for choice in choices}, options)
+    place = {choice.axis: choice.value for choice in choices}
+    if BUDGETS in options:
+        return _branched(name, place, options)
+    if COOLDOWN_SHARE in options:
+        raise UserError(f"options.{COOLDOWN_SHARE} belongs to options.{BUDGETS}")
+    if not isinstance(options.get("budget_samples"), int):
+        raise UserError(f"options.budget_samples is missing or no whole number (or give {BUDGETS}: a list)")
+    return [PlannedRun(name, place, options)]
+
+
+def _branched(name: str, place: Mapping[str, Any], options: dict[str, Any]) -> list[PlannedRun]:
+    """A trunk and a branch for each of `budgets`. Lengths are rounded up to whole batches, as training does."""
+    budgets, share = options.pop(BUDGETS), options.pop(COOLDOWN_SHARE, DEFAULT_COOLDOWN_SHARE)
+    for key in _REFUSED_WITH_BUDGETS:
+        if key in options:
+            raise UserError(f"the option {key} is set by the sweep itself where {BUDGETS} are given: leave it out")
+    if not isinstance(budgets, list) or not budgets or not all(type(each) is int and each > 0 for each in budgets):
+        raise UserError(f"options.{BUDGETS} must be a list of whole numbers of samples, not {budgets!r}")
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise UserError(f"options.{COOLDOWN_SHARE} must be between 0 and 1, not {share!r}")
+    batch = options.get("data.batch_size")
+    if not isinstance(batch, int) or batch < 1:
+        raise UserError(f"options.data.batch_size is missing: with {BUDGETS}, branches leave at whole batches")
+    branches = []
+    for budget in sorted(budgets):
+        whole = -(-budget // batch) * batch
+        cooldown = max(1, round(share * whole / batch)) * batch
+        leaves_at = whole - cooldown
+        if leaves_at < max(batch, int(options.get("model.warmup_samples") or 0)):
+            raise UserError(f"budgets: {budget} samples are too few for warm-up and a cool-down of {cooldown}")
+        own = {"budget_samples": whole, "model.schedule": "cooldown", "model.cooldown_samples": cooldown}
+        # A branch begins with its trunk's configuration, whose checkpoints are not its own.
+        branches.append(
+            PlannedRun(
+                f"{name}-n{budget}",
+                {**place, "budget_samples": budget},
+                {**options, **own, "checkpoint_samples": []},
+                trunk=f"{name}-trunk",
+                leaves_at=leaves_at,
+            )
+        )
+    leaving = sorted({branch.leaves_at for branch in branches})
+    constant = {key: value for key, value in options.items() if key != "zeroshot_suite"}
+    constant |= {"model.schedule": "constant", "budget_samples": leaving[-1], "checkpoint_samples": leaving}
+    return [PlannedRun(f"{name}-trunk", place, constant, is_trunk=True), *branches]
 
 
 def _as_text(value: Any) -> str:
@@ -141,27 +231,41 @@ def _as_text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _safe(text: str) -> str:
-    return _UNSAFE.sub("_", text).strip("_.")
-
-
-def keep_manifest(out: Path, runs: list[PlannedRun]) -> None:
-    """Writes down in `out` what each run is; a later sweep may add runs, but change none.
+def keep_manifest(out: Path, runs: Sequence[PlannedRun]) -> None:
+    """Writes down in `out` what each run is; a later sweep may add runs and budgets, but change no run.
 
     Raises:
         UserError: a run of that name, with other options, lies in `out` already.
     """
     path = out / MANIFEST_NAME
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = read_manifest(out)
     for run in runs:
-        own = {"place": dict(run.place), "options": dict(run.options)}
-        before = known.get(run.name, own)
-        if before["options"] != own["options"]:
-            keys = {*before["options"], *own["options"]}
-            differing = sorted(k for k in keys if before["options"].get(k) != own["options"].get(k))
+        before = known.get(run.name, run)
+        keys = {*before.options, *run.options}.difference(_MAY_GROW if run.is_trunk else ())
+        differing = sorted(key for key in keys if before.options.get(key) != run.options.get(key))
+        if differing:
             raise UserError(
                 f"{out} holds a run {run.name} with other options ({', '.join(differing)}): give another --out"
             )
-        known[run.name] = own
+        known[run.name] = run
     with atomic_write(path, "w") as stream:
-        json.dump(known, stream, indent=1)
+        json.dump({run.name: _as_entry(run) for run in known.values()}, stream, indent=1)
+
+
+def _as_entry(run: PlannedRun) -> dict[str, Any]:
+    entry: dict[str, Any] = {"place": dict(run.place), "options": dict(run.options)}
+    if run.is_trunk:
+        entry["is_trunk"] = True
+    if run.trunk:
+        entry |= {"trunk": run.trunk, "leaves_at": run.leaves_at}
+    return entry
+
+
+def read_manifest(out: Path) -> dict[str, PlannedRun]:
+    """All runs that sweeps into `out` had, by name; none where there was no sweep. Raises UserError if damaged."""
+    path = out / MANIFEST_NAME
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {name: PlannedRun(name, **entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: not the manifest of a sweep; give another --out") from None

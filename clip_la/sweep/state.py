@@ -1,6 +1,7 @@
 """What the run folders of a sweep say: which runs are finished, and one row of figures for each."""
 
 import csv
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from clip_la.runs import RunFolder
 from clip_la.sweep.plan import PlannedRun, folder_of
 
 TABLE_NAME = "sweep.csv"
+# How many runs share a GPU: its seconds are divided among them (clip_la/scaling/run_folder.py).
+PLACE_NAME = "place.json"
 # Of the last row of metrics.csv.
 TRAINING_FIGURES = ("samples_seen", "loss", "pairs_per_s", "data_wait_share", "train_s")
 # Of any result line: what the model is.
@@ -29,6 +32,17 @@ def result_lines(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line.get("metrics"), dict)]
 
 
+def figures(folder: Path) -> list[str]:
+    """What a run was evaluated at, for a person: data set, first share of right answers, per cent."""
+    found = []
+    for line in result_lines(folder):
+        for metric, value in line["metrics"].items():
+            if "loss" not in metric:
+                found.append(f"{line['dataset']} {metric} {100 * value['value']:.1f} %")
+                break
+    return found
+
+
 def is_finished(out: Path, run: PlannedRun, num_evaluations: int) -> bool:
     """Whether a run has seen its budget and has so many results at its end."""
     folder = folder_of(out, run.name)
@@ -38,11 +52,49 @@ def is_finished(out: Path, run: PlannedRun, num_evaluations: int) -> bool:
     return len(at_end) >= num_evaluations
 
 
+def start_of(out: Path, run: PlannedRun, *, is_trunk_at_work: bool) -> Path | None:
+    """The checkpoint of its trunk that a branch starts from, None as long as there is none.
+
+    Normally the one at `leaves_at`. A trunk that was past it when its sweep was given another budget does not have it:
+    the branch then starts from an earlier one, and trains the rest of the constant part itself. While the trunk is at
+    work it may still write the right one, and may delete others.
+    """
+    assert run.trunk is not None
+    trunk = RunFolder(folder_of(out, run.trunk))
+    checkpoints = trunk.saved_checkpoints()
+    exact = trunk.checkpoint(run.leaves_at)
+    # A branch that was stopped goes on from its own checkpoint.
+    if run.leaves_at in checkpoints or RunFolder(folder_of(out, run.name)).saved_checkpoints():
+        return exact
+    if is_trunk_at_work or int(last_row(trunk.path).get("samples_seen") or 0) < run.leaves_at:
+        return None
+    earlier = [path for samples, path in checkpoints.items() if samples < run.leaves_at]
+    return earlier[-1] if earlier else None
+
+
+def write_place(folder: Path, runs_per_gpu: int) -> None:
+    """Writes into a run's folder how many runs share its GPU, where it is not alone there."""
+    if runs_per_gpu > 1:
+        with atomic_write(folder / PLACE_NAME, "w") as stream:
+            json.dump({"runs_per_gpu": runs_per_gpu}, stream)
+
+
+def drop_checkpoints(out: Path, name: str) -> None:
+    """Deletes the checkpoints of a run that nothing will go on from; results, metrics and configuration stay."""
+    for path in RunFolder(folder_of(out, name)).saved_checkpoints().values():
+        path.unlink()
+
+
 def row(out: Path, run: PlannedRun) -> dict[str, Any]:
     """One row of the sweep's table: the run's place in the grid, its training and its newest results."""
     folder = folder_of(out, run.name)
     last = last_row(folder)
-    found: dict[str, Any] = {"run": run.name, **run.place, **{name: last.get(name) for name in TRAINING_FIGURES}}
+    found: dict[str, Any] = {
+        "run": run.name,
+        "trunk": run.trunk,
+        **run.place,
+        **{name: last.get(name) for name in TRAINING_FIGURES},
+    }
     for line in result_lines(folder):
         found |= {name: line.get(name) for name in MODEL_FIGURES}
         for metric, value in line["metrics"].items():
@@ -51,8 +103,9 @@ def row(out: Path, run: PlannedRun) -> dict[str, Any]:
 
 
 def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:
-    """Writes a row for every run that has begun; returns the file."""
-    rows = [row(out, run) for run in runs if last_row(folder_of(out, run.name))]
+    """Writes a row for every run that has begun, trunks excepted; returns the file."""
+    # A trunk's figures say nothing of what its compute can reach.
+    rows = [row(out, run) for run in runs if not run.is_trunk and last_row(folder_of(out, run.name))]
     columns: Sequence[str] = list(dict.fromkeys(name for each in rows for name in each))
     path = out / TABLE_NAME
     with atomic_write(path, "w") as stream:

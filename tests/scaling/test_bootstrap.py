@@ -5,15 +5,13 @@ import pytest
 from scipy import stats
 
 from clip_la.scaling.bootstrap import (
+    PairedBootstrap,
     Pairs,
     bca_interval,
     draw_counts,
     interval,
     laws_by_counts,
-    log10_error_ratios,
     log10_multiplier_at,
-    paired_bootstrap,
-    resampled_laws,
     widened_ends,
     without_each,
 )
@@ -55,7 +53,7 @@ def test_the_interval_of_a_slope_agrees_with_the_normal_theory() -> None:
     x = np.linspace(9, 13, 60)
     noise = 0.02
     y = 0.5 - 0.1 * x + rng.normal(0, noise, 60)
-    laws = resampled_laws(10**x, 10**y, np.arange(60), frontier=choose_all, num_resamples=800, seed=1)
+    laws = laws_by_counts(x, y, np.arange(60), draw_counts(60, 800, seed=1), choose_all)
     bounds = interval(laws[:, 1], num_runs=60)
     assert bounds is not None
     # The standard error of a least-squares slope: sigma / sqrt(sum (x - mean)^2).
@@ -69,7 +67,7 @@ def test_branches_of_one_run_do_not_narrow_the_interval() -> None:
     x = np.repeat(np.linspace(9, 13, 40), 5)
     y = 0.5 - 0.1 * x + np.repeat(rng.normal(0, 0.03, 40), 5)
     as_runs, as_points = (
-        resampled_laws(10**x, 10**y, runs, frontier=choose_all, num_resamples=400, seed=0)[:, 1].std()
+        laws_by_counts(x, y, runs, draw_counts(runs.max() + 1, 400, seed=0), choose_all)[:, 1].std()
         for runs in (np.repeat(np.arange(40), 5), np.arange(200))
     )
     # Five copies of the same forty errors know no more than the forty: sqrt(5) wider than they pretend.
@@ -78,9 +76,9 @@ def test_branches_of_one_run_do_not_narrow_the_interval() -> None:
 
 def test_the_same_seed_gives_the_same_digits() -> None:
     compute, error = np.array([1e9, 1e10, 1e11, 1e12]), np.array([0.5, 0.41, 0.33, 0.24])
-    runs = np.arange(4)
     first, again, other = (
-        resampled_laws(compute, error, runs, frontier=choose_all, num_resamples=50, seed=seed) for seed in (7, 7, 8)
+        laws_by_counts(np.log10(compute), np.log10(error), np.arange(4), draw_counts(4, 50, seed=seed), choose_all)
+        for seed in (7, 7, 8)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -133,7 +131,7 @@ def paired(alpha: tuple[float, float], shared_noise: float, own_noise: float) ->
 
 def test_what_both_kinds_share_cancels_in_the_difference() -> None:
     pairs = paired((-0.10, -0.12), shared_noise=0.2, own_noise=0.005)
-    found = paired_bootstrap(pairs, frontier=choose_all, num_resamples=400, seed=0)
+    found = PairedBootstrap.of(pairs, frontier=choose_all, num_resamples=400, seed=0)
     alpha = found.resampled[..., 1]
     for method in ("percentile", "bca"):
         bounds = found.bounds(lambda laws: laws[:, 1, 1] - laws[:, 0, 1], method)
@@ -153,4 +151,4 @@ def test_compute_multiplier_at_equal_error_by_hand() -> None:
 
 def test_the_error_ratio_is_a_geometric_mean_over_runs() -> None:
     pairs = Pairs(np.full((3, 2), 1e9), np.array([[0.1, 0.2], [0.4, 0.2], [0.1, 0.05]]), np.array([0, 1, 1]))
-    assert 10 ** log10_error_ratios(pairs) == pytest.approx([2.0, 0.5])
+    assert 10 ** pairs.log10_error_ratios() == pytest.approx([2.0, 0.5])

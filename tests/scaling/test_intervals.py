@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clip_la.scaling.coverage import WORLDS, World, make_design, rows_of, simulate, study, t_bounds
+from clip_la.scaling.coverage import WORLDS, CoverageRow, Design, World, study, t_bounds
 from clip_la.scaling.intervals import Regression, contrast_interval, paired_regression, power_design, root_interval
 
 
@@ -44,8 +44,8 @@ def test_fieller_against_a_direct_search() -> None:
     """All d at which the test does not reject are the interval; found here one by one."""
     rng = np.random.default_rng(2)
     world = World(own_noise=0.006)
-    design = make_design(8, world)
-    errors = simulate(design, world, 1, rng)[0]
+    design = Design.of(8, world)
+    errors = design.simulate(world, 1, rng)[0]
     regression = paired_regression(design.log10_compute, design.units)
     response = errors.T.ravel()
     x = design.middle
@@ -107,9 +107,9 @@ def test_resampled_intervals_hold_the_truth_from_twelve_runs_on(method: str) -> 
 
 def test_a_multiplier_of_1_15_is_found_with_twelve_pairs() -> None:
     world = World(alpha=(-0.1, -0.1))
-    design = make_design(12, world)
-    errors = simulate(design, world, 500, np.random.default_rng(4))
-    found = {row.quantity: row for row in rows_of("", world, "t", 12, t_bounds(design, errors))}
+    design = Design.of(12, world)
+    errors = design.simulate(world, 500, np.random.default_rng(4))
+    found = {row.quantity: row for row in CoverageRow.of("", world, "t", 12, t_bounds(design, errors))}
     assert (found["multiplier"].found or 0) > 0.9
     assert (found["multiplier"].coverage or 0) > 0.93
     # Exponents that are one are told apart in no more than 5 of 100 studies.

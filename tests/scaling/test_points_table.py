@@ -1,6 +1,7 @@
 """The tidy table: what is written reads back as the same points; wrong tables are refused in one line."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import analyse
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.points import along
 from clip_la.scaling.points_table import COLUMNS, REQUIRED, table_points, write_points
 from clip_la.scaling.results import all_points, result_points
 
@@ -158,7 +158,7 @@ def test_axes_count_samples_and_seconds(write_table) -> None:
     seconds = table_points([path], axis="gpu-seconds")
     assert [p.compute for p in seconds.points] == [5.0, 10.0, 15.0]
     assert (seconds.axis, seconds.compute_unit) == ("gpu-seconds", "GPU-seconds")
-    assert along(table_points([path]), "compute").points[0].compute == 1e14
+    assert table_points([path]).along("compute").points[0].compute == 1e14
 
 
 def test_the_run_folder_adds_rate_resolution_and_seconds(write_lines, result_line, tmp_path) -> None:
@@ -169,6 +169,26 @@ def test_the_run_folder_adds_rate_resolution_and_seconds(write_lines, result_lin
     assert (first.learning_rate, first.image_size, first.gpu_seconds) == (0.002, 128, 201.0)
     # What the line says itself stands.
     assert second.learning_rate == 5e-4
+
+
+def test_the_run_folder_adds_tokens_pairs_and_its_share_of_a_gpu(write_lines, result_line, tmp_path) -> None:
+    run = tmp_path / "runs/a"
+    line = result_line(0.3, checkpoint=str(run / "checkpoints/samples=000040000.ckpt"))
+    # An evaluation of its own writes its lines elsewhere.
+    path = write_lines([line], "evaluated/results.jsonl")
+    run.mkdir(parents=True)
+    shards = [tmp_path / "a", tmp_path / "b"]
+    for folder, sizes in zip(shards, ({"0.tar": 700}, {"0.tar": 100, "1.tar": 50}), strict=True):
+        folder.mkdir()
+        (folder / "sizes.json").write_text(json.dumps(sizes))
+    config = {"model": {"name": "vit_nano", "image_size": 64}, "data": {"shards": [str(each) for each in shards]}}
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "metrics.csv").write_text("samples_seen,loss,train_s\n40000,2,90.0\n")
+    (run / "place.json").write_text('{"runs_per_gpu": 3}')
+    (point,) = result_points([path]).points
+    # vit_nano's patches are 8 pixels: 8 x 8 of them and the class token.
+    assert (point.image_size, point.tokens, point.train_pairs, point.gpu_seconds) == (64, 65, 850, 30.0)
+    assert any("saw their pairs more than 4 times (up to 47)" in note for note in carrying("a", [point]))
 
 
 def test_cautions(write_table) -> None:

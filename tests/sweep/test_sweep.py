@@ -15,8 +15,9 @@ from clip_la.cli import main
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table
+from clip_la.sweep.places import Worker, slots
 from clip_la.sweep.plan import expand, keep_manifest, read_plan
-from clip_la.sweep.runner import Worker, run_sweep, slots
+from clip_la.sweep.runner import run_sweep
 from clip_la.sweep.state import last_row
 
 BATCH = 32
@@ -167,9 +168,12 @@ def test_the_worker_of_a_killed_sweep_ends_in_the_middle_of_its_run() -> None:
 def test_a_fault_in_the_midst_of_a_sweep_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = {"options": {**OPTIONS, "data.shards": "x"}, "grid": {"seed": [0]}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(plan))
-    monkeypatch.setattr(Worker, "train", lambda self, run, out: {"error": None, "seconds": "no number"})
+    monkeypatch.setattr(Worker, "train", lambda self, name, arguments: {"error": None, "seconds": "no number"})
+    places = [Worker(slot, tmp_path) for slot in slots(["0"], 2)]
     with pytest.raises(ValueError, match="format"):
-        run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, slots([], 1), num_evaluations=lambda _: 0, report=print)
+        run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, places, num_evaluations=lambda _: 0, report=print)
+    # Two runs share the GPU, and so its seconds.
+    assert json.loads((tmp_path / "runs/seed0/place.json").read_text()) == {"runs_per_gpu": 2}
 
 
 def test_hours_are_told_of_runs_alone_that_were_measured(tmp_path: Path) -> None:
@@ -182,6 +186,7 @@ def test_hours_are_told_of_runs_alone_that_were_measured(tmp_path: Path) -> None
 
 def test_places_spread_over_the_gpus_first() -> None:
     assert [slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots(["0", "3"], 2)] == ["0", "3", "0", "3"]
+    assert [slot.runs_per_gpu for slot in slots(["0", "3"], 2)] == [2] * 4
     assert [slot.number for slot in slots([], 2)] == [0, 1]
     assert "CUDA_VISIBLE_DEVICES" not in slots([], 1)[0].environment
 

@@ -1,0 +1,59 @@
+"""The sentence of a study, on laws that are known."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from clip_la.scaling.analysis import Analysis, analyse
+from clip_la.scaling.results import result_points
+from clip_la.scaling.verdict import verdict
+
+
+@pytest.fixture
+def study(write_lines, result_line) -> Callable[..., Analysis]:
+    """An analysis of losses on E = beta C^alpha with noise, of kinds {name: (alpha, factor of the loss)}."""
+
+    def make(laws: dict[str, tuple[float, float]], num_runs: int, noise: float, seed: int = 0) -> Analysis:
+        rng = np.random.default_rng(seed)
+        lines = []
+        for name, (alpha, factor) in laws.items():
+            for run in range(num_runs):
+                samples = round(20_000 * 10 ** (2 * run / max(num_runs - 1, 1)))
+                loss = factor * 3 * (samples / 200_000) ** alpha * 10 ** rng.normal(0, noise)
+                own = {"run_id": f"{name}{run}", "seed": run, "samples_seen": samples, "budget_samples": samples}
+                lines.append(result_line(0.5, attention=name, metrics={"contrastive_loss": {"value": loss}}, **own))
+        return analyse(result_points([write_lines(lines)], metric="contrastive_loss"))
+
+    return make
+
+
+def test_few_runs_show_the_fall_and_no_more(study) -> None:
+    laws = {"softmax": (-0.1, 1.0), "linear": (-0.1, 1.001), "linear_mean": (-0.101, 1.0)}
+    assert verdict(study(laws, 5, noise=0.002)) == (
+        "From 5 runs of each kind it is shown that contrastive_loss falls with compute for softmax, linear and "
+        "linear_mean; it is not shown whether linear or linear_mean differs from softmax in its exponent or in the "
+        "compute it needs for an equal error: 12 paired runs may tell."
+    )
+
+
+def test_seeds_agree(study) -> None:
+    laws = {"softmax": (-0.1, 1.0), "linear": (-0.1, 1.0)}
+    assert len({verdict(study(laws, 5, noise=0.003, seed=seed)) for seed in range(3)}) == 1
+
+
+def test_planted_differences_are_named_and_noise_shows_nothing(study) -> None:
+    laws = {"softmax": (-0.1, 1.0), "worse": (-0.1, 1.1), "steeper": (-0.2, 1.0)}
+    said = verdict(study(laws, 14, noise=0.002))
+    assert "and that worse differs from softmax in the compute it needs for an equal error" in said
+    assert "that steeper differs from softmax in its exponent" in said
+    assert "not shown" not in said
+    assert verdict(study({"softmax": (0.0, 1.0), "linear": (0.0, 1.0)}, 14, noise=0.05)).startswith(
+        "From 14 runs of each kind nothing is shown, not even that contrastive_loss falls with compute; it is not shown"
+    )
+
+
+def test_one_kind_alone_is_compared_with_none(study) -> None:
+    assert verdict(study({"softmax": (-0.1, 1.0)}, 4, noise=0.001)) == (
+        "From 4 runs it is shown that contrastive_loss falls with compute for softmax."
+    )

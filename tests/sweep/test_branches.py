@@ -1,0 +1,234 @@
+"""Several budgets from one trunk: what a sweep plans, when it starts what, and the digits of its branches."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clip_la.cli import main
+from clip_la.data.corpora.scenes import build_scenes
+from clip_la.errors import UserError
+from clip_la.sweep.costs import cost_table, training_flops
+from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, read_manifest
+from clip_la.sweep.schedule import Schedule
+from clip_la.sweep.state import last_row, start_of
+
+BATCH = 32
+DEADLINE_S = 120
+OPTIONS = {
+    "model.name": "vit_pico",
+    "model.attention": "softmax",
+    "model.warmup_samples": BATCH,
+    "data.batch_size": BATCH,
+    "data.workers": 0,
+    "data.cache": "memory",
+    "log_every_samples": BATCH,
+    "tensorboard": False,
+    "accelerator": "cpu",
+}
+BUDGETS = {"budgets": [8 * BATCH, 4 * BATCH], "cooldown_share": 0.25}
+# The larger of the two budgets in one run of its own.
+APART = {"budget_samples": 8 * BATCH, "model.schedule": "cooldown", "model.cooldown_samples": 2 * BATCH}
+
+
+def touch_checkpoint(out: Path, run: str, samples: int) -> Path:
+    path = out / "runs" / run / "checkpoints" / f"samples={samples:09d}.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def log_samples(out: Path, run: str, samples: int) -> None:
+    path = out / "runs" / run / "metrics.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"samples_seen,loss,pairs_per_s,data_wait_share,train_s\n{samples},1.0,10.0,0.0,{samples / 10}\n")
+
+
+def test_budgets_become_a_trunk_and_a_branch_each() -> None:
+    trunk, small, large = expand({**OPTIONS, "zeroshot_suite": "s.yaml"}, {"seed": [3], "arm": {"a": BUDGETS}})
+    assert [run.name for run in (trunk, small, large)] == ["seed3-a-trunk", "seed3-a-n128", "seed3-a-n256"]
+    # 25 % of 128 and 256 samples: the branches leave after 96 and 192.
+    assert (small.leaves_at, large.leaves_at, trunk.budget_samples) == (96, 192, 192)
+    assert trunk.options["checkpoint_samples"] == [96, 192]
+    assert trunk.options["model.schedule"] == "constant"
+    assert "zeroshot_suite" not in trunk.options
+    assert large.options["zeroshot_suite"] == "s.yaml"
+    assert (large.options["model.schedule"], large.options["model.cooldown_samples"]) == ("cooldown", 64)
+    assert large.place == {"seed": 3, "arm": "a", "budget_samples": 256}
+    # What is trained: 192 + 32 + 64 samples, instead of 128 + 256 apart.
+    assert sum(run.own_samples for run in (trunk, small, large)) == 288
+    # A budget that is no whole number of batches ends, and leaves, at one.
+    _, odd = expand(OPTIONS, {"arm": {"a": {"budgets": [100]}}})
+    assert (odd.budget_samples, odd.leaves_at) == (128, 96)
+
+
+def test_a_list_of_grids_gives_more_seeds_to_some_sizes() -> None:
+    runs = expand(
+        {**OPTIONS, "budget_samples": BATCH},
+        [
+            {"size": {"a": {"model.name": "vit_pico"}, "b": {"model.name": "vit_nano"}}, "seed": [0]},
+            {"size": {"a": {"model.name": "vit_pico"}}, "seed": [1, 2]},
+        ],
+    )
+    assert [run.name for run in runs] == ["a-seed0", "b-seed0", "a-seed1", "a-seed2"]
+    with pytest.raises(UserError, match="two runs of the grid would be called seed0"):
+        expand({**OPTIONS, "budget_samples": BATCH}, [{"seed": [0]}, {"seed": [0]}])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"budgets": 128}, "must be a list of whole numbers"),
+        ({"budgets": [128, "x"]}, "must be a list of whole numbers"),
+        ({"budgets": []}, "must be a list of whole numbers"),
+        ({"budgets": [128], "cooldown_share": 1.5}, "between 0 and 1"),
+        ({"budgets": [128], "budget_samples": 128}, "budget_samples is set by the sweep itself"),
+        ({"budgets": [128], "model.schedule": "cosine"}, "model.schedule is set by the sweep itself"),
+        ({"budgets": [32]}, "32 samples are too few"),
+        ({"budgets": [128], "model.warmup_samples": 1000}, "128 samples are too few"),
+        ({"budgets": [128], "data.batch_size": None}, "data.batch_size is missing"),
+        ({"budget_samples": 128, "cooldown_share": 0.2}, "cooldown_share belongs to options.budgets"),
+    ],
+)
+def test_wrong_budgets_are_one_line(options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        expand({**OPTIONS, **options}, {"seed": [0]})
+
+
+def test_trunks_come_first_and_branches_as_soon_as_their_checkpoint_is_there(tmp_path: Path) -> None:
+    sizes = {"small": {"model.name": "vit_pico"}, "large": {"model.name": "vit_nano"}}
+    runs = expand({**OPTIONS, **BUDGETS}, {"size": sizes})
+    failed: list[str] = []
+    schedule = Schedule(runs, tmp_path, lambda run: False, lambda run, why: failed.append(f"{run.name}: {why}"))
+
+    def taken() -> tuple[str, Path | None]:
+        found = schedule.take()
+        assert found is not None
+        return found[0].name, found[1]
+
+    assert taken() == ("large-trunk", None)
+    assert taken() == ("small-trunk", None)
+    checkpoint = touch_checkpoint(tmp_path, "large-trunk", 96)
+    # The trunk is at work still.
+    assert taken() == ("large-n128", checkpoint)
+    last = touch_checkpoint(tmp_path, "large-trunk", 192)
+    by_name = {run.name: run for run in runs}
+    schedule.end(by_name["large-trunk"], is_failed=False)
+    schedule.end(by_name["small-trunk"], is_failed=True)
+    assert taken() == ("large-n256", last)
+    assert schedule.take() is None
+    assert sorted(failed) == [
+        f"small-n{budget}: its trunk small-trunk has no checkpoint up to {leaves} samples"
+        for budget, leaves in ((128, 96), (256, 192))
+    ]
+
+
+def test_a_trunk_is_trained_again_only_for_branches_that_lack_their_checkpoint(tmp_path: Path) -> None:
+    runs = expand({**OPTIONS, **BUDGETS}, {"seed": [0]})
+
+    def waiting(*finished: str) -> list[str]:
+        schedule = Schedule(runs, tmp_path, lambda run: run.name in finished, lambda run, why: None)
+        return [run.name for run in schedule.waiting]
+
+    assert waiting() == ["seed0-trunk", "seed0-n256", "seed0-n128"]
+    touch_checkpoint(tmp_path, "seed0-trunk", 192)
+    assert waiting("seed0-n128") == ["seed0-n256"]
+    assert waiting() == ["seed0-trunk", "seed0-n256", "seed0-n128"]
+    assert waiting("seed0-n128", "seed0-n256") == []
+    # A branch that was stopped has a checkpoint of its own.
+    touch_checkpoint(tmp_path, "seed0-n128", 100)
+    assert waiting() == ["seed0-n256", "seed0-n128"]
+
+
+def test_a_budget_given_later_starts_from_an_earlier_checkpoint(tmp_path: Path) -> None:
+    keep_manifest(tmp_path, expand({**OPTIONS, **BUDGETS}, {"seed": [0]}))
+    grown = expand({**OPTIONS, **BUDGETS, "budgets": [128, 200, 256, 512]}, {"seed": [0]})
+    keep_manifest(tmp_path, grown)
+    assert read_manifest(tmp_path)["seed0-trunk"].budget_samples == 384
+    between = next(run for run in grown if run.name == "seed0-n200")
+    assert between.leaves_at == 160
+    early = touch_checkpoint(tmp_path, "seed0-trunk", 96)
+    log_samples(tmp_path, "seed0-trunk", 128)
+    # The trunk will still come to 160 samples.
+    assert start_of(tmp_path, between, is_trunk_at_work=False) is None
+    log_samples(tmp_path, "seed0-trunk", 192)
+    assert start_of(tmp_path, between, is_trunk_at_work=False) == early
+    assert start_of(tmp_path, between, is_trunk_at_work=True) is None
+    with pytest.raises(UserError, match=r"run seed0-trunk with other options \(model.lr\)"):
+        keep_manifest(tmp_path, expand({**OPTIONS, **BUDGETS, "model.lr": 1.0}, {"seed": [0]}))
+    (tmp_path / "sweep.json").write_text("[1]")
+    with pytest.raises(UserError, match="is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_the_cost_counts_the_trunk_once_and_takes_rates_from_other_sweeps(tmp_path: Path) -> None:
+    runs = expand({**OPTIONS, **BUDGETS}, {"seed": [0]})
+    apart = expand({**OPTIONS, "budget_samples": 288}, {"seed": [0]})
+    assert sum(map(training_flops, runs)) == training_flops(apart[0])
+    pilot = tmp_path / "pilot"
+    pilot.mkdir()
+    keep_manifest(pilot, [PlannedRun("other-seed", {}, runs[0].options)])
+    log_samples(pilot, "other-seed", 64)
+    # 288 samples at 10 pairs/s on two places.
+    last = cost_table(runs, tmp_path / "out", 2, [pilot]).splitlines()[-1]
+    assert "0.01 device hours, 0.00 hours on 2 places" in last
+    assert cost_table(runs, tmp_path / "out", 2, [pilot]).splitlines()[0].endswith(" 19 s")
+    assert "not measured yet" in cost_table(runs, tmp_path / "out", 2).splitlines()[-1]
+
+
+def test_a_killed_sweep_goes_on_and_its_branches_have_the_digits_of_runs_trained_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    build_scenes(tmp_path / "scenes", pairs=64, size_px=32, quiet=True)
+    shards = str(tmp_path / "scenes/train")
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"datasets": [{"data": shards, "name": "own", "task": "zeroshot_retrieval"}]}))
+    options = {**OPTIONS, "data.shards": shards, "zeroshot_suite": str(suite)}
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"options": options, "grid": {"arm": {"branched": BUDGETS, "apart": APART}}}))
+    out = tmp_path / "out"
+    command = ["scaling", "sweep", str(path), "--out", str(out), "--gpus", "", "--keep", "branches"]
+    first = out / "runs/branched-trunk/checkpoints/samples=000000096.ckpt"
+    with subprocess.Popen([sys.executable, "-m", "clip_la", *command], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + DEADLINE_S
+        while not first.exists():
+            assert process.poll() is None, "the sweep ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    written_at = first.stat().st_mtime_ns
+
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert not first.exists() or first.stat().st_mtime_ns == written_at
+    losses = {run: last_row(out / "runs" / run) for run in ("branched-n256", "apart")}
+    for name in ("samples_seen", "loss", "grad_norm", "lr"):
+        assert losses["branched-n256"][name] == losses["apart"][name]
+    # Seconds and samples of a branch count from the beginning of its trunk.
+    assert float(losses["branched-n256"]["train_s"]) > float(last_row(out / "runs/branched-trunk")["train_s"])
+    lines = {run: json.loads((out / f"runs/{run}/results.jsonl").read_text()) for run in losses}
+    assert lines["branched-n256"]["metrics"] == lines["apart"]["metrics"]
+    assert lines["branched-n256"]["parent_run_id"]
+    assert not (out / "runs/branched-trunk/results.jsonl").exists()
+
+    # Trunk checkpoints are gone with the last branch, those of the branches stay.
+    assert not list((out / "runs/branched-trunk/checkpoints").glob("*.ckpt"))
+    assert (out / "runs/branched-n128/checkpoints/samples=000000128.ckpt").is_file()
+    with (out / "sweep.csv").open(newline="") as stream:
+        rows = {row["run"]: row for row in csv.DictReader(stream)}
+    assert set(rows) == {"branched-n128", "branched-n256", "apart"}
+    assert rows["branched-n128"]["trunk"] == "branched-trunk"
+    status = (out / "status.txt").read_text()
+    assert status.startswith("4 of 4 runs finished, 0 training, done")
+    assert any(line.split()[:4] == ["branched-n128", "finished", "128", "128"] for line in status.splitlines())
+    assert "branched-n128: loss" in said
+
+    assert main(command) == 0
+    assert "4 runs, 4 finished already, 0 to train" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""The plots of the page drawn by matplotlib, as PNG, SVG and PDF for a paper."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_la.atomic import atomic_write
+from clip_la.errors import UserError
+from clip_la.scaling.html.plots import Plot
+from clip_la.scaling.palette import COLOURS, look
+from clip_la.scaling.plot import DPI, FONT_SIZE_PT, LINE_WIDTH_PT, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH_INCHES, HEIGHT_INCHES, ROW_INCHES = 5.2, 3.6, 0.36
+# No date: equal input gives equal bytes.
+METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+# Area of the smallest marker.
+MARKER_AREA_PT2 = 20.0
+MAX_TICKS_X, MAX_TICKS_Y = 6, 7
+# More kinds than this stand beside the plot in two columns.
+LEGEND_COLUMNS = 3
+
+
+def require_matplotlib() -> None:
+    """Raises UserError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("the figures need matplotlib: pip install 'clip_la[plot]'") from None
+
+
+def plain(text: str) -> str:
+    """A text from a file as matplotlib may get it: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
+    """The plot as a figure of matplotlib with a legend of the kinds in it; values, marks and bands are the page's."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    height = ROW_INCHES * (len(plot.rows) + 2) if plot.rows else HEIGHT_INCHES
+    figure = Figure(figsize=(WIDTH_INCHES, max(height, 1.6)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for band in plot.bands:
+        axes.fill_between(
+            band.x, band.low, band.high, color=COLOURS[look(band.kind).colour], alpha=0.13, linewidth=0, zorder=1
+        )
+    for line in plot.lines:
+        own = look(line.kind)
+        dashes: Any = "-" if line.thin or not own.dashes else (0, own.dashes)
+        width = 0.6 if line.thin else LINE_WIDTH_PT
+        axes.plot(line.x, line.y, color=COLOURS[own.colour], linestyle=dashes, linewidth=width, zorder=3)
+    for mark in plot.marks:
+        own = look(mark.kind)
+        colour = COLOURS[own.colour]
+        thin: dict[str, Any] = {"color": colour, "linewidth": 0.8, "alpha": 0.6, "zorder": 2}
+        if mark.x_ends is not None:
+            axes.plot(mark.x_ends, (mark.y, mark.y), **thin)
+        if mark.y_ends is not None:
+            axes.plot((mark.x, mark.x), mark.y_ends, **thin)
+        face, edge = (colour, "white") if mark.filled else ("white", colour)
+        area = MARKER_AREA_PT2 * mark.size**2
+        axes.scatter(
+            [mark.x], [mark.y], s=area, marker=own.marker, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=4
+        )
+    for axis, which, most in ((plot.x, "x", MAX_TICKS_X), (plot.y, "y", MAX_TICKS_Y)):
+        getattr(axes, f"set_{which}scale")("log" if axis.log else "linear")
+        getattr(axes, f"set_{which}lim")(axis.low, axis.high)
+        getattr(axes, f"set_{which}label")(plain(axis.title))
+        ticks = axis.ticks(most) if which == "x" or not plot.rows else list(enumerate(plot.rows))
+        getattr(axes, f"set_{which}ticks")([v for v, _ in ticks], [plain(label) for _, label in ticks], minor=False)
+        getattr(axes, f"set_{which}ticks")([], minor=True)
+    if plot.rule is not None:
+        (axes.axhline if plot.rule_of == "y" else axes.axvline)(plot.rule, color="#888888", linewidth=0.7, dashes=(4, 3))
+    axes.grid(color="#e4e4e4", linewidth=0.5, zorder=0)
+    axes.set_axisbelow(True)
+    axes.set_title(plain(plot.title), loc="left", fontsize=FONT_SIZE_PT + 1)
+    drawn = sorted({mark.kind for mark in plot.marks if mark.kind < len(kinds)})
+    handles = []
+    for kind in drawn:
+        own = look(kind)
+        style: Any = (0, own.dashes) if own.dashes else "-"
+        handles.append(
+            Line2D([], [], color=COLOURS[own.colour], marker=own.marker, linestyle=style, label=plain(kinds[kind]))
+        )
+    if not plot.rows:
+        columns = min(LEGEND_COLUMNS, max(1, math.ceil(len(handles) / 2)))
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns, handlelength=3.2)
+    return figure
+
+
+def save_figures(plots: Sequence[Plot], kinds: Sequence[str], folder: Path) -> list[Path]:
+    """Writes NAME.png, NAME.svg and NAME.pdf of every plot that has something to draw; returns the paths.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib
+
+    written = []
+    # From matplotlib's own defaults, so that nobody's matplotlibrc changes a figure.
+    settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
+    with matplotlib.rc_context(settings):
+        for plot in plots:
+            if plot.missing:
+                continue
+            figure = draw_plot(plot, kinds)
+            for suffix, metadata in METADATA.items():
+                path = folder / f"{plot.name}.{suffix}"
+                with atomic_write(path) as stream:
+                    figure.savefig(stream, format=suffix, metadata=metadata)
+                written.append(path)
+    return written

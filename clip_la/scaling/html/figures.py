@@ -1,0 +1,300 @@
+"""The plots of an analysis: laws with bands, residuals, exponents, compute multipliers, seconds, tokens, curves."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_la.scaling.analysis import Analysis, group_points
+from clip_la.scaling.html.curves import Curve
+from clip_la.scaling.html.plots import Axis, Band, Line, Mark, Plot, absent, limits
+from clip_la.scaling.plot import LINE_POINTS, READABLE_METRICS, marker_areas, widened
+from clip_la.scaling.points import Point, Selection, is_loss
+from clip_la.scaling.report import number
+
+# Of an axis title: longer names of metrics are cut, the caption has them whole.
+MAX_TITLE = 34
+# A bar that reaches further than this many times the spread of the values squeezes the others together: it is cut.
+MAX_BAR = 3.0
+AXIS_TITLES = {"compute": "compute C", "samples": "samples seen", "gpu-seconds": "GPU-seconds of training"}
+NO_SECONDS = "No point has measured GPU-seconds: they come from metrics.csv in a run's folder, beside its results.jsonl."
+NO_TOKENS = "No point says how many image tokens its model has: result lines and tables of points carry it as 'tokens'."
+NO_CURVES = "No metrics.csv was found: give the folders of the runs, and their loss is drawn against samples seen."
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The plots of one analysis; `kinds` are all its kinds, those with a fit first, and a kind's place is its number."""
+
+    analysis: Analysis
+    curves: tuple[Curve, ...] = ()
+
+    @property
+    def selection(self) -> Selection:
+        return self.analysis.selection
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those with a fit in the order of the fits, as on paper; then those without."""
+        fitted = [fit.name for fit in self.analysis.fits]
+        groups = group_points(self.selection.points, self.analysis.by)
+        return (*fitted, *(name for name in groups if name not in fitted))
+
+    def all(self) -> tuple[Plot, ...]:
+        """Every plot, in the order of the page; those that the data cannot fill say why."""
+        return (
+            *(self.error(), self.residuals(), self.exponents(), self.multipliers(), self.multiplier_curve()),
+            self.against("gpu_seconds", "seconds", "GPU-seconds of training", NO_SECONDS),
+            self.against("tokens", "tokens", "image tokens", NO_TOKENS),
+            self.learning_curves(),
+        )
+
+    def _kind(self, point: Point) -> int:
+        return self.kinds.index(str(getattr(point, self.analysis.by)))
+
+    def _error_title(self) -> str:
+        metric = self.selection.metric
+        name = READABLE_METRICS.get(metric, metric.replace("_", " "))
+        return short(name if is_loss(metric) else f"error: 1 − {name}")
+
+    def _compute_axis(self) -> Axis:
+        unit = self.selection.compute_unit
+        title = AXIS_TITLES[self.selection.axis]
+        return Axis(f"{title} ({unit})" if title == "compute C" else title, *widened(self.selection.points), log=True)
+
+    def _text(self, point: Point) -> str:
+        """What a tooltip says of a point: who it is, what was measured, where it comes from."""
+        bounds = ""
+        if point.error_low is not None and point.error_high is not None:
+            bounds = f" [{point.error_low:.4g}, {point.error_high:.4g}]"
+        seed = "" if point.seed is None else f", seed {point.seed}"
+        return (
+            f"{point.model}, {point.attention}{seed}\nerror {point.error:.4g}{bounds}\n"
+            f"{AXIS_TITLES[self.selection.axis]} {point.compute:.4g}\n{point.samples_seen:,} samples seen\n"
+            f"run {point.source}\n{point.where}"
+        )
+
+    def _sizes(self) -> dict[str, float]:
+        """Marker width of each model over the smallest one's."""
+        areas = marker_areas(self.selection.points)
+        least = min(areas.values())
+        return {model: math.sqrt(area / least) for model, area in areas.items()}
+
+    def error(self) -> Plot:
+        """Error against compute, with each kind's law and its band."""
+        points = self.selection.points
+        sizes = self._sizes()
+        fitted = {id(point) for fit in self.analysis.fits for point in fit.fitted}
+        marks = tuple(
+            Mark(
+                point.compute,
+                point.error,
+                self._kind(point),
+                self._text(point),
+                id(point) in fitted,
+                sizes[point.model],
+                y_ends=None if point.error_low is None or point.error_high is None else (point.error_low, point.error_high),
+            )
+            for point in points
+        )
+        lines, bands = [], []
+        for kind, fit in enumerate(self.analysis.fits):
+            grid = np.geomspace(*widened(fit.points), LINE_POINTS)
+            lines.append(Line(grid.tolist(), fit.law.error_at(grid).tolist(), kind))
+            if fit.band is not None:
+                low, high = 10 ** fit.band(np.log10(grid))
+                bands.append(Band(grid.tolist(), low.tolist(), high.tolist(), kind))
+        # Around points and error bars, not around bands: those of few runs would squeeze the points together.
+        reach = limits([each for mark in marks for each in (mark.y, *(mark.y_ends or ())) if each > 1e-6], log=True)
+        without = [fit.name for fit in self.analysis.fits if fit.band is None]
+        caption = f"Lines: E = β Cᵅ. Shaded: 95 % band of the law. Filled: fitted ({self.analysis.frontier}); hollow: not."
+        if without:
+            caption += f" No band where the runs are too few: {', '.join(without)}."
+        return Plot(
+            "error",
+            f"Error against {AXIS_TITLES[self.selection.axis].removesuffix(' C')}",
+            caption,
+            self._compute_axis(),
+            Axis(self._error_title(), *reach, log=True),
+            marks,
+            tuple(lines),
+            tuple(bands),
+        )
+
+    def residuals(self) -> Plot:
+        """How far each point lies above its kind's law, in per cent of the law."""
+        marks = []
+        for kind, fit in enumerate(self.analysis.fits):
+            fitted = {id(point) for point in fit.fitted}
+            for point in fit.points:
+                above = 100 * (point.error / float(fit.law.error_at(np.array([point.compute]))[0]) - 1)
+                text = f"{above:+.2f} % from the law of {fit.name}\n{self._text(point)}"
+                marks.append(Mark(point.compute, above, kind, text, id(point) in fitted))
+        reach = max(abs(mark.y) for mark in marks) * 1.1 or 1.0
+        return Plot(
+            "residuals",
+            "Residuals",
+            "Measured error over the law's, less one. A bend means that a power law does not fit.",
+            self._compute_axis(),
+            Axis("error over the law − 1 (%)", -reach, reach),
+            tuple(marks),
+            rule=0.0,
+        )
+
+    def exponents(self) -> Plot:
+        """Each kind's exponent with its interval."""
+        rows = [(fit.name, kind, fit.law.alpha, fit.alpha_interval) for kind, fit in enumerate(self.analysis.fits)]
+        caption = "95 % intervals; hollow: the runs are too few for one. At 0 compute does not lower the error."
+        return intervals_plot("exponents", "Exponents", caption, "exponent α", rows, ".4f", rule=0.0, log=False)
+
+    def multipliers(self) -> Plot:
+        """Each kind's compute multiplier at the middle of the baseline's runs, with its interval."""
+        name, title = "multipliers", "Compute multiplier"
+        found = [each for each in self.analysis.comparisons if each.multipliers]
+        if not found:
+            return absent(name, title, self._no_multiplier())
+        rows = [(c.name, self.kinds.index(c.name), c.multipliers[0].value, c.multipliers[0].interval) for c in found]
+        return intervals_plot(
+            name,
+            title,
+            "At the middle of the paired runs; 95 % intervals; hollow: the runs are too few for one.",
+            f"times {found[0].baseline}'s compute at equal error"[:MAX_TITLE + 10],
+            rows,
+            ".3g",
+            rule=1.0,
+            log=True,
+        )
+
+    def _no_multiplier(self) -> str:
+        return "No compute multiplier: " + (
+            "; ".join(self.analysis.notes) if self.analysis.notes else "no error that two kinds reach on a falling law"
+        )
+
+    def multiplier_curve(self) -> Plot:
+        """The compute multiplier against the baseline's error, with its band where the data carry one."""
+        name, title = "multiplier-error", "Compute multiplier against error"
+        found = [each for each in self.analysis.comparisons if each.curve]
+        if not found:
+            return absent(name, title, self._no_multiplier())
+        marks, lines, bands = [], [], []
+        for each in found:
+            kind = self.kinds.index(each.name)
+            for place in each.curve:
+                text = (
+                    f"{each.name}: {number(place.value, place.interval, '.3g')} times {each.baseline}'s compute\n"
+                    f"at an error of {place.error:.4g}, which {each.baseline} reaches with {place.compute:.3g}"
+                )
+                marks.append(Mark(place.error, place.value, kind, text, place.interval is not None, 0.6))
+            lines.append(Line([p.error for p in each.curve], [p.value for p in each.curve], kind))
+            known = [(p.error, *p.interval) for p in each.curve if p.interval is not None]
+            if known:
+                bands.append(Band(*(list(column) for column in zip(*known, strict=True)), kind=kind))
+        inner = [mark.y for mark in marks] + [place.interval[i] for c in found for place in c.multipliers for i in (0, 1) if place.interval]
+        without = [each.name for each in found if all(place.interval is None for place in each.curve)]
+        caption = f"Below 1 a kind needs less compute than {found[0].baseline}. Shaded: 95 % band, over the paired runs."
+        if without:
+            caption += f" No band where the data carry none: {', '.join(without)}."
+        return Plot(
+            name,
+            title,
+            caption,
+            Axis(f"{found[0].baseline}'s {self._error_title()}"[: MAX_TITLE + 10], *limits((m.x for m in marks), log=True), log=True),
+            Axis("compute multiplier", *limits([1.0, *inner], log=True), log=True),
+            tuple(marks),
+            tuple(lines),
+            tuple(bands),
+            rule=1.0,
+        )
+
+    def against(self, field: str, name: str, unit: str, why: str) -> Plot:
+        """What was measured, accuracy or a loss, against a field of the points on a log axis."""
+        selection = self.selection
+        loss = is_loss(selection.metric)
+        held = [point for point in selection.points if getattr(point, field)]
+        quantity = READABLE_METRICS.get(selection.metric, selection.metric.replace("_", " "))
+        title = f"{'Loss' if loss else 'Accuracy'} against {unit.removesuffix(' of training')}"
+        if not held:
+            return absent(name, title, why)
+        marks = []
+        sizes = self._sizes()
+        for point in held:
+            value = float(getattr(point, field))
+            ends = None
+            if point.error_low is not None and point.error_high is not None:
+                ends = (point.error_low, point.error_high) if loss else (1 - point.error_high, 1 - point.error_low)
+            text = f"{value:.5g} {unit}\n{self._text(point)}"
+            marks.append(
+                Mark(value, point.error if loss else 1 - point.error, self._kind(point), text, True, sizes[point.model], y_ends=ends)
+            )
+        lacking = len(selection.points) - len(held)
+        return Plot(
+            name,
+            title,
+            "Larger marks: larger models." + (f" {lacking} points do not record it." if lacking else ""),
+            Axis(unit, *limits((mark.x for mark in marks), log=True), log=True),
+            Axis(short(quantity), *limits((v for m in marks for v in (m.y, *(m.y_ends or ()))), log=False)),
+            tuple(marks),
+        )
+
+    def learning_curves(self) -> Plot:
+        """Training loss against samples seen, a curve a run folder."""
+        name, title = "learning-curves", "Learning curves"
+        if not self.curves:
+            return absent(name, title, NO_CURVES)
+        marks, lines = [], []
+        for curve in self.curves:
+            kind = self.kinds.index(curve.kind) if curve.kind in self.kinds else len(self.kinds)
+            lines.append(Line(curve.samples, curve.loss, kind, thin=True))
+            text = f"{curve.name}\nloss {curve.loss[-1]:.4g} after {curve.samples[-1]:,} samples"
+            marks.append(Mark(curve.samples[-1], curve.loss[-1], kind, text))
+        samples = [x for line in lines for x in line.x]
+        # The first steps of a run are far above all that follows.
+        losses = sorted(y for line in lines for y in line.y)
+        high = losses[min(len(losses) - 1, int(0.98 * len(losses)))]
+        return Plot(
+            name,
+            title,
+            f"Training loss of {len(self.curves)} runs, from their metrics.csv; a mark at each run's end.",
+            Axis("samples seen", *limits(samples, log=True), log=True),
+            Axis("training loss", *limits([losses[0], high], log=False)),
+            tuple(marks),
+            tuple(lines),
+        )
+
+
+Row = tuple[str, int, float, tuple[float, float] | None]
+
+
+def intervals_plot(
+    name: str, title: str, caption: str, quantity: str, rows: Sequence[Row], digits: str, *, rule: float, log: bool
+) -> Plot:
+    """Values with intervals, a row each: (name, kind, value, interval)."""
+    to_axis: Callable[[float], float] = (lambda v: math.log10(max(v, 1e-300))) if log else float
+    values = [to_axis(value) for _, _, value, _ in rows] + [to_axis(rule)]
+    widths = sorted(to_axis(ends[1]) - to_axis(ends[0]) for *_, ends in rows if ends)
+    room = MAX_BAR * max(max(values) - min(values), widths[len(widths) // 2] if widths else 0.0)
+    shown = [*values, *(to_axis(each) for *_, ends in rows for each in ends or ())]
+    inside = [min(max(each, min(values) - room), max(values) + room) for each in shown]
+    reach = limits([10**each for each in inside] if log else inside, log=log)
+    marks = tuple(
+        Mark(value, place, kind, f"{label}: {number(value, ends, digits)}", ends is not None, 1.3, x_ends=ends)
+        for place, (label, kind, value, ends) in enumerate(rows)
+    )
+    # Row 0 is at the top.
+    return Plot(
+        name,
+        title,
+        caption,
+        Axis(quantity, *reach, log=log),
+        Axis("", len(rows) - 0.4, -0.75),
+        marks,
+        rule=rule,
+        rule_of="x",
+        rows=tuple(label for label, *_ in rows),
+    )
+
+
+def short(text: str) -> str:
+    """A text that fits beside an axis."""
+    return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"

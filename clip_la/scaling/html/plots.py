@@ -1,0 +1,150 @@
+"""What a plot holds, in data's own units: the page draws it as SVG, matplotlib as PNG, SVG and PDF for a paper."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# A law that hardly falls puts multipliers and bounds many decades away: limits reach no further than this from 1.
+MAX_DECADES = 12.0
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Between powers of ten, and where these are too few.
+MANTISSAS = (1, 2, 5)
+ROUND_STEPS = (1, 2, 2.5, 5, 10)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: its title with the unit, its limits in data's units, and whether it is logarithmic."""
+
+    title: str
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value lies, 0 at `low` and 1 at `high`; what lies far outside is held a little outside."""
+        if self.log:
+            low, high = math.log(self.low), math.log(self.high)
+            place = (math.log(value) - low) / (high - low) if value > 0 else -math.inf
+        else:
+            place = (value - self.low) / (self.high - self.low)
+        return min(max(place, -0.5), 1.5)
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """At most `most` round values within the limits, ascending, with their labels."""
+        if self.log:
+            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            step = max(1, -(-len(powers) // most))
+            if len(powers) >= 3:
+                return [(10.0**power, power_text(power)) for power in powers if power % step == 0]
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            values = [mantissa * 10.0**power for power in decades for mantissa in MANTISSAS]
+            inside = [value for value in values if self.low <= value <= self.high]
+            # Fewer than three of these leave the axis bare: it is short, and even steps are as readable there.
+            if 3 <= len(inside) <= most:
+                return [(value, number_text(value)) for value in inside]
+        return [(value, number_text(value)) for value in even_steps(self.low, self.high, most)]
+
+
+def even_steps(low: float, high: float, most: int) -> list[float]:
+    """At most `most` multiples of a round step within two limits."""
+    size = 10.0 ** math.floor(math.log10((high - low) / most))
+    for step in (size * each for each in (*ROUND_STEPS, 20, 25, 50)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first + 1 <= most:
+            return [round(number * step, 12) if abs(step) < 1e6 else number * step for number in range(first, last + 1)]
+    raise AssertionError(f"no step between {low} and {high}")
+
+
+def power_text(power: int) -> str:
+    """A power of ten as written by hand; 0.01 to 1000 in full."""
+    return f"{10.0**power:g}" if -2 <= power <= 3 else "10" + str(power).translate(SUPERSCRIPTS)
+
+
+def number_text(value: float) -> str:
+    """Four digits at most, with a power of ten outside 0.001 to 9999; a minus sign, no hyphen."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}".replace("-", "−")
+    power = math.floor(math.log10(abs(value)) + 1e-12)
+    mantissa = f"{value / 10.0**power:.3g}".replace("-", "−")
+    return ("" if mantissa == "1" else f"{mantissa}·") + "10" + str(power).translate(SUPERSCRIPTS)
+
+
+def limits(values: Iterable[float], *, log: bool, margin: float = 0.06) -> tuple[float, float]:
+    """Limits a little wider than the values, a share `margin` of their range at both ends.
+
+    Values that are not finite, on a log axis also those of 0 and below or beyond `MAX_DECADES`, do not count.
+    """
+    if log:
+        known = [math.log10(v) for v in values if 0 < v < math.inf and abs(math.log10(v)) <= MAX_DECADES * 3]
+    else:
+        known = [v for v in values if math.isfinite(v)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    # All values alike: an axis around them all the same.
+    pad = margin * (high - low) or (0.1 if log else abs(high) * 0.1 or 1.0)
+    return (10 ** (low - pad), 10 ** (high + pad)) if log else (low - pad, high + pad)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One value: its place, its kind's number, its text for the tooltip, and the ends of its interval, where known.
+
+    `filled` says whether it entered a fit; `size` is the marker's width over the smallest one's.
+    """
+
+    x: float
+    y: float
+    kind: int
+    text: str
+    filled: bool = True
+    size: float = 1.0
+    x_ends: tuple[float, float] | None = None
+    y_ends: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of one kind: a law (`dashed` as the kind is), or what was measured on the way (thin)."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    kind: int
+    thin: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """The area between two curves of one kind: where its law lies with 95 % confidence."""
+
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    kind: int
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot. `name` is that of its files; `rule` a value of the reference line, across the axis that `rule_of` says.
+
+    `rows` are names in place of the ticks of y, one at each whole number from the top down. Where `missing` says why
+    there is nothing to draw, the page prints that instead.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x: Axis
+    y: Axis
+    marks: tuple[Mark, ...] = ()
+    lines: tuple[Line, ...] = ()
+    bands: tuple[Band, ...] = ()
+    rule: float | None = None
+    rule_of: str = "y"
+    rows: tuple[str, ...] = ()
+    missing: str = ""
+
+
+def absent(name: str, title: str, why: str) -> Plot:
+    """A plot that the data cannot fill, with the reason."""
+    empty = Axis("", 0, 1)
+    return Plot(name, title, "", empty, empty, missing=why)

@@ -30,7 +30,7 @@ class Look:
     dashes: tuple[float, ...]
 
 
-def look(number: int) -> Look:
+def look_of(number: int) -> Look:
     """The look of the kind `number` (from 0 on); forty-nine kinds look different, after that they repeat.
 
     The eighth kind has the first one's colour with another marker and dash.

@@ -10,7 +10,7 @@ import numpy as np
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis, SeriesFit
-from clip_la.scaling.palette import COLOURS, look
+from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.points import Point, Selection, is_loss
 from clip_la.scaling.report import compute_label
 
@@ -178,7 +178,7 @@ def draw(analysis: Analysis) -> "Figure":
     axes = figure.add_subplot()
     handles = []
     for number, fit in enumerate(analysis.fits):
-        own = look(number)
+        own = look_of(number)
         colour, marker = COLOURS[own.colour], own.marker
         dashes: Any = (0, own.dashes) if own.dashes else "-"
         _draw_law(axes, fit, colour, dashes)

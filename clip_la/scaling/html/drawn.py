@@ -1,6 +1,5 @@
 """The plots of the page drawn by matplotlib, as PNG, SVG and PDF for a paper."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.scaling.html.plots import Plot
-from clip_la.scaling.palette import COLOURS, look
+from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.plot import DPI, FONT_SIZE_PT, LINE_WIDTH_PT, STYLE
 
 if TYPE_CHECKING:
@@ -20,8 +19,10 @@ METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": 
 # Area of the smallest marker.
 MARKER_AREA_PT2 = 20.0
 MAX_TICKS_X, MAX_TICKS_Y = 6, 7
-# More kinds than this stand beside the plot in two columns.
-LEGEND_COLUMNS = 3
+# Of a kind's name; the page has longer ones whole.
+MAX_NAME = 28
+# The legend's columns are as many as fit side by side: the figure's width in letters, what handle and gap take of it.
+WIDTH_LETTERS, HANDLE_LETTERS = 84, 10
 
 
 def require_matplotlib() -> None:
@@ -37,6 +38,10 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _name(kind: str) -> str:
+    return plain(kind if len(kind) <= MAX_NAME else kind[: MAX_NAME - 1] + "…")
+
+
 def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
     """The plot as a figure of matplotlib with a legend of the kinds in it; values, marks and bands are the page's."""
     from matplotlib.figure import Figure
@@ -47,48 +52,54 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
     axes = figure.add_subplot()
     for band in plot.bands:
         axes.fill_between(
-            band.x, band.low, band.high, color=COLOURS[look(band.kind).colour], alpha=0.13, linewidth=0, zorder=1
+            band.x, band.low, band.high, color=COLOURS[look_of(band.kind).colour], alpha=0.13, linewidth=0, zorder=1
         )
     for line in plot.lines:
-        own = look(line.kind)
+        own = look_of(line.kind)
         dashes: Any = "-" if line.thin or not own.dashes else (0, own.dashes)
         width = 0.6 if line.thin else LINE_WIDTH_PT
         axes.plot(line.x, line.y, color=COLOURS[own.colour], linestyle=dashes, linewidth=width, zorder=3)
-    for mark in plot.marks:
-        own = look(mark.kind)
+    # One call for all alike: hundreds of points are drawn in a second.
+    for kind, filled in sorted({(mark.kind, mark.filled) for mark in plot.marks}):
+        alike = [mark for mark in plot.marks if (mark.kind, mark.filled) == (kind, filled)]
+        own = look_of(kind)
         colour = COLOURS[own.colour]
+        # A marker that is shifted: on a log axis by a factor.
+        x = [m.x * (plot.x.high / plot.x.low) ** m.shift if plot.x.log else m.x for m in alike]
         thin: dict[str, Any] = {"color": colour, "linewidth": 0.8, "alpha": 0.6, "zorder": 2}
-        if mark.x_ends is not None:
-            axes.plot(mark.x_ends, (mark.y, mark.y), **thin)
-        if mark.y_ends is not None:
-            axes.plot((mark.x, mark.x), mark.y_ends, **thin)
-        face, edge = (colour, "white") if mark.filled else ("white", colour)
-        area = MARKER_AREA_PT2 * mark.size**2
-        axes.scatter(
-            [mark.x], [mark.y], s=area, marker=own.marker, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=4
-        )
+        across = [(mark.y, *mark.x_ends) for mark in alike if mark.x_ends is not None]
+        axes.hlines(*(zip(*across, strict=True) if across else ((), (), ())), **thin)
+        up = [(place, *mark.y_ends) for place, mark in zip(x, alike, strict=True) if mark.y_ends is not None]
+        axes.vlines(*(zip(*up, strict=True) if up else ((), (), ())), **thin)
+        face, edge = (colour, "white") if filled else ("white", colour)
+        areas = [MARKER_AREA_PT2 * mark.size**2 for mark in alike]
+        y = [mark.y for mark in alike]
+        axes.scatter(x, y, s=areas, marker=own.marker, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=4)
     for axis, which, most in ((plot.x, "x", MAX_TICKS_X), (plot.y, "y", MAX_TICKS_Y)):
         getattr(axes, f"set_{which}scale")("log" if axis.log else "linear")
         getattr(axes, f"set_{which}lim")(axis.low, axis.high)
         getattr(axes, f"set_{which}label")(plain(axis.title))
         ticks = axis.ticks(most) if which == "x" or not plot.rows else list(enumerate(plot.rows))
-        getattr(axes, f"set_{which}ticks")([v for v, _ in ticks], [plain(label) for _, label in ticks], minor=False)
+        getattr(axes, f"set_{which}ticks")([v for v, _ in ticks], [_name(label) for _, label in ticks], minor=False)
         getattr(axes, f"set_{which}ticks")([], minor=True)
     if plot.rule is not None:
-        (axes.axhline if plot.rule_of == "y" else axes.axvline)(plot.rule, color="#888888", linewidth=0.7, dashes=(4, 3))
+        (axes.axhline if plot.rule_of == "y" else axes.axvline)(
+            plot.rule, color="#888888", linewidth=0.7, dashes=(4, 3)
+        )
     axes.grid(color="#e4e4e4", linewidth=0.5, zorder=0)
     axes.set_axisbelow(True)
     axes.set_title(plain(plot.title), loc="left", fontsize=FONT_SIZE_PT + 1)
-    drawn = sorted({mark.kind for mark in plot.marks if mark.kind < len(kinds)})
+    drawn = sorted({mark.kind for mark in plot.marks if mark.kind >= 0})
     handles = []
     for kind in drawn:
-        own = look(kind)
+        own = look_of(kind)
         style: Any = (0, own.dashes) if own.dashes else "-"
         handles.append(
-            Line2D([], [], color=COLOURS[own.colour], marker=own.marker, linestyle=style, label=plain(kinds[kind]))
+            Line2D([], [], color=COLOURS[own.colour], marker=own.marker, linestyle=style, label=_name(kinds[kind]))
         )
     if not plot.rows:
-        columns = min(LEGEND_COLUMNS, max(1, math.ceil(len(handles) / 2)))
+        longest = max((min(len(kinds[kind]), MAX_NAME) for kind in drawn), default=0)
+        columns = max(1, WIDTH_LETTERS // (longest + HANDLE_LETTERS))
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, handlelength=3.2)
     return figure
 

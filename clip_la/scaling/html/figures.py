@@ -13,19 +13,32 @@ from clip_la.scaling.plot import LINE_POINTS, READABLE_METRICS, marker_areas, wi
 from clip_la.scaling.points import Point, Selection, is_loss
 from clip_la.scaling.report import number
 
+# More points than these are drawn with smaller markers.
+FEW_POINTS = 60
+# Kinds at one number of tokens stand this share of the axis apart, all of them within the second.
+KIND_SHIFT, MAX_SHIFT = 0.018, 0.12
+# From so many values of x on, points are where they are.
+MAX_VALUES = 8
 # Of an axis title: longer names of metrics are cut, the caption has them whole.
 MAX_TITLE = 34
 # A bar that reaches further than this many times the spread of the values squeezes the others together: it is cut.
 MAX_BAR = 3.0
+# The number of a kind that is none of the analysis': it is drawn in the palette's last colour, black or white.
+OTHER = -1
 AXIS_TITLES = {"compute": "compute C", "samples": "samples seen", "gpu-seconds": "GPU-seconds of training"}
-NO_SECONDS = "No point has measured GPU-seconds: they come from metrics.csv in a run's folder, beside its results.jsonl."
+NO_MULTIPLIER = (
+    "It takes three pairs of runs that differ in the kind alone, at two computes, and an error that both reach."
+)
+NO_SECONDS = (
+    "No point has measured GPU-seconds: they come from metrics.csv in a run's folder, beside its results.jsonl."
+)
 NO_TOKENS = "No point says how many image tokens its model has: result lines and tables of points carry it as 'tokens'."
 NO_CURVES = "No metrics.csv was found: give the folders of the runs, and their loss is drawn against samples seen."
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The plots of one analysis; `kinds` are all its kinds, those with a fit first, and a kind's place is its number."""
+    """The plots of one analysis; `kinds` are all its kinds, those with a fit first; a kind's place is its number."""
 
     analysis: Analysis
     curves: tuple[Curve, ...] = ()
@@ -41,10 +54,17 @@ class Figures:
         groups = group_points(self.selection.points, self.analysis.by)
         return (*fitted, *(name for name in groups if name not in fitted))
 
+    def _markers(self) -> dict[str, float]:
+        """Marker width of each model over the smallest one's; all smaller where there are many points."""
+        areas = marker_areas(self.selection.points)
+        least = min(areas.values())
+        crowd = min(1.0, max(0.6, math.sqrt(FEW_POINTS / len(self.selection.points))))
+        return {model: crowd * math.sqrt(area / least) for model, area in areas.items()}
+
     def all(self) -> tuple[Plot, ...]:
         """Every plot, in the order of the page; those that the data cannot fill say why."""
         return (
-            *(self.error(), self.residuals(), self.exponents(), self.multipliers(), self.multiplier_curve()),
+            *(self.error(), self.multiplier_curve(), self.residuals(), self.exponents(), self.multipliers()),
             self.against("gpu_seconds", "seconds", "GPU-seconds of training", NO_SECONDS),
             self.against("tokens", "tokens", "image tokens", NO_TOKENS),
             self.learning_curves(),
@@ -72,19 +92,13 @@ class Figures:
         return (
             f"{point.model}, {point.attention}{seed}\nerror {point.error:.4g}{bounds}\n"
             f"{AXIS_TITLES[self.selection.axis]} {point.compute:.4g}\n{point.samples_seen:,} samples seen\n"
-            f"run {point.source}\n{point.where}"
+            f"run {point.run}{'' if point.source == point.run else f' ({point.source})'}\n{point.where}"
         )
-
-    def _sizes(self) -> dict[str, float]:
-        """Marker width of each model over the smallest one's."""
-        areas = marker_areas(self.selection.points)
-        least = min(areas.values())
-        return {model: math.sqrt(area / least) for model, area in areas.items()}
 
     def error(self) -> Plot:
         """Error against compute, with each kind's law and its band."""
         points = self.selection.points
-        sizes = self._sizes()
+        sizes = self._markers()
         fitted = {id(point) for fit in self.analysis.fits for point in fit.fitted}
         marks = tuple(
             Mark(
@@ -94,7 +108,9 @@ class Figures:
                 self._text(point),
                 id(point) in fitted,
                 sizes[point.model],
-                y_ends=None if point.error_low is None or point.error_high is None else (point.error_low, point.error_high),
+                y_ends=None
+                if point.error_low is None or point.error_high is None
+                else (point.error_low, point.error_high),
             )
             for point in points
         )
@@ -108,7 +124,9 @@ class Figures:
         # Around points and error bars, not around bands: those of few runs would squeeze the points together.
         reach = limits([each for mark in marks for each in (mark.y, *(mark.y_ends or ())) if each > 1e-6], log=True)
         without = [fit.name for fit in self.analysis.fits if fit.band is None]
-        caption = f"Lines: E = β Cᵅ. Shaded: 95 % band of the law. Filled: fitted ({self.analysis.frontier}); hollow: not."
+        caption = (
+            f"Lines: E = β Cᵅ. Shaded: 95 % band of the law. Filled: fitted ({self.analysis.frontier}); hollow: not."
+        )
         if without:
             caption += f" No band where the runs are too few: {', '.join(without)}."
         return Plot(
@@ -145,30 +163,29 @@ class Figures:
     def exponents(self) -> Plot:
         """Each kind's exponent with its interval."""
         rows = [(fit.name, kind, fit.law.alpha, fit.alpha_interval) for kind, fit in enumerate(self.analysis.fits)]
-        caption = "95 % intervals; hollow: the runs are too few for one. At 0 compute does not lower the error."
-        return intervals_plot("exponents", "Exponents", caption, "exponent α", rows, ".4f", rule=0.0, log=False)
+        reach = [each for _, _, alpha, ends in rows for each in (alpha, *(ends or ()))]
+        # Far from 0 the line would squeeze the exponents together.
+        rule = 0.0 if max(reach) > 0 else None
+        caption = "95 % intervals; hollow: the runs are too few for one."
+        caption += "" if rule is None else " At 0 compute does not lower the error."
+        return intervals_plot("exponents", "Exponents", caption, "exponent α", rows, ".4f", rule=rule, log=False)
 
     def multipliers(self) -> Plot:
         """Each kind's compute multiplier at the middle of the baseline's runs, with its interval."""
         name, title = "multipliers", "Compute multiplier"
         found = [each for each in self.analysis.comparisons if each.multipliers]
         if not found:
-            return absent(name, title, self._no_multiplier())
+            return absent(name, title, NO_MULTIPLIER)
         rows = [(c.name, self.kinds.index(c.name), c.multipliers[0].value, c.multipliers[0].interval) for c in found]
         return intervals_plot(
             name,
             title,
             "At the middle of the paired runs; 95 % intervals; hollow: the runs are too few for one.",
-            f"times {found[0].baseline}'s compute at equal error"[:MAX_TITLE + 10],
+            f"times {found[0].baseline}'s compute at equal error"[: MAX_TITLE + 10],
             rows,
             ".3g",
             rule=1.0,
             log=True,
-        )
-
-    def _no_multiplier(self) -> str:
-        return "No compute multiplier: " + (
-            "; ".join(self.analysis.notes) if self.analysis.notes else "no error that two kinds reach on a falling law"
         )
 
     def multiplier_curve(self) -> Plot:
@@ -176,7 +193,7 @@ class Figures:
         name, title = "multiplier-error", "Compute multiplier against error"
         found = [each for each in self.analysis.comparisons if each.curve]
         if not found:
-            return absent(name, title, self._no_multiplier())
+            return absent(name, title, NO_MULTIPLIER)
         marks, lines, bands = [], [], []
         for each in found:
             kind = self.kinds.index(each.name)
@@ -190,16 +207,24 @@ class Figures:
             known = [(p.error, *p.interval) for p in each.curve if p.interval is not None]
             if known:
                 bands.append(Band(*(list(column) for column in zip(*known, strict=True)), kind=kind))
-        inner = [mark.y for mark in marks] + [place.interval[i] for c in found for place in c.multipliers for i in (0, 1) if place.interval]
+        inner = [mark.y for mark in marks] + [
+            place.interval[i] for c in found for place in c.multipliers for i in (0, 1) if place.interval
+        ]
         without = [each.name for each in found if all(place.interval is None for place in each.curve)]
-        caption = f"Below 1 a kind needs less compute than {found[0].baseline}. Shaded: 95 % band, over the paired runs."
+        caption = (
+            f"Below 1 a kind needs less compute than {found[0].baseline}. Shaded: 95 % band, over the paired runs."
+        )
         if without:
             caption += f" No band where the data carry none: {', '.join(without)}."
         return Plot(
             name,
             title,
             caption,
-            Axis(f"{found[0].baseline}'s {self._error_title()}"[: MAX_TITLE + 10], *limits((m.x for m in marks), log=True), log=True),
+            Axis(
+                f"{found[0].baseline}'s {self._error_title()}"[: MAX_TITLE + 10],
+                *limits((m.x for m in marks), log=True),
+                log=True,
+            ),
             Axis("compute multiplier", *limits([1.0, *inner], log=True), log=True),
             tuple(marks),
             tuple(lines),
@@ -217,22 +242,36 @@ class Figures:
         if not held:
             return absent(name, title, why)
         marks = []
-        sizes = self._sizes()
+        sizes = self._markers()
+        # Few values of x: the kinds stand side by side there.
+        discrete = len({getattr(point, field) for point in held}) < MAX_VALUES
+        step = min(KIND_SHIFT, MAX_SHIFT / len(self.kinds)) if discrete else 0.0
         for point in held:
             value = float(getattr(point, field))
+            kind = self._kind(point)
             ends = None
             if point.error_low is not None and point.error_high is not None:
                 ends = (point.error_low, point.error_high) if loss else (1 - point.error_high, 1 - point.error_low)
             text = f"{value:.5g} {unit}\n{self._text(point)}"
             marks.append(
-                Mark(value, point.error if loss else 1 - point.error, self._kind(point), text, True, sizes[point.model], y_ends=ends)
+                Mark(
+                    value,
+                    point.error if loss else 1 - point.error,
+                    kind,
+                    text,
+                    size=sizes[point.model],
+                    shift=step * (kind - (len(self.kinds) - 1) / 2),
+                    y_ends=ends,
+                )
             )
         lacking = len(selection.points) - len(held)
         return Plot(
             name,
             title,
-            "Larger marks: larger models." + (f" {lacking} points do not record it." if lacking else ""),
-            Axis(unit, *limits((mark.x for mark in marks), log=True), log=True),
+            "Larger marks: larger models."
+            + (" At one value the kinds stand side by side." if step else "")
+            + (f" {lacking} points do not record it." if lacking else ""),
+            Axis(unit, *limits((mark.x for mark in marks), log=True, margin=0.1 if step else 0.06), log=True),
             Axis(short(quantity), *limits((v for m in marks for v in (m.y, *(m.y_ends or ()))), log=False)),
             tuple(marks),
         )
@@ -244,7 +283,7 @@ class Figures:
             return absent(name, title, NO_CURVES)
         marks, lines = [], []
         for curve in self.curves:
-            kind = self.kinds.index(curve.kind) if curve.kind in self.kinds else len(self.kinds)
+            kind = self.kinds.index(curve.kind) if curve.kind in self.kinds else OTHER
             lines.append(Line(curve.samples, curve.loss, kind, thin=True))
             text = f"{curve.name}\nloss {curve.loss[-1]:.4g} after {curve.samples[-1]:,} samples"
             marks.append(Mark(curve.samples[-1], curve.loss[-1], kind, text))
@@ -255,7 +294,8 @@ class Figures:
         return Plot(
             name,
             title,
-            f"Training loss of {len(self.curves)} runs, from their metrics.csv; a mark at each run's end.",
+            f"Training loss of {len(self.curves)} runs, from their metrics.csv; a mark at each run's end."
+            + (" Black or white: of another kind." if any(mark.kind == OTHER for mark in marks) else ""),
             Axis("samples seen", *limits(samples, log=True), log=True),
             Axis("training loss", *limits([losses[0], high], log=False)),
             tuple(marks),
@@ -267,11 +307,19 @@ Row = tuple[str, int, float, tuple[float, float] | None]
 
 
 def intervals_plot(
-    name: str, title: str, caption: str, quantity: str, rows: Sequence[Row], digits: str, *, rule: float, log: bool
+    name: str,
+    title: str,
+    caption: str,
+    quantity: str,
+    rows: Sequence[Row],
+    digits: str,
+    *,
+    rule: float | None,
+    log: bool,
 ) -> Plot:
     """Values with intervals, a row each: (name, kind, value, interval)."""
     to_axis: Callable[[float], float] = (lambda v: math.log10(max(v, 1e-300))) if log else float
-    values = [to_axis(value) for _, _, value, _ in rows] + [to_axis(rule)]
+    values = [to_axis(value) for _, _, value, _ in rows] + ([] if rule is None else [to_axis(rule)])
     widths = sorted(to_axis(ends[1]) - to_axis(ends[0]) for *_, ends in rows if ends)
     room = MAX_BAR * max(max(values) - min(values), widths[len(widths) // 2] if widths else 0.0)
     shown = [*values, *(to_axis(each) for *_, ends in rows for each in ends or ())]
@@ -287,7 +335,7 @@ def intervals_plot(
         title,
         caption,
         Axis(quantity, *reach, log=log),
-        Axis("", len(rows) - 0.4, -0.75),
+        Axis("", len(rows) - 0.6, -0.8),
         marks,
         rule=rule,
         rule_of="x",

@@ -20,7 +20,8 @@ def headlines(analysis: Analysis) -> list[str]:
 
 
 def _said(found: Comparison) -> str:
-    over = f"over {found.num_pairs} pairs of points of {found.num_runs} pairs of runs"
+    runs = f"{found.num_runs} {'pair' if found.num_runs == 1 else 'pairs'} of runs"
+    over = f"over {found.num_pairs} pairs of points of {runs}"
     ratio = f"its error is {number(found.error_ratio, found.error_ratio_interval, '.3f')} times as large"
     if found.alpha_difference is None:
         return (
@@ -35,9 +36,8 @@ def _said(found: Comparison) -> str:
         )
     middle = found.multipliers[0]
     if middle.interval is not None and found.alpha_difference_interval is not None:
-        verdicts = [_verdict("multiplier", middle.interval, 1.0), _verdict("difference", found.alpha_difference_interval, 0.0)]
-        told = "; ".join(each for each in verdicts if each)
-        return f"{sentence(found, '.3g')} {told[0].upper() + told[1:]}."
+        verdict = _verdict({"the multiplier": middle.interval, "the exponents": found.alpha_difference_interval})
+        return f"{sentence(found, '.3g')} {verdict}"
     parts = [
         f"a compute multiplier (the points alone say {middle.value:.3g})" if middle.interval is None else "",
         f"a difference of exponents (the points alone say {found.alpha_difference:+.4f})"
@@ -46,7 +46,9 @@ def _said(found: Comparison) -> str:
     ]
     lacking = " and for ".join(part for part in parts if part)
     carried = [
-        f"at equal error it needs {number(middle.value, middle.interval, '.3g')} times the compute" if middle.interval else "",
+        f"at equal error it needs {number(middle.value, middle.interval, '.3g')} times the compute"
+        if middle.interval
+        else "",
         f"its exponent differs by {number(found.alpha_difference, found.alpha_difference_interval, '+.4f')}"
         if found.alpha_difference_interval
         else "",
@@ -56,8 +58,11 @@ def _said(found: Comparison) -> str:
     return f"{found.name} against {found.baseline}, {over}: {known}. The data carry no interval for {lacking}."
 
 
-def _verdict(what: str, bounds: Interval, none: float) -> str:
-    """Whether an interval holds the value of no difference."""
-    if bounds[0] <= none <= bounds[1]:
-        return f"the data do not tell the {what} from {none:g}"
-    return f"the {what} is told from {none:g}"
+def _verdict(bounds: dict[str, Interval]) -> str:
+    """Which differences are significant at 5 %: the interval does not hold the value of none (1 of a ratio, else 0)."""
+    holds = {what: ends[0] <= (1.0 if "multiplier" in what else 0.0) <= ends[1] for what, ends in bounds.items()}
+    if all(holds.values()):
+        return "Neither differs significantly (95 % intervals)."
+    apart = " and ".join(what for what, held in holds.items() if not held)
+    alike = "".join(f"; {what} not" for what, held in holds.items() if held)
+    return f"Significant at 5 %: {apart}{alike}."

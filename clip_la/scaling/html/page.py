@@ -18,11 +18,13 @@ from clip_la.scaling.html.headline import headlines
 from clip_la.scaling.html.plots import Plot
 from clip_la.scaling.html.svg import RADIUS, colour_class, marker_path, svg
 from clip_la.scaling.html.tables import comparisons_table, fits_table, left_out_table, points_table
-from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look
+from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look_of
 from clip_la.scaling.points_table import write_points
 from clip_la.scaling.report import compute_label, error_label, how
 
 MAX_BYTES = 5_000_000
+# Of the sentences after the first.
+SHOWN_ANSWERS = 3
 
 
 def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sheet] = ()) -> str:
@@ -37,7 +39,7 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
     package = files("clip_la.scaling.html")
     template, style, script = (package.joinpath(f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
     figures = Figures(analysis, tuple(curves))
-    selection = analysis.selection
+    selection, plots = analysis.selection, figures.all()
     first, *others = headlines(analysis)
     page = Template(template).substitute(
         title=escape(f"Scaling laws on {selection.target}"),
@@ -45,15 +47,16 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=escape(first),
-        more_headlines="".join(f"<p>{escape(each)}</p>" for each in others),
+        more_headlines=_more(others),
         about=escape(
             f"Error: {error_label(selection)} on {selection.target}. Compute C: {compute_label(selection)} "
-            f"({selection.compute_unit}). {len(selection.points)} points; points on the law: {analysis.frontier}. "
-            f"{how(analysis)}"
+            f"({selection.compute_unit}). {len(selection.points)} points; fitted: {analysis.frontier}. "
+            f"{how(analysis).strip('[]')}."
         ),
         cautions=_cautions(analysis),
         legend=_legend(figures.kinds),
-        plots="".join(map(_figure, figures.all())),
+        plots="".join(_figure(plot) for plot in plots if not plot.missing),
+        missing=_missing(plots),
         fits=fits_table(analysis),
         comparisons=comparisons_table(analysis),
         points=points_table(selection.points, analysis.by),
@@ -76,6 +79,15 @@ def save_page(page: str, out: Path) -> None:
         stream.write(page)
 
 
+def _more(sentences: Sequence[str]) -> str:
+    """The answers after the first: a few as they are, more of them to unfold."""
+    text = [f"<p>{escape(each)}</p>" for each in sentences]
+    if len(text) <= SHOWN_ANSWERS:
+        return "".join(text)
+    first, rest = "".join(text[:SHOWN_ANSWERS]), "".join(text[SHOWN_ANSWERS:])
+    return f"{first}<details><summary>{len(text) - SHOWN_ANSWERS} more comparisons</summary>{rest}</details>"
+
+
 def _csv(analysis: Analysis) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "points.csv"
@@ -92,29 +104,45 @@ def _palette_style() -> str:
 
 def _cautions(analysis: Analysis) -> str:
     items = "".join(f"<li>{escape(note)}</li>" for note in analysis.notes)
-    return f'<section class="cautions"><h2>What these data cannot carry</h2><ul>{items}</ul></section>' if items else ""
+    return (
+        f'<section class="cautions"><h2>What these data cannot carry</h2><ul tabindex="0">{items}</ul></section>'
+        if items
+        else ""
+    )
 
 
 def _legend(kinds: Sequence[str]) -> str:
     """A button for each kind, which hides and shows it in every plot."""
     buttons = []
     for kind, name in enumerate(kinds):
-        own = look(kind)
+        own = look_of(kind)
         dashes = ",".join(f"{each * 1.6:g}" for each in own.dashes)
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         buttons.append(
-            f'<button type="button" aria-pressed="true" data-toggle="{kind}"><svg class="{colour_class(kind)}" width="38" '
-            f'height="14" viewBox="-19 -7 38 14" aria-hidden="true"><path class="line" d="M-18 0H18" stroke-width="1.6"'
-            f'{dashed}/><path class="mark" d="{marker_path(own.marker, RADIUS + 0.6)}"/></svg>{escape(name)}</button>'
+            f'<button type="button" aria-pressed="true" data-toggle="{kind}">'
+            f'<svg class="{colour_class(kind)}" width="38" height="14" viewBox="-19 -7 38 14" aria-hidden="true">'
+            f'<path class="line" d="M-18 0H18" stroke-width="1.6"{dashed}/>'
+            f'<path class="mark" d="{marker_path(own.marker, RADIUS + 0.6)}"/></svg>{escape(name)}</button>'
         )
     return "".join(buttons)
 
 
 def _figure(plot: Plot) -> str:
-    inside = f'<p class="missing">{escape(plot.missing)}</p>' if plot.missing else svg(plot)
     return (
-        f'<figure id="{plot.name}"><h3>{escape(plot.title)}</h3>{inside}<figcaption>{escape(plot.caption)}</figcaption>'
-        "</figure>"
+        f'<figure id="{plot.name}"><h3>{escape(plot.title)}</h3>{svg(plot)}'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+    )
+
+
+def _missing(plots: Sequence[Plot]) -> str:
+    """A line for each reason why plots are not drawn."""
+    titles: dict[str, list[str]] = {}
+    for plot in plots:
+        if plot.missing:
+            titles.setdefault(plot.missing, []).append(plot.title)
+    return "".join(
+        f'<p class="missing">Not drawn: {escape("; ".join(names).lower())}. {escape(why)}</p>'
+        for why, names in titles.items()
     )
 
 

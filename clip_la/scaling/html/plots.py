@@ -7,8 +7,8 @@ from dataclasses import dataclass
 # A law that hardly falls puts multipliers and bounds many decades away: limits reach no further than this from 1.
 MAX_DECADES = 12.0
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Between powers of ten, and where these are too few.
-MANTISSAS = (1, 2, 5)
+# What stands before a power of ten on a logarithmic axis: the first of these that gives neither too few nor too many.
+MANTISSAS = ((1, 2, 5), (1, 3), (1,))
 ROUND_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -33,16 +33,18 @@ class Axis:
     def ticks(self, most: int) -> list[tuple[float, str]]:
         """At most `most` round values within the limits, ascending, with their labels."""
         if self.log:
-            powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            step = max(1, -(-len(powers) // most))
-            if len(powers) >= 3:
-                return [(10.0**power, power_text(power)) for power in powers if power % step == 0]
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [mantissa * 10.0**power for power in decades for mantissa in MANTISSAS]
-            inside = [value for value in values if self.low <= value <= self.high]
-            # Fewer than three of these leave the axis bare: it is short, and even steps are as readable there.
-            if 3 <= len(inside) <= most:
-                return [(value, number_text(value)) for value in inside]
+            first, last = math.floor(math.log10(self.low) + 1e-9), math.ceil(math.log10(self.high) - 1e-9)
+            for mantissas in MANTISSAS:
+                values = [mantissa * 10.0**power for power in range(first, last + 1) for mantissa in mantissas]
+                inside = [value for value in values if self.low * 0.999999 <= value <= self.high * 1.000001]
+                # Fewer than three leave the axis bare: it is short, and even steps are as readable there.
+                if 3 <= len(inside) <= most:
+                    return [(value, number_text(value)) for value in inside]
+            if last - first > 3:
+                step = -(-(last - first + 1) // most)
+                return [
+                    (10.0**power, number_text(10.0**power)) for power in range(first + 1, last) if power % step == 0
+                ]
         return [(value, number_text(value)) for value in even_steps(self.low, self.high, most)]
 
 
@@ -54,11 +56,6 @@ def even_steps(low: float, high: float, most: int) -> list[float]:
         if last - first + 1 <= most:
             return [round(number * step, 12) if abs(step) < 1e6 else number * step for number in range(first, last + 1)]
     raise AssertionError(f"no step between {low} and {high}")
-
-
-def power_text(power: int) -> str:
-    """A power of ten as written by hand; 0.01 to 1000 in full."""
-    return f"{10.0**power:g}" if -2 <= power <= 3 else "10" + str(power).translate(SUPERSCRIPTS)
 
 
 def number_text(value: float) -> str:
@@ -89,7 +86,8 @@ def limits(values: Iterable[float], *, log: bool, margin: float = 0.06) -> tuple
 class Mark:
     """One value: its place, its kind's number, its text for the tooltip, and the ends of its interval, where known.
 
-    `filled` says whether it entered a fit; `size` is the marker's width over the smallest one's.
+    `shift` moves the marker aside by this share of the axis, so that markers at one x do not hide each other. `filled`
+    says whether it entered a fit; `size` is the marker's width over the smallest one's.
     """
 
     x: float
@@ -98,6 +96,7 @@ class Mark:
     text: str
     filled: bool = True
     size: float = 1.0
+    shift: float = 0.0
     x_ends: tuple[float, float] | None = None
     y_ends: tuple[float, float] | None = None
 

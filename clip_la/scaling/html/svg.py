@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from clip_la.scaling.html.plots import Axis, Line, Mark, Plot
-from clip_la.scaling.palette import look
+from clip_la.scaling.palette import look_of
 
 # Units of the view box; a page shows it 330 to 640 px wide.
 WIDTH, HEIGHT = 480.0, 330.0
@@ -18,7 +18,10 @@ MAX_TICKS_X, MAX_TICKS_Y = 6, 7
 # Half the width of the smallest marker.
 RADIUS = 3.4
 LINE_WIDTH = 1.6
-ROW_HEIGHT, ROW_TEXT = 34.0, 14.0
+# Few rows stand further apart, so that the plot is as high as its neighbours.
+ROW_HEIGHT, MAX_ROW_HEIGHT, ROOM = 36.0, 70.0, 260.0
+# From the row's bar up to the foot of its name.
+ROW_TEXT = 9.0
 # Of a row's name: a longer one runs out of the plot; the tooltip has it whole.
 MAX_ROW_NAME = 48
 
@@ -34,7 +37,11 @@ class _Canvas:
     def __init__(self, plot: Plot) -> None:
         self.plot = plot
         self.left = 14.0 if plot.rows else LEFT
-        self.height = TOP + BOTTOM + ROW_HEIGHT * len(plot.rows) + 8 if plot.rows else HEIGHT
+        self.height = (
+            TOP + BOTTOM + max(ROW_HEIGHT, min(ROOM / max(len(plot.rows), 1), MAX_ROW_HEIGHT)) * len(plot.rows)
+            if plot.rows
+            else HEIGHT
+        )
         self.bottom = self.height - BOTTOM
 
     def x(self, value: float) -> float:
@@ -42,6 +49,9 @@ class _Canvas:
 
     def y(self, value: float) -> float:
         return round(self.bottom - self.plot.y.share(value) * (self.bottom - TOP), 1)
+
+    def mark_x(self, mark: Mark) -> float:
+        return round(self.x(mark.x) + mark.shift * (WIDTH - RIGHT - self.left), 1)
 
     def text(self) -> str:
         plot = self.plot
@@ -57,7 +67,7 @@ class _Canvas:
             f'<g class="axes" aria-hidden="true">{self._axes()}</g>'
             f'<g clip-path="url(#{clip})"><g aria-hidden="true">{curves}</g>'
             # Bars first: no bar lies over another value's marker.
-            f"<g aria-hidden=\"true\">{''.join(map(self._bars, plot.marks))}</g></g>"
+            f'<g aria-hidden="true">{"".join(map(self._bars, plot.marks))}</g></g>'
             f"<g>{''.join(map(self._mark, plot.marks))}</g></svg>"
         )
 
@@ -72,14 +82,14 @@ class _Canvas:
             y = self.y(value)
             parts.append(f'<path class="grid" d="M{self.left:g} {y}H{right:g}"/>')
             parts.append(f'<text x="{self.left - 6:g}" y="{y + 4:g}" text-anchor="end">{escape(label)}</text>')
-        for number, name in enumerate(plot.rows):
-            name = name if len(name) <= MAX_ROW_NAME else name[: MAX_ROW_NAME - 1] + "…"
-            y = self.y(number) - ROW_TEXT + 4
-            parts.append(f'<text class="row" x="{self.left + 4:g}" y="{y:g}">{escape(name)}</text>')
         if plot.rule is not None:
             across = f"M{self.left:g} {self.y(plot.rule)}H{right:g}"
             up = f"M{self.x(plot.rule)} {TOP:g}V{self.bottom:g}"
             parts.append(f'<path class="rule" d="{across if plot.rule_of == "y" else up}"/>')
+        for number, name in enumerate(plot.rows):
+            name = name if len(name) <= MAX_ROW_NAME else name[: MAX_ROW_NAME - 1] + "…"
+            y = self.y(number) - ROW_TEXT
+            parts.append(f'<text class="row" x="{self.left + 4:g}" y="{y:g}">{escape(name)}</text>')
         parts.append(f'<path class="frame" d="M{self.left:g} {TOP:g}V{self.bottom:g}H{right:g}"/>')
         parts.append(_title(plot.x, (self.left + right) / 2, self.bottom + 38))
         if not plot.rows:
@@ -92,7 +102,7 @@ class _Canvas:
 
     def _line(self, line: Line) -> str:
         width = 1.0 if line.thin else LINE_WIDTH
-        dashes = "" if line.thin else ",".join(f"{each * width:g}" for each in look(line.kind).dashes)
+        dashes = "" if line.thin else ",".join(f"{each * width:g}" for each in look_of(line.kind).dashes)
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         thin = " thin" if line.thin else ""
         return (
@@ -109,17 +119,17 @@ class _Canvas:
         if mark.x_ends is not None:
             d = f"M{self.x(mark.x_ends[0])} {self.y(mark.y)}H{self.x(mark.x_ends[1])}"
         elif mark.y_ends is not None:
-            d = f"M{self.x(mark.x)} {self.y(mark.y_ends[0])}V{self.y(mark.y_ends[1])}"
+            d = f"M{self.mark_x(mark)} {self.y(mark.y_ends[0])}V{self.y(mark.y_ends[1])}"
         else:
             return ""
         return f'<path class="bar {colour_class(mark.kind)}" data-kind="{mark.kind}" d="{d}"/>'
 
     def _mark(self, mark: Mark) -> str:
-        x, y = self.x(mark.x), self.y(mark.y)
+        x, y = self.mark_x(mark), self.y(mark.y)
         if not (self.left - 1 <= x <= WIDTH - RIGHT + 1 and TOP - 1 <= y <= self.bottom + 1):
             return ""
         hollow = "" if mark.filled else " hollow"
-        shape = marker_path(look(mark.kind).marker, RADIUS * mark.size)
+        shape = marker_path(look_of(mark.kind).marker, RADIUS * mark.size)
         return (
             f'<path class="mark{hollow} {colour_class(mark.kind)}" data-kind="{mark.kind}" role="img" '
             f'aria-label="{escape(mark.text)}" transform="translate({x} {y})" d="{shape}"/>'
@@ -132,7 +142,7 @@ def _title(axis: Axis, x: float, y: float, more: str = "") -> str:
 
 def colour_class(kind: int) -> str:
     """The class that gives a kind its colour."""
-    return f"k{look(kind).colour}"
+    return f"k{look_of(kind).colour}"
 
 
 def marker_path(marker: str, radius: float) -> str:
@@ -151,7 +161,20 @@ def marker_path(marker: str, radius: float) -> str:
         return polygon([(0, -1.3 * r), (1.3 * r, 0), (0, 1.3 * r), (-1.3 * r, 0)])
     if marker in "PX":
         a, b = 1.2 * r, 0.45 * r
-        corners = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+        corners = [
+            (-b, -a),
+            (b, -a),
+            (b, -b),
+            (a, -b),
+            (a, b),
+            (b, b),
+            (b, a),
+            (-b, a),
+            (-b, b),
+            (-a, b),
+            (-a, -b),
+            (-b, -b),
+        ]
         turn = math.pi / 4 if marker == "X" else 0.0
         c, s = math.cos(turn), math.sin(turn)
         return polygon([(x * c - y * s, x * s + y * c) for x, y in corners])

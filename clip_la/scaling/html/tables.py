@@ -15,7 +15,11 @@ Cell = str | tuple[str, float | None]
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A <table> in a frame that scrolls; the script of the page makes its columns sortable. All text is escaped."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    numeric = [bool(rows) and all(not isinstance(row[column], str) for row in rows) for column in range(len(header))]
+    head = "".join(
+        f'<th scope="col"{" class=number" if right else ""}>{escape(name)}</th>'
+        for name, right in zip(header, numeric, strict=True)
+    )
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     label = escape(caption)
     return (
@@ -49,7 +53,7 @@ def fits_table(analysis: Analysis) -> str:
                 (number(fit.law.alpha, fit.alpha_interval, ".4f"), fit.law.alpha),
                 (number(fit.law.beta, fit.beta_interval, ".4g"), fit.law.beta),
                 *(_count(len(fit.points)), _count(len(fit.fitted)), _count(fit.num_runs)),
-                (f"{100 * fit.mean_absolute_error:.3g} %", fit.mean_absolute_error),
+                (f"{fit.mean_absolute_error:.3g}", fit.mean_absolute_error),
                 told,
             ]
         )
@@ -111,13 +115,29 @@ def points_table(points: Sequence[Point], by: str) -> str:
             optional(point.gpu_seconds, ".4g"),
             optional(point.tokens, "d"),
             optional(point.learning_rate, ".3g"),
+            point.run,
             point.source,
             point.where,
         ]
         for point in points
     ]
-    header = (by, "model", "seed", "samples seen", "C", "error", "GPU-s", "tokens", "learning rate", "run", "origin")
-    return table("Points", header, rows)
+    header = (
+        by,
+        "model",
+        "seed",
+        "samples seen",
+        "C",
+        "error",
+        "GPU-s",
+        "tokens",
+        "learning rate",
+        "run",
+        "branch",
+        "origin",
+    )
+    # A column that no point fills says nothing.
+    full = [column for column in range(len(header)) if any(row[column] not in ("", ("", None)) for row in rows)]
+    return table("Points", [header[column] for column in full], [[row[column] for column in full] for row in rows])
 
 
 def left_out_table(analysis: Analysis) -> str:

@@ -13,7 +13,7 @@ from clip_la.scaling.plot import DPI, FONT_SIZE_PT, LINE_WIDTH_PT, STYLE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH_INCHES, HEIGHT_INCHES, ROW_INCHES = 5.2, 3.6, 0.36
+WIDTH_INCHES, HEIGHT_INCHES, ROW_INCHES, LINE_INCHES = 5.2, 3.6, 0.36, 0.17
 # No date: equal input gives equal bytes.
 METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 # Area of the smallest marker.
@@ -47,8 +47,12 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    height = ROW_INCHES * (len(plot.rows) + 2) if plot.rows else HEIGHT_INCHES
-    figure = Figure(figsize=(WIDTH_INCHES, max(height, 1.6)), dpi=DPI, layout="constrained")
+    drawn = [] if plot.rows else sorted({mark.kind for mark in plot.marks if mark.kind >= 0})
+    longest = max((min(len(kinds[kind]), MAX_NAME) for kind in drawn), default=0)
+    columns = max(1, WIDTH_LETTERS // (longest + HANDLE_LETTERS))
+    # Rows of names, or the plot with the rows of its legend below.
+    height = ROW_INCHES * (len(plot.rows) + 2) if plot.rows else HEIGHT_INCHES + LINE_INCHES * (len(drawn) // columns)
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for band in plot.bands:
         axes.fill_between(
@@ -89,7 +93,6 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
     axes.grid(color="#e4e4e4", linewidth=0.5, zorder=0)
     axes.set_axisbelow(True)
     axes.set_title(plain(plot.title), loc="left", fontsize=FONT_SIZE_PT + 1)
-    drawn = sorted({mark.kind for mark in plot.marks if mark.kind >= 0})
     handles = []
     for kind in drawn:
         own = look_of(kind)
@@ -97,9 +100,7 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
         handles.append(
             Line2D([], [], color=COLOURS[own.colour], marker=own.marker, linestyle=style, label=_name(kinds[kind]))
         )
-    if not plot.rows:
-        longest = max((min(len(kinds[kind]), MAX_NAME) for kind in drawn), default=0)
-        columns = max(1, WIDTH_LETTERS // (longest + HANDLE_LETTERS))
+    if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, handlelength=3.2)
     return figure
 

@@ -11,7 +11,9 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme)
 nameTheme();
 
 // Tooltips: the text of a mark's aria-label, beside the mark and inside the window.
+let shown = null;
 function show(mark) {
+  shown = mark;
   tip.textContent = mark.getAttribute("aria-label");
   tip.hidden = false;
   const at = mark.getBoundingClientRect(), own = tip.getBoundingClientRect();
@@ -19,8 +21,9 @@ function show(mark) {
   const above = at.top - own.height - 8;
   tip.style.transform = `translate(${left}px, ${above > 8 ? above : at.bottom + 8}px)`;
 }
-const hide = () => { tip.hidden = true; };
-addEventListener("scroll", hide, { passive: true, capture: true });
+const hide = () => { shown = null; tip.hidden = true; };
+// The focus scrolls a plot into the window: the tooltip goes along.
+addEventListener("scroll", () => { if (shown) show(shown); }, { passive: true, capture: true });
 addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 
 // One stop for the tab key a plot; arrow keys go from mark to mark, from left to right.
@@ -35,15 +38,14 @@ for (const plot of document.querySelectorAll("figure > svg")) {
   plot.addEventListener("focusin", event => { if (event.target.matches(".mark")) show(event.target); });
   plot.addEventListener("focusout", hide);
   plot.addEventListener("keydown", event => {
-    const step = STEPS[event.key], shown = ordered.filter(mark => !("hidden" in mark.dataset));
-    const at = shown.indexOf(document.activeElement);
+    const step = STEPS[event.key], left = ordered.filter(mark => !("hidden" in mark.dataset));
+    const at = left.indexOf(document.activeElement);
     if (!step || at < 0) return;
     event.preventDefault();
-    const next = shown[(at + step + shown.length) % shown.length];
-    shown[at].setAttribute("tabindex", -1);
+    const next = left[(at + step + left.length) % left.length];
+    left[at].setAttribute("tabindex", -1);
     next.setAttribute("tabindex", 0);
-    // Scrolling would hide the tooltip that the focus brings.
-    next.focus({ preventScroll: true });
+    next.focus();
   });
 }
 
@@ -55,8 +57,8 @@ for (const button of document.querySelectorAll("[data-toggle]")) {
     for (const part of document.querySelectorAll(`[data-kind="${button.dataset.toggle}"]`)) part.toggleAttribute("data-hidden", hidden);
     // The tab key still finds each plot, by a mark that is left.
     for (const plot of document.querySelectorAll("figure > svg")) {
-      const shown = [...plot.querySelectorAll(".mark:not([data-hidden])")];
-      if (shown.length && !shown.some(mark => mark.tabIndex === 0)) shown[0].setAttribute("tabindex", 0);
+      const left = [...plot.querySelectorAll(".mark:not([data-hidden])")];
+      for (const mark of plot.querySelectorAll(".mark")) mark.setAttribute("tabindex", mark === left[0] ? 0 : -1);
     }
   });
 }

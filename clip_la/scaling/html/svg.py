@@ -13,8 +13,10 @@ from clip_la.scaling.palette import look_of
 
 # Units of the view box; a page shows it 330 to 640 px wide.
 WIDTH, HEIGHT = 480.0, 330.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 10.0, 50.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 10.0, 50.0
 MAX_TICKS_X, MAX_TICKS_Y = 6, 7
+# Width of a letter of the tick labels where the window is narrow and the text large.
+LETTER = 8.8
 # Half the width of the smallest marker.
 RADIUS = 3.4
 LINE_WIDTH = 1.6
@@ -77,6 +79,9 @@ class _Canvas:
         for value, label in plot.x.ticks(MAX_TICKS_X):
             x = self.x(value)
             parts.append(f'<path class="grid" d="M{x} {TOP:g}V{self.bottom:g}"/>')
+            # A label near the edge moves inwards, or it would leave the picture.
+            half = LETTER * len(label) / 2
+            x = min(max(x, half), WIDTH - half)
             parts.append(f'<text x="{x}" y="{self.bottom + 16:g}" text-anchor="middle">{escape(label)}</text>')
         for value, label in [] if plot.rows else plot.y.ticks(MAX_TICKS_Y):
             y = self.y(value)

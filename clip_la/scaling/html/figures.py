@@ -1,14 +1,24 @@
 """The plots of an analysis: laws with bands, residuals, exponents, compute multipliers, seconds, tokens, curves."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clip_la.scaling.analysis import Analysis, group_points
 from clip_la.scaling.html.curves import Curve
-from clip_la.scaling.html.plots import Axis, Band, Line, Mark, Plot, absent, limits
+from clip_la.scaling.html.plots import (
+    MAX_TITLE_BELOW,
+    Axis,
+    Band,
+    Line,
+    Mark,
+    Plot,
+    absent,
+    intervals_plot,
+    limits,
+    short,
+)
 from clip_la.scaling.plot import LINE_POINTS, READABLE_METRICS, marker_areas, widened
 from clip_la.scaling.points import Point, Selection, is_loss
 from clip_la.scaling.report import number
@@ -19,10 +29,6 @@ FEW_POINTS = 60
 KIND_SHIFT, MAX_SHIFT = 0.018, 0.12
 # From so many values of x on, points are where they are.
 MAX_VALUES = 8
-# Of an axis title: longer names of metrics are cut, the caption has them whole.
-MAX_TITLE = 34
-# A bar that reaches further than this many times the spread of the values squeezes the others together: it is cut.
-MAX_BAR = 3.0
 # The number of a kind that is none of the analysis': it is drawn in the palette's last colour, black or white.
 OTHER = -1
 AXIS_TITLES = {"compute": "compute C", "samples": "samples seen", "gpu-seconds": "GPU-seconds of training"}
@@ -181,7 +187,7 @@ class Figures:
             name,
             title,
             "At the middle of the paired runs; 95 % intervals; hollow: the runs are too few for one.",
-            f"times {found[0].baseline}'s compute at equal error"[: MAX_TITLE + 10],
+            short(f"times {found[0].baseline}'s compute at equal error", MAX_TITLE_BELOW),
             rows,
             ".3g",
             rule=1.0,
@@ -204,9 +210,10 @@ class Figures:
                 )
                 marks.append(Mark(place.error, place.value, kind, text, place.interval is not None, 0.6))
             lines.append(Line([p.error for p in each.curve], [p.value for p in each.curve], kind))
-            known = [(p.error, *p.interval) for p in each.curve if p.interval is not None]
+            known = [(p.error, p.interval) for p in each.curve if p.interval is not None]
             if known:
-                bands.append(Band(*(list(column) for column in zip(*known, strict=True)), kind=kind))
+                low, high = ([ends[side] for _, ends in known] for side in (0, 1))
+                bands.append(Band([error for error, _ in known], low, high, kind))
         inner = [mark.y for mark in marks] + [
             place.interval[i] for c in found for place in c.multipliers for i in (0, 1) if place.interval
         ]
@@ -221,7 +228,7 @@ class Figures:
             title,
             caption,
             Axis(
-                f"{found[0].baseline}'s {self._error_title()}"[: MAX_TITLE + 10],
+                short(f"{found[0].baseline}'s {self._error_title()}", MAX_TITLE_BELOW),
                 *limits((m.x for m in marks), log=True),
                 log=True,
             ),
@@ -301,48 +308,3 @@ class Figures:
             tuple(marks),
             tuple(lines),
         )
-
-
-Row = tuple[str, int, float, tuple[float, float] | None]
-
-
-def intervals_plot(
-    name: str,
-    title: str,
-    caption: str,
-    quantity: str,
-    rows: Sequence[Row],
-    digits: str,
-    *,
-    rule: float | None,
-    log: bool,
-) -> Plot:
-    """Values with intervals, a row each: (name, kind, value, interval)."""
-    to_axis: Callable[[float], float] = (lambda v: math.log10(max(v, 1e-300))) if log else float
-    values = [to_axis(value) for _, _, value, _ in rows] + ([] if rule is None else [to_axis(rule)])
-    widths = sorted(to_axis(ends[1]) - to_axis(ends[0]) for *_, ends in rows if ends)
-    room = MAX_BAR * max(max(values) - min(values), widths[len(widths) // 2] if widths else 0.0)
-    shown = [*values, *(to_axis(each) for *_, ends in rows for each in ends or ())]
-    inside = [min(max(each, min(values) - room), max(values) + room) for each in shown]
-    reach = limits([10**each for each in inside] if log else inside, log=log)
-    marks = tuple(
-        Mark(value, place, kind, f"{label}: {number(value, ends, digits)}", ends is not None, 1.3, x_ends=ends)
-        for place, (label, kind, value, ends) in enumerate(rows)
-    )
-    # Row 0 is at the top.
-    return Plot(
-        name,
-        title,
-        caption,
-        Axis(quantity, *reach, log=log),
-        Axis("", len(rows) - 0.6, -0.8),
-        marks,
-        rule=rule,
-        rule_of="x",
-        rows=tuple(label for label, *_ in rows),
-    )
-
-
-def short(text: str) -> str:
-    """A text that fits beside an axis."""
-    return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"

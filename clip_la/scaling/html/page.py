@@ -2,14 +2,11 @@
 
 import base64
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
-from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.html.curves import Curve, Sheet
@@ -19,7 +16,7 @@ from clip_la.scaling.html.plots import Plot
 from clip_la.scaling.html.svg import RADIUS, colour_class, marker_path, svg
 from clip_la.scaling.html.tables import comparisons_table, fits_table, left_out_table, points_table
 from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look_of
-from clip_la.scaling.points_table import write_points
+from clip_la.scaling.points_table import points_csv
 from clip_la.scaling.report import compute_label, error_label, how
 
 MAX_BYTES = 5_000_000
@@ -55,14 +52,19 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
         ),
         cautions=_cautions(analysis),
         legend=_legend(figures.kinds),
-        plots="".join(_figure(plot) for plot in plots if not plot.missing),
+        plots="".join(
+            f'<figure id="{plot.name}"><h3>{escape(plot.title)}</h3>{svg(plot)}'
+            f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+            for plot in plots
+            if not plot.missing
+        ),
         missing=_missing(plots),
         fits=fits_table(analysis),
         comparisons=comparisons_table(analysis),
         points=points_table(selection.points, analysis.by),
         left_out=left_out_table(analysis),
         sheets=_sheets(sheets),
-        csv=base64.b64encode(_csv(analysis)).decode(),
+        csv=base64.b64encode(points_csv([selection]).encode()).decode(),
     )
     size = len(page.encode())
     if size > MAX_BYTES:
@@ -73,12 +75,6 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
     return page
 
 
-def save_page(page: str, out: Path) -> None:
-    """Writes the page; whole or not at all."""
-    with atomic_write(out, "w") as stream:
-        stream.write(page)
-
-
 def _more(sentences: Sequence[str]) -> str:
     """The answers after the first: a few as they are, more of them to unfold."""
     text = [f"<p>{escape(each)}</p>" for each in sentences]
@@ -86,13 +82,6 @@ def _more(sentences: Sequence[str]) -> str:
         return "".join(text)
     first, rest = "".join(text[:SHOWN_ANSWERS]), "".join(text[SHOWN_ANSWERS:])
     return f"{first}<details><summary>{len(text) - SHOWN_ANSWERS} more comparisons</summary>{rest}</details>"
-
-
-def _csv(analysis: Analysis) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "points.csv"
-        write_points([analysis.selection], path)
-        return path.read_bytes()
 
 
 def _palette_style() -> str:
@@ -125,13 +114,6 @@ def _legend(kinds: Sequence[str]) -> str:
             f'<path class="mark" d="{marker_path(own.marker, RADIUS + 0.6)}"/></svg>{escape(name)}</button>'
         )
     return "".join(buttons)
-
-
-def _figure(plot: Plot) -> str:
-    return (
-        f'<figure id="{plot.name}"><h3>{escape(plot.title)}</h3>{svg(plot)}'
-        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
-    )
 
 
 def _missing(plots: Sequence[Plot]) -> str:

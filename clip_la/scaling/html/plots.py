@@ -1,11 +1,17 @@
 """What a plot holds, in data's own units: the page draws it as SVG, matplotlib as PNG, SVG and PDF for a paper."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from clip_la.scaling.report import number
 
 # A law that hardly falls puts multipliers and bounds many decades away: limits reach no further than this from 1.
 MAX_DECADES = 12.0
+# Letters of an axis title: longer names of metrics are cut, the top of the page has them whole. One below is longer.
+MAX_TITLE, MAX_TITLE_BELOW = 34, 50
+# A bar that reaches further than this many times the spread of the values squeezes the others together: it is cut.
+MAX_BAR = 3.0
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # What stands before a power of ten on a logarithmic axis: the first of these that gives neither too few nor too many.
 MANTISSAS = ((1, 2, 5), (1, 3), (1,))
@@ -147,3 +153,51 @@ def absent(name: str, title: str, why: str) -> Plot:
     """A plot that the data cannot fill, with the reason."""
     empty = Axis("", 0, 1)
     return Plot(name, title, "", empty, empty, missing=why)
+
+
+Row = tuple[str, int, float, tuple[float, float] | None]
+
+
+def intervals_plot(
+    name: str,
+    title: str,
+    caption: str,
+    quantity: str,
+    rows: Sequence[Row],
+    digits: str,
+    *,
+    rule: float | None,
+    log: bool,
+) -> Plot:
+    """Values with intervals, a row each: (name, kind, value, interval); `digits` is the format of a value's text.
+
+    Bars far longer than the others are cut at the edge, and `rule` marks the value of no effect.
+    """
+    to_axis: Callable[[float], float] = (lambda v: math.log10(max(v, 1e-300))) if log else float
+    values = [to_axis(value) for _, _, value, _ in rows] + ([] if rule is None else [to_axis(rule)])
+    widths = sorted(to_axis(ends[1]) - to_axis(ends[0]) for *_, ends in rows if ends)
+    room = MAX_BAR * max(max(values) - min(values), widths[len(widths) // 2] if widths else 0.0)
+    shown = [*values, *(to_axis(each) for *_, ends in rows for each in ends or ())]
+    inside = [min(max(each, min(values) - room), max(values) + room) for each in shown]
+    reach = limits([10**each for each in inside] if log else inside, log=log)
+    marks = tuple(
+        Mark(value, place, kind, f"{label}: {number(value, ends, digits)}", ends is not None, 1.3, x_ends=ends)
+        for place, (label, kind, value, ends) in enumerate(rows)
+    )
+    # Row 0 is at the top.
+    return Plot(
+        name,
+        title,
+        caption,
+        Axis(quantity, *reach, log=log),
+        Axis("", len(rows) - 0.6, -0.8),
+        marks,
+        rule=rule,
+        rule_of="x",
+        rows=tuple(label for label, *_ in rows),
+    )
+
+
+def short(text: str, most: int = MAX_TITLE) -> str:
+    """A text of at most so many letters; a longer one ends in dots."""
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -64,7 +64,7 @@ def _multiplier_data(each: Multiplier) -> dict[str, Any]:
     return {"compute": each.compute, "error": each.error, "value": each.value, "interval": _bounds(each.interval)}
 
 
-def comparison_data(found: Comparison) -> dict[str, Any]:
+def comparison_data(found: Comparison, axis: str = "compute") -> dict[str, Any]:
     """One paired comparison as plain data."""
     return {
         "name": found.name,
@@ -76,7 +76,7 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
         "error_ratio_interval": _bounds(found.error_ratio_interval),
         "alpha_difference": found.alpha_difference,
         "alpha_difference_interval": _bounds(found.alpha_difference_interval),
-        "sentence": sentence(found),
+        "sentence": sentence(found, axis=axis),
         "difference_p_value": found.difference_p_value,
         "compute_multipliers": [_multiplier_data(each) for each in found.multipliers],
         "compute_multiplier_at_one_exponent": None
@@ -109,7 +109,7 @@ def to_data(analysis: Analysis) -> dict[str, Any]:
         "resamples": analysis.num_resamples,
         "seed": analysis.seed,
         "fits": [fit_data(fit) for fit in analysis.fits],
-        "comparisons": [comparison_data(found) for found in analysis.comparisons],
+        "comparisons": [comparison_data(found, selection.axis) for found in analysis.comparisons],
         "left_out": [{"where": item.where, "what": item.what, "reason": item.reason} for item in selection.left_out],
         "notes": list(analysis.notes),
     }
@@ -141,7 +141,11 @@ def _fits_table(fits: Sequence[SeriesFit]) -> Table:
     return Table(header, tuple(rows))
 
 
-def sentence(found: Comparison, digits: str = ".2f") -> str | None:
+# What a multiplier multiplies, by the axis that errors are fitted in.
+MULTIPLIED = {"compute": "compute", "samples": "samples", "gpu-seconds": "GPU-seconds"}
+
+
+def sentence(found: Comparison, digits: str = ".2f", axis: str = "compute") -> str | None:
     """The comparison in a sentence, None where there is neither a multiplier nor a difference."""
     if found.alpha_difference is None or not found.multipliers:
         return None
@@ -149,13 +153,13 @@ def sentence(found: Comparison, digits: str = ".2f") -> str | None:
     compute = number(middle.value, middle.interval, digits)
     exponent = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")
     return (
-        f"At equal error {found.name} needs {compute} times {found.baseline}'s compute, and its exponent differs by "
-        f"{exponent}."
+        f"At equal error {found.name} needs {compute} times {found.baseline}'s {MULTIPLIED[axis]}, and its "
+        f"exponent differs by {exponent}."
     )
 
 
-def _comparison_lines(found: Comparison) -> list[str]:
-    said = sentence(found)
+def _comparison_lines(found: Comparison, axis: str) -> list[str]:
+    said = sentence(found, axis=axis)
     lines = [
         *([said] if said else []),
         f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
@@ -230,7 +234,7 @@ def to_text(analysis: Analysis) -> str:
     if analysis.comparisons:
         lines.append("paired runs (alike in all but the kind), kind over baseline:")
         for found in analysis.comparisons:
-            lines += _comparison_lines(found)
+            lines += _comparison_lines(found, selection.axis)
         lines.append("")
     lines.append(f"{len(selection.points)} points entered, {len(selection.left_out)} left out")
     lines += _left_out_lines(selection.left_out, selection.reasons())

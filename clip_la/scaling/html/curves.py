@@ -14,8 +14,14 @@ import numpy as np
 from PIL import Image
 
 from clip_la.json_text import lines_in
+from clip_la.scaling.html.plots import Axis, Line, Mark, Plot, absent, limits
 from clip_la.scaling.run_folder import METRICS_NAME, read_config
 
+NO_CURVES = "No metrics.csv was found: give the folders of the runs, and their loss is drawn against samples seen."
+# The number of a kind that is none of the analysis': it is drawn in the palette's last colour, black or white.
+OTHER = -1
+# The first steps of a run are far above all that follows: the axis leaves out this share of the highest losses.
+STEEP_SHARE = 0.02
 # All curves of a page together: 40 bytes a vertex.
 MAX_VERTICES = 12_000
 SHEET_PATTERN = "*contact_sheet*.png"
@@ -33,6 +39,16 @@ class Curve:
     kind: str | None
     samples: tuple[int, ...]
     loss: tuple[float, ...]
+
+    def thinned(self, most: int) -> "Curve":
+        """At most `most` vertices, each the mean over its neighbours, so that no single noisy row decides."""
+        num = len(self.samples)
+        if num <= most:
+            return self
+        parts = np.array_split(np.arange(num), most)
+        loss = np.array(self.loss)
+        samples = tuple(self.samples[part[-1]] for part in parts)
+        return Curve(self.name, self.kind, samples, tuple(float(loss[part].mean()) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ def find_curves(paths: Sequence[Path], by: str) -> tuple[Curve, ...]:
             samples, losses = zip(*rows, strict=True)
             curves.append(Curve(str(path.parent), _kind(path.parent, by), samples, losses))
     each = max(12, MAX_VERTICES // max(len(curves), 1))
-    return tuple(_thinned(curve, each) for curve in curves)
+    return tuple(curve.thinned(each) for curve in curves)
 
 
 def _read(path: Path) -> list[tuple[int, float]]:
@@ -90,21 +106,6 @@ def _read(path: Path) -> list[tuple[int, float]]:
     return found
 
 
-def _thinned(curve: Curve, most: int) -> Curve:
-    """At most `most` vertices, each the mean over its neighbours, so that the noise of single rows does not decide."""
-    num = len(curve.samples)
-    if num <= most:
-        return curve
-    parts = np.array_split(np.arange(num), most)
-    loss = np.array(curve.loss)
-    return Curve(
-        curve.name,
-        curve.kind,
-        tuple(curve.samples[part[-1]] for part in parts),
-        tuple(float(loss[part].mean()) for part in parts),
-    )
-
-
 def _kind(folder: Path, by: str) -> str | None:
     try:
         first = next(iter(lines_in((folder / "results.jsonl").read_text(encoding="utf-8"))))
@@ -123,6 +124,29 @@ def _kind(folder: Path, by: str) -> str | None:
         "train_data": data.get("shards"),
     }
     return None if known.get(by) is None else str(known[by])
+
+
+def curves_plot(curves: Sequence[Curve], kinds: Sequence[str]) -> Plot:
+    """Training loss against samples seen, a curve a run; `kinds` are the names whose place is a kind's number."""
+    name, title = "learning-curves", "Learning curves"
+    if not curves:
+        return absent(name, title, NO_CURVES)
+    marks, lines = [], []
+    for curve in curves:
+        kind = kinds.index(curve.kind) if curve.kind in kinds else OTHER
+        lines.append(Line(curve.samples, curve.loss, kind, thin=True))
+        text = f"{curve.name}\nloss {curve.loss[-1]:.4g} after {curve.samples[-1]:,} samples"
+        marks.append(Mark(curve.samples[-1], curve.loss[-1], kind, text))
+    losses = sorted(loss for curve in curves for loss in curve.loss)
+    highest = losses[int((1 - STEEP_SHARE) * (len(losses) - 1))]
+    # No run's end lies outside.
+    shown = [losses[0], highest, *(mark.y for mark in marks)]
+    caption = f"Training loss of {len(curves)} runs, from their metrics.csv; a mark at each run's end."
+    if any(mark.kind == OTHER for mark in marks):
+        caption += " Black or white: of another kind."
+    samples = (each for curve in curves for each in curve.samples)
+    x = Axis("samples seen", *limits(samples, log=True), log=True)
+    return Plot(name, title, caption, x, Axis("training loss", *limits(shown, log=False)), tuple(marks), tuple(lines))
 
 
 def find_sheets(paths: Sequence[Path]) -> tuple[Sheet, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
-from clip_la.scaling.html.plots import Plot
+from clip_la.scaling.html.plots import Plot, short
 from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.plot import DPI, FONT_SIZE_PT, LINE_WIDTH_PT, STYLE
 
@@ -33,13 +33,9 @@ def require_matplotlib() -> None:
         raise UserError("the figures need matplotlib: pip install 'clip_la[plot]'") from None
 
 
-def plain(text: str) -> str:
-    """A text from a file as matplotlib may get it: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
-
-
-def _name(kind: str) -> str:
-    return plain(kind if len(kind) <= MAX_NAME else kind[: MAX_NAME - 1] + "…")
+def plain(text: str, most: int | None = None) -> str:
+    """A text from a file as matplotlib may get it: a dollar sign would begin a formula; cut to `most` letters."""
+    return (text if most is None else short(text, most)).replace("$", r"\$")
 
 
 def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
@@ -84,7 +80,9 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
         getattr(axes, f"set_{which}lim")(axis.low, axis.high)
         getattr(axes, f"set_{which}label")(plain(axis.title))
         ticks = axis.ticks(most) if which == "x" or not plot.rows else list(enumerate(plot.rows))
-        getattr(axes, f"set_{which}ticks")([v for v, _ in ticks], [_name(label) for _, label in ticks], minor=False)
+        getattr(axes, f"set_{which}ticks")(
+            [v for v, _ in ticks], [plain(label, MAX_NAME) for _, label in ticks], minor=False
+        )
         getattr(axes, f"set_{which}ticks")([], minor=True)
     if plot.rule is not None:
         (axes.axhline if plot.rule_of == "y" else axes.axvline)(
@@ -98,7 +96,14 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
         own = look_of(kind)
         style: Any = (0, own.dashes) if own.dashes else "-"
         handles.append(
-            Line2D([], [], color=COLOURS[own.colour], marker=own.marker, linestyle=style, label=_name(kinds[kind]))
+            Line2D(
+                [],
+                [],
+                color=COLOURS[own.colour],
+                marker=own.marker,
+                linestyle=style,
+                label=plain(kinds[kind], MAX_NAME),
+            )
         )
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, handlelength=3.2)

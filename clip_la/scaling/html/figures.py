@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clip_la.scaling.analysis import Analysis, group_points
-from clip_la.scaling.html.curves import Curve
+from clip_la.scaling.html.curves import Curve, curves_plot
 from clip_la.scaling.html.plots import (
     MAX_TITLE_BELOW,
     Axis,
@@ -21,7 +21,7 @@ from clip_la.scaling.html.plots import (
 )
 from clip_la.scaling.plot import LINE_POINTS, READABLE_METRICS, marker_areas, widened
 from clip_la.scaling.points import Point, Selection, is_loss
-from clip_la.scaling.report import number
+from clip_la.scaling.report import MULTIPLIED, number
 
 # More points than these are drawn with smaller markers.
 FEW_POINTS = 60
@@ -29,8 +29,6 @@ FEW_POINTS = 60
 KIND_SHIFT, MAX_SHIFT = 0.018, 0.12
 # From so many values of x on, points are where they are.
 MAX_VALUES = 8
-# The number of a kind that is none of the analysis': it is drawn in the palette's last colour, black or white.
-OTHER = -1
 AXIS_TITLES = {"compute": "compute C", "samples": "samples seen", "gpu-seconds": "GPU-seconds of training"}
 NO_MULTIPLIER = (
     "It takes three pairs of runs that differ in the kind alone, at two computes, and an error that both reach."
@@ -39,7 +37,6 @@ NO_SECONDS = (
     "No point has measured GPU-seconds: they come from metrics.csv in a run's folder, beside its results.jsonl."
 )
 NO_TOKENS = "No point says how many image tokens its model has: result lines and tables of points carry it as 'tokens'."
-NO_CURVES = "No metrics.csv was found: give the folders of the runs, and their loss is drawn against samples seen."
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,18 @@ class Figures:
             *(self.error(), self.multiplier_curve(), self.residuals(), self.exponents(), self.multipliers()),
             self.against("gpu_seconds", "seconds", "GPU-seconds of training", NO_SECONDS),
             self.against("tokens", "tokens", "image tokens", NO_TOKENS),
-            self.learning_curves(),
+            curves_plot(self.curves, self.kinds),
         )
 
     def _kind(self, point: Point) -> int:
         return self.kinds.index(str(getattr(point, self.analysis.by)))
+
+    @property
+    def _multiplied(self) -> str:
+        return MULTIPLIED[self.selection.axis]
+
+    def _multiplier_title(self) -> str:
+        return f"{self._multiplied[0].upper()}{self._multiplied[1:]} multiplier"
 
     def _error_title(self) -> str:
         metric = self.selection.metric
@@ -178,7 +182,7 @@ class Figures:
 
     def multipliers(self) -> Plot:
         """Each kind's compute multiplier at the middle of the baseline's runs, with its interval."""
-        name, title = "multipliers", "Compute multiplier"
+        name, title = "multipliers", self._multiplier_title()
         found = [each for each in self.analysis.comparisons if each.multipliers]
         if not found:
             return absent(name, title, NO_MULTIPLIER)
@@ -187,7 +191,7 @@ class Figures:
             name,
             title,
             "At the middle of the paired runs; 95 % intervals; hollow: the runs are too few for one.",
-            short(f"times {found[0].baseline}'s compute at equal error", MAX_TITLE_BELOW),
+            short(f"times {found[0].baseline}'s {self._multiplied} at equal error", MAX_TITLE_BELOW),
             rows,
             ".3g",
             rule=1.0,
@@ -196,7 +200,7 @@ class Figures:
 
     def multiplier_curve(self) -> Plot:
         """The compute multiplier against the baseline's error, with its band where the data carry one."""
-        name, title = "multiplier-error", "Compute multiplier against error"
+        name, title = "multiplier-error", f"{self._multiplier_title()} against error"
         found = [each for each in self.analysis.comparisons if each.curve]
         if not found:
             return absent(name, title, NO_MULTIPLIER)
@@ -204,8 +208,9 @@ class Figures:
         for each in found:
             kind = self.kinds.index(each.name)
             for place in each.curve:
+                times = number(place.value, place.interval, ".3g")
                 text = (
-                    f"{each.name}: {number(place.value, place.interval, '.3g')} times {each.baseline}'s compute\n"
+                    f"{each.name}: {times} times {each.baseline}'s {self._multiplied}\n"
                     f"at an error of {place.error:.4g}, which {each.baseline} reaches with {place.compute:.3g}"
                 )
                 marks.append(Mark(place.error, place.value, kind, text, place.interval is not None, 0.6))
@@ -218,9 +223,7 @@ class Figures:
             place.interval[i] for c in found for place in c.multipliers for i in (0, 1) if place.interval
         ]
         without = [each.name for each in found if all(place.interval is None for place in each.curve)]
-        caption = (
-            f"Below 1 a kind needs less compute than {found[0].baseline}. Shaded: 95 % band, over the paired runs."
-        )
+        caption = f"Below 1 a kind needs less than {found[0].baseline}. Shaded: 95 % band, over the paired runs."
         if without:
             caption += f" No band where the data carry none: {', '.join(without)}."
         return Plot(
@@ -232,7 +235,7 @@ class Figures:
                 *limits((m.x for m in marks), log=True),
                 log=True,
             ),
-            Axis("compute multiplier", *limits([1.0, *inner], log=True), log=True),
+            Axis(f"{self._multiplied} multiplier", *limits([1.0, *inner], log=True), log=True),
             tuple(marks),
             tuple(lines),
             tuple(bands),
@@ -281,30 +284,4 @@ class Figures:
             Axis(unit, *limits((mark.x for mark in marks), log=True, margin=0.1 if step else 0.06), log=True),
             Axis(short(quantity), *limits((v for m in marks for v in (m.y, *(m.y_ends or ()))), log=False)),
             tuple(marks),
-        )
-
-    def learning_curves(self) -> Plot:
-        """Training loss against samples seen, a curve a run folder."""
-        name, title = "learning-curves", "Learning curves"
-        if not self.curves:
-            return absent(name, title, NO_CURVES)
-        marks, lines = [], []
-        for curve in self.curves:
-            kind = self.kinds.index(curve.kind) if curve.kind in self.kinds else OTHER
-            lines.append(Line(curve.samples, curve.loss, kind, thin=True))
-            text = f"{curve.name}\nloss {curve.loss[-1]:.4g} after {curve.samples[-1]:,} samples"
-            marks.append(Mark(curve.samples[-1], curve.loss[-1], kind, text))
-        samples = [x for line in lines for x in line.x]
-        # The first steps of a run are far above all that follows.
-        losses = sorted(y for line in lines for y in line.y)
-        high = losses[min(len(losses) - 1, int(0.98 * len(losses)))]
-        return Plot(
-            name,
-            title,
-            f"Training loss of {len(self.curves)} runs, from their metrics.csv; a mark at each run's end."
-            + (" Black or white: of another kind." if any(mark.kind == OTHER for mark in marks) else ""),
-            Axis("samples seen", *limits(samples, log=True), log=True),
-            Axis("training loss", *limits([losses[0], high], log=False)),
-            tuple(marks),
-            tuple(lines),
         )

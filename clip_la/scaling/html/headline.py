@@ -3,7 +3,7 @@
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.bootstrap import Interval
 from clip_la.scaling.comparison import Comparison
-from clip_la.scaling.report import number, sentence
+from clip_la.scaling.report import MULTIPLIED, number, sentence
 
 
 def headlines(analysis: Analysis) -> list[str]:
@@ -13,13 +13,13 @@ def headlines(analysis: Analysis) -> list[str]:
     band; an interval that holds "no difference" is said to.
     """
     if analysis.comparisons:
-        return [_said(found) for found in analysis.comparisons]
+        return [_said(found, analysis.selection.axis) for found in analysis.comparisons]
     fit = analysis.fits[0]
     law = f"error falls as C^{number(fit.law.alpha, fit.alpha_interval, '.4f')} for {fit.name}"
     return [f"The data compare no two kinds over paired runs; {law}."]
 
 
-def _said(found: Comparison) -> str:
+def _said(found: Comparison, axis: str) -> str:
     runs = f"{found.num_runs} {'pair' if found.num_runs == 1 else 'pairs'} of runs"
     over = f"over {found.num_pairs} pairs of points of {runs}"
     ratio = f"its error is {number(found.error_ratio, found.error_ratio_interval, '.3f')} times as large"
@@ -37,7 +37,7 @@ def _said(found: Comparison) -> str:
     middle = found.multipliers[0]
     if middle.interval is not None and found.alpha_difference_interval is not None:
         verdict = _verdict({"the multiplier": middle.interval, "the exponents": found.alpha_difference_interval})
-        return f"{sentence(found, '.3g')} {verdict}"
+        return f"{sentence(found, '.3g', axis)} {verdict}"
     parts = [
         f"a compute multiplier (the points alone say {middle.value:.3g})" if middle.interval is None else "",
         f"a difference of exponents (the points alone say {found.alpha_difference:+.4f})"
@@ -46,7 +46,7 @@ def _said(found: Comparison) -> str:
     ]
     lacking = " and for ".join(part for part in parts if part)
     carried = [
-        f"at equal error it needs {number(middle.value, middle.interval, '.3g')} times the compute"
+        f"at equal error it needs {number(middle.value, middle.interval, '.3g')} times the {MULTIPLIED[axis]}"
         if middle.interval
         else "",
         f"its exponent differs by {number(found.alpha_difference, found.alpha_difference_interval, '+.4f')}"

@@ -123,8 +123,7 @@ def _missing(plots: Sequence[Plot]) -> str:
         if plot.missing:
             titles.setdefault(plot.missing, []).append(plot.title)
     return "".join(
-        f'<p class="missing">Not drawn: {escape("; ".join(names).lower())}. {escape(why)}</p>'
-        for why, names in titles.items()
+        f'<p class="missing">Not drawn: {escape("; ".join(names))}. {escape(why)}</p>' for why, names in titles.items()
     )
 
 

@@ -8,15 +8,17 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from clip_la.scaling.html.plots import Axis, Line, Mark, Plot
+from clip_la.scaling.html.plots import Line, Mark, Plot, short
 from clip_la.scaling.palette import look_of
 
 # Units of the view box; a page shows it 330 to 640 px wide.
 WIDTH, HEIGHT = 480.0, 330.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 16.0, 10.0, 50.0
+MIN_LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 10.0, 54.0
 MAX_TICKS_X, MAX_TICKS_Y = 6, 7
 # Width of a letter of the tick labels where the window is narrow and the text large.
 LETTER = 8.8
+# Left of the tick labels: the title of y, and the gaps around it.
+TITLE_WIDTH = 28.0
 # Half the width of the smallest marker.
 RADIUS = 3.4
 LINE_WIDTH = 1.6
@@ -38,7 +40,9 @@ class _Canvas:
 
     def __init__(self, plot: Plot) -> None:
         self.plot = plot
-        self.left = 14.0 if plot.rows else LEFT
+        self.y_ticks = [] if plot.rows else plot.y.ticks(MAX_TICKS_Y)
+        longest = max((len(label) for _, label in self.y_ticks), default=0)
+        self.left = 14.0 if plot.rows else max(MIN_LEFT, TITLE_WIDTH + LETTER * longest)
         self.height = (
             TOP + BOTTOM + max(ROW_HEIGHT, min(ROOM / max(len(plot.rows), 1), MAX_ROW_HEIGHT)) * len(plot.rows)
             if plot.rows
@@ -82,8 +86,8 @@ class _Canvas:
             # A label near the edge moves inwards, or it would leave the picture.
             half = LETTER * len(label) / 2
             x = min(max(x, half), WIDTH - half)
-            parts.append(f'<text x="{x}" y="{self.bottom + 16:g}" text-anchor="middle">{escape(label)}</text>')
-        for value, label in [] if plot.rows else plot.y.ticks(MAX_TICKS_Y):
+            parts.append(f'<text x="{x}" y="{self.bottom + 20:g}" text-anchor="middle">{escape(label)}</text>')
+        for value, label in self.y_ticks:
             y = self.y(value)
             parts.append(f'<path class="grid" d="M{self.left:g} {y}H{right:g}"/>')
             parts.append(f'<text x="{self.left - 6:g}" y="{y + 4:g}" text-anchor="end">{escape(label)}</text>')
@@ -92,14 +96,16 @@ class _Canvas:
             up = f"M{self.x(plot.rule)} {TOP:g}V{self.bottom:g}"
             parts.append(f'<path class="rule" d="{across if plot.rule_of == "y" else up}"/>')
         for number, name in enumerate(plot.rows):
-            name = name if len(name) <= MAX_ROW_NAME else name[: MAX_ROW_NAME - 1] + "…"
             y = self.y(number) - ROW_TEXT
-            parts.append(f'<text class="row" x="{self.left + 4:g}" y="{y:g}">{escape(name)}</text>')
+            parts.append(
+                f'<text class="row" x="{self.left + 4:g}" y="{y:g}">{escape(short(name, MAX_ROW_NAME))}</text>'
+            )
         parts.append(f'<path class="frame" d="M{self.left:g} {TOP:g}V{self.bottom:g}H{right:g}"/>')
-        parts.append(_title(plot.x, (self.left + right) / 2, self.bottom + 38))
+        titles = [(plot.x, f'x="{(self.left + right) / 2:g}" y="{self.bottom + 44:g}"')]
         if not plot.rows:
-            middle = (TOP + self.bottom) / 2
-            parts.append(_title(plot.y, -middle, 13, ' transform="rotate(-90)"'))
+            titles.append((plot.y, f'x="{-(TOP + self.bottom) / 2:g}" y="13" transform="rotate(-90)"'))
+        for axis, place in titles:
+            parts.append(f'<text class="title" {place} text-anchor="middle">{escape(axis.title)}</text>')
         return "".join(parts)
 
     def _path(self, x: Sequence[float], y: Sequence[float]) -> str:
@@ -139,10 +145,6 @@ class _Canvas:
             f'<path class="mark{hollow} {colour_class(mark.kind)}" data-kind="{mark.kind}" role="img" '
             f'aria-label="{escape(mark.text)}" transform="translate({x} {y})" d="{shape}"/>'
         )
-
-
-def _title(axis: Axis, x: float, y: float, more: str = "") -> str:
-    return f'<text class="title" x="{x:g}" y="{y:g}" text-anchor="middle"{more}>{escape(axis.title)}</text>'
 
 
 def colour_class(kind: int) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.joint import best
 from clip_la.scaling.points import Point
-from clip_la.scaling.report import JOINT_NAMES, number
+from clip_la.scaling.report import JOINT_NAMES, MULTIPLIED, number
 
 # A cell is its text, or (text, number to sort by).
 Cell = str | tuple[str, float | None]
@@ -90,9 +90,10 @@ def comparisons_table(analysis: Analysis) -> str:
                 "; ".join(joint) or "–",
             ]
         )
+    multiplied = MULTIPLIED[analysis.selection.axis]
     header = (
         *("kind / baseline", "pairs", "pairs of runs", "error ratio", "α difference", "p"),
-        *("compute multiplier, middle", "compute multiplier, largest", "multiplier at one exponent"),
+        *(f"{multiplied} multiplier, middle", f"{multiplied} multiplier, largest", "multiplier at one exponent"),
         "AICc over the best joint fit",
     )
     return table("Paired comparisons with 95 % intervals", header, rows) if rows else ""
@@ -132,11 +133,15 @@ def points_table(points: Sequence[Point], by: str) -> str:
         "tokens",
         "learning rate",
         "run",
-        "branch",
+        "source",
         "origin",
     )
-    # A column that no point fills says nothing.
-    full = [column for column in range(len(header)) if any(row[column] not in ("", ("", None)) for row in rows)]
+    # A column that no point fills, or that stands there already, says nothing.
+    full = [
+        column
+        for column, name in enumerate(header)
+        if name not in header[:column] and any(row[column] not in ("", ("", None)) for row in rows)
+    ]
     return table("Points", [header[column] for column in full], [[row[column] for column in full] for row in rows])
 
 

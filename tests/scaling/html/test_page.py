@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from clip_la.errors import UserError
+from clip_la.scaling.analysis import analyse
 from clip_la.scaling.html import page as page_module
 from clip_la.scaling.html.curves import MAX_SHEET_BYTES, find_sheets
 from clip_la.scaling.html.page import render
 from clip_la.scaling.points_table import table_points, write_points
-from clip_la.scaling.report import to_data
+from clip_la.scaling.report import to_data, to_text
+from clip_la.scaling.results import result_points
 
 EVIL = "</svg></title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;${title}"
 
@@ -98,6 +100,17 @@ def test_what_the_data_cannot_carry_is_said_and_no_band_is_drawn(analysed, noisy
     assert any(note.startswith("no interval for softmax: 2 runs") for note in notes)
     assert any("decades of compute" in note for note in notes)
     assert "No band where the runs are too few: softmax, linear." in text
+
+
+def test_other_axes_are_named(write_lines, noisy_laws, read_page) -> None:
+    for axis, word in (("samples", "samples"), ("gpu-seconds", "GPU-seconds")):
+        analysis = analyse(result_points([write_lines(noisy_laws)], axis=axis))
+        text = render(analysis)
+        ((_, headline),) = read_page(text).all("p", id="headline")
+        assert f"times softmax's {word}" in headline
+        assert "'s compute" not in text
+        assert f"times softmax's {word}, and" in to_text(analysis)
+        assert f"times softmax's {word}, and" in to_data(analysis)["comparisons"][0]["sentence"]
 
 
 def test_one_kind_alone_is_no_comparison(analysed, noisy_laws, read_page) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from clip_la.scaling import plot as paper
 from clip_la.scaling.analysis import analyse
-from clip_la.scaling.html.curves import find_curves
+from clip_la.scaling.html.curves import OTHER, Curve, curves_plot, find_curves
 from clip_la.scaling.html.figures import Figures
 from clip_la.scaling.html.plots import Axis, limits, number_text
 from clip_la.scaling.html.svg import svg
@@ -48,6 +48,15 @@ def test_limits_hold_all_finite_values() -> None:
     assert limits([2.0, 2.0, math.nan], log=False) == pytest.approx((1.8, 2.2))
     low, high = limits([], log=True)
     assert 0 < low < high
+
+
+def test_curves_of_runs_that_the_analysis_lacks_are_drawn_apart() -> None:
+    curves = [Curve("a", "linear", (1, 10), (9.0, 3.0)), Curve("b", None, (1, 10), (8.0, 4.0))]
+    plot = curves_plot(curves, ["softmax", "linear"])
+    assert [mark.kind for mark in plot.marks] == [1, OTHER]
+    assert "of another kind" in plot.caption
+    assert "of another kind" not in curves_plot(curves[:1], ["softmax", "linear"]).caption
+    assert svg(plot).count('class="line thin') == 2
 
 
 def test_every_kind_of_forty_nine_looks_different() -> None:

@@ -11,6 +11,7 @@ from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.plot import DPI, FONT_SIZE_PT, LINE_WIDTH_PT, STYLE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH_INCHES, HEIGHT_INCHES, ROW_INCHES, LINE_INCHES = 5.2, 3.6, 0.36, 0.17
@@ -38,18 +39,8 @@ def plain(text: str, most: int | None = None) -> str:
     return (text if most is None else short(text, most)).replace("$", r"\$")
 
 
-def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
-    """The plot as a figure of matplotlib with a legend of the kinds in it; values, marks and bands are the page's."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    drawn = [] if plot.rows else sorted({mark.kind for mark in plot.marks if mark.kind >= 0})
-    longest = max((min(len(kinds[kind]), MAX_NAME) for kind in drawn), default=0)
-    columns = max(1, WIDTH_LETTERS // (longest + HANDLE_LETTERS))
-    # Rows of names, or the plot with the rows of its legend below.
-    height = ROW_INCHES * (len(plot.rows) + 2) if plot.rows else HEIGHT_INCHES + LINE_INCHES * (len(drawn) // columns)
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+def _draw_values(axes: "Axes", plot: Plot) -> None:
+    """Bands below, then lines and bars, markers on top."""
     for band in plot.bands:
         axes.fill_between(
             band.x, band.low, band.high, color=COLOURS[look_of(band.kind).colour], alpha=0.13, linewidth=0, zorder=1
@@ -75,6 +66,21 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
         areas = [MARKER_AREA_PT2 * mark.size**2 for mark in alike]
         y = [mark.y for mark in alike]
         axes.scatter(x, y, s=areas, marker=own.marker, facecolor=face, edgecolor=edge, linewidth=0.6, zorder=4)
+
+
+def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
+    """The plot as a figure of matplotlib with a legend of the kinds in it; values, marks and bands are the page's."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    drawn = [] if plot.rows else sorted({mark.kind for mark in plot.marks if mark.kind >= 0})
+    longest = max((min(len(kinds[kind]), MAX_NAME) for kind in drawn), default=0)
+    columns = max(1, WIDTH_LETTERS // (longest + HANDLE_LETTERS))
+    # Rows of names, or the plot with the rows of its legend below.
+    height = ROW_INCHES * (len(plot.rows) + 2) if plot.rows else HEIGHT_INCHES + LINE_INCHES * (len(drawn) // columns)
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    _draw_values(axes, plot)
     for axis, which, most in ((plot.x, "x", MAX_TICKS_X), (plot.y, "y", MAX_TICKS_Y)):
         getattr(axes, f"set_{which}scale")("log" if axis.log else "linear")
         getattr(axes, f"set_{which}lim")(axis.low, axis.high)
@@ -95,16 +101,8 @@ def draw_plot(plot: Plot, kinds: Sequence[str]) -> "Figure":
     for kind in drawn:
         own = look_of(kind)
         style: Any = (0, own.dashes) if own.dashes else "-"
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=COLOURS[own.colour],
-                marker=own.marker,
-                linestyle=style,
-                label=plain(kinds[kind], MAX_NAME),
-            )
-        )
+        look: dict[str, Any] = {"color": COLOURS[own.colour], "marker": own.marker, "linestyle": style}
+        handles.append(Line2D([], [], label=plain(kinds[kind], MAX_NAME), **look))
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, handlelength=3.2)
     return figure

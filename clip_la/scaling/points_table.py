@@ -4,7 +4,6 @@ The columns are those of a result line and what its folder knows; tables of publ
 """
 
 import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,23 +55,15 @@ def table_row(point: Point, dataset: str, metric: str) -> dict[str, Any]:
     }
 
 
-def points_csv(selections: Iterable[Selection]) -> str:
-    """The points of some selections, each of one data set and metric, as the text of a table with a header."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for each in selections:
-        for point in each.points:
-            row = table_row(point, each.target, each.metric)
-            writer.writerow({name: "" if row.get(name) is None else _text(row[name]) for name in COLUMNS})
-    return stream.getvalue()
-
-
-def write_points(selections: Sequence[Selection], path: Path) -> int:
+def write_points(selections: Iterable[Selection], path: Path) -> int:
     """Writes the points of some selections, each of one data set and metric; returns how many rows."""
+    rows = [table_row(point, each.target, each.metric) for each in selections for point in each.points]
     with atomic_write(path, "w") as stream:
-        stream.write(points_csv(selections))
-    return sum(len(each.points) for each in selections)
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: "" if row.get(name) is None else _text(row[name]) for name in COLUMNS})
+    return len(rows)
 
 
 def _text(value: Any) -> Any:

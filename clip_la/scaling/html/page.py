@@ -5,7 +5,9 @@ import hashlib
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis
@@ -16,7 +18,7 @@ from clip_la.scaling.html.plots import Plot
 from clip_la.scaling.html.svg import RADIUS, colour_class, marker_path, svg
 from clip_la.scaling.html.tables import comparisons_table, fits_table, left_out_table, points_table
 from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look_of
-from clip_la.scaling.points_table import points_csv
+from clip_la.scaling.points_table import write_points
 from clip_la.scaling.report import compute_label, error_label, how
 
 MAX_BYTES = 5_000_000
@@ -38,6 +40,9 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
     figures = Figures(analysis, tuple(curves))
     selection, plots = analysis.selection, figures.all()
     first, *others = headlines(analysis)
+    with TemporaryDirectory() as folder:
+        write_points([selection], Path(folder) / "points.csv")
+        csv = (Path(folder) / "points.csv").read_bytes()
     page = Template(template).substitute(
         title=escape(f"Scaling laws on {selection.target}"),
         style=_palette_style() + style,
@@ -64,7 +69,7 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
         points=points_table(selection.points, analysis.by),
         left_out=left_out_table(analysis),
         sheets=_sheets(sheets),
-        csv=base64.b64encode(points_csv([selection]).encode()).decode(),
+        csv=base64.b64encode(csv).decode(),
     )
     size = len(page.encode())
     if size > MAX_BYTES:

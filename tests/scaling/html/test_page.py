@@ -82,7 +82,7 @@ def test_headline_gives_the_planted_multiplier_and_exponents(analysed, two_laws,
     assert given is not None, headline
     assert float(given[1]) == pytest.approx(multiplier, rel=2e-3)
     assert float(given[2]) == pytest.approx(-0.01, abs=1e-6)
-    assert "Significant at 5 %: the multiplier and the exponents." in headline
+    assert "The multiplier's interval excludes 1, the exponents' excludes 0." in headline
 
 
 def test_what_the_data_cannot_carry_is_said_and_no_band_is_drawn(analysed, noisy_laws, read_page) -> None:
@@ -94,12 +94,31 @@ def test_what_the_data_cannot_carry_is_said_and_no_band_is_drawn(analysed, noisy
     ((_, headline),) = page.all("p", id="headline")
     assert "The data carry no interval for a compute multiplier" in headline
     assert "for a difference of exponents" in headline
-    assert "Significant" not in headline
+    assert "excludes" not in headline
     assert 'class="band' not in text
     notes = [text for _, text in page.all("li")]
     assert any(note.startswith("no interval for softmax: 2 runs") for note in notes)
     assert any("decades of compute" in note for note in notes)
     assert "No band where the runs are too few: softmax, linear." in text
+
+
+def test_pairs_too_few_and_rising_errors_have_no_multiplier(analysed, noisy_laws, read_page) -> None:
+    softmax = [line for line in noisy_laws if line["attention"] == "softmax"]
+    linear = [line for line in noisy_laws if line["attention"] == "linear"]
+    # Two with a partner, and one without.
+    few = [linear[0], linear[5], {**linear[8], "seed": 5}]
+    ((_, headline),) = read_page(render(analysed(softmax + few))).all("p", id="headline")
+    assert headline.startswith("linear against softmax, over 2 pairs of points of 2 pairs of runs: its error is ")
+    assert headline.endswith("The pairs are too few for a difference of exponents or a compute multiplier.")
+    rising = [
+        {**line, "metrics": {"top1": {"value": 1 - line["metrics"]["top1"]["value"]}}}
+        if line["attention"] == "linear"
+        else line
+        for line in noisy_laws
+    ]
+    ((_, headline),) = read_page(render(analysed(rising))).all("p", id="headline")
+    assert headline.endswith("There is no compute multiplier: no error that both reach on a falling law.")
+    assert "its exponent differs by +0." in headline
 
 
 def test_other_axes_are_named(write_lines, noisy_laws, read_page) -> None:
@@ -116,19 +135,19 @@ def test_other_axes_are_named(write_lines, noisy_laws, read_page) -> None:
 def test_one_kind_alone_is_no_comparison(analysed, noisy_laws, read_page) -> None:
     page = read_page(render(analysed([line for line in noisy_laws if line["attention"] == "softmax"])))
     ((_, headline),) = page.all("p", id="headline")
-    assert headline.startswith("The data compare no two kinds over paired runs; error falls as C^-0.0")
+    assert headline.startswith("The data compare no two kinds over paired runs; the exponent of softmax is -0.0")
     assert page.table("Paired") == []
     assert [own["id"] for own, _ in page.all("figure")] == ["error", "residuals", "exponents", "seconds", "tokens"]
 
 
-def test_interval_that_holds_no_difference_is_not_significant(analysed, noisy_laws, read_page) -> None:
+def test_intervals_that_include_no_difference_are_said_to(analysed, noisy_laws, read_page) -> None:
     linear = [line for line in noisy_laws if line["attention"] == "linear"]
     twins = [{**line, "attention": "softmax", "run_id": line["run_id"] + "s"} for line in linear]
     for number, line in enumerate(twins):
         top1 = line["metrics"]["top1"]["value"] + 0.002 * (-1) ** (number % 3)
         line["metrics"] = {"top1": {"value": top1}}
     ((_, headline),) = read_page(render(analysed(linear + twins))).all("p", id="headline")
-    assert headline.endswith("Neither differs significantly (95 % intervals).")
+    assert headline.endswith("The intervals include 1 and 0: no difference is shown.")
 
 
 def test_names_from_files_are_text(analysed, noisy_laws, read_page) -> None:

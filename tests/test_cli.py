@@ -55,7 +55,7 @@ def one_line_of_error(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -
 
 def test_every_verb_has_a_command_file() -> None:
     files = {path.stem for path in COMMANDS.glob("*.py")} - {"__init__"}
-    assert files == {*cli.VERBS, "scaling_sweep", *(f"bench_{table}" for table in PARTS["bench"])}
+    assert files == {*cli.VERBS, "scaling_report", "scaling_sweep", *(f"bench_{table}" for table in PARTS["bench"])}
 
 
 def test_overview_names_every_verb(capsys) -> None:

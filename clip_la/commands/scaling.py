@@ -19,13 +19,14 @@ DEFAULT_RESAMPLES = 2000
 DESCRIPTIONS = {
     "fit": "Fits scaling laws of error in compute, with intervals, one for each attention, and compares these.",
     "plot": "Draws error against compute with the fits and their bands, as PNG and SVG.",
+    "report": "Writes one page of HTML: the answer, tables, plots, the origin of each point.",
     "points": "Writes one tidy table (CSV) of all points: every run, data set and metric.",
     "coverage": "Simulates studies with known laws and counts how often the intervals hold the truth.",
     "sweep": "Trains every run of a grid (YAML), one at a time on each GPU; what is finished is skipped.",
 }
 FORMATS = ("laion", "points", "results")
 POWER = "power"
-SWEEP = "sweep"
+REPORT, SWEEP = "report", "sweep"
 
 
 def _add_source(parser: Parser) -> None:
@@ -63,7 +64,7 @@ def make_parser(verb: str) -> Parser:
         parser.add_argument("--law", default=POWER, help="power (default), saturating, or parametric: L(N, D)")
         parser.add_argument("--loss", help="squares (default of saturating), relative or huber (of parametric)")
         parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    else:
+    elif verb == "plot":
         parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="PATH.png and PATH.svg are written")
     return parser
 
@@ -221,6 +222,10 @@ def main(argv: list[str]) -> int | None:
     verb, *rest = argv
     if verb not in DESCRIPTIONS:
         raise unknown("scaling command", verb, DESCRIPTIONS)
+    if verb == REPORT:
+        from clip_la.commands.scaling_report import main as report
+
+        return report(rest)
     if verb == SWEEP:
         from clip_la.commands.scaling_sweep import main as sweep
 

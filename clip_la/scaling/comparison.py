@@ -38,6 +38,8 @@ PAIR_FIELDS = ("attention", "model", "train_data", "seed", "schedule", "batch_si
 # With one degree of freedom (three pairs) t is 12.7: the interval of a multiplier is too wide to say anything, and
 # holds the truth in 98 of 100 studies instead of 95 (results/scaling_coverage.csv).
 MIN_MULTIPLIER_DEGREES = 1.5
+# Enough for a smooth curve over the few decades of a study.
+CURVE_PLACES = 15
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Comparison:
 
     `difference_p_value` is that of no difference between the exponents, by the clustered t test; `shared` holds the
     joint fits with the exponent separate, in common, and with one law for both; `shared_multiplier` is the multiplier,
-    the same at every error, where the exponent is one.
+    the same at every error, where the exponent is one. `curve` holds the multiplier at evenly spaced log compute of the
+    baseline, from its smallest paired run to its largest.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Comparison:
     multipliers: tuple[Multiplier, ...] = ()
     shared_multiplier: Multiplier | None = None
     shared: tuple[JointFit, ...] = field(default=(), repr=False)
+    curve: tuple[Multiplier, ...] = field(default=(), repr=False)
 
 
 def numbered(names: Sequence[object]) -> Int[np.ndarray, " names"]:
@@ -184,12 +188,11 @@ class _ByT:
 
 
 def _multipliers(
-    pairs: Pairs, laws: np.ndarray, by_t: _ByT, resampled: PairedBootstrap | None, method: str
+    places: Sequence[float], laws: np.ndarray, by_t: _ByT, resampled: PairedBootstrap | None, method: str
 ) -> tuple[Multiplier, ...]:
-    """At the middle of the baseline's computes, and at the largest."""
-    x = np.log10(pairs.compute[:, 0])
+    """The multiplier at each of some log10 computes of the baseline; none where no multiplier is defined."""
     found = []
-    for place in (float(x.mean()), float(x.max())):
+    for place in places:
         value = float(log10_multiplier_at(laws, place))
         if np.isnan(value):
             continue
@@ -218,6 +221,8 @@ def compare(
     if min(len(pairs.units), num_scales(np.log10(pairs.compute[:, 0])) + 1) < 3 or np.isnan(laws).any():
         return plain
     by_t, resampled = _ByT(pairs), None
+    x = np.log10(pairs.compute[:, 0])
+    along = np.linspace(x.min(), x.max(), CURVE_PLACES).tolist()
     if how.method == T:
         bounds, p_value = by_t.difference()
     else:
@@ -230,7 +235,8 @@ def compare(
         alpha_difference=float(laws[1, 1] - laws[0, 1]),
         alpha_difference_interval=bounds,
         difference_p_value=p_value,
-        multipliers=_multipliers(pairs, laws, by_t, resampled, how.method),
+        multipliers=_multipliers((float(x.mean()), float(x.max())), laws, by_t, resampled, how.method),
         shared_multiplier=by_t.shared_multiplier() if how.method == T else None,
         shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
+        curve=_multipliers(along, laws, by_t, resampled, how.method),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis, SeriesFit
+from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.points import Point, Selection, is_loss
 from clip_la.scaling.report import compute_label
 
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by every common kind of colour blindness; yellow is too faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 3)))
 # Two columns of a paper's page; text at 8 pt is then readable in print.
 SIZE_INCHES = (6.6, 4.2)
 DPI = 200
@@ -181,8 +178,9 @@ def draw(analysis: Analysis) -> "Figure":
     axes = figure.add_subplot()
     handles = []
     for number, fit in enumerate(analysis.fits):
-        place = number % len(COLOURS)
-        colour, marker, dashes = COLOURS[place], MARKERS[place], DASHES[place]
+        own = look_of(number)
+        colour, marker = COLOURS[own.colour], own.marker
+        dashes: Any = (0, own.dashes) if own.dashes else "-"
         _draw_law(axes, fit, colour, dashes)
         _draw_points(axes, fit, areas, colour, marker)
         look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": LINE_WIDTH_PT}

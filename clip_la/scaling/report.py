@@ -54,7 +54,7 @@ def _multiplier_data(each: Multiplier) -> dict[str, Any]:
     return {"compute": each.compute, "error": each.error, "value": each.value, "interval": _bounds(each.interval)}
 
 
-def comparison_data(found: Comparison) -> dict[str, Any]:
+def comparison_data(found: Comparison, axis: str = "compute") -> dict[str, Any]:
     """One paired comparison as plain data."""
     return {
         "name": found.name,
@@ -66,7 +66,7 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
         "error_ratio_interval": _bounds(found.error_ratio_interval),
         "alpha_difference": found.alpha_difference,
         "alpha_difference_interval": _bounds(found.alpha_difference_interval),
-        "sentence": sentence(found),
+        "sentence": sentence(found, axis=axis),
         "difference_p_value": found.difference_p_value,
         "compute_multipliers": [_multiplier_data(each) for each in found.multipliers],
         "compute_multiplier_at_one_exponent": None
@@ -99,7 +99,7 @@ def to_data(analysis: Analysis) -> dict[str, Any]:
         "resamples": analysis.num_resamples,
         "seed": analysis.seed,
         "fits": [fit_data(fit) for fit in analysis.fits],
-        "comparisons": [comparison_data(found) for found in analysis.comparisons],
+        "comparisons": [comparison_data(found, selection.axis) for found in analysis.comparisons],
         "left_out": [{"where": item.where, "what": item.what, "reason": item.reason} for item in selection.left_out],
         "notes": list(analysis.notes),
     }
@@ -131,7 +131,11 @@ def _fits_table(fits: Sequence[SeriesFit]) -> Table:
     return Table(header, tuple(rows))
 
 
-def sentence(found: Comparison, digits: str = ".2f") -> str | None:
+# What a multiplier multiplies, by the axis that errors are fitted in.
+MULTIPLIED = {"compute": "compute", "samples": "samples", "gpu-seconds": "GPU-seconds"}
+
+
+def sentence(found: Comparison, digits: str = ".2f", axis: str = "compute") -> str | None:
     """The comparison in a sentence, None where there is neither a multiplier nor a difference."""
     if found.alpha_difference is None or not found.multipliers:
         return None
@@ -139,13 +143,13 @@ def sentence(found: Comparison, digits: str = ".2f") -> str | None:
     compute = number(middle.value, middle.interval, digits)
     exponent = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")
     return (
-        f"At equal error {found.name} needs {compute} times {found.baseline}'s compute, and its exponent differs by "
-        f"{exponent}."
+        f"At equal error {found.name} needs {compute} times {found.baseline}'s {MULTIPLIED[axis]}, and its "
+        f"exponent differs by {exponent}."
     )
 
 
-def _comparison_lines(found: Comparison) -> list[str]:
-    said = sentence(found)
+def _comparison_lines(found: Comparison, axis: str) -> list[str]:
+    said = sentence(found, axis=axis)
     lines = [
         *([said] if said else []),
         f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
@@ -181,7 +185,8 @@ def _comparison_lines(found: Comparison) -> list[str]:
 JOINT_NAMES = {(): "separate laws", ("alpha",): "one exponent", ("alpha", "log10_beta"): "one law"}
 
 
-def _how(analysis: Analysis) -> str:
+def how(analysis: Analysis) -> str:
+    """By what means the intervals were made."""
     if analysis.method == T:
         return "[95 % intervals by Student's t, errors clustered by run]"
     return f"[95 % intervals from {analysis.num_resamples} resamples of runs, {analysis.method}]"
@@ -193,7 +198,7 @@ def to_text(analysis: Analysis) -> str:
     lines = [
         f"error = beta C^alpha on {selection.target}, error = {error_label(selection)},",
         f"C = {compute_label(selection)}; points: {analysis.frontier};",
-        _how(analysis),
+        how(analysis),
         "",
         _fits_table(analysis.fits).text(),
         "",
@@ -201,7 +206,7 @@ def to_text(analysis: Analysis) -> str:
     if analysis.comparisons:
         lines.append("paired runs (alike in all but the kind), kind over baseline:")
         for found in analysis.comparisons:
-            lines += _comparison_lines(found)
+            lines += _comparison_lines(found, selection.axis)
         lines.append("")
     lines.append(f"{len(selection.points)} points entered, {len(selection.left_out)} left out")
     for reason, count in selection.reasons():

@@ -180,6 +180,8 @@ def test_result_line_has_its_origin(tiny_model: CLIP, image_folder: Path):
     assert {key: line[key] for key in meta} == meta
     assert line["attention"] == line["image_attention"] == "softmax"
     assert line["flops_per_sample"] > 0
+    side = tiny_model.spec.image_size // tiny_model.spec.patch_size
+    assert (line["image_size"], line["tokens"]) == (tiny_model.spec.image_size, side * side + 1)
     assert line["names"] == "imagenet1k/curated"
     assert line["task"] == "zeroshot_classification"
     json.dumps(line, allow_nan=False)

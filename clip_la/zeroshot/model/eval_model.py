@@ -204,6 +204,8 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Eval
         "attention": spec.attention,
         "image_attention": spec.image_attention,
         "text_attention": spec.text_attention,
+        "image_size": spec.image_size,
+        "tokens": spec.num_image_tokens,
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_sample": flops(spec)["total"],
         "samples_seen": meta.get("samples_seen"),

@@ -14,16 +14,15 @@ from clip_la_kernels.runtime.dispatch import interpreting
 from clip_la_kernels.runtime.launcher import Launcher
 
 LOG2_E = math.log2(math.e)
-# Queries that come at a time: their weights by all keys lie in registers, twice in the backward pass.
-MOST_QUERIES = 64
+# Rows of the larger of two tiles at least: what the matrix unit takes at a time is never cut.
+LEAST_FIRST = 64
 
 
 class Tiling(NamedTuple):
-    """Tokens are first + rest (0: none), queries come by `queries`; registers: most a thread may take (0: no limit)."""
+    """Tiles of first and rest (0: none) tokens; registers: most that a thread may take (0: no limit)."""
 
     first: int
     rest: int
-    queries: int
     warps: int
     registers: int
 
@@ -31,21 +30,19 @@ class Tiling(NamedTuple):
 def tiling(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiling:
     """How `kernel` takes heads of so many tokens.
 
-    Two powers of two that hold the tokens, unless one of them does with as few rows. `configs.forced` may set the
-    first tile (rows), warps and registers.
+    Two powers of two that hold them where that makes fewer weights than one does and no register is spilled: from 64
+    on, not in float32. `configs.forced` may set the first tile (rows), warps and registers.
     """
     asked = configs.forced_config(kernel)
     first = asked.rows if asked else max(16, 1 << (tokens.bit_length() - 1))
     rest = padded(tokens - first) if tokens > first else 0
-    if rest >= first:
-        # Its square of weights is no larger than those of two tiles of its half.
+    if rest >= first or first < LEAST_FIRST or dtype == torch.float32:
         first, rest = padded(tokens), 0
     if asked:
-        return Tiling(first, rest, min(first, MOST_QUERIES), asked.warps, asked.registers)
-    # The matrix unit of Hopper wants groups of four warps and 64 rows; smaller tiles have nothing for them to do.
-    warps = 1 if first <= 16 else 2 if first == 32 else 4
-    wide = width * dtype.itemsize > 128 or (kernel == "softmax_backward" and first + rest > 64)
-    return Tiling(first, rest, min(first, MOST_QUERIES), 2 * warps if wide else warps, 0)
+        return Tiling(first, rest, asked.warps, asked.registers)
+    # A group of four warps and 64 rows is what Hopper's matrix unit works on; smaller tiles are a warp's for 16 rows.
+    warps = min(8, first // 16 * (2 if width * dtype.itemsize > 128 else 1))
+    return Tiling(first, rest, warps, 0)
 
 
 class SoftmaxPlan(NamedTuple):
@@ -108,7 +105,7 @@ def _launch(name: str, kernel: Any, tensors: Sequence[Tensor], rest: Sequence[An
         # As in KernelPlan.flags: few programs placed early would pile up where room comes free first.
         early = on_gpu and major >= configs.HOPPER and batch * heads > multiprocessors
         flags = {
-            "BA": cut.first, "BB": cut.rest, "BM": cut.queries, "CAUSAL": causal, "DT": TRITON_DTYPE[q.dtype],
+            "BA": cut.first, "BB": cut.rest, "CAUSAL": causal, "DT": TRITON_DTYPE[q.dtype],
             "D": width, "DP": padded(width), "UP": interpreting(), "EARLY": early, "PREC": precision,
             "num_warps": cut.warps, "num_stages": 1,
         }  # fmt: skip

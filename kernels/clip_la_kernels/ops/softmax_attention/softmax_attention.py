@@ -9,12 +9,10 @@ from clip_la_kernels.runtime.autograd import wants_gradient
 from clip_la_kernels.runtime.dispatch import runs_kernels
 from clip_la_kernels.runtime.options import check_dtype
 
-# Heads beyond these are PyTorch's: a program has a whole head, and its gradients must fit the registers.
-KERNEL_WIDTHS = (32, 64, 128)
-KERNEL_TOKENS = 128
-# float32 operands take twice the room, and each of their products three.
-KERNEL_TOKENS_FLOAT32 = 64
-KERNEL_WIDTH_FLOAT32 = 64
+# Tokens up to which a head of this width is the kernels': a program has all of it, and what a backward pass holds at a
+# time must fit the registers. float32 operands take twice the room, and each of their products three.
+MOST_TOKENS = {32: 128, 64: 160, 128: 128}
+MOST_TOKENS_FLOAT32 = {32: 64, 64: 64}
 
 
 def softmax_attention(qkv: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
@@ -43,8 +41,6 @@ def softmax_attention(qkv: Tensor, *, causal: bool = False, scale: float | None 
 
 
 def serves_softmax(qkv: Tensor) -> bool:
-    """Do the kernels take this (B, N, 3, H, D)? Not float64, and not what is too long or too wide."""
-    narrow = qkv.dtype != torch.float32
-    tokens, width = qkv.shape[1], qkv.shape[4]
-    fits = tokens <= (KERNEL_TOKENS if narrow else KERNEL_TOKENS_FLOAT32)
-    return fits and width in KERNEL_WIDTHS and (narrow or width <= KERNEL_WIDTH_FLOAT32) and runs_kernels(qkv)
+    """Do the kernels take this (B, N, 3, H, D)? Not float64, and not what is longer than MOST_TOKENS."""
+    most = MOST_TOKENS_FLOAT32 if qkv.dtype == torch.float32 else MOST_TOKENS
+    return qkv.shape[1] <= most.get(qkv.shape[4], 0) and runs_kernels(qkv)

@@ -1,4 +1,4 @@
-# ruff: noqa: E741 (what Triton compiles is not quite Python)
+# ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
 """Softmax attention of short heads: one program has a whole head, read once and written once.
 

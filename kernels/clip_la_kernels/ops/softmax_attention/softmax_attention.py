@@ -9,6 +9,8 @@ from clip_la_kernels.runtime.autograd import wants_gradient
 from clip_la_kernels.runtime.dispatch import runs_kernels
 from clip_la_kernels.runtime.options import check_dtype
 
+# Major compute capability.
+HOPPER = 9
 # Tokens up to which a head of this width is the kernels': a program has all of it, and what a backward pass holds at a
 # time must fit the registers. float32 operands take twice the room, and each of their products three.
 MOST_TOKENS = {32: 128, 64: 160, 128: 128}
@@ -41,6 +43,11 @@ def softmax_attention(qkv: Tensor, *, causal: bool = False, scale: float | None 
 
 
 def serves_softmax(qkv: Tensor) -> bool:
-    """Do the kernels take this (B, N, 3, H, D)? Not float64, and not what is longer than MOST_TOKENS."""
+    """Do the kernels take this (B, N, 3, H, D)? Not float64, not more than MOST_TOKENS, and of all GPUs Hopper's.
+
+    Their tiles fill Hopper's shared memory; those of other GPUs are smaller or were never tried.
+    """
     most = MOST_TOKENS_FLOAT32 if qkv.dtype == torch.float32 else MOST_TOKENS
-    return qkv.shape[1] <= most.get(qkv.shape[4], 0) and runs_kernels(qkv)
+    if qkv.shape[1] > most.get(qkv.shape[4], 0) or not runs_kernels(qkv):
+        return False
+    return not qkv.is_cuda or torch.cuda.get_device_properties(qkv.device).major == HOPPER

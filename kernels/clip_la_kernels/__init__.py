@@ -4,6 +4,7 @@ derivations."""
 from clip_la_kernels.ops.contrastive.losses import contrastive_logsumexp, contrastive_loss, sigmoid_loss
 from clip_la_kernels.ops.fastmax.fastmax import fastmax
 from clip_la_kernels.ops.linear_attention.attention import linear_attention, linear_attention_split
+from clip_la_kernels.ops.softmax_attention.softmax_attention import softmax_attention
 from clip_la_kernels.runtime.dispatch import use_backend
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "linear_attention",
     "linear_attention_split",
     "sigmoid_loss",
+    "softmax_attention",
     "use_backend",
 ]

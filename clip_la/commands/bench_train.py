@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clip_la.bench.train import StepRow
     from clip_la.bench.train_steps import StepCase
 
-MODES = ("eager", "block", "tower", "graphs")
+MODES = ("eager", "block", "tower", "graphs", "tower_graphs")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LENGTHS = ("full", "laion")
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int | None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("bench train: --device cuda: PyTorch finds no GPU here; give cpu")
     on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    if "graphs" in args.modes and not on_gpu:
+    if any(mode.endswith("graphs") for mode in args.modes) and not on_gpu:
         raise UserError("bench train: --modes graphs needs a GPU; leave it out")
     cases = cases_of(
         args.models,

@@ -1,6 +1,7 @@
 """From a batch to the features of both towers: whole or in parts, compiled or not, each caption as long as needed."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from clip_la.data.images.transforms import channel_constants, scale_pixels
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.train.compiled import Unit, compile_model
+from clip_la.train.graphed import GraphedTower
 from clip_la.train.lengths import Encode, encode_by_length, groups_by_length, pad_captions, padded_length
 
 
@@ -20,7 +22,10 @@ class BatchEncoder:
 
     Args:
         model: in whose place compiled towers are put.
-        compile, compile_unit, cuda_graphs: see compile_model.
+        compile, compile_unit: see compile_model.
+        cuda_graphs: whether the towers' passes on a GPU are recorded as CUDA graphs. None: when compiled, where that
+            can be: not in parts, not with activations computed again.
+        grad_checkpointing: whether the towers compute activations again.
         text_groups: groups of captions of like length.
         micro_batches: parts that a batch is worked out in.
 
@@ -32,28 +37,32 @@ class BatchEncoder:
         model: CLIP,
         compile: bool = False,
         compile_unit: Unit = "block",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         text_groups: int = 1,
         micro_batches: int = 1,
+        grad_checkpointing: bool = False,
     ) -> None:
-        if cuda_graphs and micro_batches > 1:
-            raise UserError("cuda_graphs and micro_batches exclude each other: leave one out")
+        excluding = {"micro_batches": micro_batches > 1, "grad_checkpointing": grad_checkpointing}
+        if cuda_graphs:
+            for name, given in excluding.items():
+                if given:
+                    raise UserError(f"cuda_graphs and {name} exclude each other: leave one out")
         self._model = model
         self._text_groups, self._micro_batches = text_groups, micro_batches
-        self._is_compiled, self.cuda_graphs = compile or cuda_graphs, cuda_graphs
+        self._is_compiled = compile or bool(cuda_graphs)
+        self.needs_gpu = bool(cuda_graphs)
+        graphs = self._is_compiled and not any(excluding.values()) if cuda_graphs is None else cuda_graphs
+        self._graphed = {"image": GraphedTower(model.image), "text": GraphedTower(model.text)} if graphs else {}
         self._shapes_met: set[tuple[int, int]] = set()
         self._scale_pixels = scale_pixels
         if self._is_compiled:
-            compile_model(model, compile_unit, cuda_graphs=cuda_graphs)
+            compile_model(model, compile_unit)
             self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
-    def begin_step(self) -> None:
-        """To be called before each step: memory of CUDA graphs' last step is free from here on."""
-        if self.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
-
     def images(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
-        """Unit features of pictures."""
+        """Unit features of images."""
+        if images.is_cuda and self._graphed:
+            return self._graphed["image"]((), self._encode_pixels, images)
         encode = self._in_part(self._encode_pixels)
         if self._micro_batches == 1:
             return encode(images)
@@ -62,10 +71,13 @@ class BatchEncoder:
     def texts(self, batch: Mapping[str, Any]) -> Float[Tensor, "batch dim"]:
         """Unit features of a batch's captions."""
         tokens, groups = batch["tokens"], self._text_shapes(batch)
-        encode = self._in_part(self._model.encode_text)
-        if len(groups) > 1:
-            return encode_by_length(encode, tokens, batch["by_length"], groups)
-        return encode(pad_captions(tokens, groups[0][1]))
+        tokens = pad_captions(tokens, groups[-1][1])
+        inputs = (tokens, batch["by_length"]) if len(groups) > 1 else (tokens,)
+        encode = partial(self._encode_captions, groups)
+        if tokens.is_cuda and self._graphed:
+            key = tuple((rows.start, rows.stop, length) for rows, length in groups)
+            return self._graphed["text"](key, encode, *inputs)
+        return encode(*inputs)
 
     def new_shapes(self, batch: Mapping[str, Any]) -> list[int]:
         """Lengths of captions in this batch that the compiled step has not met yet, and will be compiled for."""
@@ -74,6 +86,12 @@ class BatchEncoder:
         new = {(rows.stop - rows.start, length) for rows, length in self._text_shapes(batch)} - self._shapes_met
         self._shapes_met |= new
         return sorted({length for _, length in new})
+
+    def _encode_captions(
+        self, groups: list[tuple[slice, int]], tokens: Tensor, by_length: Tensor | None = None
+    ) -> Tensor:
+        encode = self._in_part(self._model.encode_text)
+        return encode(tokens) if by_length is None else encode_by_length(encode, tokens, by_length, groups)
 
     def _encode_pixels(self, images: Tensor) -> Tensor:
         spec, kind = self._model.spec, images.device.type

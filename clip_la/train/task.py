@@ -47,13 +47,16 @@ class ContrastiveTask(pl.LightningModule):
         compile: compile both towers with torch.compile, and pad captions to a few lengths.
         compile_unit: what one graph holds: a block, which all blocks of a tower share, or a whole tower, which takes
             minutes to compile and runs a little faster.
-        cuda_graphs: compile, and replay each tower's passes as CUDA graphs: for small models on a GPU, whose steps
-            are over before the processor has asked for them one by one.
+        cuda_graphs: compile, and record each tower's passes as CUDA graphs, whose kernels the processor need not ask
+            for one by one. Null: whenever towers are compiled on a GPU, unless a batch is worked out in parts or
+            activations are recomputed.
         text_groups: sort the captions of a batch by length and work them out in so many groups, each padded only to
             its own longest; the same features for less work where lengths differ.
         micro_batches: parts that a process's batch is worked out in, one after another, each twice: memory holds the
             activations of one part, for a third more compute; loss and gradient are those of the whole batch.
         grad_checkpointing: recompute activations in the backward pass: less memory, a third more compute.
+        narrow_residual: add up the blocks' results in bfloat16 under mixed precision, as open_clip does: less memory
+            and time, in exchange for the low bits of small additions.
         batch_size: pairs in the batch of all processes together.
         budget_samples: samples the run will see; rounded up to whole batches.
         seed: of the initial weights.
@@ -88,10 +91,11 @@ class ContrastiveTask(pl.LightningModule):
         max_logit_scale: float = 100.0,
         compile: bool = False,
         compile_unit: Unit = "block",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         text_groups: int = 1,
         micro_batches: int = 1,
         grad_checkpointing: bool = False,
+        narrow_residual: bool = False,
         batch_size: int,
         budget_samples: int,
         seed: int = 0,
@@ -111,7 +115,10 @@ class ContrastiveTask(pl.LightningModule):
         self.model, self.lineage = beginning.model, beginning.lineage
         self._set_up_loss(loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(grad_checkpointing)
-        self._encoder = BatchEncoder(self.model, compile, compile_unit, cuda_graphs, text_groups, micro_batches)
+        self.model.set_narrow_residual(narrow_residual)
+        self._encoder = BatchEncoder(
+            self.model, compile, compile_unit, cuda_graphs, text_groups, micro_batches, grad_checkpointing
+        )
         self._repeated_captions_are_negatives = repeated_captions_are_negatives
         check_adamw((beta1, beta2), eps, weight_decay, max_grad_norm)
         self._adamw: dict[str, Any] = {"betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
@@ -143,7 +150,6 @@ class ContrastiveTask(pl.LightningModule):
         return chance_loss(self.batch_size) if self.logit_bias is None else None
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        self._encoder.begin_step()
         image_features, text_features = self._encoder.images(batch["image"]), self._encoder.texts(batch)
         scale = self.model.logit_scale.exp()
         caption_ids = None if self._repeated_captions_are_negatives else batch["caption_id"]
@@ -189,7 +195,7 @@ class ContrastiveTask(pl.LightningModule):
 
     def check_accelerator(self, accelerator: str) -> None:
         """Raises UserError where the task wants a GPU and the run has none."""
-        if self._encoder.cuda_graphs and accelerator != "gpu":
+        if self._encoder.needs_gpu and accelerator != "gpu":
             raise UserError("model.cuda_graphs needs a GPU, and this run is on the CPU; leave it out")
 
     def on_fit_start(self) -> None:

@@ -59,7 +59,8 @@ class ShardDataModule(pl.LightningDataModule):
         read_ahead: let each worker read its next block of shards in the background, at the price of holding two.
         retries: how often a remote shard or a pipe that breaks is tried again, with longer and longer waits; reading
             goes on at the byte where it broke.
-        local_cache: folder in which remote shards are kept once read.
+        local_cache: folder in which remote shards are kept once read, and what cache 'memory' decodes of local ones:
+            one process decodes, the others and later runs share its file.
         local_cache_gb: size in GiB beyond which the least recently used shards leave that folder.
         sample_seconds: samples that take longer to read and decode are skipped; a loader process that cannot be
             interrupted then ends the run. Null: 60.

@@ -6,7 +6,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clip_la.models.blocks import ACTIVATION_LAYERS, LAYER_NORM_EPS, block_maker, norm_layer, residual_stream, set_layout
+from clip_la.models.blocks import (
+    ACTIVATION_LAYERS,
+    LAYER_NORM_EPS,
+    block_maker,
+    norm_layer,
+    residual_stream,
+    set_layout,
+)
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 
 

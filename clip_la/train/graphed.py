@@ -113,7 +113,9 @@ class GraphedTower:
             except RuntimeError as error:
                 self._failed = True
                 first_line = str(error).split("\n", 1)[0]
-                warnings.warn(f"no CUDA graph of this tower, its kernels are asked for one by one: {first_line}", stacklevel=2)
+                warnings.warn(
+                    f"no CUDA graph of this tower, its kernels are asked for one by one: {first_line}", stacklevel=2
+                )
                 return encode(*inputs)
         result: Tensor = _Replay.apply(recording, len(inputs), *inputs, *self._weights)
         return result
@@ -147,9 +149,7 @@ class GraphedTower:
 
         kind = inputs[0].device.type
         # Autocast's cache would keep a cast weight from one pass for the next.
-        with torch.autocast(
-            kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
-        ):
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
             torch.cuda.synchronize()
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM_UP_PASSES):

@@ -77,7 +77,10 @@ def assert_same(one, other):
 
 @pytest.fixture
 def sources(tmp_path):
-    return [(write_shard(tmp_path / "a.tar"),), (write_shard(tmp_path / "b.tar", 1), write_shard(tmp_path / "c.tar", 2))]
+    return [
+        (write_shard(tmp_path / "a.tar"),),
+        (write_shard(tmp_path / "b.tar", 1), write_shard(tmp_path / "c.tar", 2)),
+    ]
 
 
 def decoding_fails(monkeypatch):

@@ -36,6 +36,7 @@ class StepCase:
     text_groups: int
     micro_batches: int
     checkpointing: bool
+    narrow_residual: bool = False
 
 
 def caption_lengths(text: str, count: int, context_length: int, seed: int) -> Tensor:
@@ -86,6 +87,7 @@ class OurStep(nn.Module):
             text_groups=case.text_groups,
             micro_batches=case.micro_batches,
             grad_checkpointing=case.checkpointing,
+            narrow_residual=case.narrow_residual,
             batch_size=case.batch_size * world_size(),
             budget_samples=case.batch_size * world_size(),
         )

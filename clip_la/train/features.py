@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from clip_la.data.images.transforms import channel_constants, scale_pixels
 from clip_la.errors import UserError
 from clip_la.models.clip import CLIP
 from clip_la.train.compiled import Unit, compile_model
-from clip_la.train.graphed import GraphedTower
-from clip_la.train.lengths import Encode, encode_by_length, groups_by_length, pad_captions, padded_length
+from clip_la.train.graphed import GraphedTower, Part, recomputed
+from clip_la.train.lengths import encode_by_length, groups_by_length, pad_captions, padded_length
 
 
 class BatchEncoder:
@@ -23,8 +22,8 @@ class BatchEncoder:
     Args:
         model: in whose place compiled towers are put.
         compile, compile_unit: see compile_model.
-        cuda_graphs: whether the towers' passes on a GPU are recorded as CUDA graphs. None: when compiled, where that
-            can be: not in parts, not with activations computed again.
+        cuda_graphs: whether the towers' passes on a GPU are recorded as CUDA graphs. None: when compiled, unless
+            activations are computed again.
         grad_checkpointing: whether the towers compute activations again.
         text_groups: groups of captions of like length.
         micro_batches: parts that a batch is worked out in.
@@ -42,16 +41,13 @@ class BatchEncoder:
         micro_batches: int = 1,
         grad_checkpointing: bool = False,
     ) -> None:
-        excluding = {"micro_batches": micro_batches > 1, "grad_checkpointing": grad_checkpointing}
-        if cuda_graphs:
-            for name, given in excluding.items():
-                if given:
-                    raise UserError(f"cuda_graphs and {name} exclude each other: leave one out")
+        if cuda_graphs and grad_checkpointing:
+            raise UserError("cuda_graphs and grad_checkpointing exclude each other: leave one out")
         self._model = model
         self._text_groups, self._micro_batches = text_groups, micro_batches
         self._is_compiled = compile or bool(cuda_graphs)
         self.needs_gpu = bool(cuda_graphs)
-        graphs = self._is_compiled and not any(excluding.values()) if cuda_graphs is None else cuda_graphs
+        graphs = self._is_compiled and not grad_checkpointing if cuda_graphs is None else cuda_graphs
         self._graphed = {"image": GraphedTower(model.image), "text": GraphedTower(model.text)} if graphs else {}
         self._shapes_met: set[tuple[int, int]] = set()
         self._scale_pixels = scale_pixels
@@ -61,23 +57,29 @@ class BatchEncoder:
 
     def images(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """Unit features of images."""
-        if images.is_cuda and self._graphed:
-            return self._graphed["image"]((), self._encode_pixels, images)
-        encode = self._in_part(self._encode_pixels)
-        if self._micro_batches == 1:
-            return encode(images)
-        return torch.cat([encode(part) for part in images.tensor_split(self._micro_batches)])
+        parts = images.tensor_split(self._micro_batches)
+        return self._run("image", [Part((), self._encode_pixels, (part,)) for part in parts])
 
     def texts(self, batch: Mapping[str, Any]) -> Float[Tensor, "batch dim"]:
         """Unit features of a batch's captions."""
         tokens, groups = batch["tokens"], self._text_shapes(batch)
-        tokens = pad_captions(tokens, groups[-1][1])
-        inputs = (tokens, batch["by_length"]) if len(groups) > 1 else (tokens,)
-        encode = partial(self._encode_captions, groups)
-        if tokens.is_cuda and self._graphed:
+        if len(groups) == 1:
+            return self._run("text", [Part((), self._model.encode_text, (pad_captions(tokens, groups[0][1]),))])
+        if self._micro_batches == 1:
             key = tuple((rows.start, rows.stop, length) for rows, length in groups)
-            return self._graphed["text"](key, encode, *inputs)
-        return encode(*inputs)
+            encode = partial(encode_by_length, self._model.encode_text, groups)
+            return self._run("text", [Part(key, encode, (pad_captions(tokens, groups[-1][1]), batch["by_length"]))])
+        ordered = tokens[batch["by_length"]]
+        shapes = [pad_captions(ordered[rows], length).contiguous() for rows, length in groups]
+        features = self._run("text", [Part((), self._model.encode_text, (part,)) for part in shapes])
+        return torch.empty_like(features).index_copy(0, batch["by_length"], features)
+
+    def _run(self, tower: str, parts: list[Part]) -> Tensor:
+        """Features of a tower: at once, or of each part by itself and computed again in the backward pass."""
+        graphed = self._graphed.get(tower) if parts[0].inputs[0].is_cuda else None
+        if self._micro_batches == 1:
+            return graphed(parts[0]) if graphed else parts[0].encode(*parts[0].inputs)
+        return graphed.in_parts(parts) if graphed else torch.cat([recomputed(part) for part in parts])
 
     def new_shapes(self, batch: Mapping[str, Any]) -> list[int]:
         """Lengths of captions in this batch that the compiled step has not met yet, and will be compiled for."""
@@ -87,28 +89,12 @@ class BatchEncoder:
         self._shapes_met |= new
         return sorted({length for _, length in new})
 
-    def _encode_captions(
-        self, groups: list[tuple[slice, int]], tokens: Tensor, by_length: Tensor | None = None
-    ) -> Tensor:
-        encode = self._in_part(self._model.encode_text)
-        return encode(tokens) if by_length is None else encode_by_length(encode, tokens, by_length, groups)
-
     def _encode_pixels(self, images: Tensor) -> Tensor:
         spec, kind = self._model.spec, images.device.type
         # Autocast would round to this dtype at the first product.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         constants = channel_constants(tuple(spec.pixel_mean), tuple(spec.pixel_std), images.device)
         return self._model.encode_image(self._scale_pixels(images, *constants, dtype))
-
-    def _in_part(self, encode: Encode) -> Encode:
-        """`encode` as it is for whole batches; for parts, one that leaves nothing behind but what it was called with.
-
-        The backward pass comes to part after part and works each out again: the two passes of GradCache (arXiv
-        2101.06983), by autograd's own means.
-        """
-        if self._micro_batches == 1:
-            return encode
-        return lambda part: checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False)
 
     def _text_shapes(self, batch: Mapping[str, Any]) -> list[tuple[slice, int]]:
         """Rows, sorted by length if in several groups, that the text tower sees together, and their length there."""

@@ -8,12 +8,14 @@ since a step replays one of them.
 """
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 # Passes before the recording: the first compiles, and libraries set themselves up on the next.
 WARM_UP_PASSES = 2
@@ -45,9 +47,22 @@ class _Recording:
 
     def __init__(self, inputs: tuple[Tensor, ...], weight_grads: list[Tensor]) -> None:
         self.inputs, self.weight_grads = inputs, weight_grads
-        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self.output: Tensor
         self.output_grad: Tensor
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The output, which the next forward pass overwrites."""
+        for fixed, given in zip(self.inputs, inputs, strict=True):
+            fixed.copy_(given)
+        self.forward_graph.replay()
+        return self.output
+
+    def backward(self, output_grad: Tensor) -> list[Tensor]:
+        """The gradients of the weights for the last forward pass; the tower's next backward pass overwrites them."""
+        self.output_grad.copy_(output_grad)
+        self.backward_graph.replay()
+        return self.weight_grads
 
 
 class _Replay(torch.autograd.Function):
@@ -56,28 +71,59 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recording: _Recording, num_inputs: int, *tensors: Tensor) -> Tensor:
         ctx.recording, ctx.num_inputs, ctx.weights = recording, num_inputs, tensors[num_inputs:]
-        for fixed, given in zip(recording.inputs, tensors[:num_inputs], strict=True):
-            fixed.copy_(given)
-        recording.forward.replay()
         # A copy: the next replay must not change features that somebody keeps.
-        return recording.output.clone()
+        return recording.forward(tensors[:num_inputs]).clone()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
-        recording: _Recording = ctx.recording
         # Autograd takes the tensors returned here as `.grad` themselves. A gradient from an earlier backward pass
         # that is still there, to be added to, would be overwritten by the replay.
-        aliased = any(
-            weight.grad is not None and weight.grad.data_ptr() == own.data_ptr()
-            for weight, own in zip(ctx.weights, recording.weight_grads, strict=True)
-        )
-        if aliased:
-            for weight in ctx.weights:
-                weight.grad = None if weight.grad is None else weight.grad.clone()
-        recording.output_grad.copy_(output_grad)
-        recording.backward.replay()
-        return (None, None, *(None,) * ctx.num_inputs, *(grad.detach() for grad in recording.weight_grads))
+        own = {grad.data_ptr() for grad in ctx.recording.weight_grads}
+        for weight in ctx.weights:
+            if weight.grad is not None and weight.grad.data_ptr() in own:
+                weight.grad = weight.grad.clone()
+        grads = ctx.recording.backward(output_grad)
+        return (None, None, *(None,) * ctx.num_inputs, *(grad.detach() for grad in grads))
+
+
+class _ReplayParts(torch.autograd.Function):
+    """Part after part; the backward pass replays each part's forward pass again, so that one part's activations are all
+    that there is: the two passes of GradCache (arXiv 2101.06983)."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: list[tuple[_Recording, tuple[Tensor, ...]]], *weights: Tensor) -> Tensor:
+        ctx.parts = parts
+        return torch.cat([recording.forward(inputs).clone() for recording, inputs in parts])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
+        sums: list[Tensor] = []
+        grads = output_grad.split([len(recording.output) for recording, _ in ctx.parts])
+        for (recording, inputs), grad in zip(ctx.parts, grads, strict=True):
+            recording.forward(inputs)
+            own = recording.backward(grad)
+            if sums:
+                torch._foreach_add_(sums, own)
+            else:
+                sums = [grad.clone() for grad in own]
+        return (None, *sums)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A function of a tower and what it is called with.
+
+    Attributes:
+        key: tells apart functions that differ for inputs of the same shape.
+        encode: fixed work on the device: nothing that waits for it, no random numbers.
+        inputs: tensors on the device, not differentiated.
+    """
+
+    key: Hashable
+    encode: Encode
+    inputs: tuple[Tensor, ...]
 
 
 class GraphedTower:
@@ -93,32 +139,38 @@ class GraphedTower:
         self._failed = False
         self._set_up = False
 
-    def __call__(self, key: Hashable, encode: Encode, *inputs: Tensor) -> Tensor:
-        """encode(*inputs), differentiable in the tower's weights alone.
-
-        Args:
-            key: tells apart functions that differ for inputs of the same shape.
-            encode: fixed work on the device: nothing that waits for it, no random numbers.
-        """
-        kind = inputs[0].device.type
-        full_key = (key, torch.is_autocast_enabled(kind), *((x.shape, x.dtype) for x in inputs))
-        recording = self._recordings.get(full_key)
+    def __call__(self, part: Part) -> Tensor:
+        """The part's features, differentiable in the tower's weights alone."""
+        recording = self._recording(part)
         if recording is None:
-            if self._failed or len(self._recordings) == MAX_RECORDINGS:
-                return encode(*inputs)
+            return part.encode(*part.inputs)
+        result: Tensor = _Replay.apply(recording, len(part.inputs), *part.inputs, *self._weights)
+        return result
+
+    def in_parts(self, parts: Sequence[Part]) -> Tensor:
+        """All parts' features, one after another; memory holds the activations of one part."""
+        recordings = [self._recording(part) for part in parts]
+        if None in recordings:
+            return torch.cat([recomputed(part) for part in parts])
+        pairs = [(recording, part.inputs) for recording, part in zip(recordings, parts, strict=True)]
+        result: Tensor = _ReplayParts.apply(pairs, *self._weights)
+        return result
+
+    def _recording(self, part: Part) -> _Recording | None:
+        """The recording of a part's shape, made if there is none yet; None where there can be none."""
+        kind = part.inputs[0].device.type
+        key = (part.key, torch.is_autocast_enabled(kind), *((x.shape, x.dtype) for x in part.inputs))
+        recording = self._recordings.get(key)
+        if recording is None and not self._failed and len(self._recordings) < MAX_RECORDINGS:
             try:
-                recording = self._recordings[full_key] = self._record(encode, inputs)
+                recording = self._recordings[key] = self._record(part.encode, part.inputs)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 self._failed = True
-                first_line = str(error).split("\n", 1)[0]
-                warnings.warn(
-                    f"no CUDA graph of this tower, its kernels are asked for one by one: {first_line}", stacklevel=2
-                )
-                return encode(*inputs)
-        result: Tensor = _Replay.apply(recording, len(inputs), *inputs, *self._weights)
-        return result
+                reason = str(error).split("\n", 1)[0]
+                warnings.warn(f"no CUDA graph of a tower, its kernels are asked for one by one: {reason}", stacklevel=2)
+        return recording
 
     def _prepare(self) -> None:
         """What all recordings share: where their gradients lie, their memory and their stream."""
@@ -160,9 +212,15 @@ class GraphedTower:
             torch.cuda.synchronize()
             # Other threads (the loader's, NCCL's) may call CUDA meanwhile.
             options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.graph(recording.forward, **options):
+            with torch.cuda.graph(recording.forward_graph, **options):
                 output = forward()
-            with torch.cuda.graph(recording.backward, **options):
+            with torch.cuda.graph(recording.backward_graph, **options):
                 backward(output, recording.output_grad)
         recording.output = output.detach()
         return recording
+
+
+def recomputed(part: Part) -> Tensor:
+    """A part's features, of which nothing stays behind for the backward pass but what they are computed from."""
+    result: Tensor = checkpoint(part.encode, *part.inputs, use_reentrant=False, preserve_rng_state=False)
+    return result

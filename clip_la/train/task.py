@@ -48,8 +48,7 @@ class ContrastiveTask(pl.LightningModule):
         compile_unit: what one graph holds: a block, which all blocks of a tower share, or a whole tower, which takes
             minutes to compile and runs a little faster.
         cuda_graphs: compile, and record each tower's passes as CUDA graphs, whose kernels the processor need not ask
-            for one by one. Null: whenever towers are compiled on a GPU, unless a batch is worked out in parts or
-            activations are recomputed.
+            for one by one. Null: whenever towers are compiled on a GPU, unless activations are recomputed.
         text_groups: sort the captions of a batch by length and work them out in so many groups, each padded only to
             its own longest; the same features for less work where lengths differ.
         micro_batches: parts that a process's batch is worked out in, one after another, each twice: memory holds the

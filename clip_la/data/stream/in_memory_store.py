@@ -1,4 +1,4 @@
-"""Decoded corpora on the disk: the first process decodes, all others and later runs map the file and share its pages."""
+"""Decoded corpora on the disk: the first process decodes, others and later runs map the file and share its pages."""
 
 import fcntl
 import hashlib

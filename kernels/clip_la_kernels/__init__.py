@@ -4,6 +4,14 @@ derivations."""
 from clip_la_kernels.ops.contrastive.contrastive import contrastive_loss
 from clip_la_kernels.ops.fastmax.fastmax import fastmax
 from clip_la_kernels.ops.linear_attention.attention import linear_attention, linear_attention_split
+from clip_la_kernels.ops.softmax_attention.softmax_attention import softmax_attention
 from clip_la_kernels.runtime.dispatch import use_backend
 
-__all__ = ["contrastive_loss", "fastmax", "linear_attention", "linear_attention_split", "use_backend"]
+__all__ = [
+    "contrastive_loss",
+    "fastmax",
+    "linear_attention",
+    "linear_attention_split",
+    "softmax_attention",
+    "use_backend",
+]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from clip_la_kernels import softmax_attention
 from torch import Tensor, nn
 
 from clip_la.models.attention.base import Attention
@@ -41,7 +42,7 @@ class SoftmaxAttention(Attention):
             q, k, v = qkv.unbind(2)
             qkv = torch.stack([(q * self.temperature.exp()).to(q.dtype), k, v], 2)
         if qkv.device.type != "cpu":
-            return _fused(qkv, is_causal)
+            return softmax_attention(qkv, causal=is_causal)
         # The backward pass of the fused bf16 form is about ten times slower on a CPU than that in float32.
         wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
         with torch.autocast("cpu", enabled=False):

@@ -134,6 +134,11 @@ def device_numbers(index: int | None) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
+def forced_config(kernel: str) -> Config | None:
+    """What `forced` asks for this kernel, if anything."""
+    return _overrides.get(kernel)
+
+
 def config(kernel: str, device: torch.device, width: int, total: bool, dtype: torch.dtype, tokens: int) -> Config:
     """The configuration of one kernel; `total`: is the denominator the sum of weights."""
     if kernel in _overrides:

@@ -1,0 +1,57 @@
+"""Softmax attention as `torch.library` operators, and autograd around them. Imported only where Triton is."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_la_kernels.ops.linear_attention.library import library, on_device_of, unobserved
+from clip_la_kernels.ops.softmax_attention import launch
+from clip_la_kernels.runtime.autograd import first_order_only
+
+library.define("softmax_attention(Tensor qkv, float scale, bool causal) -> Tensor")
+library.define("softmax_attention_backward(Tensor qkv, Tensor grad, float scale, bool causal) -> Tensor")
+
+
+def _forward(qkv: Tensor, scale: float, causal: bool) -> Tensor:
+    with on_device_of(qkv):
+        return launch.forward(qkv, scale, causal)
+
+
+def _backward(qkv: Tensor, grad: Tensor, scale: float, causal: bool) -> Tensor:
+    with on_device_of(qkv):
+        return launch.backward(qkv, grad, scale, causal)
+
+
+def _forward_fake(qkv: Tensor, scale: float, causal: bool) -> Tensor:
+    batch, tokens, _, heads, width = qkv.shape
+    return qkv.new_empty(batch, tokens, heads, width)
+
+
+def _backward_fake(qkv: Tensor, grad: Tensor, scale: float, causal: bool) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+for _name, _real, _fake in (("", _forward, _forward_fake), ("_backward", _backward, _backward_fake)):
+    for _key in ("CUDA", "CPU"):
+        library.impl(f"softmax_attention{_name}", _real, _key)
+    torch.library.register_fake(f"clip_la_kernels::softmax_attention{_name}", _fake, lib=library)
+
+
+class KernelSoftmaxAttention(torch.autograd.Function):
+    """qkv (B, N, 3, H, D) -> (B, N, H, D). Saves qkv alone, and that only if `save`: will a backward pass come?"""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, scale: float, causal: bool, save: bool) -> Tensor:
+        run: Any = _forward if unobserved(qkv) else torch.ops.clip_la_kernels.softmax_attention
+        if save:
+            ctx.save_for_backward(qkv)
+        ctx.scale, ctx.causal = scale, causal
+        return run(qkv, scale, causal)
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (qkv,) = ctx.saved_tensors
+        run: Any = _backward if unobserved(grad, qkv) else torch.ops.clip_la_kernels.softmax_attention_backward
+        return run(qkv, grad, ctx.scale, ctx.causal), None, None, None

@@ -53,6 +53,7 @@ class StepRow:
     text_groups: int
     micro_batches: int
     checkpointing: bool
+    narrow_residual: bool
     gpus: int
     pairs_per_s: float | None
     step_ms: float | None
@@ -188,6 +189,7 @@ def cases_of(
     batch_size: int,
     micro_batches: int,
     checkpointing: bool,
+    narrow_residual: bool = False,
     with_peer: bool,
 ) -> list[StepCase]:
     """All combinations, at the models' own size without sizes; the peer, if wanted, before ours of the same batches."""
@@ -198,7 +200,14 @@ def cases_of(
         base = StepCase(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing)
         cases += [base] if with_peer else []
         cases += [
-            replace(base, provider=mode, attention=attention, text_groups=groups, micro_batches=micro_batches)
+            replace(
+                base,
+                provider=mode,
+                attention=attention,
+                text_groups=groups,
+                micro_batches=micro_batches,
+                narrow_residual=narrow_residual,
+            )
             for attention, mode, groups in itertools.product(attentions, modes, text_groups)
         ]
     return cases

@@ -37,6 +37,7 @@ class StepCase:
     text_groups: int
     micro_batches: int
     checkpointing: bool
+    narrow_residual: bool = False
 
     @property
     def spec(self) -> ModelSpec:
@@ -82,11 +83,12 @@ class OurStep(nn.Module):
             attention=case.attention,
             image_size=case.image_size,
             compile=case.provider != "eager",
-            compile_unit="tower" if case.provider == "tower" else "block",
-            cuda_graphs=case.provider == "graphs",
+            compile_unit="tower" if case.provider.startswith("tower") else "block",
+            cuda_graphs=case.provider.endswith("graphs"),
             text_groups=case.text_groups,
             micro_batches=case.micro_batches,
             grad_checkpointing=case.checkpointing,
+            narrow_residual=case.narrow_residual,
         )
         num_pairs = case.batch_size * world_size()
         self.task = ContrastiveTask(options, batch_size=num_pairs, budget_samples=num_pairs)

@@ -13,7 +13,7 @@ from clip_la.errors import UserError
 if TYPE_CHECKING:
     from clip_la.bench.train import StepRow
 
-MODES = ("eager", "block", "tower", "graphs")
+MODES = ("eager", "block", "tower", "graphs", "tower_graphs")
 LENGTHS = ("full", "laion")
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int | None:
     args = _parser().parse_args(argv)
     _check(args)
     device, dtype = hardware(args, "train")
-    if "graphs" in args.modes and device.type == "cpu":
+    if any(mode.endswith("graphs") for mode in args.modes) and device.type == "cpu":
         raise UserError("bench train: --modes graphs needs a GPU; leave it out")
 
     import torch
@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int | None:
         batch_size=args.batch_size,
         micro_batches=args.micro_batches,
         checkpointing=args.grad_checkpointing,
+        narrow_residual=args.narrow_residual,
         with_peer=not args.no_open_clip,
     )
     for case in cases:
@@ -86,6 +87,9 @@ def _parser() -> Parser:
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of each GPU")
     parser.add_argument("--micro-batches", type=int, default=1, help="parts our batches are worked out in (default 1)")
     parser.add_argument("--grad-checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument(
+        "--narrow-residual", action="store_true", help="add the blocks' results up in bfloat16, as open_clip does"
+    )
     parser.add_argument("--no-open-clip", action="store_true", help="time ours alone")
     parser.add_argument("--steps", type=int, default=20, help="steps in a round (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, whose median counts (default %(default)s)")

@@ -73,7 +73,8 @@ class StreamOptions:
     """how often a remote shard or a pipe that breaks is tried again, with longer and longer waits; reading goes on at
     the byte where it broke"""
     local_cache: str | None = None
-    """folder in which remote shards are kept once read"""
+    """folder in which remote shards are kept once read, and what cache 'memory' decodes of local ones: one process
+    decodes, the others and later runs share its file"""
     local_cache_gb: float = ShardOpener.cache_gb
     """size in GiB beyond which the least recently used shards leave that folder"""
     sample_seconds: float | None = None

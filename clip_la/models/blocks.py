@@ -22,6 +22,15 @@ norm_layer = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
 ACTIVATION_LAYERS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
+def residual_stream(x: Tensor, narrow: bool) -> Tensor:
+    """What blocks add to: as it is, or in autocast's type, which halves what every norm reads and writes.
+
+    open_clip's stream is narrow under amp; float32 keeps more of small additions.
+    """
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if narrow and torch.is_autocast_enabled(kind) else x
+
+
 class LastBlock(Block):
     """The last block of a tower: attention for all tokens, then the MLP for the pooled token alone.
 

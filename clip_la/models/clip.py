@@ -55,6 +55,10 @@ class CLIP(nn.Module):
         self.image.trunk.set_grad_checkpointing(enable)
         self.text.grad_checkpointing = enable
 
+    def set_narrow_residual(self, enable: bool = True) -> None:
+        """Under autocast, adds up the blocks' results in its type: less memory traffic, as in open_clip's training."""
+        self.image.trunk.norm_pre.narrow_residual = self.text.narrow_residual = enable
+
     def no_weight_decay(self) -> set[str]:
         """What weight decay should spare, as in open_clip's training: gains, biases, class token, temperatures."""
         spared = {name for name, p in self.named_parameters() if p.ndim < 2 or name.endswith(UNDECAYED)}

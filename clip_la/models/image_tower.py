@@ -1,11 +1,51 @@
 """The image tower: timm's VisionTransformer as CLIP wants it, and a projection."""
 
 from jaxtyping import Float
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer, set_layout
+from clip_la.models.blocks import (
+    ACTIVATION_LAYERS,
+    LAYER_NORM_EPS,
+    block_maker,
+    norm_layer,
+    residual_stream,
+    set_layout,
+)
 from clip_la.models.spec import MLP_RATIO, ModelSpec
+
+
+class ProductPatchEmbed(PatchEmbed):
+    """timm's patch embedding, as one product of all patches with the weight where the images are on a GPU.
+
+    cuDNN's convolution of patches in bf16 turns the images around and runs a kernel of an older generation: 2.1 ms of
+    a 35 ms step of ViT-Ti/16 at 128 px and batch 1,024 on an H100. On the CPU the convolution stays.
+    """
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
+        batch, channels, height, width = x.shape
+        if not x.is_cuda or (height, width) != self.img_size:
+            patches: Tensor = super().forward(x)
+            return patches
+        rows, columns = self.patch_size
+        x = x.reshape(batch, channels, height // rows, rows, width // columns, columns)
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class StreamNorm(nn.LayerNorm):
+    """The norm before the blocks, which begins the residual stream.
+
+    Attributes:
+        narrow_residual: see `residual_stream`.
+    """
+
+    narrow_residual = False
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        return residual_stream(super().forward(x), self.narrow_residual)
 
 
 class ImageTower(nn.Module):
@@ -28,10 +68,12 @@ class ImageTower(nn.Module):
             pre_norm=True,
             fc_norm=True,
             weight_init="skip",
+            embed_layer=ProductPatchEmbed,
             norm_layer=norm_layer,
             act_layer=ACTIVATION_LAYERS[spec.activation],
             block_fn=block_maker(spec.image_choices),
         )
+        self.trunk.norm_pre = StreamNorm(spec.image_width, eps=LAYER_NORM_EPS)
         set_layout(self.trunk, spec.image_layout)
         self.projection = nn.Linear(spec.image_width, spec.embed_dim, bias=False)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer, set_layout
+from clip_la.models.blocks import ACTIVATION_LAYERS, block_maker, norm_layer, residual_stream, set_layout
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 
 
@@ -38,7 +38,7 @@ class TextTower(nn.Module):
         set_layout(self.blocks, spec.text_layout)
         self.norm = norm_layer(spec.text_width)
         self.projection = nn.Linear(spec.text_width, spec.embed_dim, bias=False)
-        self.grad_checkpointing = False
+        self.grad_checkpointing = self.narrow_residual = False
 
     def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch embed_dim"]:
         """Features, not normalised, of captions padded with any token; each is pooled at its first token of the highest
@@ -49,7 +49,7 @@ class TextTower(nn.Module):
         length = tokens.shape[1]
         if length > self.position_embedding.shape[0]:
             raise ValueError(f"captions of {length} tokens; this model takes {self.position_embedding.shape[0]}")
-        x = self.token_embedding(tokens) + self.position_embedding[:length]
+        x = residual_stream(self.token_embedding(tokens) + self.position_embedding[:length], self.narrow_residual)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
         pooled = self._run(self.blocks[-1], x, pooled=tokens.argmax(dim=-1))

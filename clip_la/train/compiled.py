@@ -26,18 +26,15 @@ MAX_GRAPHS = 64
 HASH_DIGITS = 16
 
 
-def compile_model(model: CLIP, unit: Unit = "block", *, cuda_graphs: bool = False, **options: Any) -> None:
+def compile_model(model: CLIP, unit: Unit = "block", **options: Any) -> None:
     """Compiles both towers in place, so that the names of the weights stay what they are; the work is done when used.
 
     Args:
         model: on any device.
-        unit: what one graph holds. A "tower" fuses a little more over the borders of blocks and costs the host less a
-            step, but takes minutes to compile.
-        cuda_graphs: replay each tower's forward and backward pass as CUDA graphs, which takes whole towers.
+        unit: what one graph holds. A "tower" fuses a little more over the borders of blocks, but takes minutes to
+            compile.
         options: of torch.compile.
     """
-    if cuda_graphs:
-        options, unit = {**options, "mode": "reduce-overhead"}, "tower"
     configure_compiler(unit)
     if unit == "tower":
         regions: list[torch.nn.Module] = [model.image, model.text]

@@ -41,17 +41,17 @@ def groups_by_length(lengths: Sequence[int], num_groups: int, context_length: in
 
 def encode_by_length(
     encode: Encode,
+    groups: Sequence[tuple[slice, int]],
     tokens: Int[Tensor, "batch tokens"],
     by_length: Int64[Tensor, " batch"],
-    groups: Sequence[tuple[slice, int]],
 ) -> Float[Tensor, "batch dim"]:
     """Features of all captions, worked out group by group, each padded only to its own length.
 
     Args:
         encode: features of some captions.
+        groups: as `groups_by_length` makes them, on the host, so that nothing waits for the device.
         tokens: zero-padded.
         by_length: places of the captions, shortest first.
-        groups: as `groups_by_length` makes them, on the host, so that nothing waits for the device.
     """
     ordered = tokens[by_length]
     features = torch.cat([encode(pad_captions(ordered[rows], length).contiguous()) for rows, length in groups])

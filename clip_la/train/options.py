@@ -118,9 +118,9 @@ class StepOptions(Checked):
     compile_unit: Unit = "block"
     """what one graph holds: a block, which all blocks of a tower share, or a whole tower, which takes minutes to
     compile and runs a little faster"""
-    cuda_graphs: bool = False
-    """compile, and replay each tower's passes as CUDA graphs: for small models on a GPU, whose steps end before the
-    processor has launched the next kernels"""
+    cuda_graphs: bool | None = None
+    """compile, and record each tower's passes as CUDA graphs, whose kernels the processor need not launch one by one;
+    null: whenever towers are compiled on a GPU, unless activations are recomputed"""
     text_groups: int = 1
     """sort the captions of a batch by length and encode them in so many groups, each padded only to its own longest;
     the same features for less work where lengths differ"""
@@ -129,11 +129,14 @@ class StepOptions(Checked):
     part, for a third more compute; loss and gradient are those of the whole batch"""
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more compute"""
+    narrow_residual: bool = False
+    """add up the blocks' results in bfloat16 under mixed precision, as open_clip does: less memory and time, in exchange
+    for the low bits of small additions"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cuda_graphs and self.micro_batches > 1:
-            raise UserError("cuda_graphs and micro_batches exclude each other: leave one out")
+        if self.cuda_graphs and self.grad_checkpointing:
+            raise UserError("cuda_graphs and grad_checkpointing exclude each other: leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ class ContrastiveTask(pl.LightningModule):
         self.model, self.lineage = beginning.model, beginning.lineage
         self._set_up_loss(options.loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(options.grad_checkpointing)
+        self.model.set_narrow_residual(options.narrow_residual)
         self._encoder = BatchEncoder(self.model, options)
         self.grad_norm = torch.zeros(())
 
@@ -85,7 +86,6 @@ class ContrastiveTask(pl.LightningModule):
         return chance_loss(self.batch_size) if self.logit_bias is None else None
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        self._encoder.begin_step()
         image_features, text_features = self._encoder.images(batch["image"]), self._encoder.texts(batch)
         scale = self.model.logit_scale.exp()
         caption_ids = None if self.options.repeated_captions_are_negatives else batch["caption_id"]

@@ -129,7 +129,7 @@ def test_groups_by_length_have_the_features_and_gradients_of_one_batch(attention
 
     wanted = model.encode_text(tokens)
     groups = groups_by_length(order["sorted_lengths"], num_groups, CONTEXT)
-    found = encode_by_length(encode, tokens, order["by_length"], groups)
+    found = encode_by_length(encode, groups, tokens, order["by_length"])
     torch.testing.assert_close(found, wanted)
     assert lengths == {2: [16, 40], 3: [16, 16, 40], 5: [16, 16, 16, 32, 40]}[num_groups]
     weight = torch.randn_like(wanted)

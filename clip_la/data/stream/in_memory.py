@@ -4,6 +4,7 @@ Decoding 128 small PNGs and augmenting them one by one takes longer than a train
 a batch takes a few milliseconds, of which hardly any is the processor's where the pool lies on a GPU.
 """
 
+import contextlib
 import math
 import os
 import threading
@@ -28,6 +29,7 @@ from clip_la.data.shards.problems import BadSample, OnProblem, Problem
 from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.watch import sample_seconds, took_too_long
 from clip_la.data.stream.in_memory_captions import CaptionTable
+from clip_la.data.stream.in_memory_store import DecodedStore
 from clip_la.data.stream.samples import Limits, read_image
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
@@ -99,9 +101,11 @@ class InMemoryDataset:
         self._captions = captions
         self._limits = limits
         self._max_bytes = max_bytes
-        self._side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
+        # Of the decoded squares, in pixels.
+        self.side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
         self._samples: list[tuple[str, str, list[list[str]]]] = []
         self._images: list[UInt8[np.ndarray, "side channels side"]] = []
+        self._mapped: UInt8[np.ndarray, "samples side channels side"] | None = None
         # On the host rows, channels, columns, which resampling reads as it lies; on a GPU channels come first.
         self._canvas: UInt8[Tensor, "samples side channels side"] | UInt8[Tensor, "samples channels side side"]
 
@@ -115,12 +119,29 @@ class InMemoryDataset:
             captions, image = found
             self._images.append(image)
             self._samples.append((sample[KEY], sample[URL], captions))
-            if len(self._samples) * image.size > self._max_bytes:
-                raise UserError(
-                    f"cache 'memory': more than cache_gb {self._max_bytes / GIB:g} of decoded images; "
-                    "allow more, or use cache 'none'"
-                )
+            self._check_size(len(self._samples) * image.size)
         return range(first, len(self._samples))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise UserError(
+                f"cache 'memory': more than cache_gb {self._max_bytes / GIB:g} of decoded images; "
+                "allow more, or use cache 'none'"
+            )
+
+    def keep(self, store: DecodedStore, members: Sequence[range], problems: Sequence[Sequence[Problem]]) -> None:
+        """Writes what has been decoded to `store`; before `seal`."""
+        store.save(self._samples, self._images, int(OPAQUE), members, problems)
+
+    def restore(
+        self,
+        samples: list[tuple[str, str, list[list[str]]]],
+        images: UInt8[np.ndarray, "samples side channels side"],
+    ) -> None:
+        """Takes what a store has kept instead of decoding."""
+        self._check_size(images.size)
+        self._samples, self._images = samples, list(images)
+        self._mapped = images
 
     def _decoded(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
         """In the order of the samples, each with its parts or a BadSample. Decoding lets other threads run."""
@@ -137,9 +158,8 @@ class InMemoryDataset:
             return bad
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
-        square = image.resize(
-            (self._side, self._side), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short)
-        )
+        box = (left, top, left + short, top + short)
+        square = image.resize((self.side, self.side), Image.Resampling.BICUBIC, box=box)
         pixels = np.asarray(square)
         if square.mode == "RGBA":
             # Colours times alpha: laid on a background, what is transparent then adds nothing.
@@ -153,12 +173,17 @@ class InMemoryDataset:
         self._keys, self._shards = (np.array([s[i] for s in self._samples], object) for i in (0, 1))
         self._table = CaptionTable(self._captions, [s[2] for s in self._samples], tokenizer, context_length)
         channels = max((image.shape[1] for image in self._images), default=3)
-        shape = (len(self._images), self._side, channels, self._side)
+        shape = (len(self._images), self.side, channels, self.side)
         self.on_gpu = device is not None and _has_room(device, math.prod(shape))
+        if self._mapped is not None and not self.on_gpu:
+            # The pages of the file, which other processes share.
+            self._canvas, self._images = torch.from_numpy(self._mapped), []
+            return
         self._canvas = torch.empty(shape, dtype=torch.uint8, device=device if self.on_gpu else "cpu")
         if self.on_gpu:
-            self._canvas = self._canvas.view(len(self._images), channels, self._side, self._side)
+            self._canvas = self._canvas.view(len(self._images), channels, self.side, self.side)
         self._fill(self._canvas.transpose(1, 2) if self.on_gpu else self._canvas)
+        self._mapped = None
         if self._canvas.is_cuda:
             # Batches are made in another stream than this one.
             torch.cuda.synchronize(device)
@@ -195,7 +220,7 @@ class InMemoryDataset:
         crops = Crops(
             self,
             torch.from_numpy(numbers),
-            random_crops(self._side, augmentation.min_crop_area, uniforms) if augmentation.min_crop_area < 1 else None,
+            random_crops(self.side, augmentation.min_crop_area, uniforms) if augmentation.min_crop_area < 1 else None,
             torch.from_numpy(uniforms[:, FLIP] < 0.5) if augmentation.flip else None,
             augmentation.background_colors(uniforms) if has_alpha else None,
             torch.from_numpy(uniforms[:, JITTER].astype(np.float32)) if augmentation.jitter else None,
@@ -276,16 +301,18 @@ def load_in_memory(
     context_length: int = 77,
     max_bytes: float = DEFAULT_POOL_GB * GIB,
     device: torch.device | None = None,
+    keep_in: str | None = None,
 ) -> Filled:
     """Decodes the shards of each source into one pool, which lies on `device` if that is a GPU with room for it.
 
-    The last pool is kept: runs that follow each other in one process on the same, unchanged shards share it.
+    The last pool is kept: runs that follow each other in one process on the same, unchanged shards share it. With a
+    folder `keep_in`, pools of local shards are kept there, for other processes and later runs.
     """
     # Size and time of change tell another state of a local file.
     states = [os.stat(url) if os.path.isfile(url) else None for urls in sources for url in urls]
     stamps = tuple(state and (state.st_size, state.st_mtime_ns) for state in states)
     sealed = (tokenizer, context_length, device)
-    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed)
+    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed, keep_in)
 
 
 @lru_cache(maxsize=1)
@@ -298,13 +325,33 @@ def _fill(
     opener: Callable[[str], IO[bytes]],
     max_bytes: float,
     sealed: tuple[str, int, torch.device | None],
+    keep_in: str | None,
 ) -> Filled:
     pool = InMemoryDataset(captions, augmentation, limits, max_bytes)
+    store = None
+    if keep_in is not None and None not in stamps:
+        urls = [[os.path.abspath(url) for url in source] for source in sources]
+        store = DecodedStore(keep_in, [urls, stamps, repr(captions), repr(limits), pool.side])
+    with store.locked() if store is not None else contextlib.nullcontext():
+        kept = store.load() if store is not None else None
+        if kept is not None:
+            samples, images, members, problems = kept
+            pool.restore(samples, images)
+        else:
+            members, problems = _decode_sources(pool, sources, opener)
+            if store is not None:
+                pool.keep(store, members, problems)
+    pool.seal(*sealed)
+    return Filled(pool, members, problems)
+
+
+def _decode_sources(
+    pool: InMemoryDataset, sources: tuple[tuple[str, ...], ...], opener: Callable[[str], IO[bytes]]
+) -> tuple[tuple[range, ...], tuple[tuple[Problem, ...], ...]]:
     members, problems = [], []
     for urls in sources:
         found: list[Problem] = []
         reads = [read_samples(url, on_problem=found.append, opener=opener) for url in urls]
         members.append(pool.add(chain.from_iterable(reads), found.append))
         problems.append(tuple(found))
-    pool.seal(*sealed)
-    return Filled(pool, tuple(members), tuple(problems))
+    return tuple(members), tuple(problems)

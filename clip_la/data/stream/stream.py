@@ -293,6 +293,7 @@ class ShardStream(IterableDataset):
             context_length=self._context_length,
             max_bytes=self._pool_gb * GIB,
             device=self._pool_device,
+            keep_in=self._opener.cache_dir,
         )
         for source, members, found in zip(self.sources, filled.members, filled.problems, strict=True):
             bad = Counter(problem.reason for problem in found if problem.reason not in NOTICES)

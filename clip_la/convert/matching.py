@@ -189,7 +189,6 @@ class FeatureMatching(Matching):
             yield from getattr(self.model, tower).parameters()
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        self._encoder.begin_step()
         parts = {}
         for tower in self._changed:
             with torch.no_grad():

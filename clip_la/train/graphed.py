@@ -157,7 +157,10 @@ class GraphedTower:
         return result
 
     def _recording(self, part: Part) -> _Recording | None:
-        """The recording of a part's shape, made if there is none yet; None where there can be none."""
+        """The recording of a part's shape, made if there is none yet; None where there can be none, or no gradient is
+        wanted."""
+        if not torch.is_grad_enabled() or not any(weight.requires_grad for weight in self._tower.parameters()):
+            return None
         kind = part.inputs[0].device.type
         key = (part.key, torch.is_autocast_enabled(kind), *((x.shape, x.dtype) for x in part.inputs))
         recording = self._recordings.get(key)

@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clip_la.json_text import lines_in
+from clip_la import results
+from clip_la.runs import METRICS, RunFolder
 from clip_la.scaling.html.plots import Axis, Line, Mark, Plot, absent, limits
-from clip_la.scaling.run_folder import METRICS_NAME, read_config
+from clip_la.scaling.run_folder import read_config
 
 NO_CURVES = "No metrics.csv was found: give the folders of the runs, and their loss is drawn against samples seen."
 # The number of a kind that is none of the analysis': it is drawn in the palette's last colour, black or white.
@@ -78,7 +78,7 @@ def find_curves(paths: Sequence[Path], by: str) -> tuple[Curve, ...]:
         by: the field of a point that tells kinds apart; read from the run's result lines, else from its config.yaml.
     """
     curves = []
-    for path in _below(paths, METRICS_NAME):
+    for path in _below(paths, METRICS):
         rows = _read(path)
         if rows:
             samples, losses = zip(*rows, strict=True)
@@ -108,9 +108,8 @@ def _read(path: Path) -> list[tuple[int, float]]:
 
 def _kind(folder: Path, by: str) -> str | None:
     try:
-        first = next(iter(lines_in((folder / "results.jsonl").read_text(encoding="utf-8"))))
-        return str(json.loads(first)[by])
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, StopIteration):
+        return str(next(results.read(RunFolder(folder).results, skip_damaged=True))[by])
+    except (OSError, ValueError, KeyError, StopIteration):
         # No result lines of its own: those of several runs may lie in one file elsewhere.
         pass
     config = read_config(folder)

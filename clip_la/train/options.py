@@ -130,8 +130,8 @@ class StepOptions(Checked):
     grad_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, a third more compute"""
     narrow_residual: bool = False
-    """add up the blocks' results in bfloat16 under mixed precision, as open_clip does: less memory and time, for the low
-    bits of small additions"""
+    """add up the blocks' results in bfloat16 under mixed precision, as open_clip does: less memory and time, for
+    the low bits of small additions"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

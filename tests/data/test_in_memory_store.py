@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_la.data.images.augment import NUM_DRAWS, Augmentation
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.images.limits import Limits
 from clip_la.data.shards.sources import ShardOpener
 from clip_la.data.stream import in_memory
@@ -60,7 +60,7 @@ def filled(sources, folder, augmentation=None, max_bytes=in_memory.GIB):
 
 def content(pools):
     """All that training sees of a pool."""
-    draws = np.random.default_rng(1).random((len(pools.pool._keys), NUM_DRAWS))
+    draws = np.random.default_rng(1).random((len(pools.pool._keys), NUM_UNIFORMS))
     numbers = np.arange(len(draws))[::-1].copy()
     batch = pools.pool.batch(numbers, draws)
     images = batch.pop("pooled").images()

@@ -15,7 +15,7 @@ from clip_la_kernels.runtime.dispatch import interpreting
 from clip_la_kernels.runtime.launcher import Launcher
 
 LOG2_E = math.log2(math.e)
-# Tokens up to which a program has a whole head of this width: what its backward pass holds at a time fits the registers.
+# Tokens up to which a program has a whole head of this width: more would not fit the registers of a backward pass.
 WHOLE_TOKENS = {32: 128, 64: 160, 128: 128}
 # Rows of the larger of two tiles at least, and of a block: what the matrix unit takes at a time is never cut.
 LEAST_FIRST = 64

@@ -25,7 +25,7 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     def checked(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
-                "linear attention and its losses have no second derivative; call autograd without create_graph"
+                "attention and losses here have no second derivative; call autograd without create_graph"
             )
         return backward(ctx, *grads)
 

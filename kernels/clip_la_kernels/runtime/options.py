@@ -52,7 +52,7 @@ def make_options(a: float, b: float, feature_map: str, denominator: str, causal:
 def check_dtype(x: Tensor) -> None:
     """Raises ValueError unless x holds float64, float32, bfloat16 or float16."""
     if x.dtype not in FLOAT_DTYPES:
-        raise ValueError(f"linear attention wants float64, float32, bfloat16 or float16; got {x.dtype}")
+        raise ValueError(f"attention wants float64, float32, bfloat16 or float16; got {x.dtype}")
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

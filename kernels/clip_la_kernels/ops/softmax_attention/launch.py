@@ -9,40 +9,50 @@ from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import configs
 from clip_la_kernels.ops.linear_attention.plan import MAX_CALLS, TRITON_DTYPE, is_aligned, padded
-from clip_la_kernels.ops.softmax_attention.kernels import softmax_backward, softmax_forward
+from clip_la_kernels.ops.softmax_attention.blocks import softmax_forward_blocks, softmax_key_grad, softmax_query_grad
+from clip_la_kernels.ops.softmax_attention.whole import softmax_backward, softmax_forward
 from clip_la_kernels.runtime.dispatch import interpreting
 from clip_la_kernels.runtime.launcher import Launcher
 
 LOG2_E = math.log2(math.e)
-# Rows of the larger of two tiles at least: what the matrix unit takes at a time is never cut.
+# Tokens up to which a program has a whole head of this width: more would not fit the registers of a backward pass.
+WHOLE_TOKENS = {32: 128, 64: 160, 128: 128}
+# Rows of the larger of two tiles at least, and of a block: what the matrix unit takes at a time is never cut.
 LEAST_FIRST = 64
+# Rows of the smaller one at least.
+LEAST_REST = 16
 
 
 class Tiling(NamedTuple):
-    """Tiles of first and rest (0: none) tokens; registers: most that a thread may take (0: no limit)."""
+    """Tiles of first and rest (0: none) tokens, or blocks of first with rest over; stages: depth of the loops' software
+    pipeline; registers: most that a thread may take (0: no limit)."""
 
     first: int
     rest: int
     warps: int
+    stages: int
     registers: int
 
 
 def tiling(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiling:
     """How `kernel` takes heads of so many tokens.
 
-    Two powers of two that hold them where that makes fewer weights than one does and no register is spilled: from 64
-    on, not in float32. `configs.forced` may set the first tile (rows), warps and registers.
+    Whole heads: two powers of two that hold them where that makes fewer weights than one does and no register is
+    spilled: from 64 on, not in float32. `configs.forced` may set the first tile or the blocks (rows), warps, stages and
+    registers.
     """
     asked = configs.forced_config(kernel)
-    first = asked.rows if asked else max(16, 1 << (tokens.bit_length() - 1))
-    rest = padded(tokens - first) if tokens > first else 0
-    if rest >= first or first < LEAST_FIRST or dtype == torch.float32:
+    blocks = in_blocks(tokens, width)
+    first = asked.rows if asked else LEAST_FIRST if blocks else max(16, 1 << (tokens.bit_length() - 1))
+    left = tokens % first if blocks else max(0, tokens - first)
+    rest = max(LEAST_REST, padded(left)) if left else 0
+    if not blocks and (rest >= first or first < LEAST_FIRST or dtype == torch.float32):
         first, rest = padded(tokens), 0
     if asked:
-        return Tiling(first, rest, asked.warps, asked.registers)
+        return Tiling(first, rest, asked.warps, asked.stages, asked.registers)
     # A group of four warps and 64 rows is what Hopper's matrix unit works on; smaller tiles are a warp's for 16 rows.
     warps = min(8, first // 16 * (2 if width * dtype.itemsize > 128 else 1))
-    return Tiling(first, rest, warps, 0)
+    return Tiling(first, rest, warps, 2 if blocks else 1, 0)
 
 
 class SoftmaxPlan(NamedTuple):
@@ -62,56 +72,86 @@ class SoftmaxPlan(NamedTuple):
 _launchers: dict[SoftmaxPlan, Launcher] = {}
 
 
-def forward(qkv: Tensor, scale: float, causal: bool) -> Tensor:
-    """o (B, N, H, D), contiguous. qkv: (B, N, 3, H, D)."""
+def in_blocks(tokens: int, width: int) -> bool:
+    """Does a head take several programs, and its forward pass leave the sums of its rows?"""
+    return tokens > WHOLE_TOKENS[width]
+
+
+def forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
+    """[o (B, N, H, D), contiguous; if `in_blocks`, float32 (B H, N): binary logarithms of the sums of rows].
+
+    qkv: (B, N, 3, H, D).
+    """
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
     q, k, v = qkv.unbind(2)
+    batch, tokens, heads, width = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    rest = (*q.stride()[:3], q.shape[1], q.shape[2], scale * LOG2_E)
-    _launch("softmax_forward", softmax_forward, (q, k, v, out), rest, causal)
-    return out
+    if not in_blocks(tokens, width):
+        rest = (*q.stride()[:3], tokens, heads, scale * LOG2_E)
+        _launch("softmax_forward", softmax_forward, (q, k, v, out), rest, causal, out)
+        return [out]
+    sums = torch.empty(batch * heads, tokens, dtype=torch.float32, device=q.device)
+    rest = (sums, *q.stride()[:3], tokens, heads, ..., scale * LOG2_E)
+    _launch("softmax_forward_blocks", softmax_forward_blocks, (q, k, v, out), rest, causal, out)
+    return [out, sums]
 
 
-def backward(qkv: Tensor, grad: Tensor, scale: float, causal: bool) -> Tensor:
-    """The packed gradient (B, N, 3, H, D), contiguous. grad: (B, N, H, D)."""
+def backward(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
+    """The packed gradient (B, N, 3, H, D), contiguous. kept: what `forward` returned if `in_blocks`; grad: (B, N, H,
+    D)."""
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
     if grad.stride(3) != 1:
         grad = grad.contiguous()
     q, k, v = qkv.unbind(2)
+    tokens, heads, width = q.shape[1:]
     whole = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     dq, dk, dv = whole.unbind(2)
     strides = (*q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3])
-    rest = (*strides, q.shape[1], q.shape[2], scale * LOG2_E, scale)
-    _launch("softmax_backward", softmax_backward, (q, k, v, grad, dq, dk, dv), rest, causal)
+    factors = (scale * LOG2_E, scale)
+    if not in_blocks(tokens, width):
+        tensors = (q, k, v, grad, dq, dk, dv)
+        _launch("softmax_backward", softmax_backward, tensors, (*strides, tokens, heads, *factors), causal, grad)
+        return whole
+    out, sums = kept
+    rest = (sums, torch.empty_like(sums), *strides, tokens, heads, ..., *factors)
+    _launch("softmax_query_grad", softmax_query_grad, (q, k, v, out, grad, dq), rest, causal, grad)
+    _launch("softmax_key_grad", softmax_key_grad, (q, k, v, grad, dk, dv), rest, causal, grad)
     return whole
 
 
-def _launch(name: str, kernel: Any, tensors: Sequence[Tensor], rest: Sequence[Any], causal: bool) -> None:
-    """A program a head. tensors: q, k, v, then what else is read or written."""
-    q, other = tensors[0], tensors[3]
+def _launch(
+    name: str, kernel: Any, tensors: Sequence[Tensor], rest: Sequence[Any], causal: bool, other: Tensor
+) -> None:
+    """tensors: q, k, v, then what else is read or written; other: the one of them whose strides may differ; rest gets
+    the blocks of a head in the place of an Ellipsis."""
+    q = tensors[0]
     batch, tokens, heads, width = q.shape
     precision = configs.precision(q.dtype)
     plan = SoftmaxPlan(
         name, q.shape, (q.stride(), other.stride()), q.dtype, q.device, causal, is_aligned(*tensors), precision,
         configs.version(),
     )  # fmt: skip
+    cut = tiling(name, tokens, width, q.dtype)
+    parts = -(-tokens // cut.first) if ... in rest else 1
     launcher = _launchers.get(plan)
     if launcher is None:
-        cut = tiling(name, tokens, width, q.dtype)
+        programs = batch * heads * parts
         on_gpu = q.device.type == "cuda"
         major, multiprocessors = configs.device_numbers(q.device.index if on_gpu else None)
         # As in KernelPlan.flags: few programs placed early would pile up where room comes free first.
-        early = on_gpu and major >= configs.HOPPER and batch * heads > multiprocessors
+        early = on_gpu and major >= configs.HOPPER and programs > multiprocessors
         flags = {
-            "BA": cut.first, "BB": cut.rest, "CAUSAL": causal, "DT": TRITON_DTYPE[q.dtype],
-            "D": width, "DP": padded(width), "UP": interpreting(), "EARLY": early, "PREC": precision,
-            "num_warps": cut.warps, "num_stages": 1,
+            "BA": cut.first, "BB": cut.rest, "BM": cut.first, "BR": cut.rest, "STAGES": cut.stages, "CAUSAL": causal,
+            "DT": TRITON_DTYPE[q.dtype], "D": width, "DP": padded(width), "UP": interpreting(), "EARLY": early,
+            "PREC": precision,
         }  # fmt: skip
+        flags = {key: value for key, value in flags.items() if key in kernel.arg_names}
+        flags |= {"num_warps": cut.warps, "num_stages": cut.stages}
         flags |= {"launch_pdl": True} if early else {}
         flags |= {"maxnreg": cut.registers} if cut.registers else {}
         if len(_launchers) >= MAX_CALLS:
             _launchers.clear()
-        launcher = _launchers[plan] = Launcher(kernel, batch * heads, flags, None, plan.aligned)
-    launcher(tensors, rest)
+        launcher = _launchers[plan] = Launcher(kernel, programs, flags, None, plan.aligned)
+    launcher(tensors, [parts if value is ... else value for value in rest])

@@ -1,5 +1,6 @@
 """Softmax attention as `torch.library` operators, and autograd around them. Imported only where Triton is."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,26 +10,28 @@ from clip_la_kernels.ops.linear_attention.library import library, on_device_of, 
 from clip_la_kernels.ops.softmax_attention import launch
 from clip_la_kernels.runtime.autograd import first_order_only
 
-library.define("softmax_attention(Tensor qkv, float scale, bool causal) -> Tensor")
-library.define("softmax_attention_backward(Tensor qkv, Tensor grad, float scale, bool causal) -> Tensor")
+library.define("softmax_attention(Tensor qkv, float scale, bool causal) -> Tensor[]")
+library.define("softmax_attention_backward(Tensor qkv, Tensor[] kept, Tensor grad, float scale, bool causal) -> Tensor")
 
 
-def _forward(qkv: Tensor, scale: float, causal: bool) -> Tensor:
+def _forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
     with on_device_of(qkv):
         return launch.forward(qkv, scale, causal)
 
 
-def _backward(qkv: Tensor, grad: Tensor, scale: float, causal: bool) -> Tensor:
+def _backward(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
     with on_device_of(qkv):
-        return launch.backward(qkv, grad, scale, causal)
+        return launch.backward(qkv, kept, grad, scale, causal)
 
 
-def _forward_fake(qkv: Tensor, scale: float, causal: bool) -> Tensor:
+def _forward_fake(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
     batch, tokens, _, heads, width = qkv.shape
-    return qkv.new_empty(batch, tokens, heads, width)
+    out = qkv.new_empty(batch, tokens, heads, width)
+    sums = [qkv.new_empty(batch * heads, tokens, dtype=torch.float32)] if launch.in_blocks(tokens, width) else []
+    return [out, *sums]
 
 
-def _backward_fake(qkv: Tensor, grad: Tensor, scale: float, causal: bool) -> Tensor:
+def _backward_fake(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
@@ -39,19 +42,21 @@ for _name, _real, _fake in (("", _forward, _forward_fake), ("_backward", _backwa
 
 
 class KernelSoftmaxAttention(torch.autograd.Function):
-    """qkv (B, N, 3, H, D) -> (B, N, H, D). Saves qkv alone, and that only if `save`: will a backward pass come?"""
+    """qkv (B, N, 3, H, D) -> (B, N, H, D). save: will a backward pass come? Saves qkv; of heads in blocks also o and a
+    float32 a row."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: float, causal: bool, save: bool) -> Tensor:
         run: Any = _forward if unobserved(qkv) else torch.ops.clip_la_kernels.softmax_attention
+        out, *sums = run(qkv, scale, causal)
         if save:
-            ctx.save_for_backward(qkv)
+            ctx.save_for_backward(qkv, *((out, *sums) if sums else ()))
         ctx.scale, ctx.causal = scale, causal
-        return run(qkv, scale, causal)
+        return out
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (qkv,) = ctx.saved_tensors
+        qkv, *kept = ctx.saved_tensors
         run: Any = _backward if unobserved(grad, qkv) else torch.ops.clip_la_kernels.softmax_attention_backward
-        return run(qkv, grad, ctx.scale, ctx.causal), None, None, None
+        return run(qkv, kept, grad, ctx.scale, ctx.causal), None, None, None

@@ -11,9 +11,9 @@ from clip_la_kernels.runtime.options import check_dtype
 
 # Major compute capability.
 HOPPER = 9
-# Tokens up to which a head of this width is the kernels': a program has all of it, and what a backward pass holds at a
-# time must fit the registers. float32 operands take twice the room, and each of their products three.
-MOST_TOKENS = {32: 128, 64: 160, 128: 128}
+# Tokens up to which heads of this width are the kernels'. float32 operands take twice the room, and each of their
+# products three.
+MOST_TOKENS = {32: 256, 64: 256, 128: 128}
 MOST_TOKENS_FLOAT32 = {32: 64, 64: 64}
 
 

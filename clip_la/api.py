@@ -27,7 +27,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """One picture as a model wants it; pickles, for the workers of a DataLoader."""
+    """One image as a model wants it; pickles, for the workers of a DataLoader."""
 
     transform: "Callable[[Image.Image | bytes], Tensor]"
     pixel_stats: tuple[tuple[float, ...], tuple[float, ...]] | None
@@ -35,7 +35,7 @@ class Preprocess:
     def __call__(self, image: "Image.Image | bytes") -> "Float[Tensor, '3 height width']":
         """Float32[3, height, width], normalised, of a PIL image of any mode, or a file's bytes.
 
-        Raises clip_la.data.shards.problems.BadSample for a picture that does not decode or is too long and thin.
+        Raises clip_la.data.shards.problems.BadSample for an image that does not decode or is too long and thin.
         """
         from clip_la.data.images.transforms import normalize_pixels
 
@@ -46,7 +46,7 @@ class Preprocess:
 def load_model(
     name: PathLike, *, device: str = "cpu", transform: str = "clip_la", image_size: int | None = None
 ) -> "tuple[nn.Module, Preprocess, Callable[[str | Sequence[str]], Int64[Tensor, 'batch context_length']]]":
-    """A trained model with what it takes to show it pictures and texts, as users of open_clip expect.
+    """A trained model with what it takes to encode images and texts, as users of open_clip expect.
 
     ```python
     model, preprocess, tokenizer = clip_la.load_model("runs/linear")
@@ -60,7 +60,7 @@ def load_model(
         name: a run's folder (its last checkpoint), a checkpoint, or a model of open_clip with its weights, as
             "ViT-B-16:FILE", "ViT-B-16:TAG" or "hf-hub:ORG/NAME".
         device: where the model goes ("cpu", "cuda", "cuda:1").
-        transform: how pictures are prepared: clip_la (upright, transparency on white) or open_clip (its own).
+        transform: how images are prepared: clip_la (upright, transparency on white) or open_clip (its own).
         image_size: side of the images in pixels, if not what the model was trained at: its position embeddings are
             interpolated.
 

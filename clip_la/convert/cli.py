@@ -1,7 +1,7 @@
 """The command line of a conversion: ConvertOptions, with the data under `data.` as in `clip-la train`."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from clip_la.convert.options import ConvertOptions
 from clip_la.data.options import StreamOptions
@@ -29,23 +29,23 @@ def make_parser() -> OneLineParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, ConvertOptions]:
-    """The teacher and the options that a command line stands for. Raises UserError."""
-    parser = make_parser()
-    values = vars(parser.instantiate(parser.parse_args(list(_written_out(argv)))))
-    del values["config"]
-    return values.pop("teacher"), ConvertOptions(**values)
+    """The teacher and the options that a command line stands for. Raises UserError.
 
-
-def _written_out(argv: Sequence[str]) -> Iterator[str]:
-    """`--data SHARDS` is short for --data.shards; `--stages layers,tune` needs no brackets."""
-    words = iter(argv)
+    `--data SHARDS` is short for --data.shards; `--stages layers,tune` needs no brackets.
+    """
+    given, words = [], iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
         if name not in ("--data", "--stages"):
-            yield word
+            given.append(word)
             continue
+        # Without a value after it, an empty one: the parser says what is missing.
         value = value if equals else next(words, "")
-        yield from ("--data.shards", value) if name == "--data" else (name, f"[{value.strip('[]')}]")
+        given += ["--data.shards", value] if name == "--data" else [name, f"[{value.strip('[]')}]"]
+    parser = make_parser()
+    values = vars(parser.instantiate(parser.parse_args(given)))
+    del values["config"]
+    return values.pop("teacher"), ConvertOptions(**values)
 
 
 def main(argv: list[str]) -> int:

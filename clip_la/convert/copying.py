@@ -82,9 +82,11 @@ def copy_weights(teacher: CLIP, spec: ModelSpec, seed: int) -> Copy:
     model = model_from_spec(spec, seed)
     own, theirs = model.state_dict(), teacher.state_dict()
     shared = [name for name in own if name in theirs and own[name].shape == theirs[name].shape]
+    # own's tensors are the model's: copying into them fills it.
     with torch.no_grad():
         for name in shared:
             own[name].copy_(theirs[name])
+    # A name that is there in another shape counts as fresh, and is not reported twice.
     fresh = tuple(name for name in own if name not in shared)
     return Copy(model, fresh, tuple(name for name in theirs if name not in shared and name not in fresh))
 
@@ -92,6 +94,7 @@ def copy_weights(teacher: CLIP, spec: ModelSpec, seed: int) -> Copy:
 def write_copy(path: Path, copy: Copy, teacher: Beginning, seed: int) -> None:
     """A checkpoint of a copy after no training at all; it knows its teacher, and the other number of the loss."""
     weights = {_MODEL + name: tensor for name, tensor in copy.model.state_dict().items()}
+    # The sigmoid loss trains a bias beside the model; a tune of the same loss goes on from it.
     if teacher.logit_bias is not None:
         weights[LOGIT_BIAS] = teacher.logit_bias
     block: dict[str, Any] = {"format": FORMAT, "spec": copy.model.spec.to_dict(), "loss": COPY, "samples_seen": 0}

@@ -43,7 +43,9 @@ def unexplained(
 ) -> Float[Tensor, ""]:
     """Mean squared error over the variance of the target, both over the tokens that are `read`: 0 equal, 1 constant."""
     out, target, weight = out.float(), target.float(), read.unsqueeze(-1).float()
+    # In float32: autocast would sum the squares of many tokens in bfloat16.
     mean = (target * weight).sum((0, 1)) / weight.sum()
+    # Of the batch, not a constant: layers of different widths of output weigh the same in the mean over layers.
     variance = ((target - mean).square() * weight).sum()
     return ((out - target).square() * weight).sum() / variance.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -70,9 +72,11 @@ class Matching(ContrastiveTask):
         self, options: ModelOptions, teacher: CLIP, *, batch_size: int, budget_samples: int, seed: int = 0
     ) -> None:
         super().__init__(options, batch_size=batch_size, budget_samples=budget_samples, seed=seed)
+        # In an object that is no module: Lightning would save, move and train what is one.
         self._teacher = Teacher(teacher)
         self._changed = changed_layers(teacher.spec, self.model.spec)
         self._last_parts: dict[str, Tensor] = {}
+        # AdamW takes what requires a gradient; with the rest frozen, autograd does not go through it either.
         trained = set(self._to_train())
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in trained)
@@ -138,6 +142,7 @@ class LayerMatching(Matching):
                 self._teacher.encoder.images(batch["image"])
             if "text" in self._changed:
                 self._teacher.encoder.texts(batch)
+        # Each layer alone, on the teacher's input: errors of the layers before it do not reach it.
         parts = {}
         for name, layer in self._layers(self.model).items():
             one = seen[name]
@@ -166,6 +171,7 @@ class LayerMatching(Matching):
         tower, depth = name.split("_")
         place = torch.arange(one.x.shape[1], device=one.x.device)
         is_last = int(depth) == getattr(self.model.spec, f"{tower}_layers") - 1
+        # The end of text has the largest id; the image tower pools its first token.
         pooled = tokens.argmax(1, keepdim=True) if tower == "text" else place.new_zeros(len(one.x), 1)
         if is_last:
             return place == pooled
@@ -193,6 +199,7 @@ class FeatureMatching(Matching):
         for tower in self._changed:
             with torch.no_grad():
                 target = self._features(self._teacher.encoder, tower, batch)
+            # Both of length one: half the squared distance is one minus the cosine, without its rounding at one.
             difference = self._features(self._encoder, tower, batch) - target
             parts[tower] = difference.square().sum(-1).mean() / 2
         return self._mean(parts)

@@ -9,7 +9,8 @@ from clip_la.errors import UserError
 from clip_la.train.options import HardwareOptions
 
 StageName = Literal["layers", "features", "tune"]
-LAYERS, FEATURES, TUNE = STAGES = ("layers", "features", "tune")
+STAGES: tuple[StageName, ...] = ("layers", "features", "tune")
+LAYERS, FEATURES, TUNE = STAGES
 
 
 @dataclass(frozen=True, kw_only=True)

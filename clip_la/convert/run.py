@@ -56,6 +56,7 @@ def convert(teacher: str, options: ConvertOptions) -> list[Run]:
             continue
         run = conversion.train(name, stages[name], last)
         runs.append(run)
+        # Stopped: the next call goes on here, and the later stages wait for it.
         if not run.is_finished or run.newest_checkpoint is None:
             break
         last = run.newest_checkpoint
@@ -92,6 +93,7 @@ class Conversion:
         path = RunFolder(self.out / COPIED).checkpoint(0)
         if path.exists():
             there = read_beginning(path)
+            # The teacher may lie elsewhere by now; its lineage tells whether it is the same.
             check_same_model(path, {"spec": there.model.spec.to_dict()}, self.spec)
             if [_identity(line) for line in there.lineage[:-1]] != [_identity(line) for line in self.teacher.lineage]:
                 raise UserError(
@@ -150,6 +152,7 @@ class Conversion:
         assert stage.batch_size is not None
         options = ModelOptions(
             name=self.spec.name,
+            # Plans as the specification spells them, which are those of the checkpoint it begins with.
             image_attention=self.spec.image_attention,
             text_attention=self.spec.text_attention,
             init_from=str(begins_with),

@@ -63,6 +63,7 @@ class ShardDataModule(pl.LightningDataModule):
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self.batch_size % world_size:
             raise UserError(f"batch_size {self.batch_size} does not divide among {world_size} processes")
+        # load_state_dict, which Lightning calls before, has set it where a run goes on.
         self._state = self._state or RankState.fresh(max(self.options.workers, 1), len(self._sources))
         device = self.trainer.strategy.root_device
         return ShardLoader(
@@ -98,6 +99,7 @@ class ShardDataModule(pl.LightningDataModule):
             device_decode_fraction=self._device_fraction,
             read_ahead=self.options.read_ahead,
             opener=self._opener,
+            # A copy: the stream's own position runs ahead of what has been trained on.
             start=RankState.from_plain(self._state.to_plain()),
         )
 
@@ -138,6 +140,7 @@ class ShardDataModule(pl.LightningDataModule):
         """Positions of all ranks. A collective call where several processes train: each of them must make it."""
         if self._state is None:
             return {}
+        # Plain values alone, which every checkpoint reader may unpickle.
         mine = {**self._state.to_plain(), "skipped": dict(self.skipped)}
         ranks: list[Any] = [mine]
         if dist.is_available() and dist.is_initialized():
@@ -152,6 +155,7 @@ class ShardDataModule(pl.LightningDataModule):
             UserError: the position was taken in another layout and `changed_layout` is 'stop'; says what differs.
         """
         assert self.trainer is not None
+        # A checkpoint from before the first batch has no position.
         if not state_dict:
             return
         reshuffle = self.options.changed_layout == "reshuffle"

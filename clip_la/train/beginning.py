@@ -76,6 +76,7 @@ def begin(options: StartOptions, seed: int) -> Beginning:
     if spec.name != name:
         raise UserError(f"{init_from} is a {spec.name}, not a {name}: no run of this model can begin with it")
     for key, wanted in choices.items():
+        # Left out: whatever the checkpoint has.
         if wanted is None or key == "image_size":
             continue
         # Plans may be spelt in many ways; a specification knows one.

@@ -118,6 +118,7 @@ class MetricsLogger(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
         assert isinstance(pl_module, ContrastiveTask)
+        # Kept on the device: reading a number here would wait for the step to end.
         self._steps.append(torch.stack([outputs["loss"], pl_module.grad_norm]))
         self._window_batches += 1
         if trainer.global_step % self._every_batches == 0 or trainer.global_step == trainer.max_steps:
@@ -149,6 +150,7 @@ class MetricsLogger(Callback):
         return torch.stack(self._steps).tolist() if self._steps else []
 
     def _close_window(self, trainer: pl.Trainer, task: ContrastiveTask) -> None:
+        # Before a row is written: the table ends where the numbers do.
         self.check_finite(task)
         values = self._values()
         now = time.perf_counter()
@@ -158,9 +160,9 @@ class MetricsLogger(Callback):
         sums = [mean_loss, self._skipped_samples(), self._stop.requested]
         if dist.is_available() and dist.is_initialized():
             # The one meeting of the processes besides the gradients': whoever is asked to stop says so here.
-            values = torch.tensor(sums, dtype=torch.float64, device=task.device)
-            dist.all_reduce(values)
-            sums = values.tolist()
+            together = torch.tensor(sums, dtype=torch.float64, device=task.device)
+            dist.all_reduce(together)
+            sums = together.tolist()
         loss, skipped, stop = sums
         trainer.should_stop = trainer.should_stop or stop > 0
         self.latest = {
@@ -208,6 +210,7 @@ class Progress(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *args: Any) -> None:
         assert isinstance(pl_module, ContrastiveTask)
         lengths = pl_module.new_shapes(batch)
+        # All processes note the lengths they have met; only the first one speaks.
         if self._bar is None or not lengths:
             return
         text = f"compiling for captions of {' and '.join(map(str, lengths))} tokens"

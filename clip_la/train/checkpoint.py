@@ -62,7 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._waiting = path, read_torch_file(path, mmap=False)
         return self._waiting[1]
 
-    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting[0] == Path(path):
             return waiting[1]
@@ -103,6 +103,7 @@ class SampleCheckpoints(Checkpoint):
         self._save_every_samples = save_every_samples
         self._save_also_at = save_also_at
         self._before_save = before_save
+        # The file that the next save makes superfluous; it outlives the process in the checkpoint's own state.
         self._passing: str | None = None
 
     def state_dict(self) -> dict[str, Any]:

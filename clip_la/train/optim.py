@@ -60,6 +60,7 @@ class Schedule:
         """The learning rate after `samples` samples; a training step takes the rate at the middle of its batch."""
         if samples < self.warmup_samples:
             return self.peak_lr * samples / self.warmup_samples
+        # Behind the budget a rate stays where it ended: a run of whole batches may end a little later.
         if self.name == "cosine":
             done = (samples - self.warmup_samples) / max(self.budget_samples - self.warmup_samples, 1)
             return self.peak_lr * (1 + math.cos(math.pi * min(done, 1.0))) / 2
@@ -77,6 +78,7 @@ def adamw(
     Fused on the CPU too: with the token embedding's dense gradient the foreach form takes four times as long there.
     """
     trained = [(name, p) for name, p in parameters if p.requires_grad]
+    # By name, not by shape: the models say which of theirs are gains, biases and tokens (no_weight_decay).
     groups = [
         {"params": [p for name, p in trained if name not in undecayed], "weight_decay": options.weight_decay},
         {"params": [p for name, p in trained if name in undecayed], "weight_decay": 0.0},
@@ -87,6 +89,7 @@ def adamw(
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
     """Scales all gradients down to the common norm `max_norm` (None: leaves them) and returns the norm they had."""
     trained = [p for p in parameters if p.grad is not None]
+    # Clipped by PyTorch's two halves, so that the norm is known also where nothing is clipped.
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None], foreach=True)
     # On the CPU reading the norm is free, and the pass over all gradients that a factor of one costs is not.
     if max_norm is not None and (norm.is_cuda or norm > max_norm):

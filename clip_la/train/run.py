@@ -70,8 +70,6 @@ def train_run(
 ) -> Run:
     """Trains up to the task's budget; on Ctrl-C or SIGTERM saves after the running step and returns an unfinished Run.
 
-    Can be called many times in one process; touches no global state but the seeds.
-
     Args:
         task: the model, its loss and its schedule.
         data: the stream of batches.
@@ -80,7 +78,7 @@ def train_run(
         config_text: what to write into config.yaml; nothing is written for an empty text.
 
     Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a GPU that is not
-    there, a loss that is not finite, and whatever is wrong with the data.
+    there, a loss that is not finite, and whatever is wrong with the data. Can be called many times in one process.
     """
     beyond = [samples for samples in options.zeroshot_samples if samples > task.budget_samples]
     if beyond:
@@ -115,6 +113,7 @@ def train_run(
             callbacks=callbacks,
             default_root_dir=folder.path,
             max_steps=task.budget_samples // task.batch_size,
+            # The stream has no end, and deals itself out to the processes.
             max_epochs=-1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -123,15 +122,20 @@ def train_run(
         )
         # MetricsLogger asks the processes for it, once a window.
         ask_for_no_signals(trainer)
-        try:
-            trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
-        except SystemExit:
-            # Lightning's answer to a KeyboardInterrupt, the second of two Ctrl-C.
-            raise KeyboardInterrupt from None
+        _fit(trainer, task, data, start.checkpoint)
+    return Run(folder.path, task.samples_seen, task.budget_samples, folder.saved_checkpoints())
+
+
+def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, checkpoint: Path | None) -> None:
+    """Trains from the checkpoint on, and says which samples could not be used."""
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning's answer to a KeyboardInterrupt, the second of two Ctrl-C.
+        raise KeyboardInterrupt from None
     if data.skipped:
         whose = "" if trainer.world_size == 1 else " by the first process"
         note(f"samples skipped{whose}: {data.skipped_text()}")
-    return Run(folder.path, task.samples_seen, task.budget_samples, folder.saved_checkpoints())
 
 
 def _prepare(folder: RunFolder, resume: bool) -> None:
@@ -188,6 +192,7 @@ def _origin(start: ResumePoint, seed: int, train_data: str, lineage: list[dict[s
         more = {"parent_run_id": start.block["run_id"], "parent_samples": start.samples_seen}
     elif start.checkpoint:
         more = {key: start.block[key] for key in ("parent_run_id", "parent_samples") if key in start.block}
+    # Results of a run that was resumed belong to one run: they share its id.
     goes_on = start.checkpoint is not None and not start.is_branch
     run_id = start.block["run_id"] if goes_on else uuid.uuid4().hex[:12]
     if lineage:

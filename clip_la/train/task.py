@@ -59,6 +59,7 @@ class ContrastiveTask(pl.LightningModule):
         self._set_up_loss(options.loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(options.grad_checkpointing)
         self.model.set_narrow_residual(options.narrow_residual)
+        # Last: it compiles the towers in place, as they are then.
         self._encoder = BatchEncoder(self.model, options)
         self.grad_norm = torch.zeros(())
 
@@ -102,6 +103,7 @@ class ContrastiveTask(pl.LightningModule):
         return self._encoder.new_shapes(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        # The bias of the sigmoid loss is a scalar of the loss, like the logit scale.
         undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
         return adamw(self.named_parameters(), self.options, undecayed=undecayed)
 
@@ -113,6 +115,7 @@ class ContrastiveTask(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.samples_seen + self.batch_size / 2)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # As CLIP does: a scale without bound makes training unstable (arXiv 2103.00020, Sec. 2.5).
         with torch.no_grad():
             self.model.logit_scale.clamp_(0.0, math.log(self.options.max_logit_scale))
 

@@ -76,6 +76,7 @@ class ZeroShotEvaluation(Callback):
                 # Through tqdm, which takes the progress line of the training out of the way.
                 tqdm.write(f"at {task.samples_seen:,} samples: {text}", file=sys.stderr)
 
+        # What the file has already was logged when it was made.
         before = list(results.read(self._out))
         was_training = task.model.training
         task.model.eval()

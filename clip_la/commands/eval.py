@@ -67,7 +67,7 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
     from clip_la import distributed as ranks
     from clip_la.data.shards.watch import set_sample_seconds
     from clip_la.options import split_values
-    from clip_la.zeroshot.model.classifier import ClassifierCache, default_folder
+    from clip_la.zeroshot.model.classifier import ClassifierCache
     from clip_la.zeroshot.model.eval_model import default_precision
     from clip_la.zeroshot.model.load import choose_device, expand_models
     from clip_la.zeroshot.options import EvalOptions, SuiteEntry
@@ -94,7 +94,7 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
             precision=options.precision or default_precision(device.type),
             batch_size=options.batch_size,
             num_workers=options.workers if options.workers is not None else ranks.default_workers(),
-            cache=None if options.cache == "none" else ClassifierCache(options.cache or default_folder()),
+            cache=None if options.cache == "none" else ClassifierCache(options.cache),
         )
         evaluations = run_suite(
             models,

@@ -3,7 +3,6 @@
 Ties are broken by one rule everywhere: of equal scores the class (picture, caption) with the lower index comes first.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,8 +215,3 @@ def median(values: Float[np.ndarray, " samples"] | Int[np.ndarray, " samples"], 
     n = len(ordered)
     places = np.random.default_rng(seed).beta((n + 1) / 2, (n + 1) / 2, NUM_RESAMPLES)
     return _interval(ordered[np.minimum((places * n).astype(int), n - 1)], float(np.median(ordered)))
-
-
-def recall_at(ranks: Int[np.ndarray, " queries"], ks: Sequence[int]) -> dict[int, Estimate]:
-    """k -> the share of queries whose best-placed match stands among the first k."""
-    return {k: share(ranks < k) for k in ks}

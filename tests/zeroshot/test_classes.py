@@ -195,5 +195,5 @@ def test_bad_prompts(tmp_path):
 
 def test_definitions_are_refused_where_there_are_none():
     with pytest.raises(UserError, match="definitions"):
-        prompts.check(prompts.built_in("definition"), classes.from_entries(["a"], name="x", path="x"))
-    prompts.check(prompts.built_in("definition"), classes.imagenet("imagenet12k"))
+        prompts.built_in("definition").check(classes.from_entries(["a"], name="x", path="x"))
+    prompts.built_in("definition").check(classes.imagenet("imagenet12k"))

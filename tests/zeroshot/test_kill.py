@@ -92,7 +92,7 @@ def kill_when(arguments: list[str], pattern: str, folder: Path, count: int) -> N
 
 
 def units_in(folder: Path, kind: type[UnitRows]) -> int:
-    return sum(len(rows.unit_set) for rows in PartialResults(folder, kind).load())
+    return sum(len(rows.unit_set) for rows in PartialResults(folder, "", kind).load())
 
 
 def counting(function: Callable, name: str, made: Counter[str]) -> Callable:

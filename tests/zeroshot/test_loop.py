@@ -57,7 +57,7 @@ class Counted:
 
 
 def run(counted: Counted, folder: Path | None) -> ImageFeatures:
-    kept = PartialResults(folder, ImageFeatures)
+    kept = PartialResults(folder, "", ImageFeatures)
     rows = run_units(
         counted.units, counted.compute, kept, precision="float32", bar=lambda done: tqdm(initial=done, disable=True)
     )
@@ -116,7 +116,7 @@ def test_a_damaged_file_and_a_unit_twice(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_no_units_no_rows():
-    kept = PartialResults(None, Features)
+    kept = PartialResults(None, "", Features)
     assert run_units(lambda done: (), rows_of, kept, precision="float32", bar=lambda done: tqdm(disable=True)) is None
 
 

@@ -154,8 +154,3 @@ def test_most_confused_lists_the_worst_first():
         (0, 0.25, [(1, 2), (3, 1)]),
     ]
     assert len(metrics.most_confused(labels, predicted, 5, 9)) == 3
-
-
-def test_recall_at_several_k():
-    found = metrics.recall_at(np.array([0, 4, 5, 9, 10, 0]), (1, 5, 10))
-    assert [found[k].value for k in (1, 5, 10)] == pytest.approx([2 / 6, 3 / 6, 5 / 6])

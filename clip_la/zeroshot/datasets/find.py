@@ -56,14 +56,13 @@ def open_dataset(
         raise unknown("labels", labels, LABELS)
     if unknown_classes not in UNKNOWN_CLASSES:
         raise unknown("choice for unknown classes", unknown_classes, UNKNOWN_CLASSES)
-    test_set = replace(_open(data, classes, name, unknown_classes, training), data=data)
-    if labels == "real":
-        return folders.with_real_labels(test_set)
-    return test_set
+    test_set = replace(_open(Path(data), data, classes, name, unknown_classes, training), data=data)
+    return folders.with_real_labels(test_set) if labels == "real" else test_set
 
 
-def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool) -> EvalDataset:
-    root = Path(data)
+def _open(
+    root: Path, data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool
+) -> EvalDataset:
     if not root.exists() and not SHARD_MARKS & set(data) and not is_shard_name(root.name):
         raise UserError(f"no data at {data}; {EXPECTED}")
     shards = shard_sets.places_with_shards(root, training)
@@ -71,9 +70,8 @@ def _open(data: str, classes: ClassSet | None, name: str | None, unknown_classes
         return parquet_sets.open_parquet(root, classes, name or default_name(data), unknown_classes, training)
     if not root.is_dir() or shards:
         return shard_sets.open_shards(data, classes, name or default_name(data), unknown_classes, training)
-    mappings = folders.objectnet_mappings(root)
-    if mappings is not None:
-        return folders.open_objectnet(mappings.parent / "images", mappings, name or default_name(data))
+    if (objectnet := folders.open_objectnet(root, name or default_name(data))) is not None:
+        return objectnet
     root, notes = layout.class_root(root, IMAGE_SUFFIXES, training)
     if not layout.folders_in(root):
         raise UserError(f"{data} holds no test set; {EXPECTED}")

@@ -10,8 +10,8 @@ from clip_la.data.corpora import imagenet_names as known
 from clip_la.data.shards.formats import IMAGE_SUFFIXES
 from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
-from clip_la.zeroshot.datasets.beside import own_classes
 from clip_la.zeroshot.datasets.label_values import numbers_in
+from clip_la.zeroshot.datasets.layout import own_classes
 from clip_la.zeroshot.datasets.records import NO_LABEL, NOT_IN_SET, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import classes as class_sets
 from clip_la.zeroshot.labels.classes import ClassSet
@@ -113,38 +113,31 @@ def _is_number(folder: str) -> bool:
     return folder.isascii() and folder.isdecimal() and len(folder) <= MAX_DIGITS
 
 
-def _numbers_folders(classes: ClassSet) -> bool:
-    """Whether folder numbers count in this set: in a list of somebody's own, or as ImageNetV2 counts its folders."""
-    return classes.naming == "file" or classes.name == "imagenet1k"
-
-
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMES_SHOWN
     return ", ".join(map(one_line, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
-def _numbered(root: Path, folders: Sequence[str], classes: ClassSet) -> dict[str, int]:
-    """Folder -> position in the class set, of folders called by numbers; where these are names, names come first."""
-    named = classes.positions(folders)
-    if min(named) >= 0:
-        return dict(zip(folders, named, strict=True))
-    outside = [folder for folder in folders if int(folder) >= len(classes)]
-    if outside or max(named) >= 0:
-        raise UserError(
-            f"{root}: folders outside the {len(classes)} classes of {classes.label} (0 to N - 1): "
-            f"{_some(outside or [folder for folder, place in zip(folders, named, strict=True) if place < 0])}"
-        )
-    return {folder: int(folder) for folder in folders}
+def _positions(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str, counted: bool) -> dict[str, int]:
+    """Folder -> position in the class set, -1 where it has no such class.
 
-
-def _named(root: Path, folders: Sequence[str], classes: ClassSet, unknown: str) -> dict[str, int]:
-    """Folder -> position in the class set, -1 where it has no such class."""
-    positions = dict(zip(folders, classes.positions(folders), strict=True))
-    strange = [folder for folder in folders if positions[folder] < 0]
+    Args:
+        counted: whether the folders are called by class numbers; where these are names of classes, names come first.
+    """
+    named = dict(zip(folders, classes.positions(folders), strict=True))
+    strange = [folder for folder in folders if named[folder] < 0]
+    if counted and strange:
+        outside = [folder for folder in folders if int(folder) >= len(classes)]
+        if outside or len(strange) < len(folders):
+            raise UserError(
+                f"{root}: folders outside the {len(classes)} classes of {classes.label} (0 to N - 1): "
+                f"{_some(outside or strange)}"
+            )
+        return {folder: int(folder) for folder in folders}
     if strange and (unknown == ERROR or len(strange) == len(folders)):
         skip = "" if len(strange) == len(folders) else f"; --unknown-classes {SKIP} leaves such out"
         raise UserError(f"{root}: folders that are no class of {classes.label}: {_some(strange)}{skip}")
-    return positions
+    return named
 
 
 def open_folders(
@@ -167,36 +160,32 @@ def open_folders(
     own = None
     if classes is None or are_numbers:
         own = own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
-    pictures = {folder: pictures_in(root, folder) for folder in folders}
+    images = {folder: pictures_in(root, folder) for folder in folders}
     classes = classes or own
     if classes is None:
-        classes, said = _classes_of(root, folders, [folder for folder in folders if pictures[folder]])
+        classes, said = _classes_of(root, folders, [folder for folder in folders if images[folder]])
         notes += said
-    counted = are_numbers and _numbers_folders(classes) and numbers_in(own, classes) is not None
-    positions = _numbered(root, folders, classes) if counted else _named(root, folders, classes, unknown)
+    # Folder numbers count in a list of somebody's own, and in ImageNet-1K, as ImageNetV2 counts its folders.
+    are_counted = are_numbers and (classes.naming == "file" or classes.name == "imagenet1k")
+    counted = are_counted and numbers_in(own, classes) is not None
+    positions = _positions(root, folders, classes, unknown, counted)
     labels = {folder: (place,) if (place := positions[folder]) >= 0 else NOT_IN_SET for folder in folders}
-    files = [(file, labels[folder]) for folder in folders for file in pictures[folder]]
-    return replace(of_files(root, files, classes, name), notes=notes + _remarks(root, pictures, positions, classes))
-
-
-def _remarks(
-    root: Path, pictures: Mapping[str, Sequence[str]], positions: Mapping[str, int], classes: ClassSet
-) -> tuple[str, ...]:
-    """What a person should know of the folders, a line each."""
+    files = [(file, labels[folder]) for folder in folders for file in images[folder]]
     strange = [folder for folder, place in positions.items() if place < 0]
-    empty = [folder for folder, own in pictures.items() if not own]
+    empty = [folder for folder, own_files in images.items() if not own_files]
     # Folders within folders may be the classes that a person meant.
     deep = [
         folder
-        for folder, own in pictures.items()
-        if len({file.split("/")[1] for file in own if file.count("/") > 1}) > 1
+        for folder, own_files in images.items()
+        if len({file.split("/")[1] for file in own_files if file.count("/") > 1}) > 1
     ]
     remarks = {
         f"{root}: skipped, since they are no class of {classes.label}: {_some(strange)}": strange,
         f"{root}: class folders without pictures: {_some(empty)}": empty,
         f"{root}: pictures in folders below count for the top one: {_some(deep)}": deep,
     }
-    return tuple(text for text, found in remarks.items() if found)
+    notes += tuple(text for text, concerned in remarks.items() if concerned)
+    return replace(of_files(root, files, classes, name), notes=notes)
 
 
 def of_files(
@@ -238,25 +227,25 @@ def with_real_labels(test_set: EvalDataset) -> EvalDataset:
     return replace(real_set, notes=test_set.notes)
 
 
-def open_objectnet(root: Path, mappings: Path, name: str) -> EvalDataset:
-    """ObjectNet's pictures of the 113 classes that it shares with ImageNet-1K, under ObjectNet's own names.
+def open_objectnet(root: Path, name: str) -> EvalDataset | None:
+    """ObjectNet's images of the 113 classes that it shares with ImageNet-1K, under ObjectNet's own names.
 
     The classes are read from the mappings that come with ObjectNet (Barbu et al. 2019), as CLIP_benchmark does; the
     other 200 folders are left out.
+
+    Args:
+        root: ObjectNet's folder of images or a folder above it; for any other folder the answer is None.
     """
+    places = (root / "mappings", root.parent / "mappings", root / "objectnet-1.0" / "mappings")
+    mappings = next((place for place in places if (place / "objectnet_to_imagenet_1k.json").is_file()), None)
+    if mappings is None:
+        return None
     labels: Mapping[str, str] = json.loads((mappings / "folder_to_objectnet_label.json").read_text(encoding="utf-8"))
     shared: Mapping[str, str] = json.loads((mappings / "objectnet_to_imagenet_1k.json").read_text(encoding="utf-8"))
     folders = sorted(folder for folder, label in labels.items() if label in shared)
     entries = [{"id": folder, "name": labels[folder].lower()} for folder in folders]
     classes = class_sets.from_entries(entries, name="objectnet", path=mappings)
+    root = mappings.parent / "images"
     present = [folder for folder in layout.folders_in(root) if folder in classes.index]
     files = [(file, (classes.index[folder],)) for folder in present for file in pictures_in(root, folder)]
     return of_files(root, files, classes, name)
-
-
-def objectnet_mappings(root: Path) -> Path | None:
-    """The folder with ObjectNet's mappings, if `root` is ObjectNet's picture folder or a folder above it."""
-    for folder in (root / "mappings", root.parent / "mappings", root / "objectnet-1.0" / "mappings"):
-        if (folder / "objectnet_to_imagenet_1k.json").is_file():
-            return folder
-    return None

@@ -1,13 +1,19 @@
-"""Which files and folders of a data set are its pictures: not what systems leave behind, and one part, not several."""
+"""What lies in the folders of a data set: its images, not what systems leave there; one part; its own class list."""
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clip_la.data.corpora.imagenet_names import is_wordnet_id
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
+from clip_la.zeroshot.labels import classes as class_sets
+from clip_la.zeroshot.labels.classes import ClassSet
+from clip_la.zeroshot.labels.prompts import with_slot
+from clip_la.zeroshot.labels.text_files import lines_of, read_text
 
+CLASS_FILES = ("classes.json", "classnames.txt")
+TEMPLATE_FILE = "zeroshot_classification_templates.txt"
 # What unpackers, file managers, storage boxes and file systems leave in folders; hidden names are left out besides.
 LEFT_BEHIND = {"__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "lost+found", "$recycle.bin"}
 LEFT_BEHIND |= {"system volume information", "thumbs.db", "desktop.ini"}
@@ -17,17 +23,16 @@ TRAIN = "train"
 PART_IN_NAME = re.compile(rf"(?:^|[-_.])({'|'.join(sorted(PARTS, key=len, reverse=True))})(?=[-_.\d]|$)", re.I)
 
 
-def is_left_behind(name: str) -> bool:
-    """Whether a file or folder of that name belongs to a system, not to the data."""
-    return name.startswith(".") or name.lower() in LEFT_BEHIND
-
-
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What belongs to the data in a folder, sorted by name."""
     try:
-        with os.scandir(folder) as found:
-            return sorted((e for e in found if not is_left_behind(e.name)), key=lambda entry: entry.name)
+        with os.scandir(folder) as listed:
+            own = [
+                entry for entry in listed if not entry.name.startswith(".") and entry.name.lower() not in LEFT_BEHIND
+            ]
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read: {error.strerror}") from None
+    return sorted(own, key=lambda entry: entry.name)
 
 
 def folders_in(root: Path) -> list[str]:
@@ -40,30 +45,22 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
 
     A link to nothing is given too, so that it can be counted as unreadable; pipes and devices are not.
     """
-    yield from _below(folder, tuple(suffixes), frozenset([os.path.realpath(folder.parent)]))
 
-
-def _below(folder: Path, suffixes: tuple[str, ...], above: frozenset[str]) -> Iterator[Path]:
-    place = os.path.realpath(folder)
-    if place in above:
-        return
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _below(folder / entry.name, suffixes, above | {place})
-        elif entry.name.lower().endswith(suffixes) and (entry.is_file() or entry.is_symlink()):
+    def below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+        place = os.path.realpath(folder)
+        # A link to one of the folders that led here would go round for ever.
+        if place in above:
+            return
+        for entry in _entries(folder):
             path = folder / entry.name
-            if entry.is_file() or not path.exists():
+            if entry.is_dir():
+                yield from below(path, above | {place})
+                continue
+            is_lost_link = entry.is_symlink() and not path.exists()
+            if entry.name.lower().endswith(tuple(suffixes)) and (entry.is_file() or is_lost_link):
                 yield path
 
-
-def holds_files(folder: Path, suffixes: Sequence[str]) -> bool:
-    """Whether files with these suffixes lie in the folder itself."""
-    return any(entry.is_file() and entry.name.lower().endswith(tuple(suffixes)) for entry in _entries(folder))
-
-
-def _wanted(parts: Iterable[str], training: bool) -> list[str]:
-    """Those of the words for parts that are for training, or those that are not."""
-    return [part for part in parts if (PARTS[part.lower()] == TRAIN) == training]
+    yield from below(folder, frozenset([os.path.realpath(folder.parent)]))
 
 
 def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> tuple[Path, tuple[str, ...]]:
@@ -72,15 +69,22 @@ def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> t
     Raises:
         UserError: several parts, or folders named as parts that hold no class folders.
     """
+
+    def holds_files(folder: str) -> bool:
+        """In itself, not in folders below."""
+        return any(e.is_file() and e.name.lower().endswith(tuple(suffixes)) for e in _entries(root / folder))
+
     folders = folders_in(root)
     named = [folder for folder in folders if folder.lower() in PARTS]
     if len(folders) > 1 and not named:
         return root, ()
-    nested = [f for f in folders if not holds_files(root / f, suffixes) and folders_in(root / f)]
+    nested = [f for f in folders if not holds_files(f) and folders_in(root / f)]
     parts = [folder for folder in named if folder in nested]
     others = [folder for folder in folders if folder not in named]
-    if parts and all(folder in nested or not _holds_any(root / folder, suffixes) for folder in others):
-        chosen = _wanted(parts, training)
+    # Beside parts there may be other folders, but no classes: nothing with files of the data in itself.
+    are_empty = (folder in nested or next(files_below(root / folder, suffixes), None) is None for folder in others)
+    if parts and all(are_empty):
+        chosen = [part for part in parts if (PARTS[part.lower()] == TRAIN) == training]
         if len(chosen) != 1:
             raise _several(root, parts, str(root / (chosen or parts)[0]))
         return root / chosen[0], (f"{root} holds {' and '.join(named)}; taken is {root / chosen[0]}",)
@@ -95,10 +99,6 @@ def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> t
     return root, ()
 
 
-def _holds_any(folder: Path, suffixes: Sequence[str]) -> bool:
-    return next(files_below(folder, suffixes), None) is not None
-
-
 def _several(root: Path, parts: Sequence[str], example: str) -> UserError:
     return UserError(
         f"{root} holds parts of a data set ({', '.join(parts)}), not one; name one, as in --data '{example}'"
@@ -111,11 +111,16 @@ def one_part(files: Sequence[str], root: Path, training: bool = False) -> tuple[
     Raises:
         UserError: several such parts.
     """
-    words = {file: _part_word(os.path.relpath(file, root)) for file in files}
+    words: dict[str, str | None] = {}
+    for file in files:
+        *folders, name = Path(os.path.relpath(file, root)).parts
+        # The file's own name first, then the folders from the nearest up.
+        matches = (PART_IN_NAME.search(text) for text in (Path(name).stem, *reversed(folders)))
+        words[file] = next((match[1] for match in matches if match), None)
     parts = dict.fromkeys(PARTS[word.lower()] for word in words.values() if word)
     if len(parts) < 2:
         return list(files), ()
-    chosen = _wanted(parts, training)
+    chosen = [part for part in parts if (part == TRAIN) == training]
     if len(chosen) != 1:
         file, word = next(
             (file, word) for file, word in words.items() if word and PARTS[word.lower()] in (chosen or parts)
@@ -126,8 +131,40 @@ def one_part(files: Sequence[str], root: Path, training: bool = False) -> tuple[
     return kept, (f"{root} holds files of {' and '.join(parts)}; taken is {chosen[0]}: {len(kept)} of {len(files)}",)
 
 
-def _part_word(path: str) -> str | None:
-    """The word in a file's relative path that names a part, the file's own name first."""
-    *folders, name = Path(path).parts
-    found = (PART_IN_NAME.search(text) for text in (Path(name).stem, *reversed(folders)))
-    return next((match[1] for match in found if match), None)
+def own_classes(folder: Path | None, *, above: bool = True) -> ClassSet | None:
+    """The class list that lies beside the images or, unless `above` is False, in the folder above, if there is one.
+
+    Raises:
+        UserError: a list that cannot be read, or two in one folder that name the classes differently.
+    """
+    found = [path for file in CLASS_FILES for path in _beside(folder, file, above)]
+    if not found:
+        return None
+    nearest = min(found, key=lambda path: -len(path.parent.resolve().parts))
+    chosen = class_sets.from_file(nearest)
+    for path in found:
+        if path.parent != nearest.parent or path == nearest:
+            continue
+        other = class_sets.from_file(path)
+        if len(chosen) != len(other):
+            text = f"{nearest} has {len(chosen)} classes, {path.name} beside it {len(other)}"
+            raise UserError(f"{text}; remove one of the two")
+        for number, (own, its) in enumerate(zip(chosen.names, other.names, strict=True)):
+            if not {*map(class_sets.reading, own)} & {*map(class_sets.reading, its)}:
+                text = (
+                    f"class {number} is '{one_line(own[0])}' in {nearest}, '{one_line(its[0])}' in {path.name} beside"
+                )
+                raise UserError(f"{text}; keep one of both")
+    return chosen
+
+
+def own_templates(folder: Path | None) -> tuple[str, ...] | None:
+    """The prompts that lie beside the images, in CLIP_benchmark's form, if there are any."""
+    path = next(_beside(folder, TEMPLATE_FILE), None)
+    return None if path is None else tuple(with_slot(line) for line in lines_of(read_text(path)) if line)
+
+
+def _beside(folder: Path | None, file: str, above: bool = True) -> Iterator[Path]:
+    """The files of that name in the folder and, since it may be a split's, in the one above."""
+    folders = [] if folder is None else [folder, folder.resolve().parent][: 1 + above]
+    return (path for path in (place / file for place in folders) if path.is_file())

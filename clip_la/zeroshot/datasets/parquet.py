@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from clip_la.data.corpora import imagenet_names as known
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.reader import expand_urls
-from clip_la.errors import UserError
+from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
-from clip_la.zeroshot.datasets.beside import own_classes
 from clip_la.zeroshot.datasets.label_values import Labels, numbers_in
+from clip_la.zeroshot.datasets.layout import own_classes
 from clip_la.zeroshot.datasets.records import NO_PICTURE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import class_files
 from clip_la.zeroshot.labels import classes as class_sets
@@ -41,7 +41,7 @@ class ParquetRecords:
         try:
             yield from self._records()
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path}: damaged ({_first_line(error)})") from None
+            raise UserError(f"{self.path}: damaged ({one_line(error)})") from None
 
     def _records(self) -> Iterator[Record | Skipped]:
         import pyarrow.parquet
@@ -64,10 +64,6 @@ class ParquetRecords:
             return Skipped(key, bad.reason)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def open_parquet(
     root: Path, classes: ClassSet | None, name: str, unknown: str = SKIP, training: bool = False
 ) -> EvalDataset:
@@ -76,55 +72,40 @@ def open_parquet(
     Raises:
         UserError: pyarrow is not installed, the columns or the class names are missing, the classes do not fit.
     """
-    paths, notes = _files(root, training)
-    files = _opened(paths)
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("reading Parquet needs pyarrow: pip install 'clip_la[parquet]'") from None
+    notes: tuple[str, ...] = ()
+    if root.is_dir():
+        found, notes = layout.one_part(sorted(map(str, layout.files_below(root, (PARQUET,)))), root, training)
+    else:
+        found = expand_urls(str(root))
+    paths, files = [Path(file) for file in found], []
+    for path in paths:
+        try:
+            files.append(pyarrow.parquet.ParquetFile(path))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: a Parquet file is damaged or none ({one_line(error)})") from None
     schema = files[0].schema_arrow
     picture, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
     own = _class_names(schema, label, paths[0])
     for path, file in zip(paths, files, strict=True):
         if {picture, label} - {*file.schema_arrow.names} or _class_names(file.schema_arrow, label, path) != own:
             raise UserError(f"{path} has other columns or class names than {paths[0]}; evaluate them one by one")
-    chosen, numbers = _chosen(own, classes, paths[0], name)
+    # Class numbers count in the file's own names, else in the list beside it.
+    listed = None if own is not None else own_classes(paths[0].parent)
+    chosen = classes or listed
+    if own is not None:
+        chosen = chosen or class_sets.from_entries(own, name=name, path=paths[0], numbered=True)
+    if chosen is None:
+        raise UserError(f"{paths[0]} does not name its classes; name them: --classes")
+    numbers = numbers_in(listed, chosen) if own is None else _positions(own, chosen, paths[0])
     sources = tuple(ParquetRecords(path, picture, label, Labels(chosen, numbers, unknown)) for path in paths)
     content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, numbers])
     num_records = sum(file.metadata.num_rows for file in files)
     return EvalDataset(name, chosen, sources, content, num_records, notes=notes)
-
-
-def _files(root: Path, training: bool) -> tuple[list[Path], tuple[str, ...]]:
-    if not root.is_dir():
-        return [Path(url) for url in expand_urls(str(root))], ()
-    files, notes = layout.one_part(sorted(map(str, layout.files_below(root, (PARQUET,)))), root, training)
-    return [Path(file) for file in files], notes
-
-
-def _opened(paths: Sequence[Path]) -> list[Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("reading Parquet needs pyarrow: pip install 'clip_la[parquet]'") from None
-    files = []
-    for path in paths:
-        try:
-            files.append(pyarrow.parquet.ParquetFile(path))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: a Parquet file is damaged or none ({_first_line(error)})") from None
-    return files
-
-
-def _chosen(
-    own: list[str] | None, classes: ClassSet | None, path: Path, name: str
-) -> tuple[ClassSet, tuple[int, ...] | None]:
-    """The classes, and the position of each class number: of the file's own names, else of the list beside it."""
-    if own is not None:
-        chosen = classes or class_sets.from_entries(own, name=name, path=path, numbered=True)
-        return chosen, _positions(own, chosen, path)
-    listed = own_classes(path.parent)
-    chosen_or_none = classes or listed
-    if chosen_or_none is None:
-        raise UserError(f"{path} does not name its classes; name them: --classes")
-    return chosen_or_none, numbers_in(listed, chosen_or_none)
 
 
 def _column(schema: Any, candidates: tuple[str, ...], path: Path) -> str:

@@ -1,5 +1,6 @@
 """Test sets in webdataset shards: KEY.jpg with KEY.cls or KEY.json, as CLIP_benchmark and `clip-la data` write them."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from clip_la.data.shards.sources import shards_in
 from clip_la.data.text.captions import every_caption, json_object
 from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
-from clip_la.zeroshot.datasets.beside import own_classes, own_templates
 from clip_la.zeroshot.datasets.label_values import Labels, Where, number_in, numbers_in
+from clip_la.zeroshot.datasets.layout import own_classes, own_templates
 from clip_la.zeroshot.datasets.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.options import SKIP
@@ -43,7 +44,7 @@ class ShardRecords:
                 yield Skipped(key, NO_PICTURE)
                 continue
             try:
-                yield Record(key, self._labels(sample, (self.url, f"sample {key}")), Held(picture))
+                yield Record(key, self._labels(sample, (self.url, f"sample {key}")), functools.partial(bytes, picture))
             except BadSample as bad:
                 yield Skipped(key, bad.reason)
         for problem in problems:
@@ -51,19 +52,28 @@ class ShardRecords:
 
     def _labels(self, sample: dict[str, Any], where: Where) -> tuple[int, ...]:
         """The names that the json gives come first, then the number of .cls, then numbers in the json."""
-        values = self._fields(sample)
-        named = [value for value in values if _is_named(value)]
-        numbers = [_class_part(sample[CLASS_PART])] if CLASS_PART in sample else []
-        found = next((own for value in named if (own := self.labels.of_names(_listed(value)))), ())
-        if found:
-            self._check_agreement(found, numbers, where)
-            return found
+        values, numbers = self._fields(sample), []
+        if CLASS_PART in sample:
+            # A number where it looks like one, since that is what webdataset has there, else text.
+            text = sample[CLASS_PART].decode("utf-8-sig", errors="replace").strip()
+            numbers = [text if (number := number_in(text)) is None else number]
+        lists = [(value, value if isinstance(value, list) else [value]) for value in values]
+        # Given by names or ids, not by numbers.
+        named = [
+            (value, texts)
+            for value, texts in lists
+            if texts and all(isinstance(each, str) and number_in(each) is None for each in texts)
+        ]
+        positions = next((own for _, texts in named if (own := self.labels.of_names(texts))), ())
+        if positions:
+            self._check_agreement(positions, numbers, where)
+            return positions
         if numbers and (self.labels.numbers is not None or not named):
             return self.labels.of_value(numbers[0], where)
         if values and not named and not numbers:
             return self.labels.of_value(values[0], where)
         if named:
-            raise self.labels.lacking(named[0], where)
+            raise self.labels.lacking(named[0][0], where)
         raise BadSample(NO_LABEL)
 
     def _fields(self, sample: dict[str, Any]) -> list[Any]:
@@ -91,33 +101,6 @@ class ShardRecords:
             )
 
 
-def _class_part(data: bytes) -> Any:
-    """What KEY.cls holds: a number where it looks like one, since that is what webdataset has there, else text."""
-    text = data.decode("utf-8-sig", errors="replace").strip()
-    number = number_in(text)
-    return text if number is None else number
-
-
-def _is_named(value: Any) -> bool:
-    """Whether a label is given by names or ids, not by numbers."""
-    listed = _listed(value)
-    return bool(listed) and all(isinstance(each, str) and number_in(each) is None for each in listed)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes behind the face of a file that is read when called."""
-
-    data: bytes
-
-    def __call__(self) -> bytes:
-        return self.data
-
-
 @dataclass(frozen=True)
 class CaptionRecords:
     """One shard of pictures with captions: what training reads too, but all of them, each line of .txt by itself."""
@@ -132,7 +115,7 @@ class CaptionRecords:
             try:
                 if picture is None:
                     raise BadSample(NO_PICTURE)
-                yield Record(key, (), Held(picture), every_caption(sample))
+                yield Record(key, (), functools.partial(bytes, picture), every_caption(sample))
             except BadSample as bad:
                 yield Skipped(key, bad.reason)
         for problem in problems:

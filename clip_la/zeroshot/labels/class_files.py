@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from clip_la.data.corpora import imagenet_names as known
 from clip_la.errors import UserError, one_line
-from clip_la.zeroshot.labels.text_files import lines_of, parse_json, read_json, read_text
+from clip_la.zeroshot.labels.text_files import lines_of, parse_json, read_text
 
 # What lists are wrapped in: our own files, the hub's ClassLabel and configurations, torchvision's folders.
 WRAPPERS = frozenset(("classes", "names", "class_names", "classnames", "categories", "class_label"))
@@ -44,12 +44,18 @@ def read_entries(path: Path) -> list[ClassEntry]:
         UserError: not UTF-8, no list of classes, a class without a name, numbers that are not 0 to N - 1.
     """
     if path.suffix.lower() == ".json":
-        return from_json(read_json(path), path)
+        return from_json(parse_json(read_text(path), path), path)
     if path.suffix.lower() in OTHER_FORMATS:
         raise UserError(f"{path}: a class list is JSON (.json) or one name a line (.txt), not {path.suffix}")
     text = read_text(path)
     if text.strip()[:1] + text.strip()[-1:] in ("[]", "{}"):
-        return from_json(_python_or_json(text, path), path)
+        try:
+            # As Python prints it, such as {0: 'tench', ...}.
+            content = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            content = parse_json(text, path)
+        is_object = isinstance(content, dict)
+        return from_json({str(key): value for key, value in content.items()} if is_object else content, path)
     lines = lines_of(text)
     blank = next((number for number, line in enumerate(lines, start=1) if not line), None)
     if blank is not None:
@@ -61,15 +67,6 @@ def read_entries(path: Path) -> list[ClassEntry]:
     if 0 < len(remarks) < len(lines):
         raise UserError(f"{path}, line {remarks[0]}: a remark within the list; class numbers count lines, take it out")
     return distinct(_from_lines(lines, path))
-
-
-def _python_or_json(text: str, path: Path) -> Any:
-    """A list or a dictionary as Python prints it, such as {0: 'tench', ...}; or JSON under another name."""
-    try:
-        content = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        return parse_json(text, path)
-    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else content
 
 
 def _from_lines(lines: Sequence[str], path: Path) -> list[ClassEntry]:
@@ -96,17 +93,20 @@ def from_json(content: Any, path: Path) -> list[ClassEntry]:
     Known are a list of names, of lists of names (`["n01440764", "tench"]`), of objects with name or names and id; and
     objects number -> any of these, name or WordNet id -> number, id -> name or names.
     """
-    while isinstance(content, dict) and (inner := [own for key, own in content.items() if _wraps(key, own)]):
+    while isinstance(content, dict):
+        inner = [
+            own
+            for key, own in content.items()
+            if (key in WRAPPERS and isinstance(own, list | dict)) or (key in OBJECT_WRAPPERS and isinstance(own, dict))
+        ]
+        if not inner:
+            break
         content = inner[0]
     if isinstance(content, dict):
         return _from_object(content, path)
     if not isinstance(content, list):
         raise UserError(f"{path} holds no list of classes")
     return from_list(content, path)
-
-
-def _wraps(key: str, value: Any) -> bool:
-    return (key in WRAPPERS and isinstance(value, list | dict)) or (key in OBJECT_WRAPPERS and isinstance(value, dict))
 
 
 def _from_object(content: Mapping[str, Any], path: Path) -> list[ClassEntry]:
@@ -121,15 +121,13 @@ def _from_object(content: Mapping[str, Any], path: Path) -> list[ClassEntry]:
         return from_list(in_order(dict(zip(content, values, strict=True)), path), path)
     if any(number is not None for number in [*numbers, *values]):
         raise UserError(f"{path} has class numbers for some of its classes only; write a list of names")
-    return from_list([_with_id(key, own, path) for key, own in content.items()], path)
-
-
-def _with_id(key: str, value: Any, path: Path) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {"id": key, **value}
-    if not isinstance(value, str | list):
-        raise _no_class(value, path)
-    return {"id": key, "names": [value] if isinstance(value, str) else value}
+    entries: list[dict[str, Any]] = []
+    for key, own in content.items():
+        if not isinstance(own, dict | str | list):
+            raise _no_class(own, path)
+        named = own if isinstance(own, dict) else {"names": [own] if isinstance(own, str) else own}
+        entries.append({"id": key, **named})
+    return from_list(entries, path)
 
 
 def in_order(places: Mapping[str, int | None], path: Path) -> list[str]:
@@ -172,20 +170,23 @@ def from_list(content: Sequence[Any], path: Path) -> list[ClassEntry]:
         content = [{**content[int(key)], "id": None} for key in in_order(numbered, path)]
     entries = [_entry(value, path) for value in content]
     if entries and all(isinstance(value, str) and known.is_wordnet_id(value) for value in content):
-        return [_of_synset(entry.id, path) for entry in entries]
+        # Listed by WordNet ids alone: under OpenAI's name for each, else WordNet's first lemma.
+        lemmas, curated, definitions = known.lemmas(), known.curated(), known.definitions()
+        nameless = next((entry.id for entry in entries if entry.id not in lemmas), None)
+        if nameless is not None:
+            raise UserError(f"{path}: no name is known for {nameless}; list names")
+        keys = [entry.id for entry in entries]
+        return [ClassEntry(key, (curated.get(key, lemmas[key][0]),), definitions[key]) for key in keys]
     return entries
-
-
-def _of_synset(key: str, path: Path) -> ClassEntry:
-    """A class that is listed by its WordNet id alone: under OpenAI's name for it, else WordNet's first lemma."""
-    if key not in known.lemmas():
-        raise UserError(f"{path}: no name is known for {key}; list names")
-    return ClassEntry(key, (known.curated().get(key, known.lemmas()[key][0]),), known.definitions()[key])
 
 
 def _entry(value: Any, path: Path) -> ClassEntry:
     """One class: a name, a list of names or of a WordNet id and names, or an object with name or names."""
-    fields = _as_object(value)
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    if isinstance(value, str | list):
+        fields = {"names": value}
+    if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) and known.is_wordnet_id(value[0]):
+        fields = {"id": value[0], "names": value[1:]}
     names = fields.get("names", fields.get("name"))
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -201,14 +202,6 @@ def _entry(value: Any, path: Path) -> ClassEntry:
     if any("\ud800" <= sign <= "\udfff" for text in (entry.id, *names, entry.definition) for sign in text):
         raise UserError(f"{path}: {entry.id!a} holds half a sign (a lone surrogate); write the name in UTF-8")
     return entry
-
-
-def _as_object(value: Any) -> dict[str, Any]:
-    if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str) and known.is_wordnet_id(value[0]):
-        return {"id": value[0], "names": value[1:]}
-    if isinstance(value, str | list):
-        return {"names": value}
-    return value if isinstance(value, dict) else {}
 
 
 def _no_class(value: Any, path: Path) -> UserError:

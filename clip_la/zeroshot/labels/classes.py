@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from clip_la.data.corpora import imagenet_names as known
 from clip_la.errors import UserError, one_line, unknown
@@ -46,6 +47,12 @@ class ClassSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def of_entries(cls, entries: Sequence[class_files.ClassEntry], name: str) -> Self:
+        """The set of the classes of a file."""
+        ids, names, texts = zip(*entries, strict=True) if entries else ((), (), ())
+        return cls(name, "file", tuple(ids), tuple(names), tuple(texts))
 
     @property
     def label(self) -> str:
@@ -109,11 +116,11 @@ class ClassSet:
 
         An id or a name as it stands comes first; else case, spacing and "_" for a space do not count.
         """
-        return [self._position(key) for key in keys]
-
-    def _position(self, key: str) -> int:
-        found = self.index.get(key, self.index_by_name.get(key))
-        return self.index_by_reading.get(reading(key), -1) if found is None else found
+        places = []
+        for key in keys:
+            place = self.index.get(key, self.index_by_name.get(key))
+            places.append(self.index_by_reading.get(reading(key), -1) if place is None else place)
+        return places
 
 
 def reading(text: str) -> str:
@@ -148,21 +155,6 @@ NAMINGS = {
 }
 
 
-def _names(naming: str, ids: Sequence[str], set_name: str) -> tuple[tuple[str, ...], ...]:
-    lemmas = known.lemmas()
-    if naming == "lemma":
-        return tuple(lemmas[key][:1] for key in ids)
-    if naming == "lemmas":
-        return tuple(lemmas[key] for key in ids)
-    listed = known.raw() if naming == "raw" else known.curated()
-    missing = next((key for key in ids if key not in listed), None)
-    if missing:
-        raise UserError(
-            f"no {naming} name for {missing} of {set_name}: {naming} names cover ImageNet-1K only; use {set_name}/lemma"
-        )
-    return tuple((listed[key],) for key in ids)
-
-
 @functools.cache
 def imagenet(name: str, naming: str | None = None) -> ClassSet:
     """A class set of the catalog; `naming` is by default curated within ImageNet-1K, else lemma."""
@@ -173,8 +165,17 @@ def imagenet(name: str, naming: str | None = None) -> ClassSet:
         naming = "curated" if set(ids) <= set(known.wordnet_ids("imagenet")) else "lemma"
     if naming not in NAMINGS:
         raise unknown("naming", naming, NAMINGS)
-    texts = known.definitions()
-    return ClassSet(name, naming, ids, _names(naming, ids, name), tuple(texts[key] for key in ids))
+    texts, lemmas = known.definitions(), known.lemmas()
+    if naming in ("lemma", "lemmas"):
+        names = tuple(lemmas[key][:1] if naming == "lemma" else lemmas[key] for key in ids)
+    else:
+        listed = known.raw() if naming == "raw" else known.curated()
+        missing = next((key for key in ids if key not in listed), None)
+        if missing:
+            text = f"no {naming} name for {missing} of {name}: {naming} names cover ImageNet-1K only"
+            raise UserError(f"{text}; use {name}/lemma")
+        names = tuple((listed[key],) for key in ids)
+    return ClassSet(name, naming, ids, names, tuple(texts[key] for key in ids))
 
 
 def from_file(path: str | Path) -> ClassSet:
@@ -182,7 +183,7 @@ def from_file(path: str | Path) -> ClassSet:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no class file '{path}'; expected a JSON list of names or a text file of one name a line")
-    return _of_entries(class_files.read_entries(path), path.parent.resolve().name)
+    return ClassSet.of_entries(class_files.read_entries(path), path.parent.resolve().name)
 
 
 def from_entries(content: Sequence[object], *, name: str, path: Path, numbered: bool = False) -> ClassSet:
@@ -191,12 +192,7 @@ def from_entries(content: Sequence[object], *, name: str, path: Path, numbered: 
     Where classes are `numbered`, several may have one name and no other id; else that raises UserError.
     """
     entries = class_files.from_list(content, path)
-    return _of_entries(class_files.distinct(entries) if numbered else entries, name)
-
-
-def _of_entries(entries: Sequence[class_files.ClassEntry], name: str) -> ClassSet:
-    ids, names, texts = zip(*entries, strict=True) if entries else ((), (), ())
-    return ClassSet(name, "file", tuple(ids), tuple(names), tuple(texts))
+    return ClassSet.of_entries(class_files.distinct(entries) if numbered else entries, name)
 
 
 @functools.cache

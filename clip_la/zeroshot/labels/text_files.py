@@ -38,17 +38,12 @@ def lines_of(text: str) -> list[str]:
     return lines
 
 
-def read_json(path: str | Path) -> Any:
-    """What a JSON file holds.
+def parse_json(text: str, path: str | Path) -> Any:
+    """What JSON text holds; `path` only names it in errors.
 
     Raises:
-        UserError: no UTF-8, no JSON, or a key that comes twice.
+        UserError: no JSON, or a key that comes twice, which `json` takes without a word.
     """
-    return parse_json(read_text(path), path)
-
-
-def parse_json(text: str, path: str | Path) -> Any:
-    """What JSON text holds; raises as `read_json` does, also for a second key, which `json` takes without a word."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -26,7 +26,7 @@ from clip_la import distributed as ranks
 from clip_la.atomic import atomic_write
 from clip_la.data.text.tokenizer import caption_lengths, trim
 from clip_la.zeroshot.labels.classes import ClassSet, content_hash
-from clip_la.zeroshot.labels.prompts import PromptSet, check
+from clip_la.zeroshot.labels.prompts import PromptSet
 from clip_la.zeroshot.model.eval_model import EvalModel, Tokenize, matmul_precision
 
 # Prompts tokenised and sorted together: enough for long runs of equal length, little enough to share over ranks.
@@ -124,20 +124,18 @@ def encode_chunk(eval_model: EvalModel, chunk: Chunk, precision: str) -> Float[T
     return nn.functional.normalize(means, dim=-1).cpu()
 
 
-def default_folder() -> Path:
-    """$XDG_CACHE_HOME/clip_la/classifiers, or ~/.cache/clip_la/classifiers."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "clip_la" / "classifiers"
-
-
 class ClassifierCache:
     """A folder of classifiers, each under the hash of all that it depends on; stale or damaged ones are built anew.
 
     Keys are small dictionaries of strings; they stand in the file, beside its checksum.
+
+    Args:
+        folder: by default $XDG_CACHE_HOME/clip_la/classifiers, or ~/.cache/clip_la/classifiers.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.folder = Path(base) / "clip_la" / "classifiers" if folder is None else Path(folder)
 
     def path(self, key: Mapping[str, str]) -> Path:
         """Where the classifier of `key` lies or would lie."""
@@ -193,7 +191,7 @@ def build_classifier(
     Raises:
         UserError: templates that want definitions which the classes lack.
     """
-    check(prompts, classes)
+    prompts.check(classes)
     key = {
         "text_tower": eval_model.text_hash if cache else "",
         "names": classes.hash,
@@ -203,21 +201,14 @@ def build_classifier(
     }
     # Rank 0 alone looks, so that all ranks take the same way.
     found = ranks.all_gather(lambda: cache.load(key) if cache and ranks.rank() == 0 else None)[0]
-    if found is None:
-        found = _build(eval_model, classes, prompts, precision, num_workers, progress)
-        if cache and ranks.rank() == 0:
-            cache.store(key, found)
-    return found.to(eval_model.device)
-
-
-def _build(
-    eval_model: EvalModel, classes: ClassSet, prompts: PromptSet, precision: str, num_workers: int, progress: bool
-) -> Float[Tensor, "classes embed_dim"]:
+    if found is not None:
+        return found.to(eval_model.device)
     chunks = plan_chunks(classes, prompts)
     mine = chunks[ranks.rank() :: ranks.world_size()]
     num_prompts = sum(map(len, classes.names)) * len(prompts.templates)
     workers = min(num_workers, len(mine)) if num_prompts >= PROMPTS_WORTH_WORKERS else 0
     chunked = ChunkedPrompts(classes, prompts, eval_model.tokenize, mine, eval_model.trims_text)
+    # A generator of its own: a loader draws a number, and an evaluation must not move a training's random state.
     loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
     def work() -> list[tuple[int, Tensor]]:
@@ -231,4 +222,7 @@ def _build(
         return rows
 
     parts = [part for own in ranks.all_gather(work) for part in own]
-    return torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])
+    built = torch.cat([rows for _, rows in sorted(parts, key=lambda part: part[0])])
+    if cache and ranks.rank() == 0:
+        cache.store(key, built)
+    return built.to(eval_model.device)

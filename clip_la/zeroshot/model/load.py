@@ -90,7 +90,14 @@ def _load(text: str, image_size: int | None) -> EvalModel:
     name, _, weights = text.partition(":")
     is_hub = text.startswith(HUB_SCHEMES)
     if not is_hub and not weights:
-        raise _nothing_there(text)
+        import open_clip
+
+        if text in open_clip.list_models() or text in list_models():
+            example = f"{text}:FILE or {text}:TAG (as laion400m_e32)"
+            raise UserError(f"{text} is an architecture; name its weights: {example}")
+        if "/" in text or Path(text).suffix in (".pt", ".ckpt", ".safetensors", ".bin"):
+            raise UserError(f"no run or checkpoint at {text}")
+        raise unknown("model", text, open_clip.list_models())
     if not is_hub and _is_ours(name, weights):
         return _at_size(of_model(load_open_clip(text), checkpoint=text), image_size)
     if image_size is not None:
@@ -125,16 +132,6 @@ def _is_ours(name: str, weights: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def _nothing_there(text: str) -> UserError:
-    import open_clip
-
-    if text in open_clip.list_models() or text in list_models():
-        return UserError(f"{text} is an architecture; name its weights: {text}:FILE or {text}:TAG (as laion400m_e32)")
-    if "/" in text or Path(text).suffix in (".pt", ".ckpt", ".safetensors", ".bin"):
-        return UserError(f"no run or checkpoint at {text}")
-    return unknown("model", text, open_clip.list_models())
 
 
 def choose_device(text: str | None, local_rank: int = 0) -> torch.device:

@@ -93,6 +93,16 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> EvalModel:
     origin["parameters"] = sum(p.numel() for p in module.parameters())
     origin["checkpoint"] = f"{name}:{weights}" if weights else name
     origin["transform"] = OWN
+    visual: Any = module.visual
+    # open_clip's own transformer, or one of timm; a convolutional network has no tokens.
+    tokens: int | None = None
+    if isinstance(positions := getattr(visual, "positional_embedding", None), Tensor):
+        tokens = positions.shape[-2]
+    elif (patches := getattr(getattr(visual, "trunk", None), "patch_embed", None)) is not None:
+        num_patches = getattr(patches, "num_patches", None)
+        tokens = None if num_patches is None else num_patches + getattr(visual.trunk, "num_prefix_tokens", 0)
+    size = settings["size"]
+    height, width = size if isinstance(size, tuple) else (size, size)
     return EvalModel(
         module=module.eval(),
         preprocess=OpenClipPreprocess(tuple(sorted(settings.items()))),
@@ -105,20 +115,8 @@ def wrap_open_clip(module: nn.Module, name: str, weights: str) -> EvalModel:
         architecture=structure(module),
         text_architecture=structure(module, without="visual."),
         origin=origin,
-        sizes=_open_clip_sizes(module.visual, settings["size"]),
+        sizes={"tokens": tokens, "image_size": height if height == width else None},
     )
-
-
-def _open_clip_sizes(visual: Any, size: Any) -> dict[str, int | None]:
-    """`EvalModel.sizes` of an open_clip image tower: its own transformer, one of timm, or a convolutional network."""
-    sides = set(size) if isinstance(size, tuple | list) else {size}
-    trunk = getattr(visual, "trunk", None)
-    tokens: int | None = None
-    if isinstance(positions := getattr(visual, "positional_embedding", None), Tensor):
-        tokens = positions.shape[-2]
-    elif isinstance(patches := getattr(getattr(trunk, "patch_embed", None), "num_patches", None), int):
-        tokens = patches + int(getattr(trunk, "num_prefix_tokens", 0))
-    return {"tokens": tokens, "image_size": int(sides.pop()) if len(sides) == 1 else None}
 
 
 def with_own_transform(eval_model: EvalModel) -> EvalModel:

@@ -160,12 +160,14 @@ class PartialResults(Generic[R]):
     """The rows of finished units in a folder, until all units are finished; any rank writes, rank 0 reads.
 
     Args:
-        folder: where the files lie; None keeps nothing.
-        kind: what rows they hold.
+        state: where evaluations keep what they need again; None keeps nothing.
+        name: of the folder below it.
+        kind: what rows the files hold.
     """
 
-    def __init__(self, folder: Path | None, kind: type[R]) -> None:
-        self.folder, self._kind = folder, kind
+    def __init__(self, state: Path | None, name: str, kind: type[R]) -> None:
+        self.folder = None if state is None else state / name
+        self._kind = kind
 
     def save(self, rows: R) -> None:
         """Keeps some more rows, in a file of their own."""

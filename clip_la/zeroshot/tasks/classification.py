@@ -55,7 +55,7 @@ class Classification(Task):
             progress=settings.progress,
         )
         evaluation, _ = self.identify(eval_model, settings)
-        kept = PartialResults(None if state is None else state / f"{evaluation}.parts", Predictions)
+        kept = PartialResults(state, f"{evaluation}.parts", Predictions)
         rows = classify(eval_model, classifier, self.test_set, settings, kept)
         values = metrics.classification(rows.ranks, rows.labels, len(classes)) | hierarchy_metrics(rows, classes)
         line = self.result_line(
@@ -112,7 +112,7 @@ def classify(
             scores=scores.cpu().numpy().astype(np.float32),
         )
 
-    return run_images(eval_model, test_set, score, kept or PartialResults(None, Predictions), settings)
+    return run_images(eval_model, test_set, score, kept or PartialResults(None, "", Predictions), settings)
 
 
 def hierarchy_metrics(rows: Predictions, classes: ClassSet) -> dict[str, metrics.Estimate]:

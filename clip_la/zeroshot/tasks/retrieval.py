@@ -25,7 +25,7 @@ from clip_la.zeroshot.model.classifier import encode_tokens
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
 from clip_la.zeroshot.runner.loop import EvalSettings, progress_bar, run_units
 from clip_la.zeroshot.runner.rows import Features, PartialResults, Unit
-from clip_la.zeroshot.tasks.task import Evaluation, Task, encode_images, features_id, kept_features
+from clip_la.zeroshot.tasks.task import FEATURES_FOLDER, Evaluation, Task, encode_images, features_id
 
 RECALL_AT = (1, 5, 10)
 # Texts tokenised and encoded together, and queries scored against everything at once.
@@ -53,7 +53,8 @@ class Retrieval(Task):
         captions = [caption for own in rows.captions for caption in own]
         # An image that could be read one time and not another would change which caption is which.
         name = f"{features_id(eval_model, self.test_set, settings)}-{content_hash([TEXTS_PER_CHUNK, captions])}"
-        texts = encode_texts(eval_model, captions, settings, kept_features(settings, name, Features))
+        kept = PartialResults(settings.state, f"{FEATURES_FOLDER}/{name}.parts", Features)
+        texts = encode_texts(eval_model, captions, settings, kept)
         images = torch.from_numpy(rows.values)
         owners = torch.tensor([number for number, own in enumerate(rows.captions) for _ in own])
         # Each image with its first caption, as most training sets have one.
@@ -121,7 +122,7 @@ def encode_texts(
     def bar(num_done: int) -> tqdm:
         return progress_bar("captions", "text", len(texts), num_done, settings.progress)
 
-    kept = kept or PartialResults(None, Features)
+    kept = kept or PartialResults(None, "", Features)
     rows = run_units(units, encode, kept, precision=settings.precision, bar=bar)
     assert rows is not None, "no texts"
     return torch.from_numpy(rows.values)
@@ -178,8 +179,8 @@ def retrieval_metrics(
         by_image = best_ranks(images, texts, padded)
     values: dict[str, metrics.Estimate] = {}
     for name, ranked in (("image_retrieval", by_text), ("text_retrieval", by_image)):
-        for k, estimate in metrics.recall_at(ranked, RECALL_AT).items():
-            values[f"{name}_recall@{k}"] = estimate
+        for k in RECALL_AT:
+            values[f"{name}_recall@{k}"] = metrics.share(ranked < k)
         values[f"{name}_median_rank"] = metrics.median(ranked + 1)
     return values
 

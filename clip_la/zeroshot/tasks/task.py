@@ -141,12 +141,6 @@ def features_id(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSett
     return content_hash([FEATURES_FOLDER, results.FORMAT, *content, *means])
 
 
-def kept_features(settings: EvalSettings, name: str, kind: type[Any]) -> PartialResults[Any]:
-    """Where features are kept under a name that begins with a `features_id`, so that `Task.forget` removes them."""
-    folder = None if settings.state is None else settings.state / FEATURES_FOLDER / f"{name}.parts"
-    return PartialResults(folder, kind)
-
-
 def encode_images(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSettings) -> ImageFeatures:
     """Features of every image of a test set, by all ranks together; every rank returns all rows.
 
@@ -162,5 +156,6 @@ def encode_images(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSe
         known = {"keys": tuple(batch.keys), "labels": tuple(batch.labels), "captions": tuple(batch.captions)}
         return ImageFeatures(**batch.unit_rows(), **known, values=values.numpy())
 
-    kept = kept_features(settings, features_id(eval_model, test_set, settings), ImageFeatures)
+    name = f"{FEATURES_FOLDER}/{features_id(eval_model, test_set, settings)}.parts"
+    kept = PartialResults(settings.state, name, ImageFeatures)
     return run_images(eval_model, test_set, encode, kept, settings)

@@ -94,7 +94,10 @@ class ShardLoader(WatchedLoader):
             for batch in self._waited_for(batches, "wait for workers"):
                 if isinstance(batch, StreamFailure):
                     raise UserError(batch.message)
-                yield _unpacked(batch)
+                for name in SMALL if isinstance(batch, dict) else ():
+                    if not isinstance(batch[name], Tensor):
+                        batch[name] = torch.from_numpy(batch[name])
+                yield batch
         except WorkerDied as died:
             mend = "take the sample out" if died.reason == TOOK_TOO_LONG else "fewer workers take less memory"
             raise UserError(f"{died}; {mend}; a run goes on from its newest checkpoint with --resume") from died
@@ -120,10 +123,3 @@ def _packed(batch: Any) -> Any:
     if not isinstance(batch, dict):
         return batch
     return {name: value.numpy() if name in SMALL else value for name, value in batch.items()}
-
-
-def _unpacked(batch: Any) -> Any:
-    for name in SMALL if isinstance(batch, dict) else ():
-        if not isinstance(batch[name], Tensor):
-            batch[name] = torch.from_numpy(batch[name])
-    return batch

@@ -73,6 +73,7 @@ class SampleIterator:
         raise AssertionError("blocks have no end")
 
     def _check_any_usable(self) -> None:
+        # Only a whole pass, or many tries, say that nothing is usable: a single shard may well be spoilt.
         usable = self._tried - self._bad.total()
         if usable <= 0 and (self._tried >= MIN_TRIES_NONE_USABLE or self._blocks.has_passed):
             raise UserError(self._explain(self._bad))

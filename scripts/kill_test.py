@@ -216,8 +216,14 @@ def main() -> None:
     for name in ("shards", "whole", "killed"):
         (root / name).mkdir()
     write_shards(root / "shards", args.bad_every)
-    run_and_kill(root / "whole", argparse.Namespace(**{**vars(args), "kills": 0}), random.Random(args.seed))
+    # Beside each other: both wait most of the time, for processes to start and for steps that sleep.
+    undisturbed = (root / "whole", argparse.Namespace(**{**vars(args), "kills": 0}), random.Random(args.seed))
+    whole = multiprocessing.get_context("fork").Process(target=run_and_kill, args=undisturbed)
+    whole.start()
     kills = run_and_kill(root / "killed", args, random.Random(args.seed))
+    whole.join()
+    if whole.exitcode:
+        sys.exit("the uninterrupted run failed")
     samples = compare(root / "whole", root / "killed", args.ranks)
     skipped = json.loads((root / "killed" / "rank0.end.json").read_text())["skipped"]
     shutil.rmtree(root)

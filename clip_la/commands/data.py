@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ def main(argv: list[str]) -> int | None:
 
 
 def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
+    def sample_seconds(text: str) -> None:
+        """Sets the limit for this process and its workers, so nobody has to hand it on."""
+        from clip_la.data.shards.watch import set_sample_seconds
+
+        try:
+            set_sample_seconds(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
     parser = Parser(prog=f"clip-la data {action}", description=ACTIONS[action].__doc__)
     if workers:
         parser.add_argument(
@@ -44,7 +53,7 @@ def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
         )
         parser.add_argument(
             "--sample-seconds",
-            type=_sample_seconds,
+            type=sample_seconds,
             help="a sample that takes longer to read and decode is skipped and counted (default 60)",
         )
     parser.add_argument("--json", action="store_true", help=json_help)
@@ -58,27 +67,22 @@ def _positive(text: str) -> int:
     return value
 
 
-def _sample_seconds(text: str) -> None:
-    """For this process and its workers: nobody has to hand it on."""
-    from clip_la.data.shards.watch import set_sample_seconds
-
-    set_sample_seconds(text)
-
-
-def _say(args: argparse.Namespace, result: Any, text: str) -> None:
+def _print(args: argparse.Namespace, result: Any, text: str) -> None:
     """Prints the result as JSON on stdout (then the text goes to stderr), or the text alone."""
     if args.json:
         print(json_text(result, sort_keys=True))
     print(text, file=sys.stderr if args.json else sys.stdout)
 
 
-def _corpus_text(manifest: dict[str, Any], out: Path) -> str:
-    lines = []
+def _print_corpus(args: argparse.Namespace, manifest: dict[str, Any], lines: Sequence[str] = ()) -> None:
+    """The manifest, or `lines` and one for each split, the training split first."""
+    table = list(lines)
     for split, record in sorted(manifest["splits"].items(), key=lambda item: (item[0] != "train", item[0])):
         classes = f", {record['classes']} classes" if "classes" in record else ""
-        lines.append(f"  {split:<24}{record['pairs']:>8} pairs{classes}, {len(record['shards'])} shards")
+        table.append(f"  {split:<24}{record['pairs']:>8} pairs{classes}, {len(record['shards'])} shards")
     verb = "wrote" if manifest["built"] else "already there, nothing to do:"
-    return "\n".join([*lines, f"{verb} {out} (what is in it: {out / 'manifest.json'})"])
+    table.append(f"{verb} {args.out} (what is in it: {args.out / 'manifest.json'})")
+    _print(args, {"out": str(args.out), **manifest}, "\n".join(table))
 
 
 def _starter(argv: list[str]) -> None:
@@ -104,7 +108,7 @@ def _starter(argv: list[str]) -> None:
     manifest = build_starter(
         args.out, size_px=args.size, wide=args.wide, npm=args.npm, art=args.clip_art, workers=args.workers
     )
-    _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
+    _print_corpus(args, manifest)
 
 
 def _scenes(argv: list[str]) -> None:
@@ -118,32 +122,27 @@ def _scenes(argv: list[str]) -> None:
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
     args = parser.parse_args(argv)
     manifest = build_scenes(args.out, pairs=args.pairs, seed=args.seed, size_px=args.size, workers=args.workers)
-    _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
+    _print_corpus(args, manifest)
 
 
-def _photos(argv: list[str]) -> None:
+def _photos(argv: list[str], corpus: str = "photos") -> None:
     """a photographic test set of 181 classes, from Debian's tuxpaint-stamps-default"""
+    from clip_la.data.corpora.fashion import build_fashion
     from clip_la.data.corpora.photos import build_photos
 
-    _debian_corpus("photos", build_photos, argv)
-
-
-def _fashion(argv: list[str]) -> None:
-    """Fashion-MNIST, from Debian's dataset-fashion-mnist"""
-    from clip_la.data.corpora.fashion import build_fashion
-
-    _debian_corpus("fashion-mnist", build_fashion, argv)
-
-
-def _debian_corpus(action: str, build: Callable[..., dict[str, Any]], argv: list[str]) -> None:
-    parser = _parser(action, json_help="print the manifest", workers=False)
+    parser = _parser(corpus, json_help="print the manifest", workers=False)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument(
         "--from", dest="given", type=Path, help="the unpacked package (default: installed, else fetched by apt-get)"
     )
     args = parser.parse_args(argv)
-    manifest = build(args.out, given=args.given)
-    _say(args, {"out": str(args.out), **manifest}, _corpus_text(manifest, args.out))
+    build = build_photos if corpus == "photos" else build_fashion
+    _print_corpus(args, build(args.out, given=args.given))
+
+
+def _fashion(argv: list[str]) -> None:
+    """Fashion-MNIST, from Debian's dataset-fashion-mnist"""
+    _photos(argv, "fashion-mnist")
 
 
 def _tiny_imagenet(argv: list[str]) -> None:
@@ -168,7 +167,7 @@ def _photo_folder(action: str, build: Callable[..., dict[str, Any]], what: str, 
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=what)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument(
-        "--format", default=ORIGINAL, help=f"{' or '.join(FORMATS)} (default %(default)s: the pictures' own bytes)"
+        "--format", default=ORIGINAL, help=f"{' or '.join(FORMATS)} (default %(default)s: the images' own bytes)"
     )
     parser.add_argument("--quality", type=_positive, help=f"of {WEBP}, 1 to 100 (default {DEFAULT_QUALITY})")
     args = parser.parse_args(argv)
@@ -177,8 +176,7 @@ def _photo_folder(action: str, build: Callable[..., dict[str, Any]], what: str, 
     manifest = build(
         args.folder, args.out, format=args.format, quality=args.quality or DEFAULT_QUALITY, workers=args.workers
     )
-    left_out = "".join(f"  left out {count}: {reason}\n" for reason, count in manifest["left_out"].items())
-    _say(args, {"out": str(args.out), **manifest}, left_out + _corpus_text(manifest, args.out))
+    _print_corpus(args, manifest, [f"  left out {num}: {reason}" for reason, num in manifest["left_out"].items()])
 
 
 def _pack(argv: list[str]) -> None:
@@ -196,10 +194,10 @@ def _pack(argv: list[str]) -> None:
     parser.add_argument(
         "--per-shard", type=int, default=DEFAULT_PER_SHARD, help="samples of a shard (default %(default)s)"
     )
-    parser.add_argument("--image-column", help="column of a table with the picture's file or bytes")
+    parser.add_argument("--image-column", help="column of a table with the image's file or bytes")
     parser.add_argument("--caption-column", help="column of a table with the caption")
     parser.add_argument("--images", type=Path, help="folder that file names of a table start from (default: its own)")
-    parser.add_argument("--skip-pixels", action="store_true", help="look at headers only, do not decode each picture")
+    parser.add_argument("--skip-pixels", action="store_true", help="look at headers only, do not decode each image")
     args = parser.parse_args(argv)
     source = find_source(
         args.source, image_column=args.image_column, caption_column=args.caption_column, images=args.images
@@ -207,7 +205,7 @@ def _pack(argv: list[str]) -> None:
     result = pack(source, args.out, per_shard=args.per_shard, workers=args.workers, check_pixels=not args.skip_pixels)
     note = f"  {source.note}\n" if source.note else ""
     wrote = f"wrote {result['packed']} pairs in {result['shards']} shards to {args.out}"
-    _say(args, result, f"{note}{_reasons(result)}{wrote}")
+    _print(args, result, f"{note}{_reasons(result)}{wrote}")
 
 
 def _reasons(counts: dict[str, Any]) -> str:
@@ -220,7 +218,7 @@ def _verify(argv: list[str]) -> int:
     """read every sample of shards, count what is wrong, write sizes.json"""
     from clip_la.data.shards.sources import expand_urls
     from clip_la.data.text.captions import Captions
-    from clip_la.data.tools.verify import verify, write_sizes
+    from clip_la.data.tools.verify import MAX_NAMED, verify, write_sizes
 
     parser = _parser("verify", json_help="print the report")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
@@ -229,25 +227,20 @@ def _verify(argv: list[str]) -> int:
     report = verify(expand_urls(args.shards), captions=Captions(tuple(args.caption_fields)), workers=args.workers)
     written = [str(path) for path in write_sizes(report)]
     fine = not report["skipped"] and not report["missing_shards"] and not report["duplicates"]["keys"]
-    _say(args, {**report, "sizes_files": written, "ok": fine}, _verify_text(report, written))
-    return 0 if fine else FOUND_PROBLEMS
-
-
-def _verify_text(report: dict[str, Any], written: list[str]) -> str:
-    from clip_la.data.tools.verify import MAX_NAMED
-
-    captions, pictures, missing = report["captions"], report["pictures"], report["missing_shards"]
     lines = [f"{report['samples']} samples in {report['shards']} shards, {report['usable']} usable"]
     lines += _reasons(report).splitlines()
-    if missing:
+    if missing := report["missing_shards"]:
         named = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         lines.append(f"  {len(missing)} shard numbers missing: {named}")
     lines.append("  duplicates: " + ", ".join(f"{n} {kind}" for kind, n in report["duplicates"].items()))
-    for kind, table in (("captions", captions), ("pictures", pictures)):
-        for unit, spread in table.items():
+    # The report's field keeps the name that it had first.
+    for kind, field in (("captions", "captions"), ("images", "pictures")):
+        for unit, spread in report[field].items():
             if spread:
                 lines.append(f"  {kind}, {unit}: " + ", ".join(f"{name} {value:g}" for name, value in spread.items()))
-    return "\n".join([*lines, f"wrote {', '.join(written)}" if written else "wrote nothing (no local shards)"])
+    lines.append(f"wrote {', '.join(written)}" if written else "wrote nothing (no local shards)")
+    _print(args, {**report, "sizes_files": written, "ok": fine}, "\n".join(lines))
+    return 0 if fine else FOUND_PROBLEMS
 
 
 def _read(argv: list[str]) -> int:
@@ -262,7 +255,7 @@ def _read(argv: list[str]) -> int:
     parser.add_argument("--keys", type=Path, metavar="OUT.jsonl", help="write what became of each sample")
     parser.add_argument("--image-size", type=_positive, default=224, help="crops in pixels (default %(default)s)")
     parser.add_argument("--caption-fields", nargs="+", default=["txt"], help="text parts, such as txt or json.caption")
-    parser.add_argument("--min-side", type=_positive, default=1, help="skip pictures with a shorter side (pixels)")
+    parser.add_argument("--min-side", type=_positive, default=1, help="skip images with a shorter side (pixels)")
     args = parser.parse_args(argv)
     captions = Captions(tuple(args.caption_fields))
     reading = Reading(tuple(expand_urls(args.shards)), args.image_size, captions=captions, min_side_px=args.min_side)
@@ -272,7 +265,7 @@ def _read(argv: list[str]) -> int:
         f"{counts['pairs_per_s_per_core']:g} pairs/s per core\n{_reasons(counts)}"
         + (f"wrote {args.keys}" if args.keys else "wrote nothing; --keys OUT.jsonl lists every sample")
     )
-    _say(args, counts, text)
+    _print(args, counts, text)
     return 0 if counts["ok"] and WORKER_DIED not in counts["skipped"] else FOUND_PROBLEMS
 
 
@@ -285,12 +278,12 @@ def _show(argv: list[str]) -> None:
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
     parser.add_argument("--num", type=_positive, default=48, help="samples to show (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (default %(default)s)")
-    parser.add_argument("--columns", type=_positive, default=COLUMNS, help="pictures in a row (default %(default)s)")
+    parser.add_argument("--columns", type=_positive, default=COLUMNS, help="images in a row (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="the PNG (default %(default)s)")
     args = parser.parse_args(argv)
     written = show(expand_urls(args.shards), args.out, num=args.num, seed=args.seed, columns=args.columns)
     paths = [str(path) for path in written]
-    _say(args, {"wrote": paths}, f"wrote {' and '.join(paths)}")
+    _print(args, {"wrote": paths}, f"wrote {' and '.join(paths)}")
 
 
 ACTIONS: dict[str, Callable[[list[str]], int | None]] = {

@@ -68,10 +68,12 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path
     torch.load(tmp_path / "12.ckpt", weights_only=True)
 
 
-def test_the_audit_names_every_sample_used_or_skipped(make_shards, tmp_path):
+# The second is the option's earlier name.
+@pytest.mark.parametrize("option", ["sample_log", "audit"])
+def test_the_log_names_every_sample_used_or_skipped(make_shards, tmp_path, option):
     urls = make_shards(3, 10, spoil={4: {"txt": ""}, 17: {"png": b""}})
-    keys = fit(tmp_path, 9, data_of(urls, audit=str(tmp_path / "audit")))
-    lines = [json.loads(line) for line in (tmp_path / "audit" / "keys-rank0.jsonl").read_text().splitlines()]
+    keys = fit(tmp_path, 9, data_of(urls, **{option: str(tmp_path / "log")}))
+    lines = [json.loads(line) for line in (tmp_path / "log" / "keys-rank0.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines if line["outcome"] == "ok"] == [key for batch in keys for key in batch]
     skipped = {line["key"]: line["reason"] for line in lines if line["outcome"] == "skipped"}
     assert skipped == {"shards0004": "empty caption", "shards0017": "image empty"}

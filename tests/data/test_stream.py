@@ -145,10 +145,10 @@ def test_reading_ahead_changes_nothing(make_shards, tmp_path):
 
 def test_ranks_are_disjoint_and_the_order_is_the_same_for_every_start_method(make_shards):
     urls = make_shards(4, 12)
-    spawned = [keys(take(loader_of(urls, rank=rank, world_size=2, method="spawn"), 6)) for rank in range(2)]
-    assert sorted(spawned[0] + spawned[1]) == [f"shards{i:04d}" for i in range(48)]
-    for method in ("fork", "forkserver"):
-        assert keys(take(loader_of(urls, rank=1, world_size=2, method=method), 6)) == spawned[1]
+    forked = [keys(take(loader_of(urls, rank=rank, world_size=2, method="fork"), 6)) for rank in range(2)]
+    assert sorted(forked[0] + forked[1]) == [f"shards{i:04d}" for i in range(48)]
+    for method in ("spawn", "forkserver"):
+        assert keys(take(loader_of(urls, rank=1, world_size=2, method=method), 6)) == forked[1]
 
 
 def test_sources_are_mixed_by_samples_not_by_shards(make_shards):

@@ -1,9 +1,11 @@
 """Our reader and writer with webdataset's: the same samples from whole shards, and nothing lost in silence."""
 
+import doctest
 import gzip
 import io
 import tarfile
 from functools import partial
+from pathlib import Path
 
 import pytest
 import webdataset as wds
@@ -147,6 +149,14 @@ def test_shards_are_webdatasets_with_times_and_owners_of_zero(tmp_path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     assert (tmp_path / "0.tar").read_bytes() == buffer.getvalue()
+
+
+def test_the_lines_of_the_data_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    done = doctest.testfile(str(page), module_relative=False)
+    assert done.attempted > 30
+    assert done.failed == 0
 
 
 def test_a_sample_of_webdatasets_is_written_as_it_is(tmp_path):

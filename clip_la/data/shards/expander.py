@@ -50,6 +50,12 @@ def tar_file_expander(
     Yields:
         `{"fname": str, "data": bytes, "__url__": str}` for each regular file, with `"__local_path__"` if there is one.
     """
+
+    def located(error: Exception, source: Mapping[str, Any]) -> Exception:
+        # Where webdataset's handlers look for what an error was met in.
+        error.args = (*error.args, source.get("stream"), source.get("url"))
+        return error
+
     for source in data:
         shared = {"__url__": source["url"]}
         if source.get("local_path") is not None:
@@ -59,20 +65,14 @@ def tar_file_expander(
                 if member.reason == problems.NOT_A_FILE or METADATA.match(member.name):
                     continue
                 if member.reason:
-                    if not handler(_with_place(TarDamage(member.reason, member.name or None), source)):
+                    if not handler(located(TarDamage(member.reason, member.name or None), source)):
                         break
                     continue
                 name = rename_files(member.name) if rename_files else member.name
                 if select_files is None or select_files(name):
                     yield {"fname": name, "data": member.data, **shared}
         except Exception as error:
-            if not handler(_with_place(error, source)):
+            if not handler(located(error, source)):
                 return
         if eof_value is not None:
             yield eof_value
-
-
-def _with_place(error: Exception, source: Mapping[str, Any]) -> Exception:
-    """The error with what it was met in, where webdataset's handlers look for it."""
-    error.args = (*error.args, source.get("stream"), source.get("url"))
-    return error

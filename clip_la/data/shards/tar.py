@@ -81,7 +81,7 @@ class _Extension:
 
     def name(self, header: Header) -> str:
         raw = self.records.get(REAL_NAME, self.records.get(NAME))
-        return header.name if raw is None else tar_headers.text(raw)
+        return header.name if raw is None else raw.decode(*tar_headers.NAME_CODING)
 
     def stored_size(self, header: Header) -> int:
         return tar_headers.decimal(self.records[SIZE]) if SIZE in self.records else header.size

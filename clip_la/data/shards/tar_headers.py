@@ -17,6 +17,8 @@ WITHOUT_BYTES = frozenset({HARD_LINK, SYMBOLIC_LINK, CHARACTER_DEVICE, BLOCK_DEV
 MAGIC = slice(257, 265)
 MAGIC_WORD = b"ustar"
 GNU_MAGIC = b"ustar  \0"
+# Of names: what is not UTF-8 stays distinct, printable and writable as JSON.
+NAME_CODING = ("utf-8", "backslashreplace")
 # A length of more digits is no length, and Python's int() is slow with long ones.
 MAX_DIGITS = 20
 CHECKSUM = slice(148, 156)
@@ -60,7 +62,7 @@ def parse_header(block: bytes) -> Header:
                 has_time = True
         if not has_time:
             raw = until_zero(block[_PREFIX]) + b"/" + raw
-    return Header(text(raw), size, kind)
+    return Header(raw.decode(*NAME_CODING), size, kind)
 
 
 def number(field: bytes) -> int:
@@ -79,11 +81,6 @@ def until_zero(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def text(raw: bytes) -> str:
-    """A name. What is not UTF-8 stays distinct, printable and writable as JSON."""
-    return raw.decode("utf-8", "backslashreplace")
-
-
 def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
     """The records "LENGTH KEY=VALUE\\n" of an extended header, in order; LENGTH counts the whole record.
 
@@ -96,7 +93,7 @@ def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
         length = int(digits) if space and digits.isdigit() else 0
         record = data[at + len(digits) + 1 : at + length]
         key, separator, value = record.partition(b"=")
-        # Also what ends the walk: a record that is accepted has a length of at least five.
+        # Also what ends the loop: a record that is accepted has a length of at least five.
         if not (key and separator and record.endswith(b"\n")) or at + length > len(data):
             raise BadHeader("pax record")
         records.append((key, value[:-1]))

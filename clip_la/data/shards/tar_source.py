@@ -127,7 +127,7 @@ class _Unzipped:
         self._packed = stream
         self._head = head
         self._packed_bytes = self._unpacked_bytes = 0
-        self._stream = gzip.GzipFile(fileobj=SimpleNamespace(read=self._read_packed))  # type: ignore[call-overload]
+        self._stream = gzip.GzipFile(fileobj=SimpleNamespace(read=self._read_packed))
 
     def _read_packed(self, size: int = -1) -> bytes:
         data, self._head = self._head or self._packed.read(size), b""

@@ -68,6 +68,7 @@ class ReadAhead:
         return self._blocks.per_pass
 
     def load(self, number: int) -> Block:
+        # After a jump, which only the start of a stream is, what was read ahead is of no use.
         if number != self._number:
             self._begin(number)
         block = self._result.get()

@@ -46,7 +46,7 @@ class DeviceDecoder:
     """Puts batches of a stream on a device; images left encoded by `DeferredDecoder` are decoded there.
 
     Args:
-        augmentation: the one that the rows were made with.
+        augmentation: the one that the samples were made with.
         device: a CUDA device; on the CPU it works too, slowly, by another decoder.
         timed: called with the name of each part of the work; the part runs inside the context that it returns.
         chunk: how many JPEGs are decoded in one call.

@@ -315,6 +315,7 @@ def load_in_memory(
     return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed, keep_in)
 
 
+# One pool: a second one would not fit beside it where the first one fills the memory that was allowed.
 @lru_cache(maxsize=1)
 def _fill(
     sources: tuple[tuple[str, ...], ...],

@@ -18,7 +18,7 @@ class InMemoryIterator:
         order: of the source's samples.
         streams: which stream this is.
         members: the numbers that the source's samples have in the pool; not fewer than there are streams.
-        number, offset: where the walk begins.
+        number, offset: where the iteration begins.
     """
 
     def __init__(self, order: PoolOrder, streams: Streams, members: range, number: int = 0, offset: int = 0) -> None:
@@ -49,7 +49,7 @@ class InMemoryIterator:
 
 def pooled_batches(
     pool: InMemoryDataset,
-    walks: Sequence[InMemoryIterator],
+    iterators: Sequence[InMemoryIterator],
     streams: Streams,
     weights: tuple[float, ...],
     batch_size: int,
@@ -60,10 +60,11 @@ def pooled_batches(
         places = np.arange(delivered, delivered + batch_size)
         uniforms = sample_uniforms(streams, places, NUM_UNIFORMS)
         numbers = np.empty(batch_size, np.int64)
-        chosen = choose_sources(streams, places, weights) if len(walks) > 1 else np.zeros_like(places)
-        for i, walk in enumerate(walks):
+        chosen = choose_sources(streams, places, weights) if len(iterators) > 1 else np.zeros_like(places)
+        # A source's samples keep their order in the batch, so that the place in it says which were taken.
+        for i, iterator in enumerate(iterators):
             mine = chosen == i
-            numbers[mine] = walk.take(int(mine.sum()))
+            numbers[mine] = iterator.take(int(mine.sum()))
         delivered += batch_size
-        cursor = (streams.worker, delivered, [(walk.number, walk.offset) for walk in walks])
+        cursor = (streams.worker, delivered, [(each.number, each.offset) for each in iterators])
         yield {**pool.batch(numbers, uniforms), "cursor": cursor}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clip_la.data.shards.problems import TOOK_TOO_LONG
 from clip_la.data.stream.prefetch import Prefetcher
-from clip_la.data.stream.stream import Batch, ShardStream, StreamFailure
+from clip_la.data.stream.stream import ShardStream, StreamFailure
 from clip_la.data.stream.watched_loader import WatchedLoader, WorkerDied
 from clip_la.errors import UserError
 
@@ -65,7 +65,7 @@ class ShardLoader(WatchedLoader):
         self._decoder = decoder
         self._timed = timed
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         in_process = self._stream.in_memory or (not self.num_workers and self._stream.workers > 1)
         batches = self._collected(self._by_turns() if in_process else super().__iter__())
         if self._decoder is None:
@@ -89,12 +89,15 @@ class ShardLoader(WatchedLoader):
             if isinstance(item, StreamFailure):
                 return
 
-    def _collected(self, batches: Iterator[Any]) -> Iterator[Batch]:
+    def _collected(self, batches: Iterator[Any]) -> Iterator[Any]:
         try:
             for batch in self._waited_for(batches, "wait for workers"):
                 if isinstance(batch, StreamFailure):
                     raise UserError(batch.message)
-                yield _unpacked(batch)
+                for name in SMALL if isinstance(batch, dict) else ():
+                    if not isinstance(batch[name], Tensor):
+                        batch[name] = torch.from_numpy(batch[name])
+                yield batch
         except WorkerDied as died:
             mend = "take the sample out" if died.reason == TOOK_TOO_LONG else "fewer workers take less memory"
             raise UserError(f"{died}; {mend}; a run goes on from its newest checkpoint with --resume") from died
@@ -120,10 +123,3 @@ def _packed(batch: Any) -> Any:
     if not isinstance(batch, dict):
         return batch
     return {name: value.numpy() if name in SMALL else value for name, value in batch.items()}
-
-
-def _unpacked(batch: Any) -> Any:
-    for name in SMALL if isinstance(batch, dict) else ():
-        if not isinstance(batch[name], Tensor):
-            batch[name] = torch.from_numpy(batch[name])
-    return batch

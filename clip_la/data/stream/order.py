@@ -32,6 +32,7 @@ def _mix(x: UInt64[np.ndarray, "*any"]) -> UInt64[np.ndarray, "*any"]:
 def hashed(key: tuple[int, ...], counters: Int64[np.ndarray, "*any"]) -> UInt64[np.ndarray, "*any"]:
     """64 well-mixed bits for each counter under a key of integers."""
     state = np.zeros(1, np.uint64)
+    # The key's length is part of it: (1, 2) and (1, 2, 0) must not give the same numbers.
     with np.errstate(over="ignore"):
         for number in (*key, len(key)):
             state = _mix(state + GOLDEN + np.uint64(number & MASK))
@@ -46,9 +47,11 @@ def uniforms(key: tuple[int, ...], positions: Int64[np.ndarray, " n"], count: in
 
 def permutation(key: tuple[int, ...], size: int) -> Int64[np.ndarray, " {size}"]:
     """A random order of `range(size)`."""
+    # Stable, so that two equal hashes do not leave the order to the library's version.
     return np.argsort(hashed(key, np.arange(size, dtype=np.int64)), kind="stable")
 
 
+# A stream asks for the same pass once a block; two sources at a turn of passes need four.
 @lru_cache(maxsize=8)
 def _pass_order(seed: int, source: int, passes: int, size: int) -> Int64[np.ndarray, " {size}"]:
     return permutation((PASS, seed, source, passes), size)
@@ -154,6 +157,7 @@ def choose_sources(
 ) -> Int64[np.ndarray, " n"]:
     """Which source gives the sample at each position: independent draws by weight, so shares are of samples."""
     edges = np.cumsum(weights) / np.sum(weights)
+    # Rounding can leave the last edge below 1, and a number above it.
     drawn = uniforms((MIXING, streams.seed, streams.index), positions, 1)[:, 0]
     return np.minimum(np.searchsorted(edges, drawn, side="right"), len(weights) - 1)
 

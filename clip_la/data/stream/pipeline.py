@@ -187,7 +187,7 @@ class StreamLoader(_TrackedPipeline):
     ) -> None:
         super().__init__()
         self._pipeline = pipeline
-        self._options = {"start_method": start_method, "prefetch_batches": prefetch}
+        self._options: dict[str, Any] = {"start_method": start_method, "prefetch_batches": prefetch}
         self._processes = processes
         self._state = pipeline.start
 

@@ -33,6 +33,7 @@ class StreamLayout:
     @classmethod
     def of(cls, sources: Sequence[WeightedSource], **options: Any) -> "StreamLayout":
         """The layout of these sources; options are the other fields."""
+        # Names alone: data sets are copied to faster disks between two parts of a run.
         names = "\n\n".join("\n".join(shard_name(url) for url in source.urls) for source in sources)
         digest = hashlib.sha256(names.encode()).hexdigest()[:HASH_DIGITS]
         num_shards = sum(len(source.urls) for source in sources)

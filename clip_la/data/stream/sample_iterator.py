@@ -13,7 +13,6 @@ from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.sources import shard_name
 from clip_la.data.shards.watch import TimeLimit
 from clip_la.data.stream.blocks import BlockIterator
-from clip_la.data.stream.samples import DecodedSample
 from clip_la.errors import UserError, printable
 
 # Samples tried before a source reports that none, or too few, of them can be used.
@@ -36,7 +35,7 @@ class SampleIterator:
     def __init__(
         self,
         blocks: BlockIterator,
-        decode: Callable[[Any, Sequence[float]], DecodedSample],
+        decode: Callable[[Any, Sequence[float]], Any],
         lost: list[Problem],
         bad_share_limit: float,
         explain: Callable[[Counter[str]], str],
@@ -50,8 +49,8 @@ class SampleIterator:
         self._tried = 0
         self._bad: Counter[str] = Counter()
 
-    def next_sample(self, uniforms: Sequence[float]) -> DecodedSample:
-        """The next usable sample.
+    def next_sample(self, uniforms: Sequence[float]) -> Any:
+        """What `decode` makes of the next usable sample.
 
         Raises:
             UserError: nothing in the first shard is usable, or too large a share is not.
@@ -74,6 +73,7 @@ class SampleIterator:
         raise AssertionError("blocks have no end")
 
     def _check_any_usable(self) -> None:
+        # Only a whole pass, or many tries, say that nothing is usable: a single shard may well be spoilt.
         usable = self._tried - self._bad.total()
         if usable <= 0 and (self._tried >= MIN_TRIES_NONE_USABLE or self._blocks.has_passed):
             raise UserError(self._explain(self._bad))

@@ -201,6 +201,7 @@ class ShardStream(IterableDataset):
         try:
             yield from batches(streams, self.start.positions[worker])
         except UserError as error:
+            # PyTorch would hand on an error of a worker as text of many lines inside another one.
             yield StreamFailure(str(error))
 
     def _batches(self, streams: Streams, position: Position) -> Iterator[Batch]:
@@ -214,6 +215,8 @@ class ShardStream(IterableDataset):
             places = np.arange(delivered, delivered + self._batch_size)
             uniforms = sample_uniforms(streams, places, NUM_UNIFORMS)
             chosen = choose_sources(streams, places, weights) if len(sources) > 1 else np.zeros_like(places)
+            # One after another, each to the end: a sample that is skipped moves its source on, and the next one of the
+            # same source must see that.
             samples = [sources[i].next_sample(own) for i, own in zip(chosen, uniforms.tolist(), strict=True)]
             delivered += self._batch_size
             cursor = (streams.worker, delivered, [(each.number, each.offset) for each in blocks])
@@ -267,7 +270,7 @@ class ShardStream(IterableDataset):
 
     def _pooled(self, streams: Streams, position: Position) -> Iterator[Batch]:
         filled = self._filled(streams)
-        walks = [
+        iterators = [
             InMemoryIterator(PoolOrder(i, self._replacement), streams, members, *place)
             for i, (members, place) in enumerate(zip(filled.members, position.places, strict=True))
         ]
@@ -275,7 +278,7 @@ class ShardStream(IterableDataset):
         is_first = streams.index == 0 and not position.delivered
         lost = list(itertools.chain.from_iterable(filled.problems)) if is_first else []
         weights = tuple(source.weight for source in self.sources)
-        for batch in pooled_batches(filled.pool, walks, streams, weights, self._batch_size, position.delivered):
+        for batch in pooled_batches(filled.pool, iterators, streams, weights, self._batch_size, position.delivered):
             if self._pool_device is None:
                 batch["image"] = batch.pop("pooled").images()
             yield {**batch, **self._losses(lost)}

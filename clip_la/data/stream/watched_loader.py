@@ -72,7 +72,7 @@ class WatchedLoader(DataLoader):
                 raise self._death(iterator, [int(pid) for pid in died[1].split(",")], killed) from error
             except (OSError, EOFError) as error:
                 # The pixels of a batch are fetched from the worker that made it.
-                pids = _dead(iterator)
+                pids = self._dead(iterator)
                 if not pids:
                     raise
                 raise self._death(iterator, pids, killed) from error
@@ -96,6 +96,16 @@ class WatchedLoader(DataLoader):
             os.kill(pid, signal.SIGKILL)
         return pids
 
+    @staticmethod
+    def _dead(iterator: Any) -> list[int]:
+        """The workers that have ended, soon after something of theirs was found missing."""
+        processes = getattr(iterator, "_workers", ())
+        ending = wait([process.sentinel for process in processes], DYING_S)
+        for process in processes:
+            if process.sentinel in ending:
+                process.join(DYING_S)
+        return [process.pid for process in processes if process.exitcode]
+
     def _death(self, iterator: Any, pids: list[int], killed: set[int]) -> WorkerDied:
         pid = next((pid for pid in pids if pid in killed), pids[0])
         at = self._board.of_pid(pid) or At(pid, 0.0, -1, "", "")
@@ -105,16 +115,6 @@ class WatchedLoader(DataLoader):
         # What it had finished with is not what it died of.
         at = at if at.since_s else At(pid, 0.0, -1, "", "")
         return WorkerDied(at, problems.WORKER_DIED, f"the loader process {end_of(codes.get(pid))}")
-
-
-def _dead(iterator: Any) -> list[int]:
-    """The workers that have ended, soon after something of theirs was found missing."""
-    processes = getattr(iterator, "_workers", ())
-    ending = wait([process.sentinel for process in processes], DYING_S)
-    for process in processes:
-        if process.sentinel in ending:
-            process.join(DYING_S)
-    return [process.pid for process in processes if process.exitcode]
 
 
 def _begin(board: Board, also: Callable[[int], None] | None, worker: int) -> None:

@@ -203,6 +203,7 @@ class Packing:
         successes = writer.num_samples if writer else 0
         stats: dict[str, Any] = {"count": count, "successes": successes, "failures": dict(sorted(skipped.items()))}
         stats["examples"] = dict(sorted(examples.items()))
+        # Behind the shard itself: counts that are there say that the shard is whole.
         write_json(stats_path, stats)
         return job.number, stats
 

@@ -123,6 +123,7 @@ class ShardSource:
         """Counted by reading every shard, four at a time."""
         from concurrent.futures import ThreadPoolExecutor
 
+        # Threads, not processes: counting waits for disks and networks, and hardly decodes anything.
         with ThreadPoolExecutor(4) as pool:
             return list(pool.map(lambda url: sum(1 for _ in _read_with_losses(url)), self.urls))
 

@@ -78,6 +78,7 @@ class Reading:
                 yield result
 
     def _job(self, number: int, skips: Skips) -> tuple[list[Outcome], float]:
+        # One thread each: the processes together have all cores. This process is the caller's, and is left as it is.
         if parent_process() is not None:
             import torch
 

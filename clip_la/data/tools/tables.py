@@ -203,6 +203,7 @@ def _header(
         if wanted.are_in(readings[delimiter]):
             break
     else:
+        # No reading has the columns: the message shows the one that splits most, which is likely what was meant.
         delimiter = max(readings, key=lambda each: len(readings[each]))
     columns = readings[delimiter]
     hint = f" (line {number + 1}, separated by {delimiter!r})"

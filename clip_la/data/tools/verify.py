@@ -34,6 +34,7 @@ MAX_NAMED = 20
 FIRST_CHOICE = (0.0, 0.0)
 
 
+# Comes back from a worker process, so it holds numbers and no samples.
 @dataclass
 class ShardReport:
     """One shard. `samples` counts the whole samples in it, usable or not: what `sizes.json` says of it."""

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from clip_la.cli import Parser
 from clip_la.errors import EXIT_CODE, UserError, unknown
@@ -108,53 +108,32 @@ def _select(options: argparse.Namespace) -> "Selection":
     return laion_points(options.files, target=target, metric=options.metric, filters=filters)
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
+def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -> "Analysis | FormAnalysis":
+    """The analysis that the options of `fit` ask for, of a selection or of their files. Raises UserError."""
+    from clip_la.scaling.analysis import analyse as analyse_power
+    from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form
+
+    is_power = options.law == POWER
+    if is_power and options.loss is not None:
+        raise UserError("--loss belongs to --law saturating and parametric")
+    if not is_power and options.interval is not None:
+        raise UserError(f"--interval belongs to --law {POWER}; those of others are percentiles")
     if options.bins is not None and options.frontier != "bins":
         raise UserError("--bins belongs to --frontier bins")
     if (options.resamples is not None and options.resamples < 1) or options.seed < 0:
         raise UserError("--resamples takes a number from 1, --seed one from 0")
-
-
-def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -> "Analysis | FormAnalysis":
-    """The analysis that the options of `fit` ask for, of a selection or of their files. Raises UserError."""
-    if options.law != POWER:
-        return _analyse_form(options, selection)
-    if options.loss is not None:
-        raise UserError("--loss belongs to --law saturating and parametric")
-    return _analyse(options, selection)
-
-
-def _analyse(options: argparse.Namespace, selection: "Selection | None" = None) -> "Analysis":
-    from clip_la.scaling import analysis
-
-    _check_numbers(options)
-    return analysis.analyse(
-        selection or _select(options),
-        by=options.by,
-        frontier=options.frontier,
-        num_bins=DEFAULT_BINS if options.bins is None else options.bins,
-        method=options.interval,
-        num_resamples=options.resamples or DEFAULT_RESAMPLES,
-        seed=options.seed,
-    )
-
-
-def _analyse_form(options: argparse.Namespace, selection: "Selection | None") -> "FormAnalysis":
-    from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form
-
-    if options.interval is not None:
-        raise UserError(f"--interval belongs to --law {POWER}; those of others are percentiles")
-    _check_numbers(options)
-    return analyse_form(
-        selection or _select(options),
-        options.law,
-        by=options.by,
-        frontier=options.frontier,
-        num_bins=DEFAULT_BINS if options.bins is None else options.bins,
-        loss=options.loss,
-        num_resamples=options.resamples or FORM_RESAMPLES,
-        seed=options.seed,
-    )
+    selection = selection or _select(options)
+    shared: dict[str, Any] = {
+        "by": options.by,
+        "frontier": options.frontier,
+        "num_bins": DEFAULT_BINS if options.bins is None else options.bins,
+        "seed": options.seed,
+    }
+    if is_power:
+        num_resamples = options.resamples or DEFAULT_RESAMPLES
+        return analyse_power(selection, method=options.interval, num_resamples=num_resamples, **shared)
+    num_resamples = options.resamples or FORM_RESAMPLES
+    return analyse_form(selection, options.law, loss=options.loss, num_resamples=num_resamples, **shared)
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -173,7 +152,8 @@ def _plot(options: argparse.Namespace) -> None:
     from clip_la.scaling.report import to_text
 
     output_paths(options.out)
-    analysis = _analyse(options)
+    options.law, options.loss = POWER, None
+    analysis = cast("Analysis", analyse(options))
     print(to_text(analysis))
     png, svg = save_plot(analysis, options.out)
     print(f"wrote {png} and {svg}")

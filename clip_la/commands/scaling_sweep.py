@@ -48,9 +48,9 @@ def parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
     from clip_la.sweep.costs import cost_table, flops_per_sample
-    from clip_la.sweep.places import LOGS_NAME, Place, Worker, check_places, slots, visible_gpus
+    from clip_la.sweep.places import LOGS_NAME, Place, Worker, slots, visible_gpus
     from clip_la.sweep.plan import read_plan
-    from clip_la.sweep.runner import KEEP, count_evaluations, run_sweep
+    from clip_la.sweep.runner import KEEP, Sweep, count_evaluations
 
     options = parser().parse_args(argv)
     if options.keep not in KEEP:
@@ -66,9 +66,9 @@ def main(argv: list[str]) -> int:
         raise UserError("--jobs (a number from 1) and --slurm belong to --launcher slurm")
     runs = read_plan(options.file)
     gpus = visible_gpus() if options.gpus is None else [gpu for gpu in options.gpus.split(",") if gpu]
-    check_places(gpus, options.per_gpu)
+    local = slots(gpus, options.per_gpu)
     if options.dry_run:
-        num_places = jobs if by_slurm else max(1, len(gpus)) * options.per_gpu
+        num_places = jobs if by_slurm else len(local)
         print(cost_table(runs, options.out, num_places, options.rates))
         return 0
     for run in runs:
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
 
         places = [*job_places(options.out, jobs, options.slurm)]
     else:
-        places = [Worker(slot, options.out / LOGS_NAME) for slot in slots(gpus, options.per_gpu)]
-    failed = run_sweep(
+        places = [Worker(slot, options.out / LOGS_NAME) for slot in local]
+    failed = Sweep(
         runs,
         options.out,
         places,
@@ -91,6 +91,6 @@ def main(argv: list[str]) -> int:
         report=lambda text: print(text, file=sys.stderr, flush=True),
         keep=options.keep,
         measured=options.rates,
-    )
+    ).run()
     print(f"wrote {options.out / 'sweep.csv'}" + (f"; {len(failed)} failed: {', '.join(failed)}" if failed else ""))
     return FAILED_EXIT_CODE if failed else 0

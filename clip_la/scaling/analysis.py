@@ -27,7 +27,6 @@ from clip_la.scaling.fit import (
     PowerLaw,
     fit_power_law,
     get_frontier,
-    predict_largest,
 )
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval, power_design
 from clip_la.scaling.points import Point, Selection
@@ -36,46 +35,6 @@ from clip_la.scaling.points import Point, Selection
 BASELINES = ("softmax", "LAION")
 # log10 compute [n] to log10 error, its lower and upper 95 % bound [2, n].
 Band = Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, "2 n"]]
-
-
-@dataclass(frozen=True)
-class SeriesFit:
-    """The law of one kind. `fitted` are the points on the frontier; `band` bounds the law itself, where it is known."""
-
-    name: str
-    law: PowerLaw
-    alpha_interval: Interval | None
-    beta_interval: Interval | None
-    points: tuple[Point, ...]
-    fitted: tuple[Point, ...]
-    num_runs: int
-    mean_absolute_error: float
-    held_out: HeldOut | None
-    band: Band | None = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything `clip-la scaling fit` says. `notes` tell what could not be fitted or compared, and why."""
-
-    selection: Selection
-    by: str
-    frontier: str
-    method: str
-    num_resamples: int
-    seed: int
-    fits: tuple[SeriesFit, ...]
-    comparisons: tuple[Comparison, ...]
-    notes: tuple[str, ...]
-
-
-def group_points(points: Sequence[Point], by: str) -> dict[str, tuple[Point, ...]]:
-    """Points by the value of their field `by`: the baseline first, then in the order of their names."""
-    groups: dict[str, list[Point]] = defaultdict(list)
-    for point in points:
-        groups[str(getattr(point, by))].append(point)
-    order = sorted(groups, key=lambda name: (BASELINES.index(name) if name in BASELINES else len(BASELINES), name))
-    return {name: tuple(groups[name]) for name in order}
 
 
 @dataclass(frozen=True)
@@ -117,30 +76,88 @@ class _Bounds:
         return cls(alpha, beta, band if alpha else None)
 
 
-def fit_series(name: str, points: Sequence[Point], how: How) -> SeriesFit:
-    """The power law of some points, with 95 % intervals, and how well it predicts.
+@dataclass(frozen=True)
+class SeriesFit:
+    """The power law of one kind.
 
-    Raises:
-        UserError: too few points, or all at a single compute.
+    Attributes:
+        alpha_interval, beta_interval: 95 %, None where the runs are too few for one.
+        points: all points of the kind.
+        fitted: those on the frontier, which the law was fitted to.
+        mean_absolute_error: mean of |error - law| over the fitted points, in the error's own unit.
+        held_out: the points of the largest compute, predicted from the others.
+        band: bounds the law itself at 95 %, where it is known.
     """
-    compute = np.array([point.compute for point in points])
-    error = np.array([point.error for point in points])
-    runs = numbered([point.run for point in points])
-    law, chosen = fit_power_law(compute, error, how.frontier)
-    x, y = np.log10(compute), np.log10(error)
-    bounds = _Bounds.by_t(x, y, runs) if how.method == T else _Bounds.by_resamples(x, y, runs, law, how)
-    return SeriesFit(
-        name=name,
-        law=law,
-        alpha_interval=bounds.alpha,
-        beta_interval=power_bounds(bounds.log10_beta),
-        points=tuple(points),
-        fitted=tuple(points[i] for i in chosen.index),
-        num_runs=len(np.unique(runs)),
-        mean_absolute_error=law.mean_absolute_error(compute[chosen.index], error[chosen.index]),
-        held_out=predict_largest(compute, error, how.frontier),
-        band=bounds.band,
-    )
+
+    name: str
+    law: PowerLaw
+    alpha_interval: Interval | None
+    beta_interval: Interval | None
+    points: tuple[Point, ...]
+    fitted: tuple[Point, ...]
+    num_runs: int
+    mean_absolute_error: float
+    held_out: HeldOut | None
+    band: Band | None = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, points: Sequence[Point], how: How) -> "SeriesFit":
+        """Fits the power law of some points, with 95 % intervals, and says how well it predicts.
+
+        Raises:
+            UserError: too few points, or all at a single compute.
+        """
+        compute = np.array([point.compute for point in points])
+        error = np.array([point.error for point in points])
+        runs = numbered([point.run for point in points])
+        law, chosen = fit_power_law(compute, error, how.frontier)
+        x, y = np.log10(compute), np.log10(error)
+        bounds = _Bounds.by_t(x, y, runs) if how.method == T else _Bounds.by_resamples(x, y, runs, law, how)
+        return cls(
+            name=name,
+            law=law,
+            alpha_interval=bounds.alpha,
+            beta_interval=power_bounds(bounds.log10_beta),
+            points=tuple(points),
+            fitted=tuple(points[i] for i in chosen.index),
+            num_runs=len(np.unique(runs)),
+            mean_absolute_error=law.mean_absolute_error(compute[chosen.index], error[chosen.index]),
+            held_out=HeldOut.of(compute, error, how.frontier),
+            band=bounds.band,
+        )
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything `clip-la scaling fit` says.
+
+    Attributes:
+        by: the field of a point that tells the kinds apart.
+        frontier: which points entered, for a person.
+        method: of the intervals, one of comparison.METHODS.
+        fits: of each kind, the baseline first.
+        comparisons: of each other kind with the baseline.
+        notes: what could not be fitted or compared, and why; and what the points cannot carry.
+    """
+
+    selection: Selection
+    by: str
+    frontier: str
+    method: str
+    num_resamples: int
+    seed: int
+    fits: tuple[SeriesFit, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+
+def group_points(points: Sequence[Point], by: str) -> dict[str, tuple[Point, ...]]:
+    """Points by the value of their field `by`: the baseline first, then in the order of their names."""
+    groups: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        groups[str(getattr(point, by))].append(point)
+    order = sorted(groups, key=lambda name: (BASELINES.index(name) if name in BASELINES else len(BASELINES), name))
+    return {name: tuple(groups[name]) for name in order}
 
 
 def _method(method: str | None, frontier: str) -> str:
@@ -185,7 +202,7 @@ def analyse(
     notes: list[str] = []
     for name, points in group_points(selection.points, by).items():
         try:
-            fits.append(fit_series(name, points, how))
+            fits.append(SeriesFit.of(name, points, how))
         except UserError as error:
             notes.append(f"no fit for {name}: {error}")
     if not fits:

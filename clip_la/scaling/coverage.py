@@ -51,6 +51,10 @@ class World:
         }
 
 
+# Quantity -> the interval that each study gives it; NaN where it gives none.
+Coverage = dict[str, Float[np.ndarray, "studies 2"]]
+
+
 @dataclass(frozen=True)
 class Design:
     """Where the runs of a study lie: log10 compute, the pair of runs of each row, and the middle of the first kind."""
@@ -82,40 +86,38 @@ class Design:
         noise = (shared + own)[:, self.units] + rng.normal(0, world.point_noise, (num_studies, len(x), 2))
         return np.stack([first, second], axis=-1) + larger[:, None] * noise
 
+    def t_bounds(self, log10_error: Float[np.ndarray, "studies pairs 2"]) -> Coverage:
+        """Student's t intervals of all studies.
 
-Coverage = dict[str, Float[np.ndarray, "studies 2"]]
+        They are of the second kind's exponent, the difference of exponents, and the log10 multiplier at the middle.
+        """
+        regression = paired_regression(self.log10_compute, self.units)
+        response = np.concatenate([log10_error[..., 0], log10_error[..., 1]], axis=-1)
+        constant, slope = (-1, -self.middle, 1, self.middle), (0, 0, 0, 1)
+        root, multiplier = root_interval(regression, response, constant, slope)
+        degrees = regression.degrees_of_freedom(np.array(constant) + root[:, None] * np.array(slope))
+        return {
+            "exponent": contrast_interval(regression, response, (0, 0, 0, 1)),
+            "difference": contrast_interval(regression, response, (0, -1, 0, 1)),
+            "multiplier": np.where((degrees >= MIN_MULTIPLIER_DEGREES)[:, None], multiplier, np.nan),
+        }
 
-
-def t_bounds(design: Design, log10_error: Float[np.ndarray, "studies pairs 2"]) -> Coverage:
-    """Student's t intervals of all studies: exponent of the second kind, difference, log10 multiplier at the middle."""
-    regression = paired_regression(design.log10_compute, design.units)
-    response = np.concatenate([log10_error[..., 0], log10_error[..., 1]], axis=-1)
-    constant, slope = (-1, -design.middle, 1, design.middle), (0, 0, 0, 1)
-    root, multiplier = root_interval(regression, response, constant, slope)
-    degrees = regression.degrees_of_freedom(np.array(constant) + root[:, None] * np.array(slope))
-    return {
-        "exponent": contrast_interval(regression, response, (0, 0, 0, 1)),
-        "difference": contrast_interval(regression, response, (0, -1, 0, 1)),
-        "multiplier": np.where((degrees >= MIN_MULTIPLIER_DEGREES)[:, None], multiplier, np.nan),
-    }
-
-
-def resampled_bounds(
-    design: Design, log10_error: Float[np.ndarray, "studies pairs 2"], method: str, num_resamples: int
-) -> Coverage:
-    """The same by resampling pairs of runs, study by study."""
-    statistics: dict[str, Statistic] = {
-        "exponent": lambda laws: laws[:, 1, 1],
-        "difference": lambda laws: laws[:, 1, 1] - laws[:, 0, 1],
-        "multiplier": lambda laws: log10_multiplier_at(laws, design.middle),
-    }
-    bounds: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
-    for seed, errors in enumerate(log10_error):
-        pairs = Pairs(10**design.log10_compute, 10**errors, design.units)
-        found = PairedBootstrap.of(pairs, frontier=choose_all, num_resamples=num_resamples, seed=seed)
-        for name in QUANTITIES:
-            bounds[name].append(found.bounds(statistics[name], method) or (np.nan, np.nan))
-    return {name: np.array(own) for name, own in bounds.items()}
+    def resampled_bounds(
+        self, log10_error: Float[np.ndarray, "studies pairs 2"], method: str, num_resamples: int
+    ) -> Coverage:
+        """The same by resampling pairs of runs, study by study."""
+        statistics: dict[str, Statistic] = {
+            "exponent": lambda laws: laws[:, 1, 1],
+            "difference": lambda laws: laws[:, 1, 1] - laws[:, 0, 1],
+            "multiplier": lambda laws: log10_multiplier_at(laws, self.middle),
+        }
+        bounds: dict[str, list[tuple[float, float]]] = {name: [] for name in QUANTITIES}
+        for seed, errors in enumerate(log10_error):
+            pairs = Pairs(10**self.log10_compute, 10**errors, self.units)
+            found = PairedBootstrap.of(pairs, frontier=choose_all, num_resamples=num_resamples, seed=seed)
+            for name in QUANTITIES:
+                bounds[name].append(found.bounds(statistics[name], method) or (np.nan, np.nan))
+        return {name: np.array(own) for name, own in bounds.items()}
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,8 @@ def study(
         design = Design.of(num_runs, world)
         errors = design.simulate(world, num_studies, np.random.default_rng([seed, num_runs]))
         for method in methods:
-            if method == T:
-                bounds = t_bounds(design, errors)
-            else:
-                bounds = resampled_bounds(design, errors, method, num_resamples)
+            by_t = method == T
+            bounds = design.t_bounds(errors) if by_t else design.resampled_bounds(errors, method, num_resamples)
             yield from CoverageRow.of(name, world, method, num_runs, bounds)
 
 

@@ -29,7 +29,7 @@ def power10(exponent: float) -> float:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """E = beta C^alpha, E the error as a fraction, C the compute in whatever unit the points had."""
+    """E = beta C^alpha, E the error (a fraction or a loss), C the compute in whatever unit the points had."""
 
     log10_beta: float
     alpha: float
@@ -49,11 +49,39 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The points a fit sees: abscissa and ordinate in log10, and which of the given points they come from."""
+    """The points a fit sees.
+
+    Attributes:
+        log10_compute: where the fit puts them: their own compute, or the centre of a bin.
+        log10_error: their errors.
+        index: which of the given points they are.
+    """
 
     log10_compute: Float[np.ndarray, " chosen"]
     log10_error: Float[np.ndarray, " chosen"]
     index: Int[np.ndarray, " chosen"]
+
+    @classmethod
+    def pareto(cls, log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"]) -> "Chosen":
+        """The points with a lower error than every point of no more compute, in order of compute."""
+        order = np.lexsort((log10_error, log10_compute))
+        best_before = np.minimum.accumulate(np.concatenate(([np.inf], log10_error[order])))[:-1]
+        index = order[log10_error[order] < best_before]
+        return cls(log10_compute[index], log10_error[index], index)
+
+    @classmethod
+    def bins(
+        cls, log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"], num_bins: int
+    ) -> "Chosen":
+        """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], at the bin's centre."""
+        edges = np.linspace(log10_compute.min(), log10_compute.max() + BIN_MARGIN_LOG10, num_bins + 1)
+        centres = (edges[:-1] + edges[1:]) / 2
+        bin_of = np.clip(np.searchsorted(edges, log10_compute, side="right") - 1, 0, num_bins - 1)
+        # The first of equals wins, so that the same points give the same choice.
+        order = np.lexsort((np.arange(len(bin_of)), log10_error, bin_of))
+        filled, first = np.unique(bin_of[order], return_index=True)
+        index = order[first]
+        return cls(centres[filled], log10_error[index], index)
 
 
 Frontier = Callable[[Float[np.ndarray, " points"], Float[np.ndarray, " points"]], Chosen]
@@ -62,28 +90,6 @@ Frontier = Callable[[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]
 def choose_all(log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"]) -> Chosen:
     """Every point, at its own compute."""
     return Chosen(log10_compute, log10_error, np.arange(len(log10_compute)))
-
-
-def choose_pareto(log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"]) -> Chosen:
-    """The points with a lower error than every point of no more compute, in order of compute."""
-    order = np.lexsort((log10_error, log10_compute))
-    best_before = np.minimum.accumulate(np.concatenate(([np.inf], log10_error[order])))[:-1]
-    index = order[log10_error[order] < best_before]
-    return Chosen(log10_compute[index], log10_error[index], index)
-
-
-def choose_bins(
-    log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"], num_bins: int
-) -> Chosen:
-    """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], at the bin's centre."""
-    edges = np.linspace(log10_compute.min(), log10_compute.max() + BIN_MARGIN_LOG10, num_bins + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    bin_of = np.clip(np.searchsorted(edges, log10_compute, side="right") - 1, 0, num_bins - 1)
-    # The first of equals wins, so that the same points give the same choice.
-    order = np.lexsort((np.arange(len(bin_of)), log10_error, bin_of))
-    filled, first = np.unique(bin_of[order], return_index=True)
-    index = order[first]
-    return Chosen(centres[filled], log10_error[index], index)
 
 
 FRONTIERS = ("all", "pareto", "bins")
@@ -95,8 +101,8 @@ def get_frontier(name: str, num_bins: int = 5) -> Frontier:
         raise UserError(f"a fit needs at least {MIN_POINTS} bins, not {num_bins}")
     choices: dict[str, Frontier] = {
         "all": choose_all,
-        "pareto": choose_pareto,
-        "bins": partial(choose_bins, num_bins=num_bins),
+        "pareto": Chosen.pareto,
+        "bins": partial(Chosen.bins, num_bins=num_bins),
     }
     if name not in choices:
         raise unknown("frontier", name, FRONTIERS)
@@ -110,6 +116,7 @@ def num_scales(log10_compute: Float[np.ndarray, " points"]) -> int:
 
 def least_squares(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> tuple[float, float]:
     """Intercept and slope of the least-squares line through (x, y); x must hold two different values."""
+    # About the mean: with log10 computes near 10 the plain normal equations lose half the digits.
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     return float(y.mean() - slope * x.mean()), slope
@@ -149,6 +156,25 @@ class HeldOut:
     predicted_error: float
     measured_error: float
 
+    @classmethod
+    def of(
+        cls,
+        compute: Float[np.ndarray, " points"],
+        error: Float[np.ndarray, " points"],
+        frontier: Frontier = choose_all,
+    ) -> "HeldOut | None":
+        """Fits a power law without the points of the largest compute and predicts them.
+
+        Returns None where too few points would be left. Arguments are those of `fit_power_law`.
+        """
+        largest = np.log10(compute) > np.log10(compute.max()) - SAME_COMPUTE_LOG10
+        try:
+            law, _ = fit_power_law(compute[~largest], error[~largest], frontier)
+        except UserError:
+            return None
+        predicted = law.error_at(compute[largest]).mean()
+        return cls(float(compute.max()), int(largest.sum()), float(predicted), float(error[largest].mean()))
+
     @property
     def relative_error(self) -> float:
         """How far the prediction is off, over what was measured; above 0 where it was too pessimistic."""
@@ -167,16 +193,3 @@ class HeldOut:
             "measured_error": self.measured_error,
             "relative_error": self.relative_error,
         }
-
-
-def predict_largest(
-    compute: Float[np.ndarray, " points"], error: Float[np.ndarray, " points"], frontier: Frontier = choose_all
-) -> HeldOut | None:
-    """Fits without the points of the largest compute and predicts them; None where too few points would be left."""
-    largest = np.log10(compute) > np.log10(compute.max()) - SAME_COMPUTE_LOG10
-    try:
-        law, _ = fit_power_law(compute[~largest], error[~largest], frontier)
-    except UserError:
-        return None
-    predicted = law.error_at(compute[largest]).mean()
-    return HeldOut(float(compute.max()), int(largest.sum()), float(predicted), float(error[largest].mean()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.analysis import group_points
@@ -26,34 +26,6 @@ DEFAULT_LOSS = {"saturating": "squares", "parametric": "huber"}
 CANDIDATES = {"saturating": ("c", "d"), "parametric": ("alpha", "beta", "E0")}
 
 
-@dataclass(frozen=True)
-class FormSeries:
-    """The law of one kind; an interval is None where runs are too few to resample."""
-
-    name: str
-    fit: FormFit
-    intervals: Mapping[str, Interval | None]
-    num_points: int
-    num_runs: int
-    mean_absolute_error: float
-    held_out: HeldOut | None
-
-
-@dataclass(frozen=True)
-class FormAnalysis:
-    """What `clip-la scaling fit --law` says; `joint` are the fits with parameters in common, separate ones first."""
-
-    selection: Selection
-    by: str
-    form: Form
-    loss: str
-    frontier: str
-    num_resamples: int
-    series: tuple[FormSeries, ...]
-    joint: tuple[JointFit, ...]
-    notes: tuple[str, ...]
-
-
 def inputs_of(form: Form, points: Sequence[Point]) -> Inputs:
     """The form's inputs of each point. Raises UserError where a point lacks one."""
     for name in form.inputs:
@@ -72,63 +44,100 @@ def on_frontier(form: Form, points: Sequence[Point], frontier: Frontier) -> tupl
     return 10 ** chosen.log10_compute[:, None], error[chosen.index]
 
 
-def _intervals(
-    fit: FormFit,
-    inputs: Inputs,
-    error: Float[np.ndarray, " points"],
-    runs: Int[np.ndarray, " points"],
-    loss: str,
-    num_resamples: int,
-    seed: int,
-) -> dict[str, Interval | None]:
-    """Widened percentiles of resampled runs, each fit begun at the one to all runs; None where they mislead."""
-    num_runs = int(runs.max()) + 1
-    names = fit.form.names
-    if interval(np.zeros(1), num_runs) is None:
-        return dict.fromkeys(names)
-    found = []
-    for counts in draw_counts(num_runs, num_resamples, seed):
-        again = fit_form(fit.form, inputs, error, loss=loss, weights=counts[runs], begin=fit.theta)
-        # A search that ran to the end of its range has found no law.
-        lost = bool(fit.form.at_bound(again.theta))
-        found.append([np.nan if lost else again.parameters[name] for name in names])
-    return {name: interval(column, num_runs) for name, column in zip(names, np.array(found).T, strict=True)}
+@dataclass(frozen=True)
+class FormSeries:
+    """The law of one kind.
+
+    Attributes:
+        fit: the form's parameters.
+        intervals: parameter -> its 95 % interval, None where runs are too few to resample.
+        mean_absolute_error: mean of |error - law| over the points, in the error's own unit.
+        held_out: the points of the largest compute, predicted from the others.
+    """
+
+    name: str
+    fit: FormFit
+    intervals: Mapping[str, Interval | None]
+    num_points: int
+    num_runs: int
+    mean_absolute_error: float
+    held_out: HeldOut | None
+
+    @classmethod
+    def of(
+        cls,
+        form: Form,
+        name: str,
+        points: Sequence[Point],
+        frontier: Frontier,
+        loss: str,
+        num_resamples: int,
+        seed: int,
+    ) -> "FormSeries":
+        """Fits the form to the points of one kind. Raises UserError as `fit_form` does."""
+        inputs, error = on_frontier(form, points, frontier)
+        runs = numbered([point.run for point in points])
+        fit = fit_form(form, inputs, error, loss=loss)
+        num_runs = int(runs.max()) + 1
+        bounds: Mapping[str, Interval | None] = dict.fromkeys(form.names)
+        # Where a frontier picks, the points in it hang on each other; few runs have no interval whatever they say.
+        if frontier is choose_all and interval(np.zeros(1), num_runs) is not None:
+            found = []
+            for counts in draw_counts(num_runs, num_resamples, seed):
+                # Begun at the fit to all points: from the grid it would take a hundred times as long.
+                again = fit_form(form, inputs, error, loss=loss, weights=counts[runs], begin=fit.theta)
+                # A search that ran to the end of its range has found no law.
+                lost = bool(form.at_bound(again.theta))
+                found.append([np.nan if lost else again.parameters[each] for each in form.names])
+            columns = zip(form.names, np.array(found).T, strict=True)
+            bounds = {each: interval(column, num_runs) for each, column in columns}
+        return cls(
+            name=name,
+            fit=fit,
+            intervals=bounds,
+            num_points=len(points),
+            num_runs=num_runs,
+            mean_absolute_error=float(np.abs(fit.predict(inputs) - error).mean()),
+            held_out=cls._held_out(form, points, frontier, loss),
+        )
+
+    @staticmethod
+    def _held_out(form: Form, points: Sequence[Point], frontier: Frontier, loss: str) -> HeldOut | None:
+        """The points of the largest compute, predicted from the others; None where too few would be left."""
+        most = max(point.compute for point in points)
+        largest = [point for point in points if np.log10(point.compute) > np.log10(most) - SAME_COMPUTE_LOG10]
+        rest = [point for point in points if point not in largest]
+        try:
+            fit = fit_form(form, *on_frontier(form, rest, frontier), loss=loss) if rest else None
+        except UserError:
+            fit = None
+        if fit is None:
+            return None
+        predicted = float(fit.predict(inputs_of(form, largest)).mean())
+        return HeldOut(most, len(largest), predicted, float(np.mean([point.error for point in largest])))
 
 
-def _held_out(form: Form, points: Sequence[Point], frontier: Frontier, loss: str) -> HeldOut | None:
-    """The points of the largest compute, predicted from the others; None where too few would be left."""
-    most = max(point.compute for point in points)
-    largest = [point for point in points if np.log10(point.compute) > np.log10(most) - SAME_COMPUTE_LOG10]
-    rest = [point for point in points if point not in largest]
-    try:
-        fit = fit_form(form, *on_frontier(form, rest, frontier), loss=loss) if rest else None
-    except UserError:
-        fit = None
-    if fit is None:
-        return None
-    predicted = float(fit.predict(inputs_of(form, largest)).mean())
-    return HeldOut(most, len(largest), predicted, float(np.mean([point.error for point in largest])))
+@dataclass(frozen=True)
+class FormAnalysis:
+    """What `clip-la scaling fit --law` says.
 
+    Attributes:
+        by: the field of a point that tells the kinds apart.
+        loss: what was minimised, one of forms.LOSSES.
+        frontier: which points entered, for a person.
+        joint: fits of all kinds with parameters in common, separate laws first; empty for a single kind.
+        notes: what could not be fitted, and why.
+    """
 
-def _series(
-    form: Form, name: str, points: Sequence[Point], frontier: Frontier, loss: str, num_resamples: int, seed: int
-) -> FormSeries:
-    inputs, error = on_frontier(form, points, frontier)
-    runs = numbered([point.run for point in points])
-    fit = fit_form(form, inputs, error, loss=loss)
-    # Where a frontier picks, the points in it hang on each other.
-    bounds: Mapping[str, Interval | None] = dict.fromkeys(form.names)
-    if frontier is choose_all:
-        bounds = _intervals(fit, inputs, error, runs, loss, num_resamples, seed)
-    return FormSeries(
-        name=name,
-        fit=fit,
-        intervals=bounds,
-        num_points=len(points),
-        num_runs=len(np.unique(runs)),
-        mean_absolute_error=float(np.abs(fit.predict(inputs) - error).mean()),
-        held_out=_held_out(form, points, frontier, loss),
-    )
+    selection: Selection
+    by: str
+    form: Form
+    loss: str
+    frontier: str
+    num_resamples: int
+    series: tuple[FormSeries, ...]
+    joint: tuple[JointFit, ...]
+    notes: tuple[str, ...]
 
 
 def analyse_form(
@@ -169,7 +178,7 @@ def analyse_form(
     notes: list[str] = []
     for name, points in groups.items():
         try:
-            series.append(_series(form, name, points, choose, loss, num_resamples, seed))
+            series.append(FormSeries.of(form, name, points, choose, loss, num_resamples, seed))
         except UserError as error:
             notes.append(f"no fit for {name}: {error}")
             continue

@@ -125,19 +125,15 @@ def _draw_law(axes: "Axes", fit: SeriesFit, colour: str, dashes: Any) -> None:
     axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)
 
 
-def _error_limits(points: Sequence[Point]) -> tuple[float, float]:
-    """Limits around points and error bars, not around bands: those of few runs would squeeze the points together."""
+def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
+    from matplotlib import ticker
+
+    # By the points: a band far beyond them would squeeze them together.
     lows = [point.error if point.error_low is None else point.error_low for point in points]
     highs = [point.error if point.error_high is None else point.error_high for point in points]
     low, high = max(min(lows), 1e-6), max(highs)
     margin = (high / low) ** 0.08
-    return low / margin, high * margin
-
-
-def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
-    from matplotlib import ticker
-
-    low, high = _error_limits(points)
+    low, high = low / margin, high * margin
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     # Over less than a decade powers of ten leave the axis empty: round steps on the log axis instead.

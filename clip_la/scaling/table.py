@@ -55,19 +55,17 @@ def with_suffix(value: float) -> str:
     return f"{value:.3g}{SUFFIXES[power]}"
 
 
-def _percent(row: ResultRow | None, metric: str) -> str:
-    if row is None or metric not in row.fields["metrics"]:
-        return "-"
-    entry = row.fields["metrics"][metric]
-    if entry.get("low") is None or entry.get("high") is None:
-        return f"{100 * entry['value']:.1f}"
-    return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
-
-
-def _times_chance(row: ResultRow | None, metric: str) -> str:
-    if row is None or metric not in row.fields["metrics"] or not row.fields.get("num_classes"):
-        return "-"
-    return f"{row.fields['metrics'][metric]['value'] * row.fields['num_classes']:.1f}"
+def _cells(row: ResultRow | None, metric: str, chance: bool) -> list[str]:
+    """The metric of a line in per cent with its interval, and with `chance` how many times 1 / classes it is."""
+    per_cent = times = "-"
+    if row is not None and metric in row.fields["metrics"]:
+        entry = row.fields["metrics"][metric]
+        per_cent = f"{100 * entry['value']:.1f}"
+        if entry.get("low") is not None and entry.get("high") is not None:
+            per_cent += f" [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
+        if row.fields.get("num_classes"):
+            times = f"{entry['value'] * row.fields['num_classes']:.1f}"
+    return [per_cent, times] if chance else [per_cent]
 
 
 def _columns(rows: Sequence[ResultRow]) -> Callable[[ResultRow], str]:
@@ -129,8 +127,6 @@ def results_table(rows: Sequence[ResultRow], *, metric: str = DEFAULT_METRIC, ch
             with_suffix(compute),
         ]
         for dataset in datasets:
-            line.append(_percent(by_dataset.get(dataset), metric))
-            if chance:
-                line.append(_times_chance(by_dataset.get(dataset), metric))
+            line += _cells(by_dataset.get(dataset), metric, chance)
         cells.append(tuple(line))
     return Table(tuple(header), tuple(cells))

@@ -15,45 +15,41 @@ def verdict(analysis: Analysis) -> str:
     the p-value of the exponents has to be below 5 % over their number (Bonferroni). Where nothing is shown it says how
     many runs a kind would be needed. Numbers are left to the tables, so that seeds that agree say the same.
     """
+
+    def listed(names: list[str], last: str = "and") -> str:
+        return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+    def differences(found: Comparison) -> list[str]:
+        ways = []
+        bounds, p_value = found.alpha_difference_interval, found.difference_p_value
+        told = p_value is None or p_value < LEVEL / len(analysis.comparisons)
+        if bounds and not bounds[0] <= 0 <= bounds[1] and told:
+            ways.append("its exponent")
+        multiplier = found.multipliers[0].interval if found.multipliers else None
+        if multiplier and not multiplier[0] <= 1 <= multiplier[1]:
+            ways.append("the compute it needs for an equal error")
+        return ways
+
     falling = [fit.name for fit in analysis.fits if fit.alpha_interval and fit.alpha_interval[1] < 0]
-    what = error_label(analysis.selection)
+    unlike = [fit.name for fit in analysis.fits if fit.name not in falling]
     least = min(fit.num_runs for fit in analysis.fits)
-    runs = f"{least} run{'' if least == 1 else 's'} of each kind" if len(analysis.fits) > 1 else f"{least} runs"
-    if not falling:
-        shown = f"From {runs} nothing is shown, not even that {what} falls with compute"
+    runs = f"{least} run{'' if least == 1 else 's'}" + (" of each kind" if len(analysis.fits) > 1 else "")
+    falls = f"that {error_label(analysis.selection)} falls with compute"
+    if falling:
+        rest = f", not for {listed(unlike)}" if unlike else ""
+        shown = f"From {runs} it is shown {falls} for {listed(falling)}{rest}"
     else:
-        unlike = [fit.name for fit in analysis.fits if fit.name not in falling]
-        rest = f", not for {_listed(unlike)}" if unlike else ""
-        shown = f"From {runs} it is shown that {what} falls with compute for {_listed(falling)}{rest}"
-    apart, alike = [], []
+        shown = f"From {runs} nothing is shown, not even {falls}"
+    ways = {found.name: differences(found) for found in analysis.comparisons}
     for found in analysis.comparisons:
-        ways = _differences(found, len(analysis.comparisons))
-        if ways:
-            apart.append(f"that {found.name} differs from {found.baseline} in {' and '.join(ways)}")
-        else:
-            alike.append(found.name)
-    shown += "".join(f", and {each}" for each in apart)
+        if ways[found.name]:
+            shown += f", and that {found.name} differs from {found.baseline} in {' and '.join(ways[found.name])}"
+    alike = [name for name, own in ways.items() if not own]
     if not alike:
         return f"{shown}."
-    baseline = analysis.comparisons[0].baseline
     more = f": {MIN_RUNS} paired runs may tell" if least < MIN_RUNS else ""
+    baseline = analysis.comparisons[0].baseline
     return (
-        f"{shown}; it is not shown whether {_listed(alike, 'or')} differs from {baseline} in its exponent or in the "
+        f"{shown}; it is not shown whether {listed(alike, 'or')} differs from {baseline} in its exponent or in the "
         f"compute it needs for an equal error{more}."
     )
-
-
-def _listed(names: list[str], last: str = "and") -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
-
-
-def _differences(found: Comparison, num_comparisons: int) -> list[str]:
-    """In what two kinds differ by more than chance."""
-    ways = []
-    bounds, p_value = found.alpha_difference_interval, found.difference_p_value
-    if bounds and not bounds[0] <= 0 <= bounds[1] and (p_value is None or p_value < LEVEL / num_comparisons):
-        ways.append("its exponent")
-    multiplier = found.multipliers[0].interval if found.multipliers else None
-    if multiplier and not multiplier[0] <= 1 <= multiplier[1]:
-        ways.append("the compute it needs for an equal error")
-    return ways

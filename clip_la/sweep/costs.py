@@ -1,7 +1,7 @@
 """What a sweep will cost: FLOPs by arithmetic, time from the rates that runs were measured at."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,6 @@ from clip_la.sweep.state import last_row
 _PREFIX = "model."
 # What of a run's options makes its architecture, and so its rate.
 _SPEC_OPTIONS = tuple(name for name in inspect.signature(model_spec).parameters if name != "name")
-Rates = Mapping[tuple[Any, ...], float]
-
-
-def _architecture(options: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(options.get(_PREFIX + name) for name in ("name", *_SPEC_OPTIONS))
 
 
 def flops_per_sample(run: PlannedRun) -> int:
@@ -35,25 +30,33 @@ def training_flops(run: PlannedRun) -> int:
     return TRAINING_FACTOR * flops_per_sample(run) * run.own_samples
 
 
-def measured_rates(folders: Sequence[Path]) -> Rates:
-    """Architecture -> pairs a second over the longest run of it in the sweeps of these folders, compiling included.
+class Rates:
+    """Pairs a second of each architecture, over the longest run of it in some sweeps, compiling included.
 
     For a branch, samples and seconds both count from the beginning of its trunk.
+
+    Args:
+        folders: of sweeps that have been begun; others add nothing.
     """
-    longest: dict[tuple[Any, ...], tuple[int, float]] = {}
-    for out in folders:
-        for run in read_manifest(out).values():
-            last = last_row(folder_of(out, run.name))
-            if last and float(last["train_s"]) > 0:
-                key, samples = _architecture(run.options), int(last["samples_seen"])
-                longest[key] = max(longest.get(key, (0, 0.0)), (samples, samples / float(last["train_s"])))
-    return {key: rate for key, (_, rate) in longest.items()}
 
+    def __init__(self, folders: Sequence[Path]) -> None:
+        longest: dict[tuple[Any, ...], tuple[int, float]] = {}
+        for out in folders:
+            for run in read_manifest(out).values():
+                last = last_row(folder_of(out, run.name))
+                if last and float(last["train_s"]) > 0:
+                    key, samples = self._key(run), int(last["samples_seen"])
+                    longest[key] = max(longest.get(key, (0, 0.0)), (samples, samples / float(last["train_s"])))
+        self._per_s = {key: rate for key, (_, rate) in longest.items()}
 
-def seconds(run: PlannedRun, rates: Rates, samples_seen: int = 0) -> float | None:
-    """Training time from `samples_seen` to the end of the run's budget, None where its architecture has no rate."""
-    rate = rates.get(_architecture(run.options))
-    return None if rate is None else (run.budget_samples - max(run.leaves_at, samples_seen)) / rate
+    @staticmethod
+    def _key(run: PlannedRun) -> tuple[Any, ...]:
+        return tuple(run.options.get(_PREFIX + name) for name in ("name", *_SPEC_OPTIONS))
+
+    def seconds(self, run: PlannedRun, samples_seen: int = 0) -> float | None:
+        """Training time from `samples_seen` to the end of the run's budget; None for an architecture not measured."""
+        rate = self._per_s.get(self._key(run))
+        return None if rate is None else (run.budget_samples - max(run.leaves_at, samples_seen)) / rate
 
 
 def cost_table(runs: Sequence[PlannedRun], out: Path, num_places: int, measured: Sequence[Path] = ()) -> str:
@@ -64,10 +67,10 @@ def cost_table(runs: Sequence[PlannedRun], out: Path, num_places: int, measured:
         num_places: how many runs train at a time.
         measured: folders of other sweeps with measured runs.
     """
-    rates = measured_rates([*measured, out])
+    rates = Rates([*measured, out])
     lines, total_flops, total_s, unknown = [], 0.0, 0.0, 0
     for run in runs:
-        cost, time_s = training_flops(run), seconds(run, rates)
+        cost, time_s = training_flops(run), rates.seconds(run)
         total_flops += cost
         total_s += time_s or 0.0
         unknown += time_s is None

@@ -41,7 +41,14 @@ def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
 
     The cores are dealt out over several places, so that their runs do not fight for them. A single place has the
     threads that `clip-la train` would have, and so the same digits on a CPU.
+
+    Raises:
+        UserError: fewer than one run at a time, or a GPU named twice.
     """
+    if per_gpu < 1:
+        raise UserError(f"--per_gpu must be at least 1, not {per_gpu}")
+    if len(set(gpus)) != len(gpus):
+        raise UserError(f"--gpus names a GPU twice: {','.join(gpus)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     places = max(1, len(gpus)) * per_gpu
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // places)))
@@ -115,11 +122,3 @@ def visible_gpus() -> list[str]:
     if named is not None:
         return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
     return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def check_places(gpus: Sequence[str], per_gpu: int) -> None:
-    """Raises UserError for a number of places that makes no sense."""
-    if per_gpu < 1:
-        raise UserError(f"--per_gpu must be at least 1, not {per_gpu}")
-    if len(set(gpus)) != len(gpus):
-        raise UserError(f"--gpus names a GPU twice: {','.join(gpus)}")

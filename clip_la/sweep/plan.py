@@ -140,12 +140,8 @@ def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mappin
     return runs
 
 
-@dataclass(frozen=True)
-class _Choice:
-    axis: str
-    value: Any
-    label: str
-    options: Mapping[str, Any]
+# A place on an axis of the grid: the axis, the value as written, its part of a run's name, the options it stands for.
+_Choice = tuple[str, Any, str, Mapping[str, Any]]
 
 
 def _axis(key: str, values: Any) -> Iterator[_Choice]:
@@ -158,10 +154,10 @@ def _axis(key: str, values: Any) -> Iterator[_Choice]:
         for name, options in values.items():
             if not isinstance(options, Mapping):
                 raise UserError(f"grid.{key}.{name} must hold options, such as {{model.lr: 1.0e-3}}")
-            yield _Choice(key, str(name), safe(str(name)), options)
+            yield key, str(name), safe(str(name)), options
     elif isinstance(values, list) and values:
         for value in values:
-            yield _Choice(key, value, safe(f"{key.rpartition('.')[2]}{_as_text(value)}"), {key: value})
+            yield key, value, safe(f"{key.rpartition('.')[2]}{_as_text(value)}"), {key: value}
     else:
         raise UserError(f"grid.{key} must be a list of values, or names with options, not {values!r}")
 
@@ -169,13 +165,13 @@ def _axis(key: str, values: Any) -> Iterator[_Choice]:
 def _runs_of(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> list[PlannedRun]:
     """The run of one combination, or with `budgets` its trunk and branches."""
     options = dict(shared)
-    for choice in choices:
-        options |= choice.options
+    for *_, own in choices:
+        options |= own
     for key in _REFUSED:
         if key in options:
             raise UserError(f"the option {key} is set by the sweep itself: leave it out")
-    name = "-".join(choice.label for choice in choices) or "run"
-    place = {choice.axis: choice.value for choice in choices}
+    name = "-".join(label for _, _, label, _ in choices) or "run"
+    place = {axis: value for axis, value, _, _ in choices}
     if BUDGETS in options:
         return _branched(name, place, options)
     if COOLDOWN_SHARE in options:
@@ -248,17 +244,16 @@ def keep_manifest(out: Path, runs: Sequence[PlannedRun]) -> None:
                 f"{out} holds a run {run.name} with other options ({', '.join(differing)}): give another --out"
             )
         known[run.name] = run
+    entries: dict[str, dict[str, Any]] = {}
+    for run in known.values():
+        entries[run.name] = entry = {"place": dict(run.place), "options": dict(run.options)}
+        # Plain runs are written as before there were branches.
+        if run.is_trunk:
+            entry["is_trunk"] = True
+        if run.trunk:
+            entry |= {"trunk": run.trunk, "leaves_at": run.leaves_at}
     with atomic_write(path, "w") as stream:
-        json.dump({run.name: _as_entry(run) for run in known.values()}, stream, indent=1)
-
-
-def _as_entry(run: PlannedRun) -> dict[str, Any]:
-    entry: dict[str, Any] = {"place": dict(run.place), "options": dict(run.options)}
-    if run.is_trunk:
-        entry["is_trunk"] = True
-    if run.trunk:
-        entry |= {"trunk": run.trunk, "leaves_at": run.leaves_at}
-    return entry
+        json.dump(entries, stream, indent=1)
 
 
 def read_manifest(out: Path) -> dict[str, PlannedRun]:

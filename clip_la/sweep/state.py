@@ -1,7 +1,6 @@
 """What the run folders of a sweep say: which runs are finished, and one row of figures for each."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,40 +71,32 @@ def start_of(out: Path, run: PlannedRun, *, is_trunk_at_work: bool) -> Path | No
     return earlier[-1] if earlier else None
 
 
-def write_place(folder: Path, runs_per_gpu: int) -> None:
-    """Writes into a run's folder how many runs share its GPU, where it is not alone there."""
-    if runs_per_gpu > 1:
-        with atomic_write(folder / PLACE_NAME, "w") as stream:
-            json.dump({"runs_per_gpu": runs_per_gpu}, stream)
-
-
 def drop_checkpoints(out: Path, name: str) -> None:
     """Deletes the checkpoints of a run that nothing will go on from; results, metrics and configuration stay."""
     for path in RunFolder(folder_of(out, name)).saved_checkpoints().values():
         path.unlink()
 
 
-def row(out: Path, run: PlannedRun) -> dict[str, Any]:
-    """One row of the sweep's table: the run's place in the grid, its training and its newest results."""
-    folder = folder_of(out, run.name)
-    last = last_row(folder)
-    found: dict[str, Any] = {
-        "run": run.name,
-        "trunk": run.trunk,
-        **run.place,
-        **{name: last.get(name) for name in TRAINING_FIGURES},
-    }
-    for line in result_lines(folder):
-        found |= {name: line.get(name) for name in MODEL_FIGURES}
-        for metric, value in line["metrics"].items():
-            found[f"{line['dataset']}/{metric}"] = value["value"] if isinstance(value, Mapping) else value
-    return found
-
-
 def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:
-    """Writes a row for every run that has begun, trunks excepted; returns the file."""
-    # A trunk's figures say nothing of what its compute can reach.
-    rows = [row(out, run) for run in runs if not run.is_trunk and last_row(folder_of(out, run.name))]
+    """Writes a row for every run that has begun, trunks excepted; returns the file.
+
+    A row holds the run's place in the grid, the last row of its metrics.csv, and its newest results: model, FLOPs and
+    one column for each data set and metric.
+    """
+    rows = []
+    for run in runs:
+        folder = folder_of(out, run.name)
+        last = last_row(folder)
+        # A trunk's figures say nothing of what its compute can reach.
+        if run.is_trunk or not last:
+            continue
+        row: dict[str, Any] = {"run": run.name, "trunk": run.trunk, **run.place}
+        row |= {name: last.get(name) for name in TRAINING_FIGURES}
+        for line in result_lines(folder):
+            row |= {name: line.get(name) for name in MODEL_FIGURES}
+            for metric, value in line["metrics"].items():
+                row[f"{line['dataset']}/{metric}"] = value["value"] if isinstance(value, Mapping) else value
+        rows.append(row)
     columns: Sequence[str] = list(dict.fromkeys(name for each in rows for name in each))
     path = out / TABLE_NAME
     with atomic_write(path, "w") as stream:

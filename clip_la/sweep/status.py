@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clip_la.atomic import atomic_write
-from clip_la.sweep.costs import measured_rates, seconds
+from clip_la.sweep.costs import Rates
 from clip_la.sweep.plan import PlannedRun, folder_of
 from clip_la.sweep.schedule import Schedule
 from clip_la.sweep.state import figures, last_row
@@ -64,9 +64,9 @@ class Status:
 
     def _sum(self) -> str:
         schedule = self._schedule
-        rates = measured_rates([*self._measured, self._out])
+        rates = Rates([*self._measured, self._out])
         left = [
-            seconds(run, rates, int(last_row(folder_of(self._out, run.name)).get("samples_seen") or 0))
+            rates.seconds(run, int(last_row(folder_of(self._out, run.name)).get("samples_seen") or 0))
             for run in (*schedule.running, *schedule.waiting)
         ]
         known = [max(0.0, each) for each in left if each is not None]

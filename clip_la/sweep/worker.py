@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, TextIO
+from typing import Any
 
 from clip_la.errors import UserError
 
@@ -41,14 +41,6 @@ def train_one(arguments: list[str]) -> dict[str, Any]:
     return {"error": error, "seconds": time.monotonic() - started}
 
 
-def serve(requests: TextIO, answers: TextIO) -> None:
-    """Trains what comes in until there is no more."""
-    for line in requests:
-        request = json.loads(line)
-        answer = {"name": request["name"], **train_one(request["arguments"])}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 def end_with(parent: int) -> None:
     """Ends this process soon after the sweep's own: called again, the sweep trains in the same folders."""
     while os.getppid() == parent:
@@ -57,11 +49,16 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Serves on the standard streams; what training prints goes to the standard error, which is the worker's log."""
+    """Trains what comes in over the standard input until there is no more.
+
+    What training prints goes to the standard error, which is the worker's log.
+    """
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps({"name": request["name"], **train_one(request["arguments"])}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

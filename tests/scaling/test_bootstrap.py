@@ -15,7 +15,7 @@ from clip_la.scaling.bootstrap import (
     widened_ends,
     without_each,
 )
-from clip_la.scaling.fit import choose_all, choose_pareto
+from clip_la.scaling.fit import Chosen, choose_all
 
 
 def test_as_many_runs_are_drawn_as_there_are() -> None:
@@ -40,7 +40,7 @@ def test_laws_by_counts_are_least_squares_on_repeated_points() -> None:
     falling = np.sort(y)[::-1]
     order = np.sort(x)
     np.testing.assert_allclose(
-        laws_by_counts(order, falling, np.arange(9), without_each(9), choose_pareto),
+        laws_by_counts(order, falling, np.arange(9), without_each(9), Chosen.pareto),
         laws_by_counts(order, falling, np.arange(9), without_each(9), choose_all),
         rtol=1e-9,
     )

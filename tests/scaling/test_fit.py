@@ -5,13 +5,12 @@ import pytest
 
 from clip_la.errors import UserError
 from clip_la.scaling.fit import (
+    Chosen,
+    HeldOut,
     PowerLaw,
-    choose_bins,
-    choose_pareto,
     fit_power_law,
     get_frontier,
     num_scales,
-    predict_largest,
 )
 
 
@@ -41,21 +40,21 @@ def test_pareto_keeps_what_no_cheaper_point_beats() -> None:
     log10_compute = np.array([3.0, 1.0, 2.0, 2.0, 5.0, 4.0])
     log10_error = np.array([-0.3, -0.1, -0.2, -0.4, -0.45, -0.4])
     # By compute: (1, -.1) yes; (2, -.4) yes; (2, -.2) no; (3, -.3) no; (4, -.4) a tie, no; (5, -.45) yes.
-    assert choose_pareto(log10_compute, log10_error).index.tolist() == [1, 3, 4]
+    assert Chosen.pareto(log10_compute, log10_error).index.tolist() == [1, 3, 4]
 
 
 def test_bins_take_the_best_at_the_centre() -> None:
     log10_compute = np.array([0.0, 0.3, 1.0, 2.9, 2.0])
     log10_error = np.array([-0.1, -0.2, -0.15, -0.5, -0.3])
     # [0, 2.9 + 0.1] in three bins of width 1: {0, 0.3}, {1.0}, {2.9, 2.0}.
-    chosen = choose_bins(log10_compute, log10_error, num_bins=3)
+    chosen = Chosen.bins(log10_compute, log10_error, num_bins=3)
     np.testing.assert_allclose(chosen.log10_compute, [0.5, 1.5, 2.5])
     np.testing.assert_allclose(chosen.log10_error, [-0.2, -0.15, -0.5])
     assert chosen.index.tolist() == [1, 2, 3]
 
 
 def test_an_empty_bin_is_no_point() -> None:
-    chosen = choose_bins(np.array([0.0, 0.1, 3.9]), np.array([-0.1, -0.2, -0.4]), num_bins=4)
+    chosen = Chosen.bins(np.array([0.0, 0.1, 3.9]), np.array([-0.1, -0.2, -0.4]), num_bins=4)
     np.testing.assert_allclose(chosen.log10_compute, [0.5, 3.5])
 
 
@@ -95,12 +94,12 @@ def test_the_largest_scale_is_predicted_from_the_others() -> None:
     compute = np.array([1e9, 1e10, 1e11, 1e12, 1.0001e12])
     error = 2 * compute**-0.1
     error[3:] = [0.3, 0.4]
-    held_out = predict_largest(compute, error)
+    held_out = HeldOut.of(compute, error)
     assert held_out is not None
     assert held_out.num_points == 2
     assert held_out.predicted_error == pytest.approx(2 * 1e12**-0.1, rel=1e-4)
     assert held_out.measured_error == pytest.approx(0.35)
-    assert predict_largest(compute[1:4], error[1:4]) is None
+    assert HeldOut.of(compute[1:4], error[1:4]) is None
 
 
 def test_scales_within_a_few_per_cent_count_once() -> None:

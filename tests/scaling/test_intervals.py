@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clip_la.scaling.coverage import WORLDS, CoverageRow, Design, World, study, t_bounds
+from clip_la.scaling.coverage import WORLDS, CoverageRow, Design, World, study
 from clip_la.scaling.intervals import Regression, contrast_interval, paired_regression, power_design, root_interval
 
 
@@ -109,7 +109,7 @@ def test_a_multiplier_of_1_15_is_found_with_twelve_pairs() -> None:
     world = World(alpha=(-0.1, -0.1))
     design = Design.of(12, world)
     errors = design.simulate(world, 500, np.random.default_rng(4))
-    found = {row.quantity: row for row in CoverageRow.of("", world, "t", 12, t_bounds(design, errors))}
+    found = {row.quantity: row for row in CoverageRow.of("", world, "t", 12, design.t_bounds(errors))}
     assert (found["multiplier"].found or 0) > 0.9
     assert (found["multiplier"].coverage or 0) > 0.93
     # Exponents that are one are told apart in no more than 5 of 100 studies.

@@ -12,7 +12,7 @@ from clip_la.cli import main
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.plan import expand
-from clip_la.sweep.runner import run_sweep
+from clip_la.sweep.runner import Sweep
 from clip_la.sweep.slurm import JobPlace, job_places
 from clip_la.sweep.state import last_row
 
@@ -69,7 +69,7 @@ def test_a_sweep_trains_in_jobs(tmp_path: Path) -> None:
     runs = expand({**OPTIONS, "data.shards": str(tmp_path / "scenes/train")}, {"seed": [0]})
     places = [JobPlace(tmp_path / "jobs", {"timeout_min": 5}, cluster="local", poll_s=0.1)]
     said: list[str] = []
-    assert run_sweep(runs, tmp_path / "out", places, num_evaluations=lambda run: 0, report=said.append) == []
+    assert Sweep(runs, tmp_path / "out", places, num_evaluations=lambda run: 0, report=said.append).run() == []
     assert last_row(tmp_path / "out/runs/seed0")["samples_seen"] == "32"
     assert said[-1].startswith("[1/1] seed0: loss ")
     assert not list((tmp_path / "jobs").glob("*.job"))

@@ -17,7 +17,7 @@ from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table
 from clip_la.sweep.places import Worker, slots
 from clip_la.sweep.plan import expand, keep_manifest, read_plan
-from clip_la.sweep.runner import run_sweep
+from clip_la.sweep.runner import Sweep
 from clip_la.sweep.state import last_row
 
 BATCH = 32
@@ -171,7 +171,7 @@ def test_a_fault_in_the_midst_of_a_sweep_is_no_success(tmp_path: Path, monkeypat
     monkeypatch.setattr(Worker, "train", lambda self, name, arguments: {"error": None, "seconds": "no number"})
     places = [Worker(slot, tmp_path) for slot in slots(["0"], 2)]
     with pytest.raises(ValueError, match="format"):
-        run_sweep(read_plan(tmp_path / "s.yaml"), tmp_path, places, num_evaluations=lambda _: 0, report=print)
+        Sweep(read_plan(tmp_path / "s.yaml"), tmp_path, places, num_evaluations=lambda _: 0, report=print).run()
     # Two runs share the GPU, and so its seconds.
     assert json.loads((tmp_path / "runs/seed0/place.json").read_text()) == {"runs_per_gpu": 2}
 

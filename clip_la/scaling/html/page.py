@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis
+from clip_la.scaling.comparison import BCA, PERCENTILE, T
 from clip_la.scaling.html.curves import Curve, Sheet
 from clip_la.scaling.html.figures import Figures
 from clip_la.scaling.html.headline import headlines
@@ -19,9 +20,15 @@ from clip_la.scaling.html.svg import RADIUS, colour_class, marker_path, svg
 from clip_la.scaling.html.tables import comparisons_table, fits_table, left_out_table, points_table
 from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look_of
 from clip_la.scaling.points_table import write_points
-from clip_la.scaling.report import compute_label, error_label, how
+from clip_la.scaling.report import compute_label, error_label
 
 MAX_BYTES = 5_000_000
+# How they are made, by the analysis' method.
+INTERVALS = {
+    T: "by Student's t with errors clustered by run",
+    PERCENTILE: "as percentiles of resampled runs",
+    BCA: "as bias-corrected and accelerated percentiles of resampled runs",
+}
 # Of the sentences after the first.
 SHOWN_ANSWERS = 3
 
@@ -53,7 +60,7 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
         about=escape(
             f"Error: {error_label(selection)} on {selection.target}. Compute C: {compute_label(selection)} "
             f"({selection.compute_unit}). {len(selection.points)} points; fitted: {analysis.frontier}. "
-            f"{how(analysis).strip('[]')}."
+            f"Intervals hold 95 %, {INTERVALS[analysis.method]}."
         ),
         cautions=_cautions(analysis),
         legend=_legend(figures.kinds),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Figures:
     def selection(self) -> Selection:
         return self.analysis.selection
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """Those with a fit in the order of the fits, as on paper; then those without."""
         fitted = [fit.name for fit in self.analysis.fits]

@@ -186,17 +186,11 @@ class _ByT:
 
 
 def _multipliers(
-    pairs: Pairs,
-    laws: np.ndarray,
-    by_t: _ByT,
-    resampled: PairedBootstrap | None,
-    method: str,
-    num_places: int | None = None,
+    places: Sequence[float], laws: np.ndarray, by_t: _ByT, resampled: PairedBootstrap | None, method: str
 ) -> tuple[Multiplier, ...]:
-    """At the middle of the baseline's computes, and at the largest; or at `num_places` places along all of them."""
-    x = np.log10(pairs.compute[:, 0])
+    """The multiplier at each of some log10 computes of the baseline; none where no multiplier is defined."""
     found = []
-    for place in map(float, (x.mean(), x.max()) if num_places is None else np.linspace(x.min(), x.max(), num_places)):
+    for place in places:
         value = float(log10_multiplier_at(laws, place))
         if np.isnan(value):
             continue
@@ -225,6 +219,8 @@ def compare(
     if min(len(pairs.units), num_scales(np.log10(pairs.compute[:, 0])) + 1) < 3 or np.isnan(laws).any():
         return plain
     by_t, resampled = _ByT(pairs), None
+    x = np.log10(pairs.compute[:, 0])
+    along = np.linspace(x.min(), x.max(), CURVE_PLACES).tolist()
     if how.method == T:
         bounds, p_value = by_t.difference()
     else:
@@ -237,10 +233,10 @@ def compare(
         alpha_difference=float(laws[1, 1] - laws[0, 1]),
         alpha_difference_interval=bounds,
         difference_p_value=p_value,
-        multipliers=_multipliers(pairs, laws, by_t, resampled, how.method),
+        multipliers=_multipliers((float(x.mean()), float(x.max())), laws, by_t, resampled, how.method),
         shared_multiplier=_shared_multiplier(pairs, by_t) if how.method == T else None,
         shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
-        curve=_multipliers(pairs, laws, by_t, resampled, how.method, CURVE_PLACES),
+        curve=_multipliers(along, laws, by_t, resampled, how.method),
     )
 
 

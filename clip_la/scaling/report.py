@@ -213,7 +213,8 @@ def _left_out_lines(left_out: Sequence[LeftOut], reasons: Sequence[tuple[str, in
     return lines
 
 
-def _how(analysis: Analysis) -> str:
+def how(analysis: Analysis) -> str:
+    """By what means the intervals were made."""
     if analysis.method == T:
         return "[95 % intervals by Student's t, errors clustered by run]"
     return f"[95 % intervals from {analysis.num_resamples} resamples of runs, {analysis.method}]"
@@ -225,7 +226,7 @@ def to_text(analysis: Analysis) -> str:
     lines = [
         f"error = beta C^alpha on {selection.target}, error = {error_label(selection)},",
         f"C = {compute_label(selection)}; points: {analysis.frontier};",
-        _how(analysis),
+        how(analysis),
         "",
         _fits_table(analysis.fits).text(),
         "",

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 from clip_la.errors import UserError, shown
 from clip_la.scaling.analysis import Analysis
-from clip_la.scaling.comparison import BCA, PERCENTILE, T
 from clip_la.scaling.html.curves import Curve, Sheet
 from clip_la.scaling.html.figures import Figures
 from clip_la.scaling.html.headline import headlines
@@ -20,15 +19,9 @@ from clip_la.scaling.html.svg import RADIUS, colour_class, marker_path, svg
 from clip_la.scaling.html.tables import comparisons_table, fits_table, left_out_table, points_table
 from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look_of
 from clip_la.scaling.points_table import write_points
-from clip_la.scaling.report import compute_label, error_label
+from clip_la.scaling.report import compute_label, error_label, how
 
 MAX_BYTES = 5_000_000
-# How they are made, by the analysis' method.
-INTERVALS = {
-    T: "by Student's t with errors clustered by run",
-    PERCENTILE: "as percentiles of resampled runs",
-    BCA: "as bias-corrected and accelerated percentiles of resampled runs",
-}
 # Of the sentences after the first.
 SHOWN_ANSWERS = 3
 
@@ -76,7 +69,7 @@ def _page(analysis: Analysis, curves: Sequence[Curve], sheets: Sequence[Sheet]) 
         about=escape(
             f"Error: {error_label(selection)} on {selection.target}. Compute C: {compute_label(selection)} "
             f"({selection.compute_unit}). {len(selection.points)} points; fitted: {analysis.frontier}. "
-            f"Intervals hold 95 %, {INTERVALS[analysis.method]}."
+            f"{how(analysis).strip('[]')}."
         ),
         cautions=_cautions(analysis),
         legend=_legend(figures.kinds),

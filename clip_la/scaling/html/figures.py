@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,8 +28,6 @@ from clip_la.scaling.report import MULTIPLIED, number
 FEW_POINTS = 60
 # Kinds at one number of tokens stand this share of the axis apart, all of them within the second.
 KIND_SHIFT, MAX_SHIFT = 0.018, 0.12
-# From so many values of x on, points are where they are.
-MAX_VALUES = 8
 AXIS_TITLES = {"compute": "compute C", "samples": "samples seen", "gpu-seconds": "GPU-seconds of training"}
 NO_MULTIPLIER = (
     "It takes three pairs of runs that differ in the kind alone, at two computes, and an error that both reach."
@@ -50,7 +49,7 @@ class Figures:
     def selection(self) -> Selection:
         return self.analysis.selection
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
         """Those with a fit in the order of the fits, as on paper; then those without."""
         fitted = [fit.name for fit in self.analysis.fits]
@@ -253,9 +252,8 @@ class Figures:
             return absent(name, title, why)
         marks = []
         sizes = self._markers()
-        # Few values of x: the kinds stand side by side there.
-        discrete = len({getattr(point, field) for point in held}) < MAX_VALUES
-        step = min(KIND_SHIFT, MAX_SHIFT / len(self.kinds)) if discrete else 0.0
+        # Models share a few numbers of tokens: the kinds stand side by side there.
+        step = min(KIND_SHIFT, MAX_SHIFT / len(self.kinds)) if field == "tokens" else 0.0
         for point in held:
             value = float(getattr(point, field))
             kind = self._kind(point)
@@ -278,7 +276,7 @@ class Figures:
         return Plot(
             name,
             title,
-            "Larger marks: larger models."
+            ("Larger marks: larger models." if len(sizes) > 1 else "")
             + (" At one value the kinds stand side by side." if step else "")
             + (f" {lacking} points do not record it." if lacking else ""),
             Axis(unit, *limits((mark.x for mark in marks), log=True, margin=0.1 if step else 0.06), log=True),

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 
-from clip_la.errors import UserError
+from clip_la.errors import UserError, shown
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.html.curves import Curve, Sheet
 from clip_la.scaling.html.figures import Figures
@@ -33,8 +33,24 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
     policy runs no script but its own and loads nothing.
 
     Raises:
-        UserError: so many points that the page would not stay below 5 MB.
+        UserError: so many points that the page would not stay below 5 MB; a name that is no valid Unicode text.
     """
+    try:
+        page = _page(analysis, curves, sheets)
+        size = len(page.encode())
+    except UnicodeEncodeError as error:
+        # Of a path in another encoding, or an escaped half of a pair in JSON.
+        near = str(error.object)[max(0, error.start - 30) : error.end + 30]
+        raise UserError(f"a name among the results is no valid Unicode text: ...{shown(near)}...") from None
+    if size > MAX_BYTES:
+        raise UserError(
+            f"the page would have {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: "
+            f"{len(analysis.selection.points)} points are too many; choose some with --where"
+        )
+    return page
+
+
+def _page(analysis: Analysis, curves: Sequence[Curve], sheets: Sequence[Sheet]) -> str:
     package = files("clip_la.scaling.html")
     template, style, script = (package.joinpath(f"page.{end}").read_text("utf-8") for end in ("html", "css", "js"))
     figures = Figures(analysis, tuple(curves))
@@ -43,7 +59,7 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
     with TemporaryDirectory() as folder:
         write_points([selection], Path(folder) / "points.csv")
         csv = (Path(folder) / "points.csv").read_bytes()
-    page = Template(template).substitute(
+    return Template(template).substitute(
         title=escape(f"Scaling laws on {selection.target}"),
         style=_palette_style() + style,
         script=script,
@@ -71,13 +87,6 @@ def render(analysis: Analysis, curves: Sequence[Curve] = (), sheets: Sequence[Sh
         sheets=_sheets(sheets),
         csv=base64.b64encode(csv).decode(),
     )
-    size = len(page.encode())
-    if size > MAX_BYTES:
-        raise UserError(
-            f"the page would have {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: {len(selection.points)} points "
-            "are too many; choose some with --where"
-        )
-    return page
 
 
 def _more(sentences: Sequence[str]) -> str:

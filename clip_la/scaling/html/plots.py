@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from clip_la.scaling.report import number
 
-# A law that hardly falls puts multipliers and bounds many decades away: limits reach no further than this from 1.
-MAX_DECADES = 12.0
+# A law that hardly falls puts multipliers and bounds anywhere up to 1e300: limits leave out what is further from 1.
+MAX_DECADES = 36.0
 # Letters of an axis title: longer names of metrics are cut, the top of the page has them whole. One below is longer.
 MAX_TITLE, MAX_TITLE_BELOW = 34, 50
 # A bar that reaches further than this many times the spread of the values squeezes the others together: it is cut.
@@ -60,7 +60,7 @@ def even_steps(low: float, high: float, most: int) -> list[float]:
     for step in (size * each for each in (*ROUND_STEPS, 20, 25, 50)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if last - first + 1 <= most:
-            return [round(number * step, 12) if abs(step) < 1e6 else number * step for number in range(first, last + 1)]
+            return [number * step for number in range(first, last + 1)]
     raise AssertionError(f"no step between {low} and {high}")
 
 
@@ -79,7 +79,7 @@ def limits(values: Iterable[float], *, log: bool, margin: float = 0.06) -> tuple
     Values that are not finite, on a log axis also those of 0 and below or beyond `MAX_DECADES`, do not count.
     """
     if log:
-        known = [math.log10(v) for v in values if 0 < v < math.inf and abs(math.log10(v)) <= MAX_DECADES * 3]
+        known = [math.log10(v) for v in values if 0 < v < math.inf and abs(math.log10(v)) <= MAX_DECADES]
     else:
         known = [v for v in values if math.isfinite(v)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)

@@ -31,7 +31,7 @@ MAX_ROW_NAME = 48
 
 
 def svg(plot: Plot) -> str:
-    """The plot as an <svg> element; UserError is never raised, all text is escaped."""
+    """The plot as an <svg> element in a view box of `WIDTH` units; all text is escaped."""
     return _Canvas(plot).text()
 
 

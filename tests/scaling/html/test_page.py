@@ -205,6 +205,12 @@ def test_too_many_points_are_one_line(analysed, noisy_laws, monkeypatch) -> None
         render(analysed(noisy_laws))
 
 
+def test_a_name_that_is_no_text_is_one_line(analysed, noisy_laws) -> None:
+    noisy_laws[3]["run_id"] = "caf\udce9"
+    with pytest.raises(UserError, match=r"no valid Unicode text: \.\.\..*caf.udce9"):
+        render(analysed(noisy_laws))
+
+
 def test_contact_sheets_fit_the_page_and_a_damaged_one_is_said(analysed, noisy_laws, read_page, tmp_path) -> None:
     folder = tmp_path / "runs" / "<b>"
     folder.mkdir(parents=True)

@@ -130,7 +130,10 @@ def test_seconds_and_tokens_need_points_that_have_them(analysed, noisy_laws) -> 
         )
         assert "10 points do not record it" in plots[name].caption
     # Two numbers of tokens only: the kinds stand side by side.
-    assert {mark.shift for mark in plots["tokens"].marks if mark.kind == 0} != {0.0}
+    shifts = [{mark.shift for mark in plots["tokens"].marks if mark.kind == kind} for kind in (0, 1)]
+    assert [len(each) for each in shifts] == [1, 1]
+    assert min(shifts[1]) > max(shifts[0])
+    assert {mark.shift for mark in plots["seconds"].marks} == {0.0}
     for line in noisy_laws:
         line.pop("tokens", None)
     missing = {plot.name: plot.missing for plot in Figures(analysed(noisy_laws)).all()}

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from clip_la_kernels import fastmax, linear_attention, linear_attention_split
+from clip_la_kernels import fastmax, linear_attention, linear_attention_split, softmax_attention
 from clip_la_kernels.ops.linear_attention.reference import fastmax_reference, linear_attention_reference
+from clip_la_kernels.ops.softmax_attention.reference import softmax_attention_reference
+from clip_la_kernels.ops.softmax_attention.softmax_attention import MOST_TOKENS
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -156,6 +158,18 @@ def ours_fastmax() -> Provider:
     )  # fmt: skip
 
 
+def ours_softmax() -> Provider:
+    """Our softmax attention, where kernels of ours serve it."""
+
+    def build(shape: Shape) -> Callable[..., Tensor]:
+        return lambda qkv: softmax_attention(qkv, causal=shape.causal)
+
+    return Provider(
+        "clip_la_softmax", "softmax", "sum", lambda s: s.tokens <= MOST_TOKENS.get(s.width, 0), build, own=True,
+        reference=softmax_attention_reference,
+    )  # fmt: skip
+
+
 # Softmax is quadratic: at the longest sequences it would take minutes and tell nothing new.
 SOFTMAX_PAIRS = 4 * 12 * 16385**2
 
@@ -262,6 +276,7 @@ def everyone() -> list[Provider]:
         *ours("sum"),
         ours_plain(),
         ours_fastmax(),
+        ours_softmax(),
         softmax("sdpa default", None),
         softmax("sdpa flash", SDPBackend.FLASH_ATTENTION),
         softmax("sdpa cudnn", SDPBackend.CUDNN_ATTENTION),

@@ -76,8 +76,8 @@ def test_heads_in_blocks(tokens, causal):
 )
 def test_kernels_at_head_widths_and_dtypes(width, dtype):
     most = MOST_TOKENS_FLOAT32 if dtype == torch.float32 else MOST_TOKENS
-    for tokens in (17, most[width]):
-        check(*case(1, tokens, 2, width, dtype), causal=tokens == 17)
+    for tokens in (17, min(most[width], 70)):
+        check(*case(1, tokens, 1, width, dtype), causal=tokens == 17)
 
 
 @triton

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from clip_la_kernels import fastmax, linear_attention, linear_attention_split
+from clip_la_kernels import fastmax, linear_attention, linear_attention_split, softmax_attention
 from clip_la_kernels.ops.linear_attention.reference import fastmax_reference, linear_attention_reference
+from clip_la_kernels.ops.softmax_attention.reference import softmax_attention_reference
+from clip_la_kernels.ops.softmax_attention.softmax_attention import MOST_TOKENS
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -126,7 +128,7 @@ COMPILED_TOKENS = 20_000
 def ours() -> list[Provider]:
     """Our kernels: with and without denominator, on the packed projection and on separate tensors; computing what the
     libraries' plain linear attention computes, sum (q.k) v without norms or constant; fastmax of degree 2, arXiv
-    2402.07901, quadratic like softmax."""
+    2402.07901, quadratic like softmax; softmax attention where kernels of ours serve it."""
     found: list[Provider] = []
     for denominator in ("none", "sum"):
 
@@ -149,6 +151,9 @@ def ours() -> list[Provider]:
     def fastmax2(shape: Shape) -> Callable[..., Tensor]:
         return lambda qkv: fastmax(qkv, temperature=TEMPERATURE, causal=shape.causal)
 
+    def softmax(shape: Shape) -> Callable[..., Tensor]:
+        return lambda qkv: softmax_attention(qkv, causal=shape.causal)
+
     return [
         *found,
         Provider(
@@ -158,6 +163,10 @@ def ours() -> list[Provider]:
         Provider(
             "clip_la_fastmax2", "fastmax2", "sum", lambda s: s.tokens <= FASTMAX_TOKENS, fastmax2, own=True,
             reference=fastmax_reference, options=quadratic,
+        ),
+        Provider(
+            "clip_la_softmax", "softmax", "sum", lambda s: s.tokens <= MOST_TOKENS.get(s.width, 0), softmax, own=True,
+            reference=softmax_attention_reference,
         ),
     ]  # fmt: skip
 

@@ -155,3 +155,23 @@ def test_fused_attention_of_cudnn_is_not_used() -> None:
     code = "import torch; from clip_la.models import create_model; create_model('vit_pico'); "
     code += "assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_softmax_of_short_heads_runs_the_kernels_of_the_house() -> None:
+    """On Hopper; what the layer computes is what it computes on a CPU."""
+    if torch.cuda.get_device_properties(0).major != 9:
+        pytest.skip("needs Hopper")
+    (choice,) = layer_choices("softmax", 1)
+    layer = attention_layer(choice)(128, num_heads=2)
+    x = torch.randn(4, 65, 128)
+    expected = layer(x, is_causal=True)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile, torch.autocast("cuda", torch.bfloat16):
+        out = layer.cuda()(x.cuda(), is_causal=True)
+        out.float().sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {"softmax_forward", "softmax_backward"} <= names
+    assert not any("flash" in name for name in names)
+    assert float((out.float().cpu() - expected).norm() / expected.norm()) < 0.02

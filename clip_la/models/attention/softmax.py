@@ -16,7 +16,10 @@ CPU_PRODUCT_MAX_TOKENS = 64
 
 
 class SoftmaxAttention(Attention):
-    """softmax(t q k^T / sqrt D) v: PyTorch's scaled_dot_product_attention, or plain products where they are faster.
+    """softmax(t q k^T / sqrt D) v.
+
+    On a GPU `clip_la_kernels.softmax_attention`: kernels for short heads, PyTorch's scaled_dot_product_attention
+    for others. On a CPU that or, where they are faster, plain products.
 
     Args:
         dim: as for Attention, and so are the rest of timm's arguments.

@@ -7,7 +7,7 @@ dp_ij = do_i.v_j, delta_i = sum_j p_ij dp_ij (= o_i.do_i), ds_ij = p_ij (dp_ij -
 dk_j = scale sum_i ds_ij q_i, dv_j = sum_i p_ij do_i. A row of weights is never cut, so its sum and delta need not be
 kept by the forward pass, and every sum has one order.
 
-The tokens are BA + BB: 65 of them take tiles of 64 and 16 rows, 1.6 times as many weights as there are, where one tile
+The tokens are BA + BB: 65 of them take tiles of 64 and 16 rows, 1.5 times as many weights as there are, where one tile
 of 128 would take 3.9 times as many. BB = 0: one tile has them all.
 """
 

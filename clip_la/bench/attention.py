@@ -110,14 +110,15 @@ def measure(
         pixels = torch.randn(batch, 3, spec.image_size, spec.image_size, device=device)
         for what, module, x in ((BLOCK, tower.trunk.blocks[0], features), (TOWER, tower, pixels)):
             times = _times(module, x, dtype)
-            row = AttentionRow(name, torch.__version__, spec.name, spec.image_attention, what, tokens, *about, **times)
+            row = AttentionRow(name, torch.__version__, spec.name, spec.image_attention, what, tokens, *about)
+            row = replace(row, **times)  # type: ignore[arg-type]
             softmax = baseline.setdefault((what, tokens), row)
             ratios = {
                 f"{each}_ratio": its / own
                 for each in ("forward", "training")
                 if (its := getattr(softmax, f"{each}_ms")) and (own := times.get(f"{each}_ms"))
             }
-            yield replace(row, **ratios)  # type: ignore[arg-type]
+            yield replace(row, **ratios)
         del tower, module, features, pixels, x
         gc.collect()
         if device.type == "cuda":

@@ -105,7 +105,7 @@ def rows(
             continue
         sizes = (shape.batch, shape.tokens, shape.heads, shape.width)
         tensor_bytes = shape.batch * shape.tokens * shape.heads * shape.width * dtype.itemsize
-        kind = (shape.causal, provider.denominator, str(dtype).removeprefix("torch."))
+        kind = (provider.denominator, str(dtype).removeprefix("torch."))
         try:
             case = provider.prepare(shape, dtype)
             for mode, call in ((FORWARD, case.forward_only), (BOTH, case.both)):
@@ -116,7 +116,8 @@ def rows(
                     times = quantiles(call, timing)
                     rates = (floor_ms, times[0] / floor_ms, moved / (times[0] * 1e-3) / 1e9)
                     who = (provider.name, provider.op, mode)
-                    yield KernelRow(device, *software, *who, *kind, *sizes, *times, *rates, memory, timing)
+                    about = (device, *software, *who, shape.causal, *kind, *sizes)
+                    yield KernelRow(*about, *times, *rates, memory, timing)
         # A peer that fails at a shape is left out there, whatever it raises; ours failed at the gate already if it is
         # wrong.
         except Exception as error:

@@ -77,8 +77,8 @@ def main() -> None:
         grads = torch.empty_like(qkv.detach()).unbind(2)
         unit = grad.nbytes / speed * 1e3
         tile = (rows, heads, stages)
-        forward = tune.graph_time(functools.partial(run, forward_traffic, (q, k, v, out), *tile))
-        backward = tune.graph_time(functools.partial(run, backward_traffic, (q, k, v, grad, *grads), *tile))
+        forward = tune.median_ms(functools.partial(run, forward_traffic, (q, k, v, out), *tile))
+        backward = tune.median_ms(functools.partial(run, backward_traffic, (q, k, v, grad, *grads), *tile))
         case = ",".join(map(str, (device, *shape, rows, heads, stages)))
         print(f"{case},{forward:.4f},{backward:.4f},{forward / unit / 4:.3f},{backward / unit / 7:.3f}", flush=True)
 

@@ -4,8 +4,7 @@
     python -m clip_la_kernels.tune --as-configured
 
 Each kernel is varied alone while the others keep their configuration; times are medians of CUDA-graph replays.
-Candidates are
-compiled beforehand by a pool of processes, one at a time per kernel on a small input.
+Candidates are compiled beforehand by a pool of processes, one at a time per kernel on a small input.
 """
 
 import argparse
@@ -25,6 +24,8 @@ from clip_la_kernels.ops.linear_attention import configs
 from clip_la_kernels.ops.linear_attention.configs import Config
 
 Case = tuple[str, int, int, int, int, bool, dict[str, int]]
+# (kernel, candidate, D, causal, denominator, plan)
+Job = tuple[str, Config, int, bool, str, dict[str, int]]
 REPEATS, CALLS = 7, 10
 
 # (B, N, H, D, causal) of --as-configured: image towers, equal work at 4,096 and 65,536 tokens, wide causal heads,
@@ -37,6 +38,7 @@ CONFIGURED = (
 FUSED = ("forward_fused", "backward_fused")
 SPLIT = ("key_state_part", "output_part", "query_grad_part", "key_grad_part")
 CAUSAL = ("causal_forward", "causal_query_grad", "causal_key_grad", "causal_columns")
+KERNELS_OF = {"fused": FUSED, "split": SPLIT, "causal": CAUSAL}
 FORWARD = {"forward_fused", "key_state_part", "output_part", "causal_forward"}
 
 
@@ -74,38 +76,31 @@ def inputs(batch: int, tokens: int, heads: int, width: int) -> tuple[torch.Tenso
     return qkv, torch.randn(batch, tokens, heads, width, device="cuda", dtype=torch.bfloat16)
 
 
-def graph_time(call: Callable[[], Any]) -> float:
-    """Median milliseconds of one call by CUDA-graph replay."""
+def median_ms(call: Callable[[], Any], graph: bool = True) -> float:
+    """Median milliseconds of one call, by CUDA-graph replay or launched from Python."""
+    # What a first call on a stream sets up cannot be captured.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         call()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def many() -> None:
         for _ in range(CALLS):
             call()
-    graph.replay()
+
+    run: Callable[[], Any] = many
+    if graph:
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            many()
+        captured.replay()
+        run = captured.replay
     times = []
     for _ in range(REPEATS):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop) / CALLS)
-    return statistics.median(times)
-
-
-def eager_time(call: Callable[[], Any]) -> float:
-    """Median milliseconds of one call, launched from Python."""
-    call()
-    times = []
-    for _ in range(REPEATS):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(CALLS):
-            call()
+        run()
         stop.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(stop) / CALLS)
@@ -121,11 +116,11 @@ def passes(
 
     q, k, v = qkv.detach().unbind(2)
     call = q, k, v, (None, None, None), make_options(1.0, 1.0, "l2", denominator, causal, None)
-    kept = launch.forward(*call, True)[1:]
-    return lambda: launch.forward(*call, True), lambda: launch.backward(*call, grad, kept, True, (True, True))
+    saved = launch.forward(*call, True)[1:]
+    return lambda: launch.forward(*call, True), lambda: launch.backward(*call, grad, saved, True, (True, True))
 
 
-def compile_one(job: tuple[str, Config, int, bool, str, dict[str, int]]) -> str:
+def compile_one(job: Job) -> str:
     """Worker: compiles one candidate by running it on a small input; returns the error or nothing."""
     kernel, candidate, width, causal, denominator, plan = job
     try:
@@ -138,35 +133,18 @@ def compile_one(job: tuple[str, Config, int, bool, str, dict[str, int]]) -> str:
     return ""
 
 
-def kernels_of(what: str) -> tuple[str, ...]:
-    return {"fused": FUSED, "split": SPLIT, "causal": CAUSAL}[what]
-
-
-def jobs(
-    todo: Iterable[Case], denominators: tuple[str, ...]
-) -> list[tuple[str, Config, int, bool, str, dict[str, int]]]:
-    seen = {}
-    for (what, _, _, _, width, causal, plan), denominator in itertools.product(todo, denominators):
-        compiled = {key: min(value, 2) if "parts" in key else value for key, value in plan.items()}
-        for kernel in kernels_of(what):
-            for candidate in candidates(kernel, width):
-                job = (kernel, candidate, width, causal, denominator, compiled)
-                seen[repr(job)] = job
-    return list(seen.values())
-
-
 def tune(case: Case, denominator: str) -> Iterable[dict[str, Any]]:
     """Times every candidate of every kernel of one case; then the best together, forward and backward."""
     what, batch, tokens, heads, width, causal, plan = case
     qkv, grad = inputs(batch, tokens, heads, width)
     best: dict[str, tuple[float, Config]] = {}
     row = {"B": batch, "N": tokens, "H": heads, "D": width, "denominator": denominator, "structure": what, "plan": plan}
-    for kernel in kernels_of(what):
+    for kernel in KERNELS_OF[what]:
         for candidate in candidates(kernel, width):
             with configs.forced({kernel: candidate}, **plan):
                 try:
                     call = passes(qkv, grad, denominator, causal)[kernel not in FORWARD]
-                    took = graph_time(call)
+                    took = median_ms(call)
                 except Exception as error:
                     print(f"{kernel} {candidate}: {str(error)[:80]}", file=sys.stderr)
                     continue
@@ -179,7 +157,7 @@ def tune(case: Case, denominator: str) -> Iterable[dict[str, Any]]:
             **row,
             "kernel": "best",
             "config": {k: list(c) for k, c in chosen.items()},
-            "ms": [graph_time(call) for call in both],
+            "ms": [median_ms(call) for call in both],
         }
 
 
@@ -188,7 +166,7 @@ def copy_bandwidth() -> float:
     source = torch.randn(1 << 29, device="cuda", dtype=torch.float32)
     target = torch.empty_like(source)
     # Not from a graph: its copy node runs at two thirds of the speed of the copy kernel.
-    return 2 * source.nbytes / (eager_time(lambda: target.copy_(source)) * 1e-3)
+    return 2 * source.nbytes / (median_ms(lambda: target.copy_(source), graph=False) * 1e-3)
 
 
 def require_gpu(name: str) -> None:
@@ -206,7 +184,7 @@ def as_configured() -> None:
     for (batch, tokens, heads, width, causal), denominator in itertools.product(CONFIGURED, ("none", "sum")):
         qkv, grad = inputs(batch, tokens, heads, width)
         forward, backward = passes(qkv, grad, denominator, causal)
-        times = [graph_time(call) for call in (forward, backward, lambda f=forward, b=backward: (f(), b()))]
+        times = [median_ms(call) for call in (forward, backward, lambda f=forward, b=backward: (f(), b()))]
         # Forward and backward move eleven tensors of the size of q at least.
         floor = 11 / 3 * qkv.nbytes / speed * 1e3
         shape = f"{device},{batch},{tokens},{heads},{width},{causal},{denominator}"
@@ -224,9 +202,15 @@ def main() -> None:
         as_configured()
         return
     todo, denominators = cases(options.quick), ("none", "sum")
-    work = jobs(todo, denominators)
+    work: dict[str, Job] = {}
+    for (what, _, _, _, width, causal, plan), denominator in itertools.product(todo, denominators):
+        compiled = {key: min(value, 2) if "parts" in key else value for key, value in plan.items()}
+        for kernel in KERNELS_OF[what]:
+            for candidate in candidates(kernel, width):
+                job = (kernel, candidate, width, causal, denominator, compiled)
+                work[repr(job)] = job
     with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 15), maxtasksperchild=16) as pool:
-        failures = [f for f in pool.imap_unordered(compile_one, work) if f]
+        failures = [f for f in pool.imap_unordered(compile_one, work.values()) if f]
     print(f"{len(work)} candidates compiled, {len(failures)} failed", *failures[:10], sep="\n", flush=True)
     speed = copy_bandwidth()
     print(f"copy bandwidth {speed / 1e12:.3f} TB/s", flush=True)

@@ -32,7 +32,7 @@ def kernels(**plan: int) -> Iterator[None]:
 
 
 def ways(dtype: torch.dtype) -> tuple[dict[str, int], ...]:
-    """Plans with which tensors of this dtype are read by pointers and by the copy engine, which small ones go without
+    """Plans with which tensors of this dtype are read by pointers and by TMA, which small ones go without
     unless told otherwise (float32 always does)."""
     return ({},) if dtype == torch.float32 else ({}, {"tma_bytes": 0})
 
@@ -59,10 +59,12 @@ def poisoned() -> Iterator[None]:
             setattr(owner, name, original)
 
 
-def relative(ours: torch.Tensor, law: torch.Tensor) -> float:
-    """Norm of the difference over norm of the law, in float64; a zero law wants a zero."""
-    ours, law = ours.detach().double().cpu(), law.detach().double().cpu()
-    return float((ours - law).norm() / law.norm().clamp(min=1e-30)) if bool((law != 0).any()) else float(ours.norm())
+def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference over norm of the reference, in float64; a zero reference wants a zero."""
+    ours, reference = ours.detach().double().cpu(), reference.detach().double().cpu()
+    if not bool((reference != 0).any()):
+        return float(ours.norm())
+    return float((ours - reference).norm() / reference.norm().clamp(min=1e-30))
 
 
 def case(batch, tokens, heads, width, dtype=torch.float32, seed=0):
@@ -73,7 +75,7 @@ def case(batch, tokens, heads, width, dtype=torch.float32, seed=0):
     return qkv.to(DEVICE, dtype), grad.to(DEVICE, dtype)
 
 
-def law(qkv, grad, **options):
+def reference(qkv, grad, **options):
     """(o, dqkv) of the reference in float64."""
     exact = qkv.detach().double().requires_grad_()
     out = linear_attention_reference(*exact.unbind(2), **options)

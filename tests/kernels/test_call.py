@@ -40,22 +40,22 @@ def test_every_kernel_waits_for_the_one_before_it(module):
     assert found
     for node in found:
         body = [ast.unparse(statement) for statement in node.body[1 if ast.get_docstring(node) else 0 :]]
-        assert "take_over(EARLY)" in body, node.name
-        before = body[: body.index("take_over(EARLY)")]
+        assert "take_over(PDL)" in body, node.name
+        before = body[: body.index("take_over(PDL)")]
         assert all(s.startswith(HARMLESS) for s in before), node.name
-        assert "EARLY" in [a.arg for a in node.args.args], node.name
+        assert "PDL" in [a.arg for a in node.args.args], node.name
 
 
 @pytest.mark.parametrize(("hopper", "programs", "early"), [(True, 133, True), (True, 132, False), (False, 999, False)])
 def test_only_many_programs_are_placed_early(hopper, programs, early, monkeypatch):
     q = torch.empty(1, 300, 2, 64, dtype=torch.bfloat16)
     call = plan_of_fakes(q, None, None, make_options(1.0, 1.0, "l2", "none", False, None))
-    call.hopper, call.multiprocessors = hopper, 132
+    call.hopper, call.sms = hopper, 132
     monkeypatch.setattr("clip_la_kernels.ops.linear_attention.plan.interpreting", lambda: False)
     flags = call.flags("forward_fused", programs)
-    assert flags["EARLY"] == early
+    assert flags["PDL"] == early
     assert flags.get("launch_pdl", False) == early
-    # Only what is placed early, and reads by the copy engine, asks for rows ahead.
+    # Only what is placed early, and reads by TMA, asks for rows ahead.
     assert flags["AHEAD"] == 0
     call.tma = True
     assert call.flags("forward_fused", programs)["AHEAD"] == (configs.ROWS_AHEAD if early else 0)

@@ -1,4 +1,4 @@
-"""Fastmax against the law, p = 1 and 2, bidirectional and causal, on both paths, across tiles and blocks of rows."""
+"""Fastmax against the reference, p = 1 and 2, bidirectional and causal, on both paths, across tiles and blocks."""
 
 import importlib.util
 import sys
@@ -21,7 +21,7 @@ LENGTHS = (1, 7, 63, 65, 77, 196, 197, 577, 1025) if GPU else (1, 7, 33)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16) if GPU else (torch.float32,)
 
 
-def law(qkv, grad, **options):
+def reference(qkv, grad, **options):
     """(o, dqkv) of the reference in float64."""
     exact = qkv.detach().double().requires_grad_()
     out = fastmax_reference(*exact.unbind(2), **options)
@@ -41,8 +41,8 @@ def test_equals_the_reference(p, tokens, causal):
 
 
 def check(qkv, grad, **options):
-    """Kernels against the law, everything written."""
-    expected, dexpected = law(qkv, grad, **options)
+    """Kernels against the reference, everything written."""
+    expected, dexpected = reference(qkv, grad, **options)
     for way in ways(qkv.dtype):
         with kernels(**way), poisoned():
             out, dqkv = ours(lambda x: fastmax(x, **options), qkv, grad)
@@ -117,7 +117,7 @@ def test_compiles_without_a_break_and_refuses_a_second_derivative():
 def test_bfloat16_is_about_as_exact_as_pytorch_and_repeats(tokens, width, causal):
     qkv, grad = case(2, tokens, 3, width, torch.bfloat16)
     options = {"temperature": width**0.5, "causal": causal}
-    expected = law(qkv, grad, **options)
+    expected = reference(qkv, grad, **options)
     mine = ours(lambda x: fastmax(x, **options), qkv, grad)
     with use_backend("torch"):
         theirs = ours(lambda x: fastmax(x, **options), qkv, grad)

@@ -1,4 +1,4 @@
-"""Both paths of linear attention against the law, at odd sizes, with and without the kernels."""
+"""Both paths of linear attention against the reference, at odd sizes, with and without the kernels."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
-from checks import DEVICE, GPU, TOLERANCE, case, kernels, law, ours, poisoned, product, relative, ways
+from checks import DEVICE, GPU, TOLERANCE, case, kernels, ours, poisoned, product, reference, relative, ways
 
 AFFINE = {"l2": (1.0, 0.7), "identity": (3.0, 0.2), "relu": (0.5, 1.0), "elu1": (0.0, 1.0), "exp": (0.0, 1.0)}
 # The sizes on a GPU are those of image towers and captions; the interpreter gets what crosses its 16-row tiles.
@@ -20,9 +20,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16) if GPU else (torch.float
 
 
 def check(qkv, grad, plan, **options):
-    """Kernels against the law; returns nothing, asserts closeness of o and of the packed gradient, and that all was
-    written."""
-    expected, dexpected = law(qkv, grad, **options)
+    """Kernels against the reference: asserts closeness of o and of the packed gradient, and that all was written."""
+    expected, dexpected = reference(qkv, grad, **options)
     tolerance = TOLERANCE[qkv.dtype]
     for way in ways(qkv.dtype):
         with kernels(**plan, **way), poisoned():
@@ -117,7 +116,7 @@ def test_split_over_the_tokens(parts, denominator, causal):
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_whole_causal_heads_by_columns(name, constants, denominator, parts, dtype):
-    """As where wide heads fill the GPU: one scan a block of columns, states kept at the parts' borders."""
+    """As where wide heads fill the GPU: one scan a block of columns, states saved at the parts' borders."""
     qkv, grad = case(1, 1100 if GPU else 45, 2, 128 if GPU else 32, dtype)
     if GPU and dtype == torch.float32:
         qkv, grad = qkv[..., :64].contiguous(), grad[..., :64].contiguous()
@@ -144,7 +143,7 @@ def test_packed_sequences(parts, causal):
 def test_borders_of_any_layout_and_integer_type():
     qkv, grad = case(1, 41, 2, 16)
     borders = torch.tensor([0, 9, 30, 41], device=DEVICE)
-    expected = law(qkv, grad, cu_seqlens=borders)
+    expected = reference(qkv, grad, cu_seqlens=borders)
     strided = torch.stack([borders, borders * 0 + 99], 1).flatten()[::2]
     # Borders beyond the end are held there: nothing outside is read or written.
     beyond = torch.tensor([0, 9, 30, 4100], device=DEVICE)
@@ -159,7 +158,7 @@ def test_heads_wider_than_any_tile_go_to_pytorch():
     qkv, grad = case(1, 9, 1, 512)
     with kernels():
         out, dqkv = ours(linear_attention, qkv, grad)
-    for mine, exact in zip((out, dqkv), law(qkv, grad), strict=True):
+    for mine, exact in zip((out, dqkv), reference(qkv, grad), strict=True):
         assert relative(mine, exact) < 1e-5
 
 
@@ -170,7 +169,7 @@ def test_one_gradient_of_a_wide_causal_head(wanted):
     with kernels(causal_parts=1, whole=1, short=0, columns=16), poisoned():
         out = linear_attention_split(*leaves, causal=True)
         (mine,) = torch.autograd.grad(out, [t for t in leaves if t.requires_grad], grad)
-    assert relative(mine, law(qkv, grad, causal=True)[1][:, :, wanted.index(True)]) < 1e-5
+    assert relative(mine, reference(qkv, grad, causal=True)[1][:, :, wanted.index(True)]) < 1e-5
 
 
 @pytest.mark.parametrize("width", [16, 20, 64, 80, 128])
@@ -187,7 +186,7 @@ def test_pytorch_path(denominator, causal, tokens):
         options = {"denominator": denominator, "causal": causal, "key_padding_mask": padding}
         with use_backend("torch"):
             out, dqkv = ours(lambda x, o=options: linear_attention(x, **o), qkv, grad)
-        expected, dexpected = law(qkv, grad, **options)
+        expected, dexpected = reference(qkv, grad, **options)
         assert relative(out, expected) < TOLERANCE[torch.float64]
         assert relative(dqkv, dexpected) < TOLERANCE[torch.float64]
 
@@ -329,7 +328,7 @@ def test_autocast_casts_at_the_boundary(backend):
         out, dqkv = ours(lambda x: linear_attention(x, denominator="sum"), qkv, grad.to(dtype))
     assert out.dtype == dtype
     assert dqkv.dtype == torch.float32
-    expected, dexpected = law(qkv, grad, denominator="sum")
+    expected, dexpected = reference(qkv, grad, denominator="sum")
     assert relative(out, expected) < 3e-2
     assert relative(dqkv, dexpected) < 3e-2
 

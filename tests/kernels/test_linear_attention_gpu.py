@@ -10,7 +10,7 @@ from clip_la_kernels import linear_attention, use_backend
 
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.importorskip("triton", reason="Triton is not installed")
-from checks import DEVICE, GPU, case, kernels, law, ours, product, relative
+from checks import DEVICE, GPU, case, kernels, ours, product, reference, relative
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a CUDA device")]
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a CUDA 
 @pytest.mark.parametrize(("tokens", "width"), [(77, 64), (197, 64), (1025, 64), (1025, 128), (4097, 64)])
 def test_bfloat16_is_about_as_exact_as_pytorch(denominator, causal, tokens, width):
     qkv, grad = case(4, tokens, 3, width, torch.bfloat16)
-    expected = law(qkv, grad, denominator=denominator, causal=causal)
+    expected = reference(qkv, grad, denominator=denominator, causal=causal)
     plans = ({}, {"parts": 2}) if not causal else ({}, {"causal_parts": 2}, {"whole": 1, "columns": 64, "tma_bytes": 0})
     for plan in plans:
         with kernels(**plan):
@@ -55,7 +55,7 @@ def test_more_heads_than_a_grid_axis_and_more_than_2_31_elements(causal):
     grad = torch.randn(*qkv.shape[:2], heads, width, device=DEVICE, dtype=torch.bfloat16)
     out, dqkv = ours(lambda x: linear_attention(x, causal=causal), qkv, grad)
     for rows in (slice(0, 1), slice(-1, None)):
-        expected, dexpected = law(qkv[rows], grad[rows], causal=causal)
+        expected, dexpected = reference(qkv[rows], grad[rows], causal=causal)
         assert relative(out[rows], expected) < 2e-2
         assert relative(dqkv[rows], dexpected) < 2e-2
 

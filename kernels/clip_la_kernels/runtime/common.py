@@ -37,20 +37,21 @@ def kernel(function):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def take_over(EARLY: tl.constexpr):
-    """What every kernel that `Call.launch` launches does before it reads or writes a value.
+def take_over(PDL: tl.constexpr):
+    """What every kernel that `KernelPlan.launch` launches does before it reads or writes a value.
 
-    EARLY: its programs may be placed while the kernel before still ends; here they wait for its results, then let those
-    of the next kernel be placed as room comes free.
+    PDL (programmatic dependent launch): its programs may be placed while the kernel before still ends; here they wait
+    for its results, then let those of the next kernel be placed as room comes free.
     """
-    if EARLY:
+    if PDL:
+        # All of the kernel before, its writes included: nothing may be read or overwritten earlier.
         gdc_wait()
         gdc_launch_dependents()
 
 
 @triton.jit
 def ask_for_rows(P, seq, h, sb, sn, sh, N, D: tl.constexpr, AHEAD: tl.constexpr, FIRST: tl.constexpr):
-    """In the first FIRST programs: has the last AHEAD rows of a head brought to the second-level cache; does not wait.
+    """In the first FIRST programs: has the last AHEAD rows of a head brought to the L2 cache; does not wait.
 
     P: the tensor. Before `take_over`, so that memory, idle while the kernel before ends, brings what `tile_from_end`
     starts with. A hint that reads no value: that kernel may still be writing those rows.
@@ -211,7 +212,7 @@ def thin(x, DT: tl.constexpr):
 def row_sums(x, BY_MMA: tl.constexpr, PREC: tl.constexpr):
     """Sums of the rows of a tile [BL, DP], float32.
 
-    BY_MMA: the matrix unit adds up the entries, rounded to bfloat16, whose errors average out over the width. In
+    BY_MMA: the tensor cores add up the entries, rounded to bfloat16, whose errors average out over the width. In
     registers such sums cost more than all else that a tile needs; but with several groups of warps a tile, bringing it
     into the operand's layout costs more still.
     """

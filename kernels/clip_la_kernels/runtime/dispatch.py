@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 BACKENDS = ("auto", "torch", "triton")
 _override = "auto"
 
@@ -25,20 +26,12 @@ def use_backend(name: str) -> Iterator[None]:
         _override = previous
 
 
-def has_triton() -> bool:
-    """Is Triton importable?"""
-    return importlib.util.find_spec("triton") is not None
-
-
 def interpreting() -> bool:
     """Does Triton run its kernels in the interpreter, on the CPU?"""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-HAS_TRITON = has_triton()
-
-
-# The widest float32 head whose state and its pieces fit the shared memory of a multiprocessor.
+# The widest float32 head whose state and its pieces fit the shared memory of a SM.
 FLOAT32_WIDTH = 64
 # The widest head that `configs` has a tiling for.
 WIDEST = 256

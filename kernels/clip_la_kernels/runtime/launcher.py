@@ -25,7 +25,7 @@ class Launcher:
     """One kernel at one set of shapes, strides, flags.
 
     kernel: its tiles come first, then `rest`, then the compile-time arguments. blocks: (rows, columns) of each tile if
-    tiles are copied by the copy engine, else None: the kernel takes pointers. reuse: are all pointers of all launches
+    tiles are copied by TMA, else None: the kernel takes pointers. reuse: are all pointers of all launches
     aligned to 16 bytes, so that the first launch's binary serves them?
     """
 
@@ -152,7 +152,7 @@ def _observed() -> bool:
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int, heads: int = 1) -> TensorDescriptor:
-    """A (B, N, H, D) tensor as what the copy engine reads tiles of (1, heads, rows, columns) from: a descriptor over
+    """A (B, N, H, D) tensor as what TMA reads tiles of (1, heads, rows, columns) from: a descriptor over
     (B, H, N, D)."""
     by_head = tensor.transpose(1, 2)
     return TensorDescriptor(tensor, [*by_head.shape], [*by_head.stride()], [1, heads, rows, columns])

@@ -16,8 +16,7 @@ DEN_NONE, DEN_LENGTH, DEN_SUM = DENOMINATORS.values()
 NORM_FLOOR = 1e-12
 
 # The least mean weight |sum_j w_ij| / n_i that a row is divided by. Unit vectors give weights of order one, and a
-# bfloat16
-# product of them is wrong by 2^-9, so a smaller mean weight is noise; other maps have no scale of their own.
+# bfloat16 product of them is wrong by 2^-9, so a smaller mean weight is noise; other maps have no scale of their own.
 DEFAULT_EPS = {L2: 1e-3, IDENTITY: 1e-6, RELU: 1e-6, ELU1: 1e-6, EXP: 1e-6}
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -34,19 +33,16 @@ class Options(NamedTuple):
     eps: float
 
 
-def _code(kind: str, name: str, codes: dict[str, int]) -> int:
-    if name not in codes:
-        raise ValueError(f"{kind} must be one of {', '.join(codes)}; got {name!r}")
-    return codes[name]
-
-
 def make_options(a: float, b: float, feature_map: str, denominator: str, causal: bool, eps: float | None) -> Options:
     """Turns the names of the public call into `Options`; raises ValueError for an unknown name or a bad eps."""
-    code = _code("feature_map", feature_map, FEATURE_MAPS)
+    for kind, name, codes in (("feature_map", feature_map, FEATURE_MAPS), ("denominator", denominator, DENOMINATORS)):
+        if name not in codes:
+            raise ValueError(f"{kind} must be one of {', '.join(codes)}; got {name!r}")
+    code = FEATURE_MAPS[feature_map]
     eps = DEFAULT_EPS[code] if eps is None else float(eps)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    return Options(float(a), float(b), code, _code("denominator", denominator, DENOMINATORS), bool(causal), eps)
+    return Options(float(a), float(b), code, DENOMINATORS[denominator], bool(causal), eps)
 
 
 def check_dtype(x: Tensor) -> None:

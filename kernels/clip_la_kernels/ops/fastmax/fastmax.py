@@ -56,7 +56,7 @@ def _polynomial(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: boo
     for start in range(0, q.shape[1], ROW_BLOCK):
         rows = qs[:, :, start : start + ROW_BLOCK]
         stop = start + rows.shape[2] if causal else q.shape[1]
-        # The backward pass forms a block's weights again, or all of them would be kept.
+        # The backward pass forms a block's weights again, or all of them would be held.
         first = start if causal else None
         parts.append(checkpoint(_rows, rows, ks[:, :, :stop], vs[:, :, :stop], first, use_reentrant=False))
     return torch.cat(parts, dim=2).transpose(1, 2).to(q.dtype)

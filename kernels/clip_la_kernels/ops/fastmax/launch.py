@@ -45,7 +45,7 @@ def numbers(tokens: int, width: int, temperature: float) -> Numbers:
 
 
 class FastmaxPlan(NamedTuple):
-    """Everything the launches of one call share; hashable, so that launchers are kept by it."""
+    """Everything the launches of one call share; hashable, so that launchers are remembered by it."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -56,26 +56,27 @@ class FastmaxPlan(NamedTuple):
     precision: str
     version: int
 
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, causal: bool, *others: Tensor) -> "FastmaxPlan":
+        """q, k, v: (B, N, H, D), the same strides; others: what the launches read or write besides."""
+        aligned, precision = is_aligned(q, k, v, *others), configs.precision(q.dtype)
+        return cls(q.shape, q.stride(), q.dtype, q.device, causal, aligned, precision, configs.version())
+
     @property
     def heads(self) -> int:
+        """Sequences times heads."""
         return self.shape[0] * self.shape[2]
+
+    def has_tma(self, *strides: tuple[int, ...]) -> bool:
+        """Can TMA copy the tiles of q, k, v, and of tensors of these strides?"""
+        if not self.aligned or self.dtype == torch.float32:
+            return False
+        on_gpu = self.device.type == "cuda"
+        fits = interpreting() or (on_gpu and configs.device_numbers(self.device.index)[0] >= configs.HOPPER)
+        return fits and all(mappable(self.shape, s, self.dtype.itemsize) for s in (self.strides, *strides))
 
 
 _launchers: dict[Any, Launcher] = {}
-
-
-def _call(q: Tensor, k: Tensor, v: Tensor, causal: bool, *others: Tensor) -> FastmaxPlan:
-    aligned = is_aligned(q, k, v, *others)
-    precision = configs.precision(q.dtype)
-    return FastmaxPlan(q.shape, q.stride(), q.dtype, q.device, causal, aligned, precision, configs.version())
-
-
-def _has_copy_engine(call: FastmaxPlan, *strides: tuple[int, ...]) -> bool:
-    if not call.aligned or call.dtype == torch.float32:
-        return False
-    on_gpu = call.device.type == "cuda"
-    fits = interpreting() or (on_gpu and configs.device_numbers(call.device.index)[0] >= configs.HOPPER)
-    return fits and all(mappable(call.shape, s, call.dtype.itemsize) for s in (call.strides, *strides))
 
 
 def _launch(
@@ -89,7 +90,7 @@ def _launch(
     key = (name, call, strides, tuple(flags.items()))
     launcher = _launchers.get(key)
     if launcher is None:
-        tma = _has_copy_engine(call, *strides)
+        tma = call.has_tma(*strides)
         width = padded(call.shape[3])
         everything = {
             "DT": TRITON_DTYPE[call.dtype], "D": call.shape[3], "DP": width, "BM": rows, "BN": stream,
@@ -106,7 +107,7 @@ def _launch(
 
 def forward(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: bool, save: bool) -> tuple[Tensor, Tensor]:
     """(o, per-token numbers for the backward pass: float32 (B H, 5, N)). q, k, v: (B, N, H, D), the same strides."""
-    call = _call(q, k, v, causal)
+    call = FastmaxPlan.of(q, k, v, causal)
     tokens, heads, width = q.shape[1:]
     const = numbers(tokens, width, temperature)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -131,7 +132,7 @@ def backward(
 ) -> None:  # fmt: skip
     """Writes dq, dk, dv. needs: dq; dk and dv (which take dq's launch too, for its delta)."""
     dq, dk, dv = grads
-    call = _call(q, k, v, causal, grad)
+    call = FastmaxPlan.of(q, k, v, causal, grad)
     tokens, heads = q.shape[1:3]
     const = numbers(tokens, q.shape[3], temperature)
     delta = torch.empty(call.heads, tokens, dtype=torch.float32, device=q.device)

@@ -19,22 +19,18 @@ library.define(
 
 def _forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
     with on_device_of(qkv):
-        q, k, v = _unit_stride(qkv).unbind(2)
+        q, k, v = (qkv if qkv.stride(4) == 1 else qkv.contiguous()).unbind(2)
         return list(fastmax_launch.forward(q, k, v, temperature, causal, save))
 
 
 def _backward(qkv: Tensor, out: Tensor, rows: Tensor, grad: Tensor, temperature: float, causal: bool) -> Tensor:
     with on_device_of(qkv):
-        q, k, v = _unit_stride(qkv).unbind(2)
+        q, k, v = (qkv if qkv.stride(4) == 1 else qkv.contiguous()).unbind(2)
         whole, grads = packed_room(q.shape, q.dtype, q.device)
         if grad.stride(3) != 1:
             grad = grad.contiguous()
         fastmax_launch.backward(q, k, v, out, rows, grad, grads, temperature, causal, (True, True))
         return whole
-
-
-def _unit_stride(qkv: Tensor) -> Tensor:
-    return qkv if qkv.stride(4) == 1 else qkv.contiguous()
 
 
 def _forward_fake(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:

@@ -75,34 +75,27 @@ def cast_for_autocast(tensors: tuple[Tensor, ...], kind: str) -> tuple[Tensor, .
     return tuple(t.to(dtype) for t in tensors)
 
 
+def nothing(tensors: tuple[Tensor, ...]) -> Tensor:
+    """The result of a call without sequences or without tokens, from which an empty gradient comes back."""
+    return tensors[0].sum(2) if len(tensors) == 1 else tensors[0] + tensors[1] + tensors[2]
+
+
 def _call(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Checked arguments -> o, by the path that serves them. tensors: (qkv,) or (q, k, v)."""
     kind = tensors[0].device.type
     if tensors[0].numel() == 0:
         return nothing(tensors)
     if torch.is_autocast_enabled(kind):
         tensors = cast_for_autocast(tensors, kind)
         with torch.autocast(kind, enabled=False):
-            return _apply(tensors, opt, mask, cu_seqlens)
-    return _apply(tensors, opt, mask, cu_seqlens)
-
-
-def nothing(tensors: tuple[Tensor, ...]) -> Tensor:
-    """The result of a call without sequences or without tokens, from which an empty gradient comes back."""
-    return tensors[0].sum(2) if len(tensors) == 1 else tensors[0] + tensors[1] + tensors[2]
-
-
-def _apply(tensors: tuple[Tensor, ...], opt: Options, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+            return _call(tensors, opt, mask, cu_seqlens)
     if takes_kernels(tensors[0]):
         from clip_la_kernels.ops.linear_attention.library import KernelAttention
 
         return KernelAttention.apply(opt, wants_gradient(*tensors), mask, cu_seqlens, *tensors)
-    if cu_seqlens is not None:
-        return _sequence_by_sequence(tensors, opt, cu_seqlens)
-    return TorchAttention.apply(opt, mask, *tensors)
-
-
-def _sequence_by_sequence(tensors: tuple[Tensor, ...], opt: Options, cu_seqlens: Tensor) -> Tensor:
-    """The PyTorch path for packed sequences: one call a sequence."""
+    if cu_seqlens is None:
+        return TorchAttention.apply(opt, mask, *tensors)
+    # Packed sequences: one call a sequence.
     borders = cu_seqlens.tolist()
     if borders[0] != 0 or borders[-1] != tensors[0].shape[1] or sorted(borders) != borders:
         raise ValueError(

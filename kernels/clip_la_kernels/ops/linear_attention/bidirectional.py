@@ -1,8 +1,11 @@
 # ruff: noqa: E501, E741, RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Bidirectional kernels. State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
+"""Bidirectional kernels, forward. Two phases: the keys' phase reads k and v once and keeps a head's state, D x D numbers whatever
+the length; the queries' phase reads q once, applies the state and writes o. Nothing of size N x N exists.
 
-States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the matrix unit reads from
+State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = sum q^ g^T, -sum delta q^, sum g.
+
+States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the tensor cores read from
 shared memory as it was loaded. Stored states are scaled: S' = b c S, ks' = b c ks, vs' = a c vs, with c = 1 / n for "length"
 and "sum" and 1 for "none", so that o = (q^ S' + vs') / zeta with zeta = a + q^.ks' ("sum") or 1. AUX holds ks' and vs' in
 float32, S' has the inputs' dtype: it is rounded to that for the products anyway. With several parts a head the states are raw
@@ -69,24 +72,31 @@ def key_state(
     K, V, at, MASK, lo, hi, sn, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
     SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """S transposed, ks, vs over rows lo..hi. ks only with SUMS, vs only with VSUM."""
+    """The keys' phase: S transposed, ks, vs over rows lo..hi. ks only with SUMS, vs only with VSUM.
+
+    Reads each row of k and v once; keeps S (DP x DP float32, in the registers of the whole program) and the two vectors.
+    """
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     St = tl.zeros([DP, DP], tl.float32)
+    # sum v, as a thin product with ones: a sum over the rows in registers would exchange numbers between threads for each tile.
     V1 = tl.zeros([DP, THIN], tl.float32)
     ks = tl.zeros([DP], tl.float32)
     if SUMS:
+        # sum k^, tile upon tile; over the tile's rows once, at the end.
         KS = tl.zeros([BL, DP], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     for step in range(lo, hi, BL):
         n0 = tile_from_end(step, lo, hi, BL)
         k, v, real = load_keys(K, V, at, MASK, n0, sn, rn, d, hi, D, HAS_MASK, TMA)
+        # k^ has to be formed, unlike q^: its norm lies along the dimension that the product sums over.
         if MAP == L2:
             y = k.to(tl.float32) * row_norms(k, BY_MMA, PREC)[:, None]
         elif MAP == IDENTITY:
             y = k
         else:
             y, r = feature(k.to(tl.float32), real, d, D, MAP)
+        # Rows that are not real are zeros in both operands and add nothing.
         St = dot(tl.trans(v), y.to(DT), St, UP, PREC)
         if VSUM:
             V1 = dot(tl.trans(v), ones, V1, UP, PREC)
@@ -102,7 +112,11 @@ def outputs(
     Q, O, at, Sb, ks, vs, lo, hi, sn, son, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
     DEN: tl.constexpr, VSUM: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """o of rows lo..hi from the scaled state Sb [k, v]; the raw q meets the matrix unit, its norm scales the product."""
+    """The queries' phase: o of rows lo..hi from the scaled state Sb [k, v].
+
+    Reads each row of q once, writes o once, keeps nothing between tiles. The raw q meets the tensor cores; its norm, one number a
+    row, scales the product, so q^ is never formed or rounded.
+    """
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     for n0 in range(lo, hi, BL):
@@ -117,6 +131,7 @@ def outputs(
                 x = qf.to(q.dtype)
         o = dot(x, Sb, tl.zeros([BL, DP], tl.float32), UP, PREC)
         if DEN == DEN_SUM:
+            # zeta = z / n, the mean weight of the row: of order one whatever the length, so eps is a bound for it as it stands.
             zeta, alive = guarded(a + r * tl.sum(qf * ks[None, :], 1), eps)
             iz = 1.0 / zeta
             o = o * (r * iz)[:, None]
@@ -134,14 +149,16 @@ def outputs(
 def forward_fused(
     Q, K, V, O, STATE, AUX, MASK, COUNT, CU, KEYS, VALUES, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr,
-    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    SAVE: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr,
     FIRST: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program a head: keys and values once, then queries. 4T bytes. KEYS and VALUES are K and V as pointers."""
+    """One program a head, where heads fill the GPU: keys and values once, then queries, the state in registers between. 4T bytes,
+    the least there can be. KEYS and VALUES are K and V as pointers, for the prefetch."""
     seq, h, part = place(tl.program_id(0), H, 1)
+    # The keys' phase comes first, so their rows are what to bring while the kernel before ends.
     ask_for_rows(KEYS, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
     ask_for_rows(VALUES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
-    take_over(EARLY)
+    take_over(PDL)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -152,10 +169,12 @@ def forward_fused(
     St, ks, vs = key_state(
         K, V, at, MASK, 0, tokens, sn, DT, D, DP, BL, MAP, DEN == DEN_SUM, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC
     )
+    # Scaled once a head instead of once a row, in float32, before the one rounding of the state.
     c = scale_of(seq, tokens, COUNT, DEN, HAS_MASK)
     St = (St * (b * c)).to(DT)
     ks = ks * (b * c)
     vs = vs * (a * c)
+    # The backward pass begins with this state: 2 D^2 bytes a head save it a pass over k and v.
     if SAVE:
         store_state(STATE, AUX, seq * H + h, St, ks, vs, DP)
     outputs(
@@ -167,13 +186,14 @@ def forward_fused(
 def key_state_part(
     K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """State of one part (SIZE rows) of a head: the raw sums if RAW, else scaled and final (one part).
+    """State of one part (SIZE rows) of a head, where heads alone would leave SMs idle: the raw sums if RAW, which `combine` adds
+    up, else scaled and final (one part).
 
     PAST: only what comes before another part is asked for, so the last part's sum may be zero.
     """
-    take_over(EARLY)
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -197,10 +217,13 @@ def key_state_part(
 @kernel
 def combine(
     PART, PAUX, STATE, AUX, COUNT, CU, N, H, PARTS, a, b, DP: tl.constexpr, ROWS: tl.constexpr, DEN: tl.constexpr,
-    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, EARLY: tl.constexpr,
+    HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Sums the PARTS partial states of a head in order and scales them; a program does ROWS rows of the state."""
-    take_over(EARLY)
+    """Sums the PARTS partial states of a head and scales them; a program does ROWS rows of the state.
+
+    In order and without atomics, so that results repeat bit for bit.
+    """
+    take_over(PDL)
     pid = tl.program_id(0)
     block = pid % (DP // ROWS)
     index = tl.cast(pid // (DP // ROWS), tl.int64)
@@ -213,6 +236,7 @@ def combine(
     for p in range(0, PARTS):
         acc += tl.load(PART + (index * PARTS + p) * DP * DP + cells)
     tl.store(STATE + index * DP * DP + cells, (acc * (b * c)).to(STATE.dtype.element_ty))
+    # The vectors are little work: one of the head's programs does them besides.
     if block == 0:
         ks = tl.zeros([DP], tl.float32)
         vs = tl.zeros([DP], tl.float32)
@@ -227,10 +251,10 @@ def combine(
 def output_part(
     Q, O, STATE, AUX, CU, sb, sn, sh, N, H, PARTS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
     MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
-    EARLY: tl.constexpr, PREC: tl.constexpr,
+    PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """o of one part of a head."""
-    take_over(EARLY)
+    """o of one part of a head, from the head's whole state, which all its parts read."""
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)

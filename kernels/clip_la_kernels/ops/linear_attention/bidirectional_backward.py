@@ -1,6 +1,10 @@
 # ruff: noqa: E501, RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Bidirectional kernels of the backward pass; states, names and scales as in `bidirectional`.
+"""Bidirectional kernels of the backward pass; states, names and scales as in `bidirectional`, formulas in kernels/README.md.
+
+Two phases, the forward pass's the other way round: the queries' phase reads q and do once, writes dq and keeps the state of the
+gradient (dS, dks, dvs); the keys' phase reads k and v once and writes dk and dv from it. o and z are not read: both follow from q
+and the state that the forward pass saved.
 
 What reads queries starts with the last tile of the last head: right after the forward pass those are still in the second-level
 cache.
@@ -41,9 +45,12 @@ def query_grads(
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
     TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """Writes dq of rows lo..hi; returns dS transposed, -sum delta q^, sum g (raw). St is S' transposed.
+    """The queries' phase: writes dq of rows lo..hi; returns dS transposed, -sum delta q^, sum g (raw). St is S' transposed.
 
-    do goes to the matrix unit as it is (g = do / zeta scales products, or the other operand), so each product has one rounded
+    Reads q and do once, keeps S' and dS in registers: two DP x DP tiles, which is what limits the rows of a tile and the programs of
+    an SM.
+
+    do goes to the tensor cores as it is (g = do / zeta scales products, or the other operand), so each product has one rounded
     operand besides the inputs. Vectors that change from tile to tile are summed in registers: as thin operands of the matrix
     unit they came out wrong (Triton 3.6, Hopper), while the constant ones do not.
     """
@@ -59,6 +66,7 @@ def query_grads(
         n0 = tile_from_end(step, lo, hi, BL)
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA)
+        # zeta times the gradient by q^, before what the denominator adds.
         dy = dot(do, St, tl.zeros([BL, DP], tl.float32), UP, PREC)
         x = q.to(tl.float32)
         # y = phi(x) = r x for L2, and never formed there.
@@ -70,14 +78,17 @@ def query_grads(
         iz = tl.full([BL], 1.0, tl.float32)
         delta = tl.zeros([BL], tl.float32)
         along = tl.zeros([BL], tl.float32)
+        # q^.dq^: for the gradient of the norm, and since o.do = (q^.dq^ + vs.do) / zeta also for delta, without reading o.
         turn = r * tl.sum(y * dy, 1)
         if DEN == DEN_SUM:
+            # z once more: a row of q, which is here anyway, costs less than a number a row from memory.
             along = r * tl.sum(y * ks[None, :], 1)
             zeta, alive = guarded(a + along, eps)
             iz = 1.0 / zeta
             total = turn
             if VSUM:
                 total += tl.sum(do.to(tl.float32) * vs[None, :], 1)
+            # Where z was held away from zero it is a constant.
             delta = tl.where(alive, total * iz * iz, 0.0)
         if NEED_Q:
             if MAP == L2:
@@ -92,6 +103,7 @@ def query_grads(
                 dx = feature_grad(dx, x, y, r, MAP)
             store_tile(DQ, at, dx.to(DT), n0, sdn, rn, d, hi, D, TMA)
         if NEED_KV:
+            # 1 / zeta and the norm go with q's side, so that do stays as it was loaded.
             yg = q
             if MAP != IDENTITY or DEN == DEN_SUM:
                 yg = narrowed(y * (r * iz)[:, None], DT)
@@ -117,7 +129,10 @@ def key_grads(
     MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
     PREC: tl.constexpr,
 ):  # fmt: skip
-    """Writes dk, dv of rows lo..hi from the scaled gradient state dSt [v, k]."""
+    """The keys' phase: writes dk, dv of rows lo..hi from the scaled gradient state dSt [v, k].
+
+    Reads k and v once, keeps nothing between tiles. dk^ = v dS^T + dks, dv = k^ dS + dvs.
+    """
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     dS = tl.trans(dSt)
@@ -129,6 +144,7 @@ def key_grads(
         x = k.to(tl.float32)
         if MAP == L2:
             r = row_norms(k, BY_MMA, PREC)
+            # The raw k is the operand, its norm scales the rows; then the gradient through the norm, r (dk^ - k^ (k^.dk^)).
             dv = dot(k, dS, tl.zeros([BL, DP], tl.float32), UP, PREC) * r[:, None]
             dk = dk * r[:, None] - x * (tl.sum(x * dk, 1) * r * r * r)[:, None]
         else:
@@ -141,6 +157,7 @@ def key_grads(
         if VSUM:
             dv += dvs[None, :]
         if HAS_MASK:
+            # dks and dvs reach padded rows too, whose keys weigh nothing.
             dk = tl.where(real[:, None], dk, 0.0)
             dv = tl.where(real[:, None], dv, 0.0)
         store_tile(DK, at, dk.to(DT), n0, sdn, rn, d, hi, D, TMA)
@@ -152,15 +169,15 @@ def backward_fused(
     Q, K, V, DO, DQ, DK, DV, STATE, AUX, MASK, COUNT, CU, QUERIES, GRADS, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, NEED_Q: tl.constexpr, NEED_KV: tl.constexpr,
-    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
+    TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr,
     FIRST: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program a head: queries with their gradients, then keys and values. 7T bytes; the forward pass saved the state.
-    QUERIES and GRADS are Q and DO as pointers."""
+    """One program a head: queries with their gradients, then keys and values; the state of the gradient stays in registers between.
+    7T bytes, the least there can be, and the saved state. QUERIES and GRADS are Q and DO as pointers, for the prefetch."""
     seq, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), H, 1)
     ask_for_rows(QUERIES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
     ask_for_rows(GRADS, seq, h, sdob, sdon, sdoh, N, D, AHEAD, FIRST)
-    take_over(EARLY)
+    take_over(PDL)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -214,10 +231,10 @@ def query_grad_part(
     Q, DO, DQ, STATE, AUX, DSTATE, DAUX, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, RAW: tl.constexpr, NEED_Q: tl.constexpr,
-    NEED_KV: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    NEED_KV: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part of a head, and that part's state of the gradient: raw if RAW, else scaled and final (one part)."""
-    take_over(EARLY)
+    take_over(PDL)
     seq, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -243,10 +260,10 @@ def query_grad_part(
 def key_grad_part(
     K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, PARTS, SIZE, DT: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk, dv of one part of a head."""
-    take_over(EARLY)
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)

@@ -12,17 +12,17 @@ from clip_la_kernels.runtime.options import DEN_SUM
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def forward(call: KernelPlan, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks: Triple, save: bool) -> None:
-    """Writes `out` and the state in `kept`."""
+def forward(call: KernelPlan, qkv: Triple, out: Tensor, saved: Sequence[Tensor], masks: Triple, save: bool) -> None:
+    """Writes `out` and the state in `saved`."""
     q, k, v = qkv
     opt, plan = call.opt, call.plan
     if plan.parts == 0:
-        state, aux = kept or (out, out)
+        state, aux = saved or (out, out)
         rest = (state, aux, *masks, k, v, *call.strides, call.tokens, call.axis_heads, opt.a, opt.b, opt.eps)
         kernel = bidirectional.forward_fused
         call.launch("forward_fused", kernel, call.heads, (q, k, v, out), rest, save, SAVE=save)
         return
-    state, aux = kept
+    state, aux = saved
     key_states(call, (k, v), state, aux, masks, plan.parts, plan.size)
     rest = (state, aux, masks[2], *call.strides, call.tokens, call.axis_heads, plan.parts, plan.size, opt.a, opt.eps)
     call.launch("output_part", bidirectional.output_part, call.heads * plan.parts, (q, out), rest)
@@ -60,11 +60,11 @@ def combine(call: KernelPlan, parts_of: Sequence[Tensor], whole: Sequence[Tensor
 
 
 def backward(
-    call: KernelPlan, qkv: Triple, grad: Tensor, kept: Sequence[Tensor], grads: Triple, masks: Triple,
+    call: KernelPlan, qkv: Triple, grad: Tensor, saved: Sequence[Tensor], grads: Triple, masks: Triple,
     needs: tuple[bool, bool],
 ) -> None:  # fmt: skip
     """Writes the gradients that are needed (dq; dk and dv)."""
-    (q, k, v), (dq, dk, dv), (state, aux) = qkv, grads, kept
+    (q, k, v), (dq, dk, dv), (state, aux) = qkv, grads, saved
     opt, plan, out_strides = call.opt, call.plan, dq.stride()[:3]
     strides = (*call.strides, *grad.stride()[:3], *out_strides)
     variant = (grad.stride(), out_strides, needs)

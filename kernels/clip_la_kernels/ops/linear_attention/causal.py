@@ -37,9 +37,9 @@ from clip_la_kernels.runtime.common import (
 
 
 @kernel
-def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr, EARLY: tl.constexpr):
+def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr, PDL: tl.constexpr):
     """In place: each part's state becomes the sum of the parts before it (after it if REVERSE), in order."""
-    take_over(EARLY)
+    take_over(PDL)
     pid = tl.program_id(0)
     block = pid % (DP // ROWS)
     index = tl.cast(pid // (DP // ROWS), tl.int64)
@@ -184,13 +184,16 @@ def causal_forward(
     D: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, SAVE_STATE: tl.constexpr,
     SAVE_NORMS: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
-    EARLY: tl.constexpr, PREC: tl.constexpr,
+    PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """o (BV of its columns) of RUN parts (1, or all of a head) one after the other, and the raw z.
 
+    A step reads BL rows of q, k, v and writes as many of o: what the chunk's own keys give, by the BL x BL tile of
+    weights, plus what all keys before it give, by the state S (BV x DP), ks and vs, which then takes the chunk in.
+
     Kept for the backward pass: the norms (SAVE_NORMS), and the state that each part starts from (SAVE_STATE).
     """
-    take_over(EARLY)
+    take_over(PDL)
     pid = tl.program_id(0)
     v0 = (pid % (DP // BV)) * BV
     seq, h, group = place(pid // (DP // BV), H, PARTS // RUN)
@@ -234,15 +237,18 @@ def causal_forward(
                 if v0 == 0:
                     tl.store(NORM + 2 * n, rq, mask=n < hi)
                     tl.store(NORM + 2 * n + 1, rk, mask=n < hi)
+            # Both products with the raw q, before anything waits for either.
             X = dot(q, tl.trans(k), tl.zeros([BL, BL], tl.float32), UP, PREC)
             o = dot(q, tl.trans(down(St, n0 + 1.0, DT)), tl.zeros([BL, BV], tl.float32), UP, PREC)
             vk = v
             if MAP == L2:
                 X = X * rk[None, :]
+                # sum k^ v^T = sum k (r v)^T: the norm goes with v, and k stays as it was loaded.
                 vk = (v.to(tl.float32) * rk[:, None]).to(DT)
             W = tl.where(seen, X * (b * rq)[:, None], 0.0)
             if DEN == DEN_SUM:
                 count = counts(CUM, n, hi, HAS_MASK)
+                # Sum of weights: the chunk's own, then those of the past by ks.
                 z = a * count + tl.sum(W, 1) + b * rq * tl.sum(q.to(tl.float32) * ks[None, :], 1)
                 ks += tl.sum(k.to(tl.float32) * rk[:, None], 0)
             if VSUM:
@@ -259,6 +265,7 @@ def causal_forward(
                 z, alive = guarded(z, eps * tl.maximum(count, 1.0))
                 o = o * (1.0 / z)[:, None]
             store_tile(O, at, o.to(DT), n0, H * D, rn, e, hi, D, TMA, v0)
+            # From here on the chunk belongs to the past.
             St = dot(tl.trans(vk), k, St, UP, PREC)
             if VSUM:
                 V1 = dot(tl.trans(v), ones, V1, UP, PREC)

@@ -35,11 +35,15 @@ def causal_query_grad(
     PARTS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
-    needs."""
-    take_over(EARLY)
+    needs.
+
+    A step reads BL rows of q, k, v, do and writes dq: from the chunk's own keys by the tile A_ij = do_i.v_j / z_i, from
+    the past by the state S, ks and vs, which is the forward pass's, taken in once more.
+    """
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -77,6 +81,7 @@ def causal_query_grad(
         if DEN != DEN_NONE:
             z, alive = divisor(Z, CUM, n, hi, eps, DEN, HAS_MASK)
             iz = 1.0 / z
+        # The gradient by the chunk's weights, and dq^ as the past gives it.
         A = dot(do, tl.trans(v), tl.zeros([BL, BL], tl.float32), UP, PREC)
         dq = dot(do, down(St, n0 + 1.0, DT), tl.zeros([BL, DP], tl.float32), UP, PREC)
         dq = up(dq, n0 + 1.0, DT)
@@ -90,6 +95,7 @@ def causal_query_grad(
             if VSUM:
                 vs = vs0 + tl.sum(V1, 1)
                 total += a * (tl.sum(A, 1) + tl.sum(do.to(tl.float32) * vs[None, :], 1) * iz)
+            # Where z was held away from zero it is a constant.
             total = tl.where(alive, total, 0.0)
             tl.store(DELTA + n, total, mask=n < hi)
             delta = total * iz
@@ -130,10 +136,14 @@ def grad_state_part(
     D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """Raw state of the gradient of one part: dS = sum q^ g^T (transposed), -sum delta q^, sum g."""
-    take_over(EARLY)
+    """Raw state of the gradient of one part: dS = sum q^ g^T (transposed), -sum delta q^, sum g.
+
+    Reads the part's q and do once and writes D x D numbers; `scan_parts` then sums them from the last part to the
+    first, so that every part of `causal_key_grad` can start at once.
+    """
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -176,14 +186,18 @@ def causal_key_grad(
     PARTS, SIZE, a, b,
     eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
-    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed product.
+    """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed
+    product.
+
+    A step reads BL rows of q, k, v, do and writes dk and dv: from the chunk's own queries by the tiles W^T and A^T,
+    from all later queries by the state of the gradient dS, dks and dvs, which then takes the chunk's queries in.
 
     q' = q^ / z is the one tile formed: W_ji / z_i = b k^_j.q'_i + a / z_i, and dk^_j = b sum_i (v_j.do_i - delta_i
     z_i) q'_i.
     """
-    take_over(EARLY)
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, PARTS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -229,6 +243,7 @@ def causal_key_grad(
         if VSUM:
             Wt += a * iz[None, :]
             dv += a * (dvs + tl.sum(G1, 1))[None, :]
+        # dv first, to its end: its tiles are done with before dk needs room.
         dv = dot(tl.where(seen, Wt, 0.0).to(DT), do, dv, UP, PREC)
         if HAS_MASK:
             dv = tl.where(real[:, None], dv, 0.0)
@@ -245,6 +260,7 @@ def causal_key_grad(
         if HAS_MASK:
             dk = tl.where(real[:, None], dk, 0.0)
         store_tile(DK, at, dk.to(DT), n0, sdn, rn, d, hi, D, TMA, 0)
+        # From here on the chunk belongs to what comes later than the next one, which lies before it.
         dSt = dot(tl.trans(do), qg, dSt, UP, PREC)
         if VSUM:
             if DEN == DEN_NONE:

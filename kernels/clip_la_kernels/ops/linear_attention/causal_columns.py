@@ -28,13 +28,13 @@ def causal_columns(
     X, Y, W, M, OUT, DQUERY, NORM, TURN, xb, xn, xh, yb, yn, yh, wb, wn, wh, mb, mn, mh, ob, on, oh, N, H, a, b,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
     VSUM: tl.constexpr, ROLE: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, UP: tl.constexpr,
-    EARLY: tl.constexpr, PREC: tl.constexpr,
+    PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """ROLE DQ: X, Y, W, M = do, v, k, q; DV: k, q, do, v; DK: v, do, q, k. DQUERY has the strides of OUT.
 
     TURN holds q^.dq^ and k^.dk^ of each row by blocks.
     """
-    take_over(EARLY)
+    take_over(PDL)
     pid = tl.program_id(0)
     blocks: tl.constexpr = DP // BV
     block = pid % blocks
@@ -75,6 +75,7 @@ def causal_columns(
         s, r = load_norms(NORM, n, N, MAP)
         if ROLE != DQ:
             r, s = load_norms(NORM, n, N, MAP)
+        # The chunk's own rows by a tile of products, what comes before (or after) it by the state.
         A = dot(x, tl.trans(y), tl.zeros([BL, BL], tl.float32), UP, PREC)
         o = up(dot(x, down(S, summed, DT), tl.zeros([BL, BV], tl.float32), UP, PREC), summed, DT)
         wr = w
@@ -88,6 +89,7 @@ def causal_columns(
             if ROLE == DV:
                 tl.store(TURN + n * 2 * blocks + blocks + block, tl.sum(mf * o, 1), mask=n < N)
             if ROLE == DK:
+                # The last launch: all columns' parts of both sums lie ready, and dq lacks its own.
                 turn_q = tl.zeros([BL], tl.float32)
                 turn_k = tl.zeros([BL], tl.float32)
                 for other in tl.static_range(blocks):

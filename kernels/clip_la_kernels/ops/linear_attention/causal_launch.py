@@ -12,8 +12,8 @@ from clip_la_kernels.ops.linear_attention.plan import KernelPlan
 from clip_la_kernels.runtime.options import DEN_SUM, L2
 
 
-def forward(call: KernelPlan, qkv: Triple, out: Tensor, kept: Sequence[Tensor], masks: Triple, save: bool) -> None:
-    """Writes `out` and `kept`: states of the parts, z, norms, as `KernelPlan.kept` lists them."""
+def forward(call: KernelPlan, qkv: Triple, out: Tensor, saved: Sequence[Tensor], masks: Triple, save: bool) -> None:
+    """Writes `out` and `saved`: states of the parts, z, norms, as `KernelPlan.saved` lists them."""
     q, k, v = qkv
     opt, scan = call.opt, call.scan
     constants = (opt.a, opt.b, opt.eps)
@@ -23,7 +23,7 @@ def forward(call: KernelPlan, qkv: Triple, out: Tensor, kept: Sequence[Tensor], 
         return
     started = scan.parts > 1 and not scan.whole
     parted = save and scan.parts > 1 and not call.by_columns
-    state, aux, z, norms = _named(call, kept, out, started or parted, save)
+    state, aux, z, norms = _named(call, saved, out, started or parted, save)
     if started:
         key_states(call, (k, v), state, aux, masks, scan.parts, scan.size)
         _scan(call, state, aux, False)
@@ -40,7 +40,7 @@ def forward(call: KernelPlan, qkv: Triple, out: Tensor, kept: Sequence[Tensor], 
 
 
 def backward(
-    call: KernelPlan, qkv: Triple, grad: Tensor, kept: Sequence[Tensor], grads: Triple, masks: Triple,
+    call: KernelPlan, qkv: Triple, grad: Tensor, saved: Sequence[Tensor], grads: Triple, masks: Triple,
     needs: tuple[bool, bool],
 ) -> None:  # fmt: skip
     """Writes the gradients that are needed (dq; dk and dv)."""
@@ -55,11 +55,11 @@ def backward(
         call.launch("short_backward", short.short_backward, call.heads, tiles, rest, variant, one_tile=True)
         return
     if call.by_columns:
-        (norms,) = kept or (grad,)
+        (norms,) = saved or (grad,)
         _backward_by_columns(call, qkv, grad, norms, grads, variant, needs)
         return
     many = scan.parts > 1
-    state, aux, z, norms = _named(call, kept, grad, many, True)
+    state, aux, z, norms = _named(call, saved, grad, many, True)
     sizes, programs = (*sizes, scan.parts, scan.size), call.heads * scan.parts
     delta = torch.empty_like(z) if opt.denominator == DEN_SUM else grad
     if needs[0] or opt.denominator == DEN_SUM:
@@ -111,9 +111,9 @@ def _backward_by_columns(
         )  # fmt: skip
 
 
-def _named(call: KernelPlan, kept: Sequence[Tensor], dummy: Tensor, states: bool, norms: bool) -> Iterator[Tensor]:
-    """state, aux, z, norms out of `KernelPlan.kept`'s list, with something never read in place of what is not there."""
-    rest = iter(kept)
+def _named(call: KernelPlan, saved: Sequence[Tensor], dummy: Tensor, states: bool, norms: bool) -> Iterator[Tensor]:
+    """state, aux, z, norms out of `KernelPlan.saved`'s list; what is not there is replaced by something never read."""
+    rest = iter(saved)
     present = (states, states, call.opt.denominator == DEN_SUM, norms and call.opt.feature_map == L2)
     return (next(rest) if there else dummy for there in present)
 

@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import torch
 
-# Major compute capability from which tiles go through the copy engine and launches overlap.
+# Major compute capability from which tiles go through TMA and launches overlap.
 HOPPER = 9
 # A causal head of at most this many tokens is one tile; two tiles of a scan beat one of 128 rows.
 SHORT_TOKENS = 64
 # The widest head that such a tile has room for.
 SHORT_WIDTH = 128
-# Rows of two tensors that a program, placed while the kernel before still ends, asks the second-level cache for, and
-# how many programs per multiprocessor do so. Twice the rows crowd out what that kernel needs.
+# Rows of two tensors that a program, placed while the kernel before still ends, asks the L2 cache for, and
+# how many programs per SM do so. Twice the rows crowd out what that kernel needs.
 ROWS_AHEAD = 256
-EARLY_WAVES = 3
+PDL_WAVES = 3
 # Rows of a state that one program of `combine` or `scan_parts` sums.
 COMBINE_ROWS = 16
 
@@ -59,7 +59,7 @@ SM90_LONG = {
     ("forward_fused", 64, False): Config(64, 4, 4),
     ("backward_fused", 64, False): Config(64, 4, 4), ("backward_fused", 64, True): Config(64, 4, 3),
 }
-# Beyond this there are so few heads that each has more of a multiprocessor to itself.
+# Beyond this there are so few heads that each has more of a SM to itself.
 VERY_LONG_TOKENS = 2048
 SM90_VERY_LONG = {("backward_fused", 64, False): Config(64, 4, 3)}
 # fmt: on
@@ -127,7 +127,7 @@ def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
 
 @functools.lru_cache
 def device_numbers(index: int | None) -> tuple[int, int]:
-    """(major compute capability, multiprocessors); those of an H100 in the interpreter."""
+    """(major compute capability, SMs); those of an H100 in the interpreter."""
     if index is None:
         return 9, 132
     properties = torch.cuda.get_device_properties(index)
@@ -172,7 +172,7 @@ class Plan(NamedTuple):
     size: int
 
 
-# One fused program a head is best wherever heads alone make this many waves over the multiprocessors.
+# One fused program a head is best wherever heads alone make this many waves over the SMs.
 FUSED_WAVES = 1.4
 # Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
 PART_TOKENS = 512
@@ -183,7 +183,7 @@ CAUSAL_WAVES = 2
 # Waves that whole heads (times blocks of columns) must make for the causal forward pass to go through them unparted.
 SERIAL_WAVES = 0.75
 # Columns of v a causal forward program: the state's registers go with it. Blocks of 32 read q and k so often that the
-# second-level cache becomes the limit.
+# L2 cache becomes the limit.
 CAUSAL_COLUMNS = 64
 # Every tile height divides it.
 PART_MULTIPLE = 128
@@ -197,11 +197,6 @@ def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
         parts = max(1, min(tokens // PART_TOKENS, round(WANTED_WAVES * sms / heads)))
     parts = _plan.get("parts", parts)
     return Plan(parts, part_size(tokens, parts))
-
-
-def short_tokens() -> int:
-    """Up to how many tokens a causal head is one tile."""
-    return _plan.get("short", SHORT_TOKENS)
 
 
 class Scan(NamedTuple):
@@ -235,13 +230,13 @@ def part_size(tokens: int, parts: int) -> int:
     return -(-size // multiple) * multiple if parts > 1 else size
 
 
-# Encoding tensor maps can cost the host some microseconds a launch: not for tensors that a launch outlasts.
+# Encoding tensor maps can cost the host some microseconds a launch: only tensors from this size on go through TMA.
 TMA_LEAST_BYTES = 4 << 20
 
 
-def tma_least_bytes() -> int:
-    """From which size of a tensor on kernels use the copy engine."""
-    return _plan.get("tma_bytes", TMA_LEAST_BYTES)
+def limit(name: str, value: int) -> int:
+    """A limit of this table, or what `forced` has in its place."""
+    return _plan.get(name, value)
 
 
 def column_block(width: int, device: torch.device) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import bidirectional_launch, causal_launch
-from clip_la_kernels.ops.linear_attention.plan import KernelPlan, plan_for
+from clip_la_kernels.ops.linear_attention.plan import plan_for
 from clip_la_kernels.runtime.options import Options
 
 Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -20,19 +20,21 @@ def uniform(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, save: bool) -> list[Tensor]:
-    """[o (B, N, H, D) contiguous, then what `KernelPlan.kept` lists]. masks: uint8 (B, N), counts float32, cu_seqlens,
+    """[o (B, N, H, D) contiguous, then what `KernelPlan.saved` lists]. masks: uint8 (B, N), counts float32, cu_seqlens,
     or None each."""
     q, k, v = uniform(q, k, v)
     call = plan_for(q, k, v, *masks, opt)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    kept = call.empty(call.kept(save))
+    saved = call.empty(call.saved(save))
     run = causal_launch.forward if opt.causal else bidirectional_launch.forward
-    run(call, (q, k, v), out, kept, _pointers(masks, out), save)
-    return [out, *kept]
+    # Something that is never read in place of what is absent.
+    mask, counts, cu = (out if t is None else t for t in masks)
+    run(call, (q, k, v), out, saved, (mask, counts, cu), save)
+    return [out, *saved]
 
 
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, grad: Tensor, kept: Sequence[Tensor], packed: bool,
+    q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, grad: Tensor, saved: Sequence[Tensor], packed: bool,
     needs: tuple[bool, bool],
 ) -> list[Tensor]:  # fmt: skip
     """[dqkv] if packed, else [dq, dk, dv]; what is not needed (needs: dq, dk and dv) is left unwritten."""
@@ -40,18 +42,18 @@ def backward(
     call = plan_for(q, k, v, *masks, opt)
     if not call.readable(grad):
         grad = grad.contiguous()
-    whole, grads = _room(call, packed)
-    run = causal_launch.backward if opt.causal else bidirectional_launch.backward
-    run(call, (q, k, v), grad, kept, grads, _pointers(masks, grad), needs)
-    return [whole] if whole is not None else list(grads)
-
-
-def _room(call: KernelPlan, packed: bool) -> tuple[Tensor | None, tuple[Tensor, Tensor, Tensor]]:
-    """One packed tensor and its three views, or three tensors."""
-    shape, dtype, device = call.signature.shape, call.dtype, call.device
+    shape = call.signature.shape
+    results: list[Tensor]
     if packed:
-        return packed_room(shape, dtype, device)
-    return None, tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(3))  # type: ignore[return-value]
+        whole, (dq, dk, dv) = packed_room(shape, call.dtype, call.device)
+        results = [whole]
+    else:
+        results = [torch.empty(shape, dtype=call.dtype, device=call.device) for _ in range(3)]
+        dq, dk, dv = results
+    run = causal_launch.backward if opt.causal else bidirectional_launch.backward
+    mask, counts, cu = (grad if t is None else t for t in masks)
+    run(call, (q, k, v), grad, saved, (dq, dk, dv), (mask, counts, cu), needs)
+    return results
 
 
 def packed_room(
@@ -61,8 +63,3 @@ def packed_room(
     batch, tokens, heads, width = shape
     whole = torch.empty(batch, tokens, 3, heads, width, dtype=dtype, device=device)
     return whole, whole.unbind(2)  # type: ignore[return-value]
-
-
-def _pointers(masks: Masks, dummy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Something that is never read in place of what is absent."""
-    return tuple(dummy if t is None else t for t in masks)  # type: ignore[return-value]

@@ -25,7 +25,7 @@ _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? counts, Tensor? c
 library = torch.library.Library("clip_la_kernels", "DEF")
 library.define(f"linear_attention({_INPUTS}, {_OPTIONS}, bool save) -> Tensor[]")
 library.define(
-    f"linear_attention_backward({_INPUTS}, {_OPTIONS}, Tensor grad, Tensor[] kept, bool packed, bool need_q,"
+    f"linear_attention_backward({_INPUTS}, {_OPTIONS}, Tensor grad, Tensor[] saved, bool packed, bool need_q,"
     " bool need_kv) -> Tensor[]"
 )
 
@@ -37,11 +37,11 @@ def _forward(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, 
 
 
 def _backward(  # type: ignore[no-untyped-def]
-    q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, kept, packed, need_q, need_kv
+    q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, saved, packed, need_q, need_kv
 ):
     opt = Options(a, b, feature_map, denominator, causal, eps)
     with on_device_of(q):
-        return launch.backward(q, k, v, (mask, counts, cu), opt, grad, kept, packed, (need_q, need_kv))
+        return launch.backward(q, k, v, (mask, counts, cu), opt, grad, saved, packed, (need_q, need_kv))
 
 
 def unobserved(*tensors: Tensor) -> bool:
@@ -61,11 +61,11 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 def _forward_fake(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
     call = plan_of_fakes(q, mask, cu, Options(a, b, feature_map, denominator, causal, eps))
-    return [q.new_empty(q.shape), *(q.new_empty(shape, dtype=dtype) for shape, dtype in call.kept(save))]
+    return [q.new_empty(q.shape), *(q.new_empty(shape, dtype=dtype) for shape, dtype in call.saved(save))]
 
 
 def _backward_fake(  # type: ignore[no-untyped-def]
-    q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, kept, packed, need_q, need_kv
+    q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, saved, packed, need_q, need_kv
 ):
     batch, tokens, heads, width = q.shape
     return [q.new_empty(batch, tokens, 3, heads, width)] if packed else [q.new_empty(q.shape) for _ in range(3)]
@@ -92,8 +92,8 @@ class KernelAttention(torch.autograd.Function):
             cu = cu.to(torch.int32).contiguous()
         q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
         run: Any = _forward if unobserved(*tensors) else torch.ops.clip_la_kernels.linear_attention
-        out, *kept = run(q, k, v, mask, counts, cu, *opt, save)
-        ctx.save_for_backward(mask, counts, cu, *tensors, *kept)
+        out, *saved = run(q, k, v, mask, counts, cu, *opt, save)
+        ctx.save_for_backward(mask, counts, cu, *tensors, *saved)
         ctx.opt, ctx.inputs = opt, len(tensors)
         return out
 
@@ -101,12 +101,12 @@ class KernelAttention(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mask, counts, cu, *rest = ctx.saved_tensors
-        tensors, kept = rest[: ctx.inputs], rest[ctx.inputs :]
+        tensors, saved = rest[: ctx.inputs], rest[ctx.inputs :]
         packed = len(tensors) == 1
         q, k, v = tensors[0].unbind(2) if packed else tensors
         wanted = (True,) * 3 if packed else ctx.needs_input_grad[4:]
         run: Any = _backward if unobserved(grad, *tensors) else torch.ops.clip_la_kernels.linear_attention_backward
-        grads = run(q, k, v, mask, counts, cu, *ctx.opt, grad, kept, packed, wanted[0], wanted[1] or wanted[2])
+        grads = run(q, k, v, mask, counts, cu, *ctx.opt, grad, saved, packed, wanted[0], wanted[1] or wanted[2])
         if packed:
             return None, None, None, None, grads[0]
         return None, None, None, None, *(g if w else None for g, w in zip(grads, wanted, strict=True))

@@ -1,4 +1,4 @@
-"""What all calls of one shape share: structure, compile-time arguments, what is kept for the backward pass,
+"""What all calls of one shape share: structure, compile-time arguments, what is saved for the backward pass,
 launchers."""
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from clip_la_kernels.runtime.options import DEN_NONE, DEN_SUM, IDENTITY, L2, Opt
 TRITON_DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Shape and dtype of each of several tensors.
 Kinds = list[tuple[tuple[int, ...], torch.dtype]]
-# The copy engine wants addresses and strides in multiples of this, and Triton compiles anew for less aligned pointers.
+# TMA wants addresses and strides in multiples of this, and Triton compiles anew for less aligned pointers.
 ALIGNMENT = 16
-# Warps that issue one product of Hopper's matrix unit together.
+# Warps that issue one product of Hopper's tensor cores together.
 WARPGROUP = 4
-# Shapes whose launchers are kept; a training run has a handful.
+# Shapes whose launchers are remembered; a training run has a handful.
 MAX_CALLS = 256
 
 
@@ -54,11 +54,11 @@ def is_aligned(*tensors: Tensor | None) -> bool:
 
 
 def mappable(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:
-    """Can the copy engine read a (B, N, H, D) tensor of `size` bytes an element?"""
+    """Can TMA read a (B, N, H, D) tensor of `size` bytes an element?"""
     return (
         shape[3] * size % ALIGNMENT == 0
         and all(stride > 0 and stride * size % ALIGNMENT == 0 for stride in strides[:3])
-        and shape[0] * shape[1] * shape[2] * shape[3] * size >= configs.tma_least_bytes()
+        and shape[0] * shape[1] * shape[2] * shape[3] * size >= configs.limit("tma_bytes", configs.TMA_LEAST_BYTES)
     )
 
 
@@ -74,18 +74,19 @@ class KernelPlan:
         self.width = padded(self.head_width)
         self.strides = signature.strides[:3]
         self.device, self.dtype = signature.device, signature.dtype
-        major, self.multiprocessors = configs.device_numbers(self.device.index if self.device.type == "cuda" else None)
+        major, self.sms = configs.device_numbers(self.device.index if self.device.type == "cuda" else None)
         self.hopper = self.device.type == "cuda" and major >= configs.HOPPER
         self.plan = configs.plan(self.heads, self.tokens, self.width, self.device)
         self.scan = configs.scan(self.heads, self.tokens, self.width, self.device)
-        self.short = self.opt.causal and self.tokens <= configs.short_tokens() and self.width <= configs.SHORT_WIDTH
+        longest = configs.limit("short", configs.SHORT_TOKENS)
+        self.short = self.opt.causal and self.tokens <= longest and self.width <= configs.SHORT_WIDTH
         self.by_columns = self._goes_by_columns()
-        self.tma = self._has_copy_engine()
+        self.tma = self._has_tma()
         self._launchers: dict[Any, Launcher] = {}
-        self._kept: dict[bool, Kinds] = {}
+        self._saved: dict[bool, Kinds] = {}
         self._readable: dict[tuple[int, ...], bool] = {}
 
-    def _has_copy_engine(self) -> bool:
+    def _has_tma(self) -> bool:
         """One dense rectangle a head, on hardware that copies such by itself (or the interpreter, which can too)."""
         s = self.signature
         fits = (self.hopper or interpreting()) and not s.masked and s.sequences is None and s.aligned
@@ -109,27 +110,27 @@ class KernelPlan:
             self._readable[strides] = fits
         return fits and (not self.signature.aligned or is_aligned(grad))
 
-    def kept(self, save: bool) -> Kinds:
+    def saved(self, save: bool) -> Kinds:
         """Shape and dtype of what the forward pass hands to the backward pass beside its inputs: the states of the
         heads, or of each part of them, with their sums; causal: the raw z ("sum") and the norms of q and k ("l2")."""
-        if save not in self._kept:
-            self._kept[save] = self._list_kept(save)
-        return self._kept[save]
+        if save not in self._saved:
+            self._saved[save] = self._list_saved(save)
+        return self._saved[save]
 
-    def _list_kept(self, save: bool) -> Kinds:
+    def _list_saved(self, save: bool) -> Kinds:
         if self.short:
             return []
         if not self.opt.causal:
             wanted = self.plan.parts > 0 or save
             return self.state(1, self.dtype) if wanted else []
-        kept = []
+        saved = []
         if self.scan.parts > 1 and not self.by_columns and (save or not self.scan.whole):
-            kept += self.state(self.scan.parts, torch.float32)
+            saved += self.state(self.scan.parts, torch.float32)
         if self.opt.denominator == DEN_SUM:
-            kept.append(((self.rows,), torch.float32))
+            saved.append(((self.rows,), torch.float32))
         if self.opt.feature_map == L2 and save:
-            kept.append(((2, self.rows), torch.float32))
-        return kept
+            saved.append(((2, self.rows), torch.float32))
+        return saved
 
     def state(self, parts: int, dtype: torch.dtype) -> Kinds:
         """S and (ks, vs) of each part of each head."""
@@ -146,7 +147,7 @@ class KernelPlan:
         )
         extra: dict[str, Any] = {"maxnreg": registers} if registers else {}
         # Few programs, placed while the kernel before ends, would pile up where room comes free first.
-        early = self.hopper and not interpreting() and programs > self.multiprocessors
+        early = self.hopper and not interpreting() and programs > self.sms
         if early:
             extra["launch_pdl"] = True
         # Where one group of warps has the whole tile; the interpreter has no bfloat16 products.
@@ -155,9 +156,9 @@ class KernelPlan:
             "DT": TRITON_DTYPE[self.dtype], "TMA": self.tma, "D": self.head_width, "DP": self.width, "BL": rows,
             "MAP": self.opt.feature_map, "DEN": self.opt.denominator, "VSUM": self.opt.a != 0,
             "HAS_MASK": self.signature.masked, "VARLEN": self.signature.sequences is not None, "STAGES": stages,
-            "BY_MMA": by_mma, "UP": interpreting(), "EARLY": early,
+            "BY_MMA": by_mma, "UP": interpreting(), "PDL": early,
             "AHEAD": configs.ROWS_AHEAD if early and self.tma else 0,
-            "FIRST": configs.EARLY_WAVES * self.multiprocessors, "PREC": self.signature.precision,
+            "FIRST": configs.PDL_WAVES * self.sms, "PREC": self.signature.precision,
             "num_warps": warps, "num_stages": stages, **extra, **more,
         }  # fmt: skip
 
@@ -182,7 +183,7 @@ class KernelPlan:
             blocks = [(flags["BL"], width) for width in widths] if self.tma else None
             wanted = {*kernel.arg_names, "num_warps", "num_stages", "maxnreg"}
             # Only a kernel that waits may be placed early.
-            wanted |= {"launch_pdl"} if "EARLY" in kernel.arg_names else set()
+            wanted |= {"launch_pdl"} if "PDL" in kernel.arg_names else set()
             known = {name: value for name, value in flags.items() if name in wanted}
             launcher = self._launchers[key] = Launcher(kernel, programs, known, blocks, self.signature.aligned)
         launcher(tiles, rest)

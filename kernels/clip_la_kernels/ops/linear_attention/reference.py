@@ -1,5 +1,5 @@
-"""The law: every function here forms the whole matrix of weights in plain PyTorch. Slow, clear, differentiable, any
-floating dtype.
+"""The reference: every function here forms the whole matrix of weights in plain PyTorch. Slow, clear, differentiable,
+any floating dtype.
 
 Kernels and fast paths are tested against these. Layout (B, N, H, D) throughout, as the public functions.
 Formulas: arXiv 2604.10064 Eq. 7 (affine, no denominator), arXiv 2510.21956 (affine, normalised), arXiv 2402.07901

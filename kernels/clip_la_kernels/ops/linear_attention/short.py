@@ -27,10 +27,10 @@ from clip_la_kernels.runtime.common import (
 @kernel
 def short_forward(
     Q, K, V, O, MASK, CUM, CU, sb, sn, sh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr,
-    DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """o of one causal head of at most BL tokens."""
-    take_over(EARLY)
+    """o of one causal head of at most BL tokens: one tile of weights, no state."""
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, 1)
     start, hi = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -63,10 +63,13 @@ def short_forward(
 def short_backward(
     Q, K, V, DO, DQ, DK, DV, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, a, b, eps, DT: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
-    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dv of one causal head of at most BL tokens. Tiles needed transposed are computed as such."""
-    take_over(EARLY)
+    """dq, dk, dv of one causal head of at most BL tokens, from q, k, v, do alone: nothing is saved for it.
+
+    Tiles needed transposed are computed as such: a product of a transposed product goes wrong in some releases of Triton.
+    """
+    take_over(PDL)
     seq, h, part = place(tl.program_id(0), H, 1)
     start, hi = span(seq, N, CU, VARLEN)
     at = (seq, h)
@@ -92,6 +95,7 @@ def short_backward(
     kh = yk.to(DT)
     zero = tl.zeros([BL, BL], tl.float32)
     seen = real[None, :] & (n[:, None] >= n[None, :]) & (n[:, None] < hi)
+    # `seen` transposed: rows are keys.
     later = real[:, None] & (n[None, :] >= n[:, None]) & (n[None, :] < hi)
     iz = tl.full([BL], 1.0, tl.float32)
     delta = tl.zeros([BL], tl.float32)

@@ -18,14 +18,9 @@ CAUSAL_TILE = 128
 CAUSAL_CHUNK = 64
 
 
-def working_dtype(x: Tensor) -> torch.dtype:
-    """Accumulation dtype: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of the operands of matrix products."""
-    return x.dtype if x.is_cuda else working_dtype(x)
+    """Dtype of the operands of matrix products; off a GPU also that of everything else, float32 at least."""
+    return x.dtype if x.is_cuda else torch.promote_types(x.dtype, torch.float32)
 
 
 def phi(x: Tensor, code: int) -> tuple[Tensor, Tensor]:
@@ -75,29 +70,11 @@ def _mm(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     return x @ y if x.dtype == dtype else (x.to(dtype) @ y.to(dtype)).to(x.dtype)
 
 
-def _divisor(opt: Options, count: Tensor, total: Tensor | None) -> tuple[Tensor, Tensor]:
-    """z and where its gradient flows. count: keys seen by each row; total: sum of weights, only for DEN_SUM."""
-    if opt.denominator != DEN_SUM or total is None:
-        return count, torch.empty(0)
-    floor = opt.eps * count
-    alive = total.abs() > floor
-    return torch.where(alive, total, torch.where(total < 0, -floor, floor)), alive
-
-
-def _counts(opt: Options, real: Tensor, tokens: int) -> Tensor:
-    """Keys seen by each row, at least 1: broadcastable to (B, H, N, 1). `real` is empty or (B, 1, N, 1) of 0 and 1."""
-    if real.numel():
-        count = real.cumsum(2) if opt.causal else real.sum(2, keepdim=True)
-        return count.clamp_(min=1)
-    if opt.causal:
-        return torch.arange(1, tokens + 1, dtype=real.dtype, device=real.device).view(1, 1, tokens, 1)
-    return torch.full((1, 1, 1, 1), tokens, dtype=real.dtype, device=real.device)
-
-
 def forward(q: Tensor, k: Tensor, v: Tensor, opt: Options, mask: Tensor | None) -> tuple[Tensor, Saved]:
-    """o in the working dtype and what `backward` needs. q, k, v: (B, H, N, D); mask: bool (B, N) or None."""
-    work = working_dtype(q)
-    product = product_dtype(q)
+    """o in the working dtype (float64 for float64, else float32) and what `backward` needs. q, k, v: (B, H, N, D);
+    mask: bool (B, N) or None."""
+    work, product = torch.promote_types(q.dtype, torch.float32), product_dtype(q)
+    # 0 and 1, (B, 1, N, 1); empty without a mask.
     real = torch.empty(0, dtype=work, device=q.device)
     if mask is not None:
         real = mask[:, None, :, None].to(work)
@@ -106,11 +83,23 @@ def forward(q: Tensor, k: Tensor, v: Tensor, opt: Options, mask: Tensor | None) 
     qf, q_aux = phi(q, opt.feature_map)
     kf, k_aux = phi(k, opt.feature_map)
     if mask is not None and opt.feature_map in (ELU1, EXP):
+        # phi(0) is not 0 there.
         kf = kf * real
-    count = _counts(opt, real, q.shape[2])
-    sums = (_causal_sums if opt.causal else _full_sums)(qf, kf, v, opt, real, count, product)
-    z, alive = _divisor(opt, count, sums[1])
-    out = sums[0] if opt.denominator == DEN_NONE else sums[0] / z
+    # Keys seen by each row, at least 1: broadcastable to (B, H, N, 1).
+    if mask is not None:
+        count = (real.cumsum(2) if opt.causal else real.sum(2, keepdim=True)).clamp_(min=1)
+    elif opt.causal:
+        count = torch.arange(1, q.shape[2] + 1, dtype=work, device=q.device).view(1, 1, -1, 1)
+    else:
+        count = torch.full((1, 1, 1, 1), q.shape[2], dtype=work, device=q.device)
+    out, total = (_causal_sums if opt.causal else _full_sums)(qf, kf, v, opt, real, count, product)
+    z, alive = count, torch.empty(0)
+    if total is not None:
+        # The divisor is held away from zero, and where it is held no gradient flows through it.
+        floor = opt.eps * count
+        alive = total.abs() > floor
+        z = torch.where(alive, total, torch.where(total < 0, -floor, floor))
+    out = out if opt.denominator == DEN_NONE else out / z
     return out, Saved(qf, kf, v, q, k, q_aux, k_aux, z, alive, real)
 
 
@@ -142,6 +131,7 @@ def backward(saved: Saved, grad: Tensor, opt: Options, dtype: torch.dtype) -> tu
 
 
 def _full_backward(saved: Saved, g: Tensor, opt: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk by the mapped q and k, and dv, every key seen; g = do / z."""
     q, k, v = saved.q, saved.k, saved.v
     state = _mm(k.transpose(-1, -2), v, dtype) * opt.b
     dq = _mm(g, state.transpose(-1, -2), dtype)
@@ -158,83 +148,87 @@ def _full_backward(saved: Saved, g: Tensor, opt: Options, dtype: torch.dtype) ->
     return dq, dk, dv
 
 
-def _chunks(tokens: int) -> int:
-    return tokens if tokens <= CAUSAL_TILE else CAUSAL_CHUNK
+class _Chunks:
+    """Causal heads of so many tokens in chunks of `size`: one, up to CAUSAL_TILE tokens."""
 
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.size = tokens if tokens <= CAUSAL_TILE else CAUSAL_CHUNK
 
-def _split(x: Tensor, size: int) -> Tensor:
-    """(B, H, N, D) -> (B, H, chunks, size, D), zero rows added at the end."""
-    tokens = x.shape[2]
-    count = -(-tokens // size)
-    if count * size != tokens:
-        x = torch.nn.functional.pad(x, (0, 0, 0, count * size - tokens))
-    return x.reshape(*x.shape[:2], count, size, x.shape[3])
+    def split(self, x: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, chunks, size, D), zero rows added at the end."""
+        count = -(-self.tokens // self.size)
+        if count * self.size != self.tokens:
+            x = torch.nn.functional.pad(x, (0, 0, 0, count * self.size - self.tokens))
+        return x.reshape(*x.shape[:2], count, self.size, x.shape[3])
 
+    def join(self, x: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, : self.tokens]
 
-def _join(x: Tensor, tokens: int) -> Tensor:
-    return x.reshape(*x.shape[:2], -1, x.shape[4])[:, :, :tokens]
+    def before(self, x: Tensor) -> Tensor:
+        """Sum over the chunks before each, along dimension 2."""
+        return x.cumsum(2) - x
 
+    def after(self, x: Tensor) -> Tensor:
+        """Sum over the chunks after each, along dimension 2."""
+        return x.sum(2, keepdim=True) - x.cumsum(2)
 
-def _before(x: Tensor) -> Tensor:
-    """Sum over the chunks before each, along dimension 2."""
-    return x.cumsum(2) - x
-
-
-def _after(x: Tensor) -> Tensor:
-    """Sum over the chunks after each, along dimension 2."""
-    return x.sum(2, keepdim=True) - x.cumsum(2)
-
-
-def _seen(saved_real: Tensor, v: Tensor, tokens: int, size: int) -> Tensor:
-    """0/1 (B or 1, 1, chunks or 1, size, size): within a chunk, may row i see key j."""
-    lower = torch.ones(size, size, dtype=v.dtype, device=v.device).tril_()
-    return lower * _split(saved_real, size).transpose(-1, -2) if saved_real.numel() else lower
+    def seen(self, real: Tensor, v: Tensor) -> Tensor:
+        """0/1 (B or 1, 1, chunks or 1, size, size): within a chunk, may row i see key j? real: as `Saved` has it."""
+        lower = torch.ones(self.size, self.size, dtype=v.dtype, device=v.device).tril_()
+        return lower * self.split(real).transpose(-1, -2) if real.numel() else lower
 
 
 def _causal_sums(
     q: Tensor, k: Tensor, v: Tensor, opt: Options, real: Tensor, count: Tensor, product: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Numerator and sum of weights, keys j <= i."""
-    tokens = q.shape[2]
-    size = _chunks(tokens)
-    qc, kc, vc = _split(q, size), _split(k, size), _split(v, size)
-    weights = (_mm(qc, kc.transpose(-1, -2), product) * opt.b + opt.a) * _seen(real, v, tokens, size)
+    chunks = _Chunks(q.shape[2])
+    qc, kc, vc = chunks.split(q), chunks.split(k), chunks.split(v)
+    # Within a chunk the weights are formed; what lies before it comes as a state.
+    weights = (_mm(qc, kc.transpose(-1, -2), product) * opt.b + opt.a) * chunks.seen(real, v)
     out = _mm(weights, vc, product)
     total = weights.sum(-1, keepdim=True)
-    if size < tokens:
-        state = _before(_mm(kc.transpose(-1, -2), vc, product))
-        out = out + _mm(qc, state * opt.b, product) + opt.a * _before(vc.sum(3, keepdim=True))
+    if chunks.size < chunks.tokens:
+        state = chunks.before(_mm(kc.transpose(-1, -2), vc, product))
+        out = out + _mm(qc, state * opt.b, product) + opt.a * chunks.before(vc.sum(3, keepdim=True))
         past = (
-            _before(_split(real, size).sum(3, keepdim=True))
+            chunks.before(chunks.split(real).sum(3, keepdim=True))
             if real.numel()
-            else size * torch.arange(qc.shape[2], device=q.device).view(-1, 1, 1)
+            else chunks.size * torch.arange(qc.shape[2], device=q.device).view(-1, 1, 1)
         )
-        total = total + opt.b * qc @ _before(kc.sum(3, keepdim=True)).transpose(-1, -2) + opt.a * past
-    return _join(out, tokens), _join(total, tokens) if opt.denominator == DEN_SUM else None
+        total = total + opt.b * qc @ chunks.before(kc.sum(3, keepdim=True)).transpose(-1, -2) + opt.a * past
+    return chunks.join(out), chunks.join(total) if opt.denominator == DEN_SUM else None
 
 
 def _causal_backward(saved: Saved, g: Tensor, opt: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    tokens = g.shape[2]
-    size = _chunks(tokens)
-    q, k, v, gc = (_split(t, size) for t in (saved.q, saved.k, saved.v, g))
-    seen = _seen(saved.real, saved.v, tokens, size)
+    """The chunks' own weights formed once more; the past of dq from states before a chunk, the future of dk and dv from
+    states of the gradient after it."""
+    chunks = _Chunks(g.shape[2])
+    q, k, v, gc = (chunks.split(t) for t in (saved.q, saved.k, saved.v, g))
+    seen = chunks.seen(saved.real, saved.v)
     weights = (_mm(q, k.transpose(-1, -2), dtype) * opt.b + opt.a) * seen
     dweights = _mm(gc, v.transpose(-1, -2), dtype) * seen
-    state = _before(_mm(k.transpose(-1, -2), v, dtype)) * opt.b
+    state = chunks.before(_mm(k.transpose(-1, -2), v, dtype)) * opt.b
     dq_past = _mm(gc, state.transpose(-1, -2), dtype)
     dks = None
     if opt.denominator == DEN_SUM:
-        past = opt.a * (gc @ _before(v.sum(3, keepdim=True)).transpose(-1, -2)) + torch.einsum(
+        past = opt.a * (gc @ chunks.before(v.sum(3, keepdim=True)).transpose(-1, -2)) + torch.einsum(
             "...d,...d->...", q, dq_past
         ).unsqueeze(-1)
-        delta = _split(_join((weights * dweights).sum(-1, keepdim=True) + past, tokens) / saved.z * saved.alive, size)
+        delta = chunks.split(chunks.join((weights * dweights).sum(-1, keepdim=True) + past) / saved.z * saved.alive)
         dweights = dweights - delta * seen
-        dq_past = dq_past - opt.b * delta * _before(k.sum(3, keepdim=True))
-        dks = -opt.b * _after((delta * q).sum(3, keepdim=True))
-    dstate = _after(_mm(q.transpose(-1, -2), gc, dtype)) * opt.b
+        dq_past = dq_past - opt.b * delta * chunks.before(k.sum(3, keepdim=True))
+        dks = -opt.b * chunks.after((delta * q).sum(3, keepdim=True))
+    dstate = chunks.after(_mm(q.transpose(-1, -2), gc, dtype)) * opt.b
     dq = opt.b * _mm(dweights, k, dtype) + dq_past
     dk = opt.b * _mm(dweights.transpose(-1, -2), q, dtype) + _mm(v, dstate.transpose(-1, -2), dtype)
-    dv = _mm(weights.transpose(-1, -2), gc, dtype) + _mm(k, dstate, dtype) + opt.a * _after(gc.sum(3, keepdim=True))
+    dv = (
+        _mm(weights.transpose(-1, -2), gc, dtype)
+        + _mm(k, dstate, dtype)
+        + opt.a * chunks.after(gc.sum(3, keepdim=True))
+    )
     if dks is not None:
         dk = dk + dks
-    return _join(dq, tokens), _join(dk, tokens), _join(dv, tokens)
+    return chunks.join(dq), chunks.join(dk), chunks.join(dv)

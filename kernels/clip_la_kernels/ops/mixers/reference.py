@@ -1,4 +1,4 @@
-"""The law of the mixers beyond plain linear attention: whole matrices of weights, or one token after another.
+"""The reference of the mixers beyond plain linear attention: whole matrices of weights, or one token after another.
 
 Slow, clear, differentiable, any floating dtype, layout (B, N, H, D) throughout, as in reference.py. `grid` is (rows,
 columns) with `prefix` tokens before it, or None for a causal sequence.
@@ -113,14 +113,14 @@ def scan_reference(
     out: dict[int, Tensor] = {}
     for t in order:
         key, value = k[:, t, :, :, None], v[:, t, :, None, :]
-        kept = state = decay[:, t, :, :, None] * state
+        decayed = state = decay[:, t, :, :, None] * state
         own = key * value
         if step is not None:
             rate = step[:, t, :, :, None]
             state = state - rate * key * (key * state).sum(2, keepdim=True)
             own = rate * own
         state = state + own
-        out[t] = (q[:, t, :, :, None] * (state if inclusive else kept)).sum(2)
+        out[t] = (q[:, t, :, :, None] * (state if inclusive else decayed)).sum(2)
     return torch.stack([out[t] for t in range(v.shape[1])], 1)
 
 

@@ -14,7 +14,7 @@ GIGA = 1e9
 _NUMBERS = ("pixels", "tokens", "context", "parameters", "image", "text", "GFLOPs", "image", "text")
 
 
-# --speed: calls before the first that counts, and those that count; the median is told.
+# --speed: calls before the first that counts, and those that count; the median is reported.
 WARM_UP, CALLS = 2, 5
 
 
@@ -76,9 +76,8 @@ def kinds() -> list[dict]:
 
     `grows_with_tokens` is of the kind at its defaults: such a model is tied to the image size that it was trained at.
     """
-    from clip_la.models.attention.kinds import attention_kind, grows_with_tokens, list_attention
+    from clip_la.models.attention.kinds import attention_kind, list_attention
     from clip_la.models.attention.options import OneOf
-    from clip_la.models.attention.pattern import AttentionChoice
 
     rows = []
     for name in list_attention():
@@ -87,8 +86,7 @@ def kinds() -> list[dict]:
             option: f"{o.default} of {'|'.join(o.choices)}" if isinstance(o, OneOf) else f"{o.default:g}"
             for option, o in kind.options.items()
         }
-        plain = AttentionChoice(name, {option: each.default for option, each in kind.options.items()})
-        grows = grows_with_tokens(plain)
+        grows = kind.grows_with_tokens({option: each.default for option, each in kind.options.items()})
         row = {"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal}
         rows.append(row | {"grows_with_tokens": grows})
     return rows
@@ -186,25 +184,18 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
         (scale * image_features * text_features).sum().backward()
         model.zero_grad()
 
+    def median_seconds(call: Callable[[], None]) -> float:
+        times = []
+        for _ in range(WARM_UP + CALLS):
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":  # a call returns when its kernels are queued
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times[WARM_UP:])
+
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        return {
-            name: batch / _median_time(call, device.type == "cuda")
-            for name, call in (("forward", forward), ("training", training))
-        }
-
-
-def _median_time(call: Callable[[], None], on_gpu: bool) -> float:
-    """Seconds of one call."""
-    import torch
-
-    times = []
-    for _ in range(WARM_UP + CALLS):
-        start = time.perf_counter()
-        call()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_UP:])
+        return {"forward": batch / median_seconds(forward), "training": batch / median_seconds(training)}
 
 
 def _lines(rows: list[dict]) -> list[str]:

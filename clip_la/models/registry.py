@@ -32,14 +32,10 @@ def _built_in() -> dict[str, Callable[[], ModelSpec]]:
     return _PRESETS
 
 
-def _presets() -> dict[str, Callable[[], ModelSpec]]:
-    plugins.load_plugins()
-    return _built_in()
-
-
 def list_models() -> list[str]:
     """The names of all presets, those of plugins included, sorted. Raises UserError for a plugin that fails."""
-    return sorted(_presets())
+    plugins.load_plugins()
+    return sorted(_built_in())
 
 
 def model_spec(
@@ -66,7 +62,8 @@ def model_spec(
 
     Raises UserError for an unknown name, a pattern that does not fit, or sizes that do not fit together.
     """
-    presets = _presets()
+    plugins.load_plugins()
+    presets = _built_in()
     if name not in presets:
         raise unknown("model", name, presets)
     preset = presets[name]()

@@ -165,7 +165,19 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
     class cannot be imported or is not derived from Attention.
     """
     kind = attention_kind(choice.kind)
-    layer = _layer_class(choice.kind, kind.layer)
+    layer: Any = kind.layer
+    if isinstance(layer, str):
+        module, _, name = layer.partition(":")
+        try:
+            layer = getattr(importlib.import_module(module, __package__), name)
+        except Exception as error:  # whatever runs while a module of a plugin is imported
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"attention kind '{choice.kind}': cannot import its layer {layer}: {why}") from error
+    if not (isinstance(layer, type) and issubclass(layer, Attention)):
+        # The towers initialise and place an Attention alone.
+        raise UserError(
+            f"attention kind '{choice.kind}': its layer {shown(layer)} is not derived from clip_la.Attention"
+        )
     around = {name: value for name, value in choice.options.items() if name in AROUND_PLAIN}
     own = {name: value for name, value in choice.options.items() if name not in AROUND_PLAIN}
     arguments: dict[str, Any] = {**kind.fixed, **own, "around": around}
@@ -175,17 +187,3 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
             return layer(dim, **timm_arguments, **arguments)
 
     return Bound
-
-
-def _layer_class(kind: str, layer: str | type) -> type[Attention]:
-    if isinstance(layer, str):
-        module, _, name = layer.partition(":")
-        try:
-            layer = getattr(importlib.import_module(module, __package__), name)
-        except Exception as error:  # whatever runs while a module of a plugin is imported
-            why = f"{type(error).__name__}: {error}"
-            raise UserError(f"attention kind '{kind}': cannot import its layer {layer}: {why}") from error
-    if not (isinstance(layer, type) and issubclass(layer, Attention)):
-        # The towers initialise and place an Attention alone.
-        raise UserError(f"attention kind '{kind}': its layer {shown(layer)} is not derived from clip_la.Attention")
-    return layer

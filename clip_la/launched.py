@@ -77,7 +77,7 @@ def speaks() -> bool:
 
 
 def end_job() -> None:
-    """After the user has been told: ends torchrun and the processes beside this one, where that can be done."""
+    """After the error was printed: ends torchrun and the processes beside this one, where that can be done."""
     sys.stdout.flush()
     sys.stderr.flush()
     if os.environ.get("GROUP_WORLD_SIZE") != "1" or not _Process(_PARENT).is_launcher:
@@ -108,11 +108,11 @@ def lost_rank(error: Exception) -> str | None:
     if world == 1 or not _LOST.search(str(error)):
         return None
     if gone := _gone():
-        return _told_of(gone, GONE)
+        return _report_of(gone, GONE)
     stopped = [rank for rank, process in _beside().items() if process.state in "Tt"]
     seen = _PLACES.sub("", str(error).partition(". ")[0].partition("\n")[0]).strip()
     how = f"does not answer (seen by rank {os.environ.get('RANK', '0')}: {seen})"
-    return _told_of(stopped, how)
+    return _report_of(stopped, how)
 
 
 def listen() -> None:
@@ -121,7 +121,7 @@ def listen() -> None:
     def end(number: int, frame: object) -> None:
         gone = _gone()
         if gone and speaks():
-            print(f"clip-la: error: {_told_of(gone, GONE)}", file=sys.stderr, flush=True)
+            print(f"clip-la: error: {_report_of(gone, GONE)}", file=sys.stderr, flush=True)
         # No clean-up: collective calls of the others would be waited for.
         os._exit(SIGNAL_EXIT_CODE + number)
 
@@ -129,7 +129,7 @@ def listen() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
-def _told_of(ranks: list[int], how: str) -> str:
+def _report_of(ranks: list[int], how: str) -> str:
     """What is said of these ranks; none if it is not known which."""
     who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "another rank"
     return (

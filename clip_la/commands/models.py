@@ -96,6 +96,7 @@ def _plans(attention: str | None) -> list[tuple[str, str]]:
     """(image, text) attention of each row."""
     from clip_la.models.attention.kinds import attention_kind, list_attention
 
+    # A text tower cannot have a kind without a causal form: softmax stands in for it.
     if attention is None:
         return [(kind, kind if attention_kind(kind).causal else "softmax") for kind in list_attention()]
     image, slash, text = attention.partition("/")
@@ -156,6 +157,7 @@ def table(
             rows.append(row)
     if not rows:
         raise unfit[0]
+    # A plan for twelve layers leaves the small presets out; only where nothing fits is that an error.
     for left_out in unfit:
         print(f"left out: {left_out}", file=sys.stderr)
     return rows
@@ -169,6 +171,7 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_from_spec(spec, seed=0).to(device)
+    # Uncompiled, small models would be measured by how fast Python launches their kernels.
     if device.type == "cuda":
         model.image.compile()
         model.text.compile()

@@ -127,5 +127,6 @@ def load_weights(model: CLIP, state_dict: dict[str, Tensor], source: str) -> Non
         if len(misfits) > len(shown):
             shown.append(f"and {len(misfits) - len(shown)} more")
         raise UserError(f"{source} is of another architecture than {model.spec.name}: {'; '.join(shown)}")
+    # Assigned, not copied: the model is on the meta device and has no memory of its own.
     model.load_state_dict(as_numbers(state_dict, source), assign=True)
     model.requires_grad_(True)

@@ -15,6 +15,8 @@ from clip_la.models.text_tower import TextTower
 class CLIP(nn.Module):
     """Two towers and a temperature (arXiv 2103.00020). Made by create_model or model_from_spec, which set the weights.
 
+    The logit of image i and caption j is exp(logit_scale) f_i . g_j, of features of length one.
+
     Attributes:
         spec: the architecture.
         logit_scale: logarithm of the factor on cosine similarities.

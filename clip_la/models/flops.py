@@ -30,6 +30,7 @@ def flops(spec: ModelSpec) -> dict[str, int]:
         blocks = len(choices) * 2 * layout.max_tokens * width * (4 * width + 2 * MLP_RATIO * width)
         attention = sum(attention_kind(c.kind).flops(layout, width, width // heads, c.options) for c in choices)
         cost[tower] = blocks + attention + 2 * width * spec.embed_dim
+    # A convolution whose stride is its kernel: a product of each patch with the weights.
     num_patches = spec.num_image_tokens - 1
     cost["image"] += 2 * num_patches * IMAGE_CHANNELS * spec.patch_size**2 * spec.image_width
     return cost | {"total": cost["image"] + cost["text"]}

@@ -7,6 +7,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from clip_la.errors import UserError, shown, unknown
 
+# open_clip builds whatever a file says, and dies of a wrong value deep inside or goes on with another model.
+
 # Whole numbers of a tower that are counts or sizes, and those that may be anything from 0.
 _FROM_ZERO = ("pad_id", "eos_id")
 _MOST = 1 << 24

@@ -66,6 +66,7 @@ def model_spec(
     presets = _built_in()
     if name not in presets:
         raise unknown("model", name, presets)
+    # An option that is None is the preset's; its checks run once, on the outcome, so that sizes may change together.
     preset = presets[name]()
     return preset.replace(
         image_attention=attention if image_attention is None else image_attention,

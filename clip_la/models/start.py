@@ -10,7 +10,7 @@ from clip_la.models.clip import model_from_spec
 from clip_la.models.spec import ModelSpec
 
 PICTURES = 2
-# Pictures are noise of this side, enlarged: neighbouring patches are alike, as in photographs.
+# Images are noise of this side, enlarged: neighbouring patches are alike, as in photographs.
 NOISE_SIDE = 16
 
 
@@ -19,7 +19,7 @@ def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
 
     Keys: "branch_first", "branch_middle", "branch_last": what attention adds to the residual stream over what the
     stream holds there; "residual_last": what the last block receives (the first receives 1); "gradient_q" and
-    "gradient_k": gradients of the cosine between two pictures by the q and k of the middle layer, over that by its v.
+    "gradient_k": gradients of the cosine between two images by the q and k of the middle layer, over that by its v.
     """
 
     def rms(x: Tensor) -> float:

@@ -48,6 +48,7 @@ class MhlaAttention(Attention):
         layout = self.placed()
         with torch.autocast(qkv.device.type, enabled=False):
             q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+            # Never quite zero: a row whose features are all zero would divide by nothing.
             q, k = ((part.relu() + ZERO).to(v.dtype) for part in (q, k))
             mixture = widened(self.mixture).exp()
             form = self._pairs if Mhla.is_quadratic(layout, self.head_dim, {"blocks": self.blocks}) else self._states

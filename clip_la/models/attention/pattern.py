@@ -164,6 +164,7 @@ def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
 
 def canonical_pattern(pattern: str, num_layers: int) -> str:
     """The shortest pattern of the same meaning: equal attention has equal names. Raises as layer_choices does."""
+    # As text, for equal choices are spelt alike; a plan and its canonical spelling make the same checkpoint.
     runs = [(name, len(list(run))) for name, run in groupby(map(str, layer_choices(pattern, num_layers)))]
     if len(runs) == 1:
         return runs[0][0]

@@ -174,6 +174,7 @@ class ScanAttention(Attention):
             q, k = self.prepared(q, k)
             patches = [part[:, :, prefix:] for part in (q, k, v)]
             out = self.scan(patches, gates[0], True)
+            # The way back leaves out each token's own term: counted twice it would weigh double beside all others.
             if self.directions == 2:
                 turned = [part.flip(2) for part in patches]
                 out = out + self.scan(turned, [gate.flip(2) for gate in gates[1]], False).flip(2)

@@ -15,9 +15,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 _PARENT = os.getppid()
 _PROC = Path("/proc")
@@ -51,47 +52,46 @@ def rank_timeout() -> timedelta:
 
 def speaks() -> bool:
     """Whether this process is to tell the user of an error: the first of its job to ask."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        # With --devices the first process starts the others, which have a LOCAL_RANK.
-        return _claimed("devices", str(_PARENT if os.environ.get("LOCAL_RANK", "0") != "0" else os.getpid()))
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends in any case, and is not to be cut short
-    if _is_orphan():  # another one has spoken, and ended the launcher
-        return False
-    # Whoever binds the name first has it until it ends; torchrun's own store would answer its end with warnings.
-    job = (str(_PARENT), *(os.environ.get(f"TORCHELASTIC_{part}", "") for part in ("RUN_ID", "RESTART_COUNT")))
-    return _claimed(*job)
-
-
-def _claimed(*job: str) -> bool:
     global _claim
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends in any case, and is not to be cut short
+        if _is_orphan():  # another one has spoken, and ended the launcher
+            return False
+        parts = (os.environ.get(f"TORCHELASTIC_{part}", "") for part in ("RUN_ID", "RESTART_COUNT"))
+        job = (str(_PARENT), *parts)
+    else:
+        # With --devices the first process starts the others, which have a LOCAL_RANK.
+        job = ("devices", str(_PARENT if os.environ.get("LOCAL_RANK", "0") != "0" else os.getpid()))
     if _claim is not None:
         return True
+    # Whoever binds the name first has it until it ends; torchrun's own store would answer its end with warnings.
     try:
         _claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _claim.bind("\0clip-la-error-" + "-".join(job))
     except OSError as error:
         _claim = None
+        # Where there are no such names at all, the first rank speaks.
         return error.errno != errno.EADDRINUSE and os.environ.get("RANK", "0") == "0"
     return True
 
 
 def end_job() -> None:
-    """After the user has been told: ends torchrun and the processes beside this one, where that can be done."""
+    """After the error was printed: ends torchrun and the processes beside this one, where that can be done."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.environ.get("GROUP_WORLD_SIZE") != "1" or not _is_launcher(_PARENT):
+    if os.environ.get("GROUP_WORLD_SIZE") != "1" or not _Process(_PARENT).is_launcher:
         return
-    others = [pid for pid in _beside().values() if pid != os.getpid()]
+    others = [process for process in _beside().values() if process.pid != os.getpid()]
     os.kill(_PARENT, _SIGNAL)
     if not _wait(lambda: os.getppid() != _PARENT, _ENDING_S[1][1]):
         return  # the first process of a container takes no such signal
     for number, seconds in _ENDING_S:
-        for pid in filter(_is_running, others):
-            if number is not None:
+        for process in others:
+            if number is not None and process.is_running:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-        if _wait(lambda: not any(map(_is_running, others)), seconds):
+                    os.kill(process.pid, number)
+        if _wait(lambda: not any(process.is_running for process in others), seconds):
             return
 
 
@@ -108,27 +108,30 @@ def lost_rank(error: Exception) -> str | None:
     if world == 1 or not _LOST.search(str(error)):
         return None
     if gone := _gone():
-        return _told_of(_named(gone), GONE)
-    stopped = [rank for rank, pid in _beside().items() if _state(pid) in "Tt"]
+        return _report_of(gone, GONE)
+    stopped = [rank for rank, process in _beside().items() if process.state in "Tt"]
     seen = _PLACES.sub("", str(error).partition(". ")[0].partition("\n")[0]).strip()
     how = f"does not answer (seen by rank {os.environ.get('RANK', '0')}: {seen})"
-    return _told_of(_named(stopped) or "another rank", how)
+    return _report_of(stopped, how)
 
 
 def listen() -> None:
     """Under torchrun: lets this process tell which one is gone when torchrun ends it for that, by SIGTERM."""
+
+    def end(number: int, frame: object) -> None:
+        gone = _gone()
+        if gone and speaks():
+            print(f"clip-la: error: {_report_of(gone, GONE)}", file=sys.stderr, flush=True)
+        # No clean-up: collective calls of the others would be waited for.
+        os._exit(SIGNAL_EXIT_CODE + number)
+
     if "TORCHELASTIC_RUN_ID" in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGTERM, end)
 
 
-def _end(number: int, frame: object) -> None:
-    gone = _gone()
-    if gone and speaks():
-        print(f"clip-la: error: {_told_of(_named(gone), GONE)}", file=sys.stderr, flush=True)
-    os._exit(SIGNAL_EXIT_CODE + number)
-
-
-def _told_of(who: str, how: str) -> str:
+def _report_of(ranks: list[int], how: str) -> str:
+    """What is said of these ranks; none if it is not known which."""
+    who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "another rank"
     return (
         f"{who} of {os.environ['WORLD_SIZE']} {how}; what was saved is whole: the same command, for a training with "
         "--resume, goes on from there"
@@ -143,56 +146,56 @@ def _gone() -> list[int]:
     return [rank for rank in own if rank not in alive] if alive else []
 
 
-def _named(ranks: list[int]) -> str:
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks)) if ranks else ""
-
-
 def _is_orphan() -> bool:
     """Also of a parent that ended before this module was read: the first process stands in for it."""
-    return os.getppid() != _PARENT or (_PARENT == 1 and not _is_launcher(1))
+    return os.getppid() != _PARENT or (_PARENT == 1 and not _Process(1).is_launcher)
 
 
-def _is_launcher(pid: int) -> bool:
-    return bool(_LAUNCHERS.search(_read(pid, "cmdline") + b"\0"))
+class _Process(NamedTuple):
+    """A process of this machine as /proc shows it; where there is no /proc, none is running."""
+
+    pid: int
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (_PROC / str(self.pid) / name).read_bytes()
+        except OSError:
+            return b""
+
+    @property
+    def state(self) -> str:
+        """One letter: R, S, D, T (stopped), Z (ended); X for no process."""
+        # The name before it, in brackets, may hold spaces and brackets of its own.
+        fields = self.read("stat").rpartition(b")")[2].split()
+        return fields[0].decode() if fields else "X"
+
+    @property
+    def parent(self) -> int:
+        fields = self.read("stat").rpartition(b")")[2].split()
+        return int(fields[1]) if len(fields) > 1 else 0
+
+    @property
+    def is_running(self) -> bool:
+        return self.state not in "ZX"
+
+    @property
+    def is_launcher(self) -> bool:
+        """Is it torchrun, however that was started?"""
+        return bool(_LAUNCHERS.search(self.read("cmdline") + b"\0"))
 
 
-def _beside() -> dict[int, int]:
-    """Rank -> process id of the running processes that the same torchrun has started here, this one included."""
+def _beside() -> dict[int, _Process]:
+    """Rank -> process of those running that the same torchrun has started here, this one included."""
     own = os.environ.get("TORCHELASTIC_RUN_ID", "").encode()
     found = {}
-    for pid in _pids():
-        if _state(pid) in "ZX" or _parent(pid) != _PARENT:
+    names = [path.name for path in _PROC.iterdir()] if _PROC.is_dir() else []
+    for process in (_Process(int(name)) for name in names if name.isdigit()):
+        if not process.is_running or process.parent != _PARENT:
             continue
-        environment = dict(entry.partition(b"=")[::2] for entry in _read(pid, "environ").split(b"\0"))
+        environment = dict(entry.partition(b"=")[::2] for entry in process.read("environ").split(b"\0"))
         if environment.get(b"TORCHELASTIC_RUN_ID") == own and environment.get(b"RANK", b"").isdigit():
-            found[int(environment[b"RANK"])] = pid
+            found[int(environment[b"RANK"])] = process
     return found
-
-
-def _pids() -> Iterable[int]:
-    return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()] if _PROC.is_dir() else []
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        return (_PROC / str(pid) / name).read_bytes()
-    except OSError:
-        return b""
-
-
-def _state(pid: int) -> str:
-    """One letter: R, S, D, T (stopped), Z (ended); X for no process."""
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
-    return fields[0].decode() if fields else "X"
-
-
-def _parent(pid: int) -> int:
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
-    return int(fields[1]) if len(fields) > 1 else 0
-
-
-def _is_running(pid: int) -> bool:
-    return _state(pid) not in "ZX"
 
 
 def _wait(is_done: Callable[[], bool], seconds: float) -> bool:

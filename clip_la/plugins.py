@@ -60,10 +60,22 @@ def load_plugins() -> None:
     before, wanted = _loaded, os.environ.get(VARIABLE, "")
     if wanted == before:
         return
+    from importlib.metadata import entry_points  # late: most calls end above
+
     _loaded = wanted  # first, for plugins use the registers themselves
     try:
-        if before is None:
-            _load_installed()
+        for point in entry_points(group=GROUP) if before is None else ():
+            try:
+                target = point.load()
+                # A module has registered its kinds by being imported, a function does so when it is called.
+                if callable(target):
+                    target()
+            except (Exception, SystemExit) as error:
+                package = point.dist.name if point.dist else point.value
+                raise UserError(
+                    f"plugin {point.name} of the installed package {package}: {_what_went_wrong(error, '')};"
+                    " mend or uninstall that package"
+                ) from error
         for path in _paths(wanted):
             _run_file(path)
     except UserError:
@@ -76,47 +88,29 @@ def _paths(text: str) -> list[Path]:
 
 
 def _run_file(path: Path) -> None:
+    """Runs a plugin file once; raises the UserError of its first run again."""
     if path not in _files:
+        # Marked first: a plugin that asks the registers for something must not start itself again.
         _files[path] = None
         try:
-            _execute(path)
+            if not path.is_file():
+                raise UserError(f"no plugin file at {path}")
+            # The path is in the name: two files may be called the same.
+            name = f"clip_la_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+            spec = importlib.util.spec_from_file_location(name, path)
+            if spec is None or spec.loader is None:
+                raise UserError(f"plugin {path} is no Python file: its name must end in .py")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module  # dataclasses and pickle look their module up there
+            try:
+                spec.loader.exec_module(module)
+            except (Exception, SystemExit) as error:
+                del sys.modules[name]
+                raise UserError(f"plugin {path}: {_what_went_wrong(error, str(path))}") from error
         except UserError as error:
             _files[path] = error
     if (error_before := _files[path]) is not None:
         raise error_before
-
-
-def _execute(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"no plugin file at {path}")
-    # The path is in the name: two files may be called the same.
-    name = f"clip_la_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"plugin {path} is no Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UserError(f"plugin {path}: {_what_went_wrong(error, str(path))}") from error
-
-
-def _load_installed() -> None:
-    from importlib.metadata import entry_points
-
-    for point in entry_points(group=GROUP):
-        try:
-            target = point.load()
-            if callable(target):
-                target()
-        except (Exception, SystemExit) as error:
-            package = point.dist.name if point.dist else point.value
-            raise UserError(
-                f"plugin {point.name} of the installed package {package}: {_what_went_wrong(error, '')};"
-                " mend or uninstall that package"
-            ) from error
 
 
 def _what_went_wrong(error: BaseException, file: str) -> str:

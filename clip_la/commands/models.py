@@ -73,9 +73,8 @@ def kinds() -> list[dict]:
 
     `grows_with_tokens` is of the kind at its defaults: such a model is tied to the image size that it was trained at.
     """
-    from clip_la.models.attention.kinds import attention_kind, grows_with_tokens, list_attention
+    from clip_la.models.attention.kinds import attention_kind, list_attention
     from clip_la.models.attention.options import OneOf
-    from clip_la.models.attention.pattern import AttentionChoice
 
     rows = []
     for name in list_attention():
@@ -84,8 +83,7 @@ def kinds() -> list[dict]:
             option: f"{o.default} of {'|'.join(o.choices)}" if isinstance(o, OneOf) else f"{o.default:g}"
             for option, o in kind.options.items()
         }
-        plain = AttentionChoice(name, {option: each.default for option, each in kind.options.items()})
-        grows = grows_with_tokens(plain)
+        grows = kind.grows_with_tokens({option: each.default for option, each in kind.options.items()})
         row = {"kind": name, "summary": kind.summary, "options": options, "causal": kind.causal}
         rows.append(row | {"grows_with_tokens": grows})
     return rows
@@ -95,6 +93,7 @@ def _plans(attention: str | None) -> list[tuple[str, str]]:
     """(image, text) attention of each row."""
     from clip_la.models.attention.kinds import attention_kind, list_attention
 
+    # A text tower cannot have a kind without a causal form: softmax stands in for it.
     if attention is None:
         return [(kind, kind if attention_kind(kind).causal else "softmax") for kind in list_attention()]
     image, slash, text = attention.partition("/")
@@ -155,6 +154,7 @@ def table(
             rows.append(row)
     if not rows:
         raise unfit[0]
+    # A plan for twelve layers leaves the small presets out; only where nothing fits is that an error.
     for left_out in unfit:
         print(f"left out: {left_out}", file=sys.stderr)
     return rows
@@ -169,6 +169,7 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model_from_spec(spec, seed=0).to(device)
+    # Uncompiled, small models would be measured by how fast Python launches their kernels.
     if device.type == "cuda":
         model.image.compile()
         model.text.compile()

@@ -57,8 +57,10 @@ def model_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tuple[
     block, spec = read_block(checkpoint, path)
     weights = checkpoint.get(STATE_DICT)
     found = find_weights(weights if isinstance(weights, dict) else {}, str(path))
+    # Ours holds the model alone; Lightning's is the task's, whose other parameters (a logit bias) belong to no owner.
+    owned = {name: tensor for name, tensor in found.items() if OWNERS & set(name.split(".")[:-1])}
     model = empty_model(spec)
-    load_weights(model, plain_names(_model_weights(found), str(path)), str(path))
+    load_weights(model, plain_names(owned or found, str(path)), str(path))
     return model, {name: value for name, value in block.items() if name not in ("format", "spec")}
 
 
@@ -82,18 +84,13 @@ def read_block(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tupl
         if value is not None and not (of_kind and (least is None or value >= least)):
             bound = "" if least is None else f" of at least {least}"
             raise UserError(f"{path}: {name} is {shown(value)}, not {_TYPES[kind]}{bound}")
-    _check_lineage(block.get("lineage"), path)
+    lineage = block.get("lineage")
+    if lineage is not None and not (isinstance(lineage, list) and all(isinstance(line, dict) for line in lineage)):
+        raise UserError(f"{path}: lineage is {shown(lineage)}, not a list of dictionaries")
     try:
         return block, ModelSpec.from_dict(block["spec"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _check_lineage(lineage: Any, path: str | os.PathLike[str]) -> None:
-    """Raises UserError unless what the weights come from is a dictionary a training, or nothing."""
-    if lineage is None or (isinstance(lineage, list) and all(isinstance(line, dict) for line in lineage)):
-        return
-    raise UserError(f"{path}: lineage is {shown(lineage)}, not a list of dictionaries")
 
 
 def read_torch_file(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[str, Any]:
@@ -104,8 +101,13 @@ def read_torch_file(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     if not Path(path).is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        _check_sums(Path(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            # torch.load checks no checksums: a byte that changed would be a wrong weight without a word.
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():
+                    raise UserError(f"{path} is damaged ({broken} does not match its checksum)")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except (MemoryError, UserError):
         raise
     # Damage makes zipfile and the unpickler raise almost anything: UnicodeDecodeError, IndexError, struct.error, ...
@@ -115,22 +117,6 @@ def read_torch_file(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint")
     return checkpoint
-
-
-def _check_sums(path: Path) -> None:
-    """Raises UserError for a byte that changed: torch.load itself checks no checksums, it would be a wrong weight."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        broken = archive.testzip()
-    if broken:
-        raise UserError(f"{path} is damaged ({broken} does not match its checksum)")
-
-
-def _model_weights(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The model's part of a state dict: all of ours; of Lightning's, which is the task's, what belongs to an owner."""
-    owned = {name: tensor for name, tensor in state_dict.items() if OWNERS & set(name.split(".")[:-1])}
-    return owned or state_dict
 
 
 def load_weights(model: CLIP, state_dict: dict[str, Tensor], source: str) -> None:
@@ -148,5 +134,6 @@ def load_weights(model: CLIP, state_dict: dict[str, Tensor], source: str) -> Non
         if len(misfits) > len(shown):
             shown.append(f"and {len(misfits) - len(shown)} more")
         raise UserError(f"{source} is of another architecture than {model.spec.name}: {'; '.join(shown)}")
+    # Assigned, not copied: the model is on the meta device and has no memory of its own.
     model.load_state_dict(as_numbers(state_dict, source), assign=True)
     model.requires_grad_(True)

@@ -15,6 +15,8 @@ from clip_la.models.text_tower import TextTower
 class CLIP(nn.Module):
     """Two towers and a temperature (arXiv 2103.00020). Made by create_model or model_from_spec, which set the weights.
 
+    The logit of image i and caption j is exp(logit_scale) f_i . g_j, of features of length one.
+
     Attributes:
         spec: the architecture.
         logit_scale: logarithm of the factor on cosine similarities.
@@ -32,7 +34,7 @@ class CLIP(nn.Module):
     ) -> Float[Tensor, "batch embed_dim"]:
         """Features of pixels normalised by spec.pixel_mean and spec.pixel_std, of length one if `normalize`."""
         features = self.image(images)
-        return _unit(features) if normalize else features
+        return self._unit(features) if normalize else features
 
     def encode_text(
         self, tokens: Int[Tensor, "batch tokens"], normalize: bool = True
@@ -42,13 +44,18 @@ class CLIP(nn.Module):
         Raises ValueError for captions longer than spec.context_length.
         """
         features = self.text(tokens)
-        return _unit(features) if normalize else features
+        return self._unit(features) if normalize else features
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"], tokens: Int[Tensor, "batch tokens"]
     ) -> tuple[Float[Tensor, "batch embed_dim"], Float[Tensor, "batch embed_dim"], Float[Tensor, ""]]:
         """Image and text features of length one, and the factor on their products."""
         return self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp()
+
+    @staticmethod
+    def _unit(features: Tensor) -> Tensor:
+        """Rows of length one, in float32 at least: bf16 would leave ties between classes."""
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes activations in the backward pass: less memory, a third more compute."""
@@ -63,11 +70,6 @@ class CLIP(nn.Module):
         """What weight decay should spare, as in open_clip's training: gains, biases, class token, temperatures."""
         spared = {name for name, p in self.named_parameters() if p.ndim < 2 or name.endswith(UNDECAYED)}
         return spared | {"image.trunk.cls_token"}
-
-
-def _unit(features: Tensor) -> Tensor:
-    """Rows of length one, in float32 at least: bf16 would leave ties between classes."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def empty_model(spec: ModelSpec) -> CLIP:

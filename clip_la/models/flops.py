@@ -6,7 +6,7 @@ attention counts in full, and so does the last block, as published, though its M
 counters are no help here: they miss fused attention and give every kind the same cost.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.layout import Layout
@@ -19,22 +19,27 @@ FLOPS_PER_MAC = 2
 TRAINING_FACTOR = 3
 
 
-def _tower_flops(choices: Sequence[AttentionChoice], layout: Layout, width: int, num_heads: int) -> int:
-    """Blocks of one tower: 2 N d (3d + d) for qkv and output, 2 N d (2 r d) for the MLP, and the attention."""
-    projections = 2 * layout.max_tokens * width * (4 * width + 2 * MLP_RATIO * width)
-    attention = sum(attention_kind(c.kind).flops(layout, width, width // num_heads, c.options) for c in choices)
-    return len(choices) * projections + attention
-
-
 def flops(spec: ModelSpec) -> dict[str, int]:
-    """Forward FLOPs of one pair, captions at full context length: {"image", "text", "total"}."""
+    """Forward FLOPs of one pair, captions at full context length: {"image", "text", "total"}.
+
+    A block costs 2 N d (3 d + d) for qkv and output, 2 N d (2 r d) for the MLP, and its attention, with N tokens, width
+    d and MLP ratio r; a tower its projection to the shared space besides, 2 d embed_dim for one token.
+    """
+    cost = {}
+    for tower, choices, layout, width, heads in _towers(spec):
+        blocks = len(choices) * 2 * layout.max_tokens * width * (4 * width + 2 * MLP_RATIO * width)
+        attention = sum(attention_kind(c.kind).flops(layout, width, width // heads, c.options) for c in choices)
+        cost[tower] = blocks + attention + 2 * width * spec.embed_dim
+    # A convolution whose stride is its kernel: a product of each patch with the weights.
     num_patches = spec.num_image_tokens - 1
-    patch_embedding = 2 * num_patches * IMAGE_CHANNELS * spec.patch_size**2 * spec.image_width
-    image = patch_embedding + _tower_flops(spec.image_choices, spec.image_layout, spec.image_width, spec.image_heads)
-    image += 2 * spec.image_width * spec.embed_dim
-    text = _tower_flops(spec.text_choices, spec.text_layout, spec.text_width, spec.text_heads)
-    text += 2 * spec.text_width * spec.embed_dim
-    return {"image": image, "text": text, "total": image + text}
+    cost["image"] += 2 * num_patches * IMAGE_CHANNELS * spec.patch_size**2 * spec.image_width
+    return cost | {"total": cost["image"] + cost["text"]}
+
+
+def _towers(spec: ModelSpec) -> Iterator[tuple[str, Sequence[AttentionChoice], Layout, int, int]]:
+    """(name, attention of each layer, layout of the tokens, width, heads) of both towers."""
+    yield "image", spec.image_choices, spec.image_layout, spec.image_width, spec.image_heads
+    yield "text", spec.text_choices, spec.text_layout, spec.text_width, spec.text_heads
 
 
 def gmacs(num_flops: float) -> float:
@@ -47,29 +52,19 @@ def training_flops(spec: ModelSpec) -> int:
     return TRAINING_FACTOR * flops(spec)["total"]
 
 
-def _block_parameters(width: int) -> int:
-    qkv_and_output = 4 * width * width + 4 * width
-    mlp = 2 * MLP_RATIO * width * width + (MLP_RATIO + 1) * width
-    return qkv_and_output + mlp + 2 * _norm_parameters(width)
-
-
-def _extra_parameters(choices: Sequence[AttentionChoice], layout: Layout, width: int, num_heads: int) -> int:
-    """What attention has beyond qkv and output."""
-    return sum(attention_kind(c.kind).parameters(layout, width, width // num_heads, c.options) for c in choices)
-
-
-def _norm_parameters(width: int) -> int:
-    return 2 * width
-
-
 def num_parameters(spec: ModelSpec) -> dict[str, int]:
     """Trainable numbers: {"image", "text", "total"}; the total has the logit scale too."""
-    d = spec.image_width
-    image = IMAGE_CHANNELS * spec.patch_size**2 * d + d + spec.num_image_tokens * d + 2 * _norm_parameters(d)
-    image += spec.image_layers * _block_parameters(d) + d * spec.embed_dim
-    image += _extra_parameters(spec.image_choices, spec.image_layout, d, spec.image_heads)
-    w = spec.text_width
-    text = spec.vocab_size * w + spec.context_length * w + _norm_parameters(w)
-    text += spec.text_layers * _block_parameters(w) + w * spec.embed_dim
-    text += _extra_parameters(spec.text_choices, spec.text_layout, w, spec.text_heads)
-    return {"image": image, "text": text, "total": image + text + 1}
+    d, w = spec.image_width, spec.text_width
+    # A norm has a gain and a bias a feature: before and after the blocks of the image tower, after those of the text.
+    patches = IMAGE_CHANNELS * spec.patch_size**2 * d
+    count = {
+        "image": patches + d + spec.num_image_tokens * d + 2 * 2 * d + d * spec.embed_dim,
+        "text": spec.vocab_size * w + spec.context_length * w + 2 * w + w * spec.embed_dim,
+    }
+    for tower, choices, layout, width, heads in _towers(spec):
+        qkv_and_output = 4 * width * width + 4 * width
+        mlp = 2 * MLP_RATIO * width * width + (MLP_RATIO + 1) * width
+        two_norms = 2 * 2 * width
+        extras = sum(attention_kind(c.kind).parameters(layout, width, width // heads, c.options) for c in choices)
+        count[tower] += len(choices) * (qkv_and_output + mlp + two_norms) + extras
+    return count | {"total": count["image"] + count["text"] + 1}

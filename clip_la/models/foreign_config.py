@@ -7,6 +7,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from clip_la.errors import UserError, shown, unknown
 
+# open_clip builds whatever a file says, and dies of a wrong value deep inside or goes on with another model.
+
 # Whole numbers of a tower that are counts or sizes, and those that may be anything from 0.
 _FROM_ZERO = ("pad_id", "eos_id")
 _MOST = 1 << 24
@@ -41,7 +43,20 @@ def check_model_config(config: Any, towers: Mapping[str, type], source: str) -> 
         part = config.get(key)
         if not isinstance(part, dict):
             raise UserError(f"{source}: {key} is {shown(part)}, not a dictionary")
-        _check_tower(part, kind, f"{source}: {key}")
+        hints = get_type_hints(kind)
+        for name, value in part.items():
+            place = f"{source}: {key}"
+            if name not in hints:
+                raise unknown(f"key in {place}", str(name), hints)
+            # Nothing, as ResNets have for a patch size, is for open_clip to judge.
+            if value is not None and not _fits(value, hints[name]):
+                wanted = getattr(hints[name], "__name__", None) or str(hints[name]).replace("typing.", "")
+                raise UserError(f"{place}: {name} is {shown(value)}, not {wanted}")
+            if name in CHOICES and value not in CHOICES[name]:
+                raise unknown(f"{name} in {place}", value, CHOICES[name])
+            for number in value if isinstance(value, list) else (value,):
+                if type(number) is int and name not in _FROM_ZERO:
+                    _check_count(number, name, place)
     return config
 
 
@@ -66,21 +81,6 @@ def check_pixels(settings: Mapping[str, Any], source: str) -> None:
         _check_count(side, "size", source)
 
 
-def _check_tower(part: dict[str, Any], kind: type, source: str) -> None:
-    hints = get_type_hints(kind)
-    for name, value in part.items():
-        if name not in hints:
-            raise unknown(f"key in {source}", str(name), hints)
-        # Nothing, as ResNets have for a patch size, is for open_clip to judge.
-        if value is not None and not _fits(value, hints[name]):
-            raise UserError(f"{source}: {name} is {shown(value)}, not {_words(hints[name])}")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise unknown(f"{name} in {source}", value, CHOICES[name])
-        for number in value if isinstance(value, list) else (value,):
-            if type(number) is int and name not in _FROM_ZERO:
-                _check_count(number, name, source)
-
-
 def _check_count(value: Any, name: str, source: str) -> None:
     most = _MOST_LAYERS if name == "layers" else _MOST
     if type(value) is not int or not 1 <= value <= most:
@@ -99,7 +99,3 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is hint
-
-
-def _words(hint: Any) -> str:
-    return getattr(hint, "__name__", None) or str(hint).replace("typing.", "")

@@ -108,6 +108,7 @@ class Initialiser:
             for module in tower.modules():
                 if isinstance(module, Attention):
                     extras = {n: p for n, p in module.named_parameters() if not n.startswith(("qkv.", "proj."))}
+                    # What is still NaN afterwards was forgotten.
                     for extra in extras.values():
                         extra.fill_(math.nan)
                     module.draw_extra(self._uniform)

@@ -129,8 +129,13 @@ def spec_from_open_clip_config(name: str, config: Mapping[str, Any]) -> ModelSpe
     vision, text = (kind(**config[key]) for key, kind in parts.items())
     ours = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
     foreign = [key for key in config if key not in ours]
-    foreign += _changed(vision, {"image_size", "layers", "width", "patch_size", "head_width", "output_tokens"})
-    foreign += _changed(text, {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"})
+    for part, handled in (
+        (vision, {"image_size", "layers", "width", "patch_size", "head_width", "output_tokens"}),
+        (text, {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"}),
+    ):
+        # Anything else that is not at its default makes another model: a pooling, a norm, a layer scale.
+        others = [field for field in dataclasses.fields(part) if field.name not in handled]
+        foreign += [f"{f.name}={getattr(part, f.name)}" for f in others if getattr(part, f.name) != f.default]
     if foreign or not isinstance(vision.layers, int):
         raise UserError(
             f"open_clip's {name} is no plain ViT CLIP, our models lack: {', '.join(foreign) or 'ResNet layers'}"
@@ -154,12 +159,6 @@ def spec_from_open_clip_config(name: str, config: Mapping[str, Any]) -> ModelSpe
         context_length=text.context_length,
         activation="quick_gelu" if config.get("quick_gelu") else "gelu",
     )
-
-
-def _changed(config: Any, handled: set[str]) -> list[str]:
-    """Fields outside `handled` whose value is not the default, as name=value."""
-    fields = [field for field in dataclasses.fields(config) if field.name not in handled]
-    return [f"{f.name}={getattr(config, f.name)}" for f in fields if getattr(config, f.name) != f.default]
 
 
 def load_open_clip(text: str) -> CLIP:
@@ -220,16 +219,11 @@ def export(model: CLIP, path: str | os.PathLike[str]) -> dict[str, Any]:
         torch.save({"state_dict": weights, "name": model.spec.name}, stream)
     with atomic_write(config_path, "w") as stream:
         json.dump(config, stream, indent=2)
-    return {"weights": str(target), "config": str(config_path), "name": _known_name(model.spec)}
+    # open_clip loads the weights by its own name where that stands for exactly this architecture; sizes may differ.
+    theirs, name = OPEN_CLIP_NAMES.get(model.spec.name, model.spec.name), None
+    if theirs in OPEN_CLIP_NAMES.values():
+        import open_clip
 
-
-def _known_name(spec: ModelSpec) -> str | None:
-    """open_clip's name for exactly this architecture, if it has one."""
-    if spec.name not in OPEN_CLIP_NAMES and spec.name not in OPEN_CLIP_NAMES.values():
-        return None
-    import open_clip
-
-    name = OPEN_CLIP_NAMES.get(spec.name, spec.name)
-    stock = spec_from_open_clip_config(name, open_clip.get_model_config(name))
-    same = to_open_clip_config(stock) == to_open_clip_config(spec)
-    return name if same else None
+        stock = spec_from_open_clip_config(theirs, open_clip.get_model_config(theirs))
+        name = theirs if to_open_clip_config(stock) == config else None
+    return {"weights": str(target), "config": str(config_path), "name": name}

@@ -32,14 +32,10 @@ def _built_in() -> dict[str, Callable[[], ModelSpec]]:
     return _PRESETS
 
 
-def _presets() -> dict[str, Callable[[], ModelSpec]]:
-    plugins.load_plugins()
-    return _built_in()
-
-
 def list_models() -> list[str]:
     """The names of all presets, those of plugins included, sorted. Raises UserError for a plugin that fails."""
-    return sorted(_presets())
+    plugins.load_plugins()
+    return sorted(_built_in())
 
 
 def model_spec(
@@ -66,9 +62,11 @@ def model_spec(
 
     Raises UserError for an unknown name, a pattern that does not fit, or sizes that do not fit together.
     """
-    presets = _presets()
+    plugins.load_plugins()
+    presets = _built_in()
     if name not in presets:
         raise unknown("model", name, presets)
+    # An option that is None is the preset's; its checks run once, on the outcome, so that sizes may change together.
     preset = presets[name]()
     return preset.replace(
         image_attention=attention if image_attention is None else image_attention,

@@ -2,7 +2,7 @@
 
 from timm.layers import resample_abs_pos_embed
 
-from clip_la.models.attention.kinds import grows_with_tokens
+from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.checkpoint import load_weights
 from clip_la.models.clip import CLIP, empty_model
 
@@ -28,7 +28,8 @@ def at_image_size(model: CLIP, image_size: int) -> CLIP:
 
 def length_dependent(model: CLIP) -> list[int]:
     """The image tower's layers whose result grows with the number of tokens: no denominator, and no norm of heads."""
-    return [depth for depth, choice in enumerate(model.spec.image_choices) if grows_with_tokens(choice)]
+    choices = enumerate(model.spec.image_choices)
+    return [depth for depth, choice in choices if attention_kind(choice.kind).grows_with_tokens(choice.options)]
 
 
 def describe_resize(model: CLIP, trained_size: int) -> str:

@@ -82,6 +82,7 @@ class ModelSpec:
             raise UserError(
                 f"model {shown(self.name)}: vocab_size is {self.vocab_size}, below tokenizer 'clip's {CLIP_VOCAB_SIZE}"
             )
+        # Ragged patches at the edge would be seen by no convolution and have no place of their own.
         self._must_divide("patch_size", "image_size")
         self._must_divide("image_heads", "image_width")
         self._must_divide("text_heads", "text_width")

@@ -10,7 +10,7 @@ from clip_la.models.clip import model_from_spec
 from clip_la.models.spec import ModelSpec
 
 PICTURES = 2
-# Pictures are noise of this side, enlarged: neighbouring patches are alike, as in photographs.
+# Images are noise of this side, enlarged: neighbouring patches are alike, as in photographs.
 NOISE_SIDE = 16
 
 
@@ -19,8 +19,12 @@ def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
 
     Keys: "branch_first", "branch_middle", "branch_last": what attention adds to the residual stream over what the
     stream holds there; "residual_last": what the last block receives (the first receives 1); "gradient_q" and
-    "gradient_k": gradients of the cosine between two pictures by the q and k of the middle layer, over that by its v.
+    "gradient_k": gradients of the cosine between two images by the q and k of the middle layer, over that by its v.
     """
+
+    def rms(x: Tensor) -> float:
+        return x.detach().square().mean().sqrt().item()
+
     tower = model_from_spec(spec, seed).image
     blocks: Any = tower.trunk.blocks
     middle = len(blocks) // 2
@@ -34,11 +38,7 @@ def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
     noise = torch.randn(PICTURES, 3, NOISE_SIDE, NOISE_SIDE, generator=torch.Generator().manual_seed(seed))
     features = F.normalize(tower(F.interpolate(noise, size=spec.image_size, mode="bicubic")), dim=-1)
     (features[0] @ features[1]).backward()
-    q, k, v = (_rms(part) for part in seen.pop("gradient").chunk(3, dim=-1))
-    sizes = {name: _rms(tensor) for name, tensor in seen.items()}
+    q, k, v = (rms(part) for part in seen.pop("gradient").chunk(3, dim=-1))
+    sizes = {name: rms(tensor) for name, tensor in seen.items()}
     scales = {f"branch_{p}": sizes[f"branch_{p}"] / sizes[f"residual_{p}"] for p in ("first", "middle", "last")}
     return scales | {"residual_last": sizes["residual_last"], "gradient_q": q / v, "gradient_k": k / v}
-
-
-def _rms(x: Tensor) -> float:
-    return x.detach().square().mean().sqrt().item()

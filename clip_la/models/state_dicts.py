@@ -60,6 +60,7 @@ def plain_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]
 def plain_name(name: str) -> str:
     """`"_orig_mod.module.model.visual._orig_mod.proj"` -> `"visual.proj"`."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
+    # Owners stand in front alone: a layer further in may be called "model" by rights.
     while len(parts) > 1 and parts[0] in OWNERS:
         parts = parts[1:]
     return ".".join(parts)

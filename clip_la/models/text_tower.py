@@ -52,6 +52,7 @@ class TextTower(nn.Module):
         x = residual_stream(self.token_embedding(tokens) + self.position_embedding[:length], self.narrow_residual)
         for block in self.blocks[:-1]:
             x = self._run(block, x)
+        # The end-of-text token has the highest number of CLIP's vocabulary; padding is 0.
         pooled = self._run(self.blocks[-1], x, pooled=tokens.argmax(dim=-1))
         return self.projection(self.norm(pooled.squeeze(1)))
 

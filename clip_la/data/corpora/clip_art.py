@@ -38,7 +38,7 @@ MAX_SHARED_TITLE = 4
 MAX_WORDS = 6
 # Longer files are tracings that take seconds to draw.
 MAX_BYTES = 500_000
-# Text would need fonts of the system; pictures inside are not drawings.
+# Text would need fonts of the system; images inside are not drawings.
 NOT_DRAWN = ("<text", "<image", ":text", ":image")
 # Stems of words that tell of a collection, not of a drawing.
 OF_COLLECTIONS = frozenset(("art", "clip", "clipart", "collection", "exampl", "example", "icon", "part", "symbol"))
@@ -87,7 +87,7 @@ class ClipArt(NamedTuple):
             "licence": LICENCE,
             "origin": self.origin,
         }
-        # As a picture within a square it is centred, whatever its own size and units.
+        # As an image within a square it is centred, whatever its own size and units.
         text = base64.b64encode(self.path.read_bytes()).decode()
         svg = (
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">'

@@ -66,7 +66,7 @@ def merge(concepts: Sequence[Concept], marks: Sequence[Iterable[str]]) -> list[C
     """Merges concepts that share a mark (a pixel hash for an artist, or a name), directly or through others.
 
     Each group keeps the member with the fewest code points, then the shortest name, and its drawings alone: "flag of
-    France" swallows "flag of Clipperton Island", whose drawing is the same picture. The others' names become tags.
+    France" swallows "flag of Clipperton Island", whose drawing is the same image. The others' names become tags.
     """
     parents = list(range(len(concepts)))
 

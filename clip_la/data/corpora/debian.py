@@ -10,7 +10,10 @@ from clip_la.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where downloads and compiled code are kept: `$CLIP_LA_CACHE`, `$XDG_CACHE_HOME/clip_la` or `~/.cache/clip_la`."""
+    """Where downloads and compiled code are kept.
+
+    `$CLIP_LA_CACHE`, else `$XDG_CACHE_HOME/clip_la`, else `~/.cache/clip_la`.
+    """
     if own := os.environ.get("CLIP_LA_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_la"

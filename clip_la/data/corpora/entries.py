@@ -22,8 +22,10 @@ class Entry(NamedTuple):
 
 
 def drawing_entry(concept: Concept, artist: Artist, svg: Svg) -> Entry:
-    """An artist's drawing of a concept, not yet rendered, with its texts: `caption` (the main one), `captions` (all)
-    and `tags`."""
+    """An artist's drawing of a concept, not yet rendered.
+
+    Its texts: `caption` (the main one), `captions` (all of them, each once) and `tags`.
+    """
     identity, name = f"{concept.id} {artist.name}", concept.name
     caption = pick(TEMPLATES, "caption", identity).format(name.phrase)
     others = sorted({template for template in TEMPLATES if template.format(name.phrase) != caption})

@@ -76,7 +76,7 @@ def raw() -> dict[str, str]:
 
 @functools.cache
 def real_labels() -> tuple[tuple[int, ...], ...]:
-    """The ReaL labels of ImageNet-1K's 50,000 validation pictures (Beyer et al. 2020, "Are we done with ImageNet?").
+    """The ReaL labels of ImageNet-1K's 50,000 validation images (Beyer et al. 2020, "Are we done with ImageNet?").
 
     Entry i belongs to ILSVRC2012_val_{i + 1:08d}; its numbers are positions in the sorted WordNet ids; it may be empty.
     """

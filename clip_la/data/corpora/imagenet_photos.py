@@ -73,7 +73,7 @@ CREDITS = {
 
 
 class EncodedImage(NamedTuple):
-    """A picture as it goes into a shard: the part's name, its bytes, whether it is grey; or why it cannot be used."""
+    """An image as it goes into a shard: the part's name, its bytes, whether it is grey; or why it cannot be used."""
 
     part: str = ""
     data: bytes = b""
@@ -105,7 +105,7 @@ def class_names(wnids: Sequence[str]) -> dict[str, str]:
 
 
 def captions_of(name: str, wnid: str, identity: str, grey: bool) -> list[str]:
-    """Several wordings for one picture, the main one first; which ones depends on a hash of the picture's identity."""
+    """Several wordings for one image, the main one first; which ones depends on a hash of the image's identity."""
     phrase = with_article(name)
     main = pick(TEMPLATES, "tiny-imagenet", identity).format(phrase)
     others = sorted({template for template in TEMPLATES if template.format(phrase) != main})
@@ -121,7 +121,7 @@ def captions_of(name: str, wnid: str, identity: str, grey: bool) -> list[str]:
 
 
 def encode(path: Path, format: str, quality: int) -> EncodedImage:
-    """The picture's own bytes or, as WebP, its pixels; every picture is decoded, so that all of them can be read."""
+    """The image's own bytes or, as WebP, its pixels; every image is decoded, so that all of them can be read."""
     data = path.read_bytes()
     try:
         part = image_suffix(data)
@@ -185,7 +185,7 @@ class _Builder(NamedTuple):
         return {**write_manifest(out, settings, written, made_from=made_from, **more), "built": True}
 
     def encoded(self, paths: Sequence[Path]) -> Iterator[EncodedImage]:
-        """Each picture, in order; in processes of their own where there are many."""
+        """Each image, in order; in processes of their own where there are many."""
         job = partial(encode, format=self.format, quality=self.quality)
         if self.workers == 1 or len(paths) < _CHUNK:
             yield from map(job, paths)

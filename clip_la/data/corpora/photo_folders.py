@@ -34,7 +34,7 @@ Box = tuple[int, int, int, int]
 
 
 class Picture(NamedTuple):
-    """A picture file, the part it lies in ("train", "val", ...), its class, and the object's box in pixels if known."""
+    """An image file, the part it lies in ("train", "val", ...), its class, and the object's box in pixels if known."""
 
     path: Path
     half: str
@@ -43,7 +43,7 @@ class Picture(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """The classes, sorted; the pictures, each once; and how many files were left out, by reason."""
+    """The classes, sorted; the images, each once; and how many files were left out, by reason."""
 
     wnids: list[str]
     pictures: list[Picture]
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> Contents:
 
     The classes are those of wnids.txt or, without it, those with a folder in `train`. Files that are equal byte for
     byte are one picture: of copies within a class the one in `val` stays, else the one with the shortest name. A
-    picture that lies in several classes has no right answer and is left out everywhere.
+    image that lies in several classes has no right answer and is left out everywhere.
 
     Raises:
         UserError: no such folder, no classes in it, or neither annotations nor class folders in `val`.
@@ -148,7 +148,7 @@ def read_sample_images(folder: Path, half: str) -> Contents:
     Hidden folders (.git) are not entered; copies are as in `read_folder`. `half` is what each Picture says of its part.
 
     Raises:
-        UserError: no such folder, or no picture of a known class in it.
+        UserError: no such folder, or no image of a known class in it.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder} of sample images")

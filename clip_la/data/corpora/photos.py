@@ -1,6 +1,6 @@
 """The photographic test set: cut-out photographs of Debian's tuxpaint-stamps-default, in classes curated by hand.
 
-The pictures are read from the installed or unpacked package. Which of them is a true photograph of one plain thing, and
+The images are read from the installed or unpacked package. Which of them is a true photograph of one plain thing, and
 its WordNet id, stands in `photo_classes.tsv`: every picture was looked at, drawings and signs are left out.
 """
 
@@ -37,7 +37,7 @@ CREDIT = {
 
 
 class Photo(NamedTuple):
-    """One picture: its path below the stamps' folder, class, WordNet id, and the starter corpus's name for it or ""."""
+    """One image: its path below the stamps' folder, class, WordNet id, and the starter corpus's name for it or ""."""
 
     path: str
     name: str
@@ -94,7 +94,7 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
         given: the unpacked package, where it is neither installed nor to be downloaded.
 
     Raises:
-        UserError: the package is not to be had, or lacks pictures of the class map.
+        UserError: the package is not to be had, or lacks images of the class map.
     """
     settings = {"corpus": "photos"}
     photos = read_class_map()
@@ -106,7 +106,7 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
             return None
         paths = [stamps / photo.path for photo in photos]
         texts = [path.with_suffix(".txt") for path in paths]
-        # A picture may be in two classes, and is read once.
+        # An image may be in two classes, and is read once.
         state = files_state(stamps, [*dict.fromkeys([*paths, *texts])])
         return {PACKAGE: state, RENDERER: renderer, CLASS_MAP.name: file_hash(CLASS_MAP)}
 

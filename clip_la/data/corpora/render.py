@@ -49,7 +49,7 @@ def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[
 
     Args:
         svgs: files, or the texts of drawings.
-        size_px: side of the square pictures.
+        size_px: side of the square images.
         workers: processes; few drawings are drawn here all the same.
     """
     draw = partial(render, size_px=size_px)
@@ -63,9 +63,9 @@ def render_all(svgs: Sequence[Svg], size_px: int, workers: int = 1) -> Iterator[
 
 
 def pixel_hash(png: bytes) -> str:
-    """SHA-256, as hexadecimal digits, of a picture's width and height and its RGB bytes row by row.
+    """SHA-256, as hexadecimal digits, of an image's width and height and its RGB bytes row by row.
 
-    Equal pictures have equal hashes whatever encoder wrote them.
+    Equal images have equal hashes whatever encoder wrote them.
     """
     from PIL import Image
 

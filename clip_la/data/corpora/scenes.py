@@ -130,7 +130,7 @@ class _Draws:
 
 
 class Stage:
-    """Makes scenes of one size: keeps each drawing's picture once it has been drawn.
+    """Makes scenes of one size: keeps each drawing's image once it has been drawn.
 
     Raises:
         ValueError: the cast has fewer names than a scene may have things.

@@ -22,7 +22,7 @@ from clip_la.data.corpora.render import Svg, pixel_hash, render_all
 from clip_la.data.corpora.wide import wide_entries
 from clip_la.errors import UserError
 
-# Drawings that coincide at this size count as one concept; smaller corpora could show one picture under two names.
+# Drawings that coincide at this size count as one concept; smaller corpora could show one image under two names.
 MERGE_SIZE_PX = 64
 DEFAULT_SIZE_PX = 64
 MAX_SIZE_PX = 1024
@@ -82,7 +82,7 @@ def build_starter(
     """Builds the corpus in `out` unless it is there already, and returns its manifest with `"built": bool` added.
 
     Args:
-        size_px: side of the pictures.
+        size_px: side of the images.
         wide: add further artists, icons and clip art to the training split; the test splits stay as they are.
         npm: where their npm packages have been installed; None is the cache, filled when needed.
         art: where the clip art's Debian package has been unpacked; None is the system or the cache, filled when needed.

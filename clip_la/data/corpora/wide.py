@@ -1,7 +1,7 @@
 """More drawings for training: four further artists of the same concepts, single-colour icons, and clip art.
 
 What the starter corpus holds out stays held out: no drawing of a held-out concept, no icon or clip art that is called
-like one, no picture that coincides with one of the test splits.
+like one, no image that coincides with one of the test splits.
 """
 
 import re
@@ -24,7 +24,7 @@ from clip_la.data.corpora.names import SKIN_TONES, VARIATION_SELECTOR, CodePoint
 from clip_la.data.corpora.npm import IconSet
 from clip_la.data.corpora.render import Svg, pixel_hash, render_all
 
-# As in the starter corpus: pictures that coincide at this size are one.
+# As in the starter corpus: images that coincide at this size are one.
 MARK_SIZE_PX = 64
 GAME_ICONS = "@iconify-json/game-icons"
 ICON_LICENCE = "CC-BY-3.0"
@@ -37,7 +37,7 @@ ICON_CREDIT = {
 }
 ICON_COLORS = {"black": "#101010", "dark blue": "#14286e", "dark red": "#8c1420", "dark green": "#125a30"}
 ICON_TEMPLATES = ("a {color} icon of {thing}", "a {color} silhouette of {thing}", "{thing}, a {color} symbol")
-# Clip art is drawn on pages; where less of one is covered, a small picture would show next to nothing.
+# Clip art is drawn on pages; where less of one is covered, a small image would show next to nothing.
 MIN_COVERED = 0.03
 _NUMBERED = re.compile(r"\d")
 
@@ -146,7 +146,7 @@ def wide_entries(
     Args:
         modules: the folder `node_modules` with the packages.
         art: the unpacked package of the clip art; None looks for it as `package_files` does.
-        tests: pixel hashes, at MARK_SIZE_PX, of the pictures of the test splits.
+        tests: pixel hashes, at MARK_SIZE_PX, of the images of the test splits.
     """
     added = _Additions(tests, workers, quiet)
     artists = wide_artists(modules)
@@ -173,7 +173,7 @@ def wide_entries(
 
 
 class _Additions:
-    """Collects entries whose picture, at MARK_SIZE_PX, is none of the tests'."""
+    """Collects entries whose image, at MARK_SIZE_PX, is none of the tests'."""
 
     def __init__(self, tests: set[str], workers: int, quiet: bool) -> None:
         self.entries: list[Entry] = []

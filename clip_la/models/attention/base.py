@@ -67,6 +67,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         factory = {name: unsupported.pop(name, None) for name in ("device", "dtype")}
+        # timm hands this to every attention; it is for a norm of q and k, which is asked for apart.
         unsupported.pop("norm_layer", None)
         asked = [name for name, value in unsupported.items() if value]
         if asked:
@@ -121,11 +122,13 @@ class Attention(nn.Module):
         self._check_layout(x.shape[1], is_causal)
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        # The convolution reads v as projected: positions are in q and k alone.
         values = qkv[:, :, 2]
         if self.around["rope"] != "none" and not self.rotates_features:
             q, k = rotated(qkv[:, :, :2], self.placed()).unbind(2)
             qkv = torch.stack([q, k, values], 2)
         out = self.core(x, qkv, is_causal)
+        # The pooled token's row decides what the tower says: by softmax it costs N products, linear in the tokens.
         if self.around["cls"] == "softmax" and not is_causal:
             out = self._prefix_by_softmax(qkv, out)
         if self.head_norm is not None:
@@ -140,6 +143,7 @@ class Attention(nn.Module):
     def _check_layout(self, tokens: int, is_causal: bool) -> None:
         if not self.needs_layout and all(self.around[name] == AROUND_PLAIN[name] for name in ("conv", "rope", "cls")):
             return
+        # A caption may be shorter than the longest; an image always has all of its patches.
         layout = self.placed()
         if layout.causal != is_causal or (tokens > layout.max_tokens if layout.causal else tokens != layout.max_tokens):
             raise ValueError(f"{tokens} tokens, is_causal={is_causal}, do not lie as {layout}")
@@ -165,7 +169,19 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
     class cannot be imported or is not derived from Attention.
     """
     kind = attention_kind(choice.kind)
-    layer = _layer_class(choice.kind, kind.layer)
+    layer: Any = kind.layer
+    if isinstance(layer, str):
+        module, _, name = layer.partition(":")
+        try:
+            layer = getattr(importlib.import_module(module, __package__), name)
+        except Exception as error:  # whatever runs while a module of a plugin is imported
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"attention kind '{choice.kind}': cannot import its layer {layer}: {why}") from error
+    if not (isinstance(layer, type) and issubclass(layer, Attention)):
+        # The towers initialise and place an Attention alone.
+        raise UserError(
+            f"attention kind '{choice.kind}': its layer {shown(layer)} is not derived from clip_la.Attention"
+        )
     around = {name: value for name, value in choice.options.items() if name in AROUND_PLAIN}
     own = {name: value for name, value in choice.options.items() if name not in AROUND_PLAIN}
     arguments: dict[str, Any] = {**kind.fixed, **own, "around": around}
@@ -175,17 +191,3 @@ def attention_layer(choice: AttentionChoice) -> type[nn.Module]:
             return layer(dim, **timm_arguments, **arguments)
 
     return Bound
-
-
-def _layer_class(kind: str, layer: str | type) -> type[Attention]:
-    if isinstance(layer, str):
-        module, _, name = layer.partition(":")
-        try:
-            layer = getattr(importlib.import_module(module, __package__), name)
-        except Exception as error:  # whatever runs while a module of a plugin is imported
-            why = f"{type(error).__name__}: {error}"
-            raise UserError(f"attention kind '{kind}': cannot import its layer {layer}: {why}") from error
-    if not (isinstance(layer, type) and issubclass(layer, Attention)):
-        # The towers initialise and place an Attention alone.
-        raise UserError(f"attention kind '{kind}': its layer {shown(layer)} is not derived from clip_la.Attention")
-    return layer

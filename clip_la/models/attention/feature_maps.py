@@ -6,17 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_la.models.attention.surroundings import Uniform
+from clip_la.models.attention.surroundings import Uniform, widened
 
 ZERO = 1e-6
 # With the identity, the authors' start for trained heads, new heads of 64 features weigh all keys nearly alike: the
 # gradient of q is an eighth of softmax's beside that of v; with this more than half (results/LOG.md).
 HEDGEHOG_START = 2.0
-
-
-def widened(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is that."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def elu1(x: Tensor) -> Tensor:

@@ -7,29 +7,12 @@ outside the package: `register_attention` in a plugin (clip_la/plugins.py, docs/
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from clip_la import plugins
 from clip_la.errors import UserError, shown, unknown
 from clip_la.models.attention import costs
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.options import AROUND, Number, OneOf, Option, OptionValue, around
-
-
-def _no_check(options: Mapping[str, OptionValue]) -> None:
-    pass
-
-
-class Choice(Protocol):
-    """A kind and its options, see pattern.AttentionChoice."""
-
-    @property
-    def kind(self) -> str:
-        """The name in KINDS."""
-
-    @property
-    def options(self) -> Mapping[str, OptionValue]:
-        """All options' values."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ class AttentionKind:
     own: Mapping[str, Option] = field(default_factory=dict)
     surroundings: Mapping[str, Option] = field(default_factory=lambda: AROUND)
     fixed: Mapping[str, OptionValue] = field(default_factory=dict)
-    check: Callable[[Mapping[str, OptionValue]], None] = _no_check
+    check: Callable[[Mapping[str, OptionValue]], None] = lambda options: None
     causal: bool = True
     sums_over_tokens: bool = False
 
@@ -65,13 +48,22 @@ class AttentionKind:
         """Forward FLOPs of one layer for one sample (a multiply-add counts 2), without qkv and output."""
         given = {**self.fixed, **options}
         core = self.core_flops(layout, width, head_width, given)
-        return core + costs.around_flops(layout, width, head_width, given)
+        return core + costs.Around.flops(layout, width, head_width, given)
 
     def parameters(self, layout: Layout, width: int, head_width: int, options: Mapping[str, OptionValue]) -> int:
         """Trainable numbers of one layer, without qkv and output."""
         given = {**self.fixed, **options}
         core = self.core_parameters(layout, width, head_width, given)
-        return core + costs.around_parameters(layout, width, head_width, given)
+        return core + costs.Around.parameters(layout, width, head_width, given)
+
+    def grows_with_tokens(self, options: Mapping[str, OptionValue]) -> bool:
+        """Does the result grow with the number of tokens: a sum without a denominator, and no norm of heads after it?
+
+        Such a layer is tied to the image size that it was trained at (models/resize.py).
+        """
+        given = {**self.fixed, **options}
+        is_sum = self.sums_over_tokens or "none" in (given.get("denominator"), given.get("over"))
+        return is_sum and given.get("norm", "none") == "none"
 
 
 def _denominator_stays_positive(options: Mapping[str, OptionValue]) -> None:
@@ -114,8 +106,8 @@ def _paper(summary: str, fixed: Mapping[str, OptionValue], **defaults: str) -> A
     return AttentionKind(
         summary=summary,
         layer=".operator:OperatorAttention",
-        core_flops=costs.operator,
-        core_parameters=costs.operator_parameters,
+        core_flops=costs.Operator.flops,
+        core_parameters=costs.Operator.parameters,
         own=own,
         surroundings=around(**defaults),
         fixed=fixed,
@@ -177,8 +169,8 @@ KINDS: dict[str, AttentionKind] = {
     "kernel": AttentionKind(
         summary="linear attention by its parts: map, over, weight, a, temperature (operator.py)",
         layer=".operator:OperatorAttention",
-        core_flops=costs.operator,
-        core_parameters=costs.operator_parameters,
+        core_flops=costs.Operator.flops,
+        core_parameters=costs.Operator.parameters,
         own={
             "map": OneOf("elu1", _MAPS),
             "over": OneOf("sum", ("none", "length", "sum", "subtract", "magnitude")),
@@ -221,39 +213,39 @@ KINDS: dict[str, AttentionKind] = {
     "mhla": AttentionKind(
         summary="relu features, states of blocks of tokens mixed by a learned matrix (arXiv 2601.07832)",
         layer=".mhla:MhlaAttention",
-        core_flops=costs.mhla,
-        core_parameters=costs.mhla_parameters,
+        core_flops=costs.Mhla.flops,
+        core_parameters=costs.Mhla.parameters,
         own={"blocks": Number(4.0, minimum=1.0, whole=True)},
     ),
     "ttt": AttentionKind(
         summary="a small SwiGLU that takes one gradient step on keys and values, image only (arXiv 2512.01643)",
         layer=".ttt:TttAttention",
-        core_flops=costs.ttt,
-        core_parameters=costs.ttt_parameters,
+        core_flops=costs.Ttt.flops,
+        core_parameters=costs.Ttt.parameters,
         own={"step": Number(1.0, minimum=0.0)},
         causal=False,
     ),
     "gla": AttentionKind(
         summary="scans with a gate a key feature, both ways on a grid, norm of heads (arXiv 2312.06635, 2405.18425)",
         layer=".scans:GlaAttention",
-        core_flops=costs.gla,
-        core_parameters=costs.gla_parameters,
+        core_flops=costs.Gla.flops,
+        core_parameters=costs.Gla.parameters,
         surroundings=around(norm="rms"),
         sums_over_tokens=True,
     ),
     "gated_delta": AttentionKind(
         summary="scans by the gated delta rule, both ways on a grid, norm of heads (arXiv 2412.06464)",
         layer=".scans:GatedDeltaAttention",
-        core_flops=costs.gated_delta,
-        core_parameters=costs.gated_delta_parameters,
+        core_flops=costs.GatedDelta.flops,
+        core_parameters=costs.GatedDelta.parameters,
         surroundings=around(norm="rms"),
         sums_over_tokens=True,
     ),
     "window_linear": AttentionKind(
         summary="softmax in windows that see the class token, beside linear_mean over all tokens",
         layer=".window:WindowLinearAttention",
-        core_flops=costs.window_linear,
-        core_parameters=costs.window_linear_parameters,
+        core_flops=costs.WindowLinear.flops,
+        core_parameters=costs.WindowLinear.parameters,
         own={"window": Number(4.0, minimum=1.0, whole=True)},
     ),
 }
@@ -296,11 +288,3 @@ def attention_kind(name: str) -> AttentionKind:
         error = unknown("attention kind", name, KINDS, listed_by="`clip-la models --kinds`")
         raise UserError(f"{error}; a plugin's kind needs {plugins.OPTION} FILE.py or {plugins.VARIABLE}")
     return KINDS[name]
-
-
-def grows_with_tokens(choice: Choice) -> bool:
-    """Does the result grow with the number of tokens: a sum without a denominator, without a norm of heads after it?"""
-    kind = attention_kind(choice.kind)
-    given = {**kind.fixed, **choice.options}
-    is_sum = kind.sums_over_tokens or "none" in (given.get("denominator"), given.get("over"))
-    return is_sum and given.get("norm", "none") == "none"

@@ -11,6 +11,10 @@ from clip_la.models.attention.base import Attention
 class LinearAttention(Attention):
     """Linear attention, of unit queries and keys (arXiv 2604.10064, Eq. 7, and its normalised forms) or of mapped ones.
 
+    o_i = sum_j w_ij v_j / n_i with w_ij = a + b phi(q_i).phi(k_j), and n_i = 1, the number of keys, or sum_j w_ij. As
+    the weights are sums of products, o_i = (a sum_j v_j + b S^T phi(q_i)) / n_i with one state S = sum_j phi(k_j) v_j^T
+    for all queries.
+
     Args:
         dim: as for Attention, and so are the rest of timm's arguments.
         denominator: "none", "length" (mean over the keys) or "sum" (of the weights).

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_la.models.attention.base import Attention
-from clip_la.models.attention.costs import mhla_blocks, mhla_is_quadratic
+from clip_la.models.attention.costs import Mhla
 from clip_la.models.attention.feature_maps import ZERO, widened
 from clip_la.models.attention.layout import Layout
 from clip_la.models.attention.surroundings import Uniform
@@ -48,9 +48,10 @@ class MhlaAttention(Attention):
         layout = self.placed()
         with torch.autocast(qkv.device.type, enabled=False):
             q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+            # Never quite zero: a row whose features are all zero would divide by nothing.
             q, k = ((part.relu() + ZERO).to(v.dtype) for part in (q, k))
             mixture = widened(self.mixture).exp()
-            form = self._pairs if mhla_is_quadratic(layout, self.head_dim, {"blocks": self.blocks}) else self._states
+            form = self._pairs if Mhla.is_quadratic(layout, self.head_dim, {"blocks": self.blocks}) else self._states
             return form(q, k, v, mixture).transpose(1, 2)
 
     def _pairs(self, q: Tensor, k: Tensor, v: Tensor, mixture: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class MhlaAttention(Attention):
         layout = self.placed()
         place = torch.arange(tokens, device=device)
         if layout.grid is None:
-            return place // mhla_blocks(layout, {"blocks": self.blocks})[1]
+            return place // Mhla.blocks(layout, {"blocks": self.blocks})[1]
         rows, columns = (-(-extent // self.blocks) for extent in layout.grid)
         place = (place - layout.prefix).clamp(min=0)
         row, column = place // layout.grid[1], place % layout.grid[1]

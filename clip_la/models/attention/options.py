@@ -46,7 +46,8 @@ class OneOf:
 
 Option = Number | OneOf
 
-# What stands around the attention proper, the same for every kind (see base.py). Defaults change nothing.
+# What stands around the attention proper, the same for every kind (see base.py). Defaults change nothing. Names rather
+# than truth values: a plan says `gate=sigmoid`, and another gate has room beside it.
 AROUND: dict[str, Option] = {
     "conv": OneOf("0", ("0", "3", "5", "dynamic")),
     "gate": OneOf("none", ("none", "sigmoid", "linear")),

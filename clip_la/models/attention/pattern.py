@@ -71,67 +71,75 @@ def _parse_options(kind: str, text: str) -> dict[str, OptionValue]:
     return values
 
 
-def _parse_item(text: str, pattern: str) -> tuple[AttentionChoice, int | None]:
-    match = _ITEM.fullmatch("".join(text.split()))
-    if match is None:
-        raise UserError(f"cannot read {shown(text)}{_within(text, pattern)}; {_GRAMMAR}")
-    choice = AttentionChoice(match["kind"], _parse_options(match["kind"], match["options"] or ""))
-    return choice, int(match["count"]) if match["count"] else None
+class _Plan:
+    """One plan while it is read: its text, for errors, and the number of layers that it is for."""
 
+    def __init__(self, pattern: str, num_layers: int) -> None:
+        self.pattern = pattern
+        self.num_layers = num_layers
 
-def _within(text: str, pattern: str) -> str:
-    return "" if text == pattern else f" in the attention {shown(pattern)}"
+    def item(self, text: str) -> tuple[AttentionChoice, int | None]:
+        """`KIND(options)*COUNT`; None for no count."""
+        match = _ITEM.fullmatch("".join(text.split()))
+        if match is None:
+            within = "" if text == self.pattern else f" in the attention {shown(self.pattern)}"
+            raise UserError(f"cannot read {shown(text)}{within}; {_GRAMMAR}")
+        choice = AttentionChoice(match["kind"], _parse_options(match["kind"], match["options"] or ""))
+        return choice, int(match["count"]) if match["count"] else None
 
+    def one(self, text: str) -> AttentionChoice:
+        """`KIND(options)`."""
+        choice, count = self.item(text)
+        if count is not None:
+            raise UserError(
+                f"{shown(text)} in the attention {shown(self.pattern)} has a count, which only sums of runs take;"
+                f" {_GRAMMAR}"
+            )
+        return choice
 
-def _one_choice(text: str, pattern: str) -> AttentionChoice:
-    choice, count = _parse_item(text, pattern)
-    if count is not None:
-        raise UserError(
-            f"{shown(text)} in the attention {shown(pattern)} has a count, which only sums of runs take; {_GRAMMAR}"
-        )
-    return choice
+    def whole(self, text: str) -> int:
+        """A whole number of few digits: a longer one would take for ever to lay out."""
+        if not text.strip().isdecimal() or len(text) > 6:
+            raise UserError(f"{shown(text)} in the attention {shown(self.pattern)} is no whole number; {_GRAMMAR}")
+        return int(text)
 
+    def cycle(self) -> tuple[AttentionChoice, ...]:
+        """`A:B=5:1`."""
+        kinds, lengths = _EQUALS.split(self.pattern, maxsplit=1)
+        choices = [self.one(text) for text in _COLON.split(kinds)]
+        counts = [self.whole(text) for text in lengths.split(":")]
+        if len(choices) != len(counts) or len(choices) < 2 or min(counts) < 1:
+            raise UserError(
+                f"the cycle {shown(self.pattern)} wants kinds and as many numbers above zero, as in linear:softmax=5:1"
+            )
+        if sum(counts) > self.num_layers:
+            raise UserError(
+                f"the cycle {shown(self.pattern)} is {sum(counts)} layers long, this tower has {self.num_layers}"
+            )
+        once = [choice for choice, count in zip(choices, counts, strict=True) for _ in range(count)]
+        return tuple(once[depth % len(once)] for depth in range(self.num_layers))
 
-def _whole(text: str, pattern: str) -> int:
-    if not text.strip().isdecimal() or len(text) > 6:
-        raise UserError(f"{shown(text)} in the attention {shown(pattern)} is no whole number; {_GRAMMAR}")
-    return int(text)
-
-
-def _cycle(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
-    """`A:B=5:1`."""
-    kinds, lengths = _EQUALS.split(pattern, maxsplit=1)
-    choices = [_one_choice(text, pattern) for text in _COLON.split(kinds)]
-    counts = [_whole(text, pattern) for text in lengths.split(":")]
-    if len(choices) != len(counts) or len(choices) < 2 or min(counts) < 1:
-        raise UserError(
-            f"the cycle {shown(pattern)} wants kinds and as many numbers above zero, as in linear:softmax=5:1"
-        )
-    if sum(counts) > num_layers:
-        raise UserError(f"the cycle {shown(pattern)} is {sum(counts)} layers long, this tower has {num_layers}")
-    once = [choice for choice, count in zip(choices, counts, strict=True) for _ in range(count)]
-    return tuple(once[depth % len(once)] for depth in range(num_layers))
-
-
-def _by_depth(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
-    """`A,B@7,11`."""
-    base, *rest = _COMMA.split(pattern)
-    layers = [_one_choice(base, pattern)] * num_layers
-    current: AttentionChoice | None = None
-    taken: set[int] = set()
-    for text in rest:
-        kind, at, depth_text = text.rpartition("@")
-        current = _one_choice(kind, pattern) if at else current
-        if current is None:
-            raise UserError(f"{shown(text)} in the attention {shown(pattern)} is at no layer; {_GRAMMAR}")
-        depth = _whole(depth_text, pattern)
-        if depth >= num_layers:
-            raise UserError(f"the attention {shown(pattern)} names layer {depth}, this tower has 0 to {num_layers - 1}")
-        if depth in taken:
-            raise UserError(f"the attention {shown(pattern)} names layer {depth} twice")
-        taken.add(depth)
-        layers[depth] = current
-    return tuple(layers)
+    def by_depth(self) -> tuple[AttentionChoice, ...]:
+        """`A,B@7,11`."""
+        base, *rest = _COMMA.split(self.pattern)
+        layers = [self.one(base)] * self.num_layers
+        current: AttentionChoice | None = None
+        taken: set[int] = set()
+        for text in rest:
+            # "11" of "B@7,11" belongs to the kind before it.
+            kind, at, depth_text = text.rpartition("@")
+            current = self.one(kind) if at else current
+            if current is None:
+                raise UserError(f"{shown(text)} in the attention {shown(self.pattern)} is at no layer; {_GRAMMAR}")
+            depth = self.whole(depth_text)
+            if depth >= self.num_layers:
+                last = self.num_layers - 1
+                raise UserError(f"the attention {shown(self.pattern)} names layer {depth}, this tower has 0 to {last}")
+            if depth in taken:
+                raise UserError(f"the attention {shown(self.pattern)} names layer {depth} twice")
+            taken.add(depth)
+            layers[depth] = current
+        return tuple(layers)
 
 
 def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
@@ -140,11 +148,12 @@ def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
     A single kind without a count stands for all layers; in a sum a kind without a count stands for one.
     Raises UserError when the plan cannot be read, names something unknown, or is not for `num_layers` layers.
     """
+    plan = _Plan(pattern, num_layers)
     if _EQUALS.search(pattern):
-        return _cycle(pattern, num_layers)
+        return plan.cycle()
     if "@" in pattern:
-        return _by_depth(pattern, num_layers)
-    items = [_parse_item(text, pattern) for text in _PLUS.split(pattern)]
+        return plan.by_depth()
+    items = [plan.item(text) for text in _PLUS.split(pattern)]
     if len(items) == 1 and items[0][1] is None:
         return (items[0][0],) * num_layers
     counts = [1 if count is None else count for _, count in items]
@@ -155,6 +164,7 @@ def layer_choices(pattern: str, num_layers: int) -> tuple[AttentionChoice, ...]:
 
 def canonical_pattern(pattern: str, num_layers: int) -> str:
     """The shortest pattern of the same meaning: equal attention has equal names. Raises as layer_choices does."""
+    # As text, for equal choices are spelt alike; a plan and its canonical spelling make the same checkpoint.
     runs = [(name, len(list(run))) for name, run in groupby(map(str, layer_choices(pattern, num_layers)))]
     if len(runs) == 1:
         return runs[0][0]

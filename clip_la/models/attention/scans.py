@@ -50,20 +50,16 @@ def gla_scan(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, inclusive: bool)
     out = inner.tril(0 if inclusive else -1) @ v
     if count > 1:
         whole = total[..., -1:, :]
-        states = (k * (whole - total).exp()).to(dtype).transpose(-1, -2) @ v
-        before = _states_before(whole.exp().transpose(-1, -2), states)
-        out = out + (q * total.exp()).to(dtype) @ before
+        added = (k * (whole - total).exp()).to(dtype).transpose(-1, -2) @ v
+        decay = whole.exp().transpose(-1, -2)
+        # The state before each chunk: chunks are few, and what they add is worked out at once above.
+        state = torch.zeros_like(added[:, :, 0], dtype=decay.dtype)
+        before = []
+        for index in range(count):
+            before.append(state.to(dtype))
+            state = decay[:, :, index] * state + added[:, :, index]
+        out = out + (q * total.exp()).to(dtype) @ torch.stack(before, 2)
     return out.flatten(2, 3)[:, :, :tokens]
-
-
-def _states_before(decay: Tensor, states: Tensor) -> Tensor:
-    """The state before each chunk, of the states that each chunk adds. decay: (batch, heads, chunks, width, 1)."""
-    state = torch.zeros_like(states[:, :, 0], dtype=decay.dtype)
-    before = []
-    for index in range(states.shape[2]):
-        before.append(state.to(states.dtype))
-        state = decay[:, :, index] * state + states[:, :, index]
-    return torch.stack(before, 2)
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:
@@ -72,38 +68,35 @@ def unit_lower_inverse(lower: Tensor) -> Tensor:
     Diagonal blocks of 16 by products of powers, which are zero from the 16th on, then blocks of twice the size from
     pairs: the powers of a larger matrix grow beyond the digits of float32.
     """
-    size = lower.shape[-1]
+
+    def diagonal(matrix: Tensor, block: int) -> Tensor:
+        # (..., n, n) -> its diagonal blocks (..., n / block, block, block)
+        spans = [slice(start, start + block) for start in range(0, matrix.shape[-1], block)]
+        return torch.stack([matrix[..., span, span] for span in spans], -3)
+
+    size, block = lower.shape[-1], INVERSE_BASE
     with torch.no_grad():
-        padded = INVERSE_BASE
+        padded = block
         while padded < size:
             padded *= 2
-        inverse = _inverse_of_padded(F.pad(lower, (0, padded - size, 0, padded - size)))[..., :size, :size]
+        whole = F.pad(lower, (0, padded - size, 0, padded - size))
+        # (I + L)^-1 = (I - L)(I + L^2)(I + L^4)(I + L^8), as L^16 = 0.
+        power = diagonal(whole, block)
+        inverse = torch.eye(block, dtype=lower.dtype, device=lower.device) - power
+        for _ in range(3):
+            power = power @ power
+            inverse = inverse + inverse @ power
+        # [A 0; B C]^-1 = [A^-1 0; -C^-1 B A^-1 C^-1]
+        while block < padded:
+            below = diagonal(whole, 2 * block)[..., block:, :block]
+            first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+            corner = -(second @ below @ first)
+            inverse = torch.cat([F.pad(first, (0, block)), torch.cat([corner, second], -1)], -2)
+            block *= 2
+        inverse = inverse[..., 0, :size, :size]
     # One step of Newton: it sharpens the digits, and its derivative by `lower` is that of the inverse.
     eye = torch.eye(size, dtype=lower.dtype, device=lower.device)
     return 2 * inverse - inverse @ ((eye + lower) @ inverse)
-
-
-def _inverse_of_padded(lower: Tensor) -> Tensor:
-    block = INVERSE_BASE
-    eye = torch.eye(block, dtype=lower.dtype, device=lower.device)
-    power = _diagonal(lower, block)
-    inverse = eye - power
-    for _ in range(3):
-        power = power @ power
-        inverse = inverse + inverse @ power
-    while block < lower.shape[-1]:
-        below = _diagonal(lower, 2 * block)[..., block:, :block]
-        first, second = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-        corner = -(second @ below @ first)
-        inverse = torch.cat([F.pad(first, (0, block)), torch.cat([corner, second], -1)], -2)
-        block *= 2
-    return inverse[..., 0, :, :]
-
-
-def _diagonal(matrix: Tensor, block: int) -> Tensor:
-    """(..., n, n) -> its diagonal blocks (..., n / block, block, block)."""
-    spans = [slice(start, start + block) for start in range(0, matrix.shape[-1], block)]
-    return torch.stack([matrix[..., span, span] for span in spans], -3)
 
 
 def delta_scan(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, step: Tensor, inclusive: bool) -> Tensor:
@@ -124,22 +117,17 @@ def delta_scan(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, step: Tensor, 
     read = (widened(q @ k.transpose(-1, -2)) * decay).tril(0 if inclusive else -1).to(dtype)
     if count == 1:
         return (read @ (solve @ (step * v).to(dtype)))[:, :, 0, :tokens]
-    return _delta_chunks(q, k, v, total, step, solve, read).flatten(2, 3)[:, :, :tokens]
-
-
-def _delta_chunks(q: Tensor, k: Tensor, v: Tensor, total: Tensor, step: Tensor, solve: Tensor, read: Tensor) -> Tensor:
-    """The scan over chunks: each corrects its values by what the state before it holds already."""
-    dtype = v.dtype
     grown, left = total.exp(), (total[..., -1:, :] - total).exp()
     reading, correcting, writing = (q * grown).to(dtype), (k * grown).to(dtype), (k * left).to(dtype)
     state = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=total.dtype, device=v.device)
     out = []
-    for c in range(q.shape[2]):
+    for c in range(count):
         low = state.to(dtype)
+        # A chunk's values without what the state before it holds for their keys already.
         values = solve[:, :, c] @ (step[:, :, c] * (v[:, :, c] - correcting[:, :, c] @ low)).to(dtype)
         out.append(reading[:, :, c] @ low + read[:, :, c] @ values)
         state = grown[:, :, c, -1:, :] * state + writing[:, :, c].transpose(-1, -2) @ values
-    return torch.stack(out, 2)
+    return torch.stack(out, 2).flatten(2, 3)[:, :, :tokens]
 
 
 class ScanAttention(Attention):
@@ -186,6 +174,7 @@ class ScanAttention(Attention):
             q, k = self.prepared(q, k)
             patches = [part[:, :, prefix:] for part in (q, k, v)]
             out = self.scan(patches, gates[0], True)
+            # The way back leaves out each token's own term: counted twice it would weigh double beside all others.
             if self.directions == 2:
                 turned = [part.flip(2) for part in patches]
                 out = out + self.scan(turned, [gate.flip(2) for gate in gates[1]], False).flip(2)

@@ -49,19 +49,19 @@ class SoftmaxAttention(Attention):
         # The backward pass of the fused bf16 form is about ten times slower on a CPU than that in float32.
         wide = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
         with torch.autocast("cpu", enabled=False):
-            core = _products if qkv.shape[1] <= CPU_PRODUCT_MAX_TOKENS else _fused
+            core = self._products if qkv.shape[1] <= CPU_PRODUCT_MAX_TOKENS else self._fused
             return core(wide, is_causal).to(qkv.dtype)
 
+    @staticmethod
+    def _fused(qkv: Tensor, is_causal: bool) -> Tensor:
+        # Unbinding along the packed axis lets the backward pass write the packed gradient in one copy.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2)
 
-def _fused(qkv: Tensor, is_causal: bool) -> Tensor:
-    # Unbinding along the packed axis lets the backward pass write the packed gradient in one copy.
-    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2)
-
-
-def _products(qkv: Tensor, is_causal: bool) -> Tensor:
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if is_causal:
-        scores = scores + torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu_(1)
-    return (scores.softmax(dim=-1) @ v).transpose(1, 2)
+    @staticmethod
+    def _products(qkv: Tensor, is_causal: bool) -> Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if is_causal:
+            scores = scores + torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu_(1)
+        return (scores.softmax(dim=-1) @ v).transpose(1, 2)

@@ -19,6 +19,11 @@ GRID_ROPE_BASE = 100.0
 TEXT_ROPE_BASE = 10000.0
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that: what sums of low precision are taken in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class DepthwiseConvolution(nn.Module):
     """k x k over the grid, or over each token and the k - 1 before it in a causal sequence; zero for prefix tokens.
 
@@ -72,8 +77,8 @@ class DynamicConvolution(DepthwiseConvolution):
         """(batch, tokens, dim) -> the same; sums are taken in float32."""
         layout, reach = self.layout, self.kernel // 2
         values = v[:, layout.prefix :]
-        source = values if layout.grid is None else values.mean(1, keepdim=True, dtype=_wide(v))
-        kernels = self.expand(F.silu(self.squeeze(source.to(v.dtype)))).to(_wide(v)).unflatten(-1, (self.taps, -1))
+        source = values if layout.grid is None else widened(values).mean(1, keepdim=True)
+        kernels = widened(self.expand(F.silu(self.squeeze(source.to(v.dtype))))).unflatten(-1, (self.taps, -1))
         kernels = kernels + self.weight.flatten(1).T
         # A shift a tap: a grouped convolution with a group for each sample and feature is slow wherever it exists, and
         # the compiler makes one pass of these.
@@ -123,11 +128,6 @@ class OutputGate(nn.Module):
         nn.init.constant_(self.linear.bias, 0.0 if self.kind == "sigmoid" else 1.0)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """float32, or float64 for that: what sums of low precision are taken in."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 class HeadNorm(nn.Module):
     """Root-mean-square norm over the features of each head, in float32, and a gain a feature."""
 
@@ -137,7 +137,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, heads, head_dim) -> the same."""
-        wide = x.to(_wide(x))
+        wide = widened(x)
         unit = wide * (wide.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
         return (unit * self.weight).to(x.dtype)
 
@@ -146,28 +146,25 @@ class HeadNorm(nn.Module):
         nn.init.ones_(self.weight)
 
 
-def _angles(layout: Layout, tokens: int, pairs: int, device: torch.device) -> Tensor:
-    """(tokens, pairs): half of the pairs turn with the row, half with the column; text turns all with the place."""
-    if layout.grid is None:
-        frequency = TEXT_ROPE_BASE ** -(torch.arange(pairs, device=device) / pairs)
-        return torch.arange(tokens, device=device)[:, None] * frequency
-    half = pairs // 2
-    rows, columns = layout.grid
-    frequency = GRID_ROPE_BASE ** -(torch.arange(half, device=device) / half)
-    place = torch.arange(rows * columns, device=device)[:, None]
-    angles = torch.cat([place // columns * frequency, place % columns * frequency], 1)
-    # The prefix has no place and is not turned.
-    return F.pad(angles, (0, 0, layout.prefix, 0))
-
-
 def rotated(x: Tensor, layout: Layout) -> Tensor:
     """x with its features turned in pairs (i, i + width / 2) by the token's place. x: (batch, tokens, ..., width).
 
     The width of heads must be a multiple of 4 on a grid and of 2 in text (checked where the model is specified).
     """
     pairs = x.shape[-1] // 2
-    angles = _angles(layout, x.shape[1], pairs, x.device)
-    angles = angles.view(1, x.shape[1], *(1,) * (x.ndim - 3), pairs).to(_wide(x))
+    if layout.grid is None:
+        # All pairs turn with the place, the first fastest.
+        frequency = TEXT_ROPE_BASE ** -(torch.arange(pairs, device=x.device) / pairs)
+        angles = torch.arange(x.shape[1], device=x.device)[:, None] * frequency
+    else:
+        # Half of the pairs turn with the row, half with the column; the prefix has no place and is not turned.
+        half = pairs // 2
+        rows, columns = layout.grid
+        frequency = GRID_ROPE_BASE ** -(torch.arange(half, device=x.device) / half)
+        place = torch.arange(rows * columns, device=x.device)[:, None]
+        angles = torch.cat([place // columns * frequency, place % columns * frequency], 1)
+        angles = F.pad(angles, (0, 0, layout.prefix, 0))
+    angles = angles.view(1, x.shape[1], *(1,) * (x.ndim - 3), pairs).to(torch.promote_types(x.dtype, torch.float32))
     first, second = x[..., :pairs], x[..., pairs:]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)

@@ -47,6 +47,7 @@ class TttAttention(Attention):
     def _stepped(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """W1 and W2 after the step, (batch, heads, head_dim, head_dim), in the dtype of v."""
         w1, w2 = self.inner.to(v.dtype).unbind(0)
+        # d/dz of z1 silu(z2): silu(z2) = z2 s by z1, and z1 s (1 + z2 (1 - s)) by z2, with s = sigmoid(z2).
         z1, z2 = widened(k @ w1), widened(k @ w2)
         gate = z2.sigmoid()
         error = widened(v) * (LOSS_SCALE / v.shape[2])

@@ -32,6 +32,7 @@ class WindowLinearAttention(Attention):
 
     def attend(self, qkv: Tensor, is_causal: bool) -> Tensor:
         """As Attention.attend."""
+        # Both read the same q, k, v: the window sees what is near sharply, the mean sees all at a cost linear in them.
         everywhere = linear_attention(qkv, denominator="length", causal=is_causal)
         local = self._causal_windows(qkv) if is_causal else self._grid_windows(qkv)
         share = self.share.sigmoid()
@@ -54,6 +55,7 @@ class WindowLinearAttention(Attention):
         # (batch, down, across, side * side, 3, heads, width)
         grid = F.pad(grid, (0, 0, 0, 0, 0, 0, 0, across * side - columns, 0, down * side - rows))
         grid = grid.unflatten(2, (across, side)).unflatten(1, (down, side)).transpose(2, 3).flatten(3, 4)
+        # The prefix belongs to every window, as keys alone.
         prefix = qkv[:, None, None, : layout.prefix].expand(-1, down, across, -1, -1, -1, -1)
         seen = torch.cat([prefix, grid], 3).flatten(0, 2)
         q = grid.flatten(0, 2)[:, :, 0].transpose(1, 2)

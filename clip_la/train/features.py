@@ -38,7 +38,7 @@ class BatchEncoder:
             torch.compiler.cudagraph_mark_step_begin()
 
     def images(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
-        """Unit features of pictures."""
+        """Unit features of images."""
         encode = self._in_part(self._encode_pixels)
         if self._options.micro_batches == 1:
             return encode(images)

@@ -68,7 +68,7 @@ class Copy:
     left_out: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """What was not copied, for a person; layers of a tower are told together."""
+        """What was not copied, one line each for a reader; layers of a tower share a line."""
         num_copied = len(self.model.state_dict()) - len(self.fresh)
         lines = [f"copied {num_copied} parameters of {num_copied + len(self.fresh)}"]
         for what, names in (("at initial values", self.fresh), ("of the teacher, left out", self.left_out)):

@@ -179,7 +179,7 @@ class LayerMatching(Matching):
 
 
 class FeatureMatching(Matching):
-    """The student's features of pictures and captions approach the teacher's: all weights of the changed towers train.
+    """The student's features of images and captions approach the teacher's: all weights of the changed towers train.
 
     The loss is 1 minus the cosine, as half the squared distance of unit features, which is exactly 0 for equal ones;
     the mean over the changed towers.

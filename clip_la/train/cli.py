@@ -27,7 +27,8 @@ clip-la train --config FILE.yaml [--out RUN] [--OPTION VALUE ...]
                      --model.schedule cooldown --model.cooldown_samples C"""
 DESCRIPTION = """\
 Trains image and text towers on shards of image-text pairs. Options come from YAML files and the command line, later
-ones win; --print_config prints the outcome. A run that goes on, or branches off, keeps its options unless told so."""
+ones win; --print_config prints the outcome. A run that resumes or branches off keeps its options, but for those that
+are given."""
 # A flag for the user, who would have to write `--resume true` if it were like all others.
 RESUME = "--resume"
 
@@ -68,7 +69,7 @@ def config_text(options: TrainOptions) -> str:
 
 
 def make_task_and_data(options: TrainOptions) -> "tuple[ContrastiveTask, ShardDataModule]":
-    """What is trained, and on what; each is told what the other decides. Raises UserError."""
+    """The Lightning module and the data of a run; each gets what the other decides. Raises UserError."""
     from clip_la.data.datamodule import ShardDataModule
     from clip_la.train.task import ContrastiveTask
 

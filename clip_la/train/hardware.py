@@ -1,4 +1,4 @@
-"""What a run is given to run on, as Lightning wants it told; and Lightning kept quiet."""
+"""The hardware of a run as arguments of Lightning's Trainer; what Lightning says, silenced."""
 
 import contextlib
 import logging

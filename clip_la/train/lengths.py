@@ -45,7 +45,7 @@ def encode_by_length(
     tokens: Int[Tensor, "batch tokens"],
     by_length: Int64[Tensor, " batch"],
 ) -> Float[Tensor, "batch dim"]:
-    """Features of all captions, worked out group by group, each padded only to its own length.
+    """Features of all captions, encoded group by group, each padded only to its own length.
 
     Args:
         encode: features of some captions.

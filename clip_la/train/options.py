@@ -205,7 +205,7 @@ class HardwareOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(HardwareOptions, FolderOptions):
-    """All that train_run is told besides the model and the data."""
+    """Everything about a run but its model and its data."""
 
 
 @dataclass(frozen=True, kw_only=True)

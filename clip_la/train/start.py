@@ -79,7 +79,7 @@ def find_resume_point(
         task: what is to be trained.
         options: the run's folder, its seed, and whether it resumes or branches off.
         read: a file -> the checkpoint in it; UserError for one that is damaged. The last that it reads is the start.
-        report: is told of damaged checkpoints that are skipped, and of a run that has none.
+        report: gets a line on each damaged checkpoint that is skipped, and on a run that has none.
 
     Raises UserError for a checkpoint of another architecture, batch size, seed, loss or schedule.
     """

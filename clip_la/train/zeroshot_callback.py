@@ -39,7 +39,7 @@ class ZeroShotEvaluation(Callback):
         out: the result file (RUN/results.jsonl).
         origin: what the run's checkpoints carry: run_id, seed, train_data, ...
         how: precision, batch size and worker processes of the evaluation.
-        meter: told of the time, which is no training time.
+        meter: leaves the time of the evaluation out of the training time.
     """
 
     def __init__(

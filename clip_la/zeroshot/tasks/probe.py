@@ -81,7 +81,7 @@ class Probe(Task):
                 scores_of: Scores = partial(knn_scores, train=features, train_labels=known, num_classes=len(classes))
             else:
                 settled["penalty"] = Ridge.choose_penalty(features, known, len(classes))
-                scores_of = partial(Ridge(features, known, len(classes)).scores, **settled)
+                scores_of = partial(Ridge(features, known, len(classes)).scores, penalty=settled["penalty"])
             return rank_true_classes(scores_of, torch.from_numpy(test.values), labels), settled
 
         ranked, settled = ranks.all_gather(work)[0]

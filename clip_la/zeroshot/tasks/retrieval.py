@@ -58,7 +58,7 @@ class Retrieval(Task):
         owners = torch.tensor([number for number, own in enumerate(rows.captions) for _ in own])
         # Each image with its first caption, as most training sets have one.
         first = torch.tensor([0, *(len(own) for own in rows.captions[:-1])]).cumsum(0)
-        logit_scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
+        logit_scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator]
         losses = pair_losses(images, texts[first], logit_scale)
         line = self.result_line(
             eval_model,
@@ -119,8 +119,15 @@ def encode_texts(
         )
 
     kept = kept or PartialResults(None, "", Features)
-    shown = {"name": "captions", "total": len(texts), "progress": settings.progress}
-    rows = run_units(units, encode, kept, precision=settings.precision, **shown)
+    rows = run_units(
+        units,
+        encode,
+        kept,
+        precision=settings.precision,
+        name="captions",
+        total=len(texts),
+        progress=settings.progress,
+    )
     assert rows is not None, "no texts"
     return torch.from_numpy(rows.values)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ FILES_AT_ONCE = THREADS * FILES_A_TASK
 # A file that changes while it is read is read again, so often.
 TRIES = 3
 UNREADABLE = "unreadable"
-DIGEST_BYTES = 16
+BLAKE2B = partial(hashlib.blake2b, digest_size=16)
 LOCK_WAIT_S = 10.0
 
 
@@ -48,13 +49,23 @@ def file_hashes(paths: Iterable[str | os.PathLike[str]], total: int | None = Non
     A link counts as what it points to. A file is read again unless path, size, mtime, ctime and inode are those it had
     when it was read, and it had then not been touched for RACY_S seconds. `total` is for the progress bar alone.
     """
+
+    def look(path: str, known: _File | None) -> _File:
+        try:
+            # A pipe or a device would wait for ever.
+            if not stat.S_ISREG((status := os.stat(path)).st_mode):
+                return _File(path, "", UNREADABLE)
+            return known if known is not None and known.state == _state(status) else _read(path)
+        except (OSError, ValueError):  # ValueError: a name with a zero byte
+            return _File(path, "", UNREADABLE)
+
     rest = iter(paths)
     bar = tqdm(desc="hashing files", total=total, unit="file", delay=3, leave=False, disable=None)
     with _Known(cache_path()) as known, ThreadPoolExecutor(THREADS) as pool, bar:
         while batch := [os.path.abspath(path) for path in islice(rest, FILES_AT_ONCE)]:
             before = known.load(batch)
             tasks = [batch[start : start + FILES_A_TASK] for start in range(0, len(batch), FILES_A_TASK)]
-            looked = pool.map(lambda task, before=before: [_look(path, before.get(path)) for path in task], tasks)
+            looked = pool.map(lambda task, before=before: [look(path, before.get(path)) for path in task], tasks)
             found = [each for task in looked for each in task]
             known.store([each for each in found if each.is_new])
             bar.update(len(found))
@@ -63,20 +74,16 @@ def file_hashes(paths: Iterable[str | os.PathLike[str]], total: int | None = Non
 
 def stream_hash(stream: IO[bytes]) -> str:
     """BLAKE2b of the rest of a stream as 32 hex digits: what `file_hashes` gives for a file of these bytes."""
-    return hashlib.file_digest(stream, _blake2b).hexdigest()  # type: ignore[arg-type]
+    return hashlib.file_digest(stream, BLAKE2B).hexdigest()  # type: ignore[arg-type]
 
 
 def combined(lines: Iterable[str]) -> str:
     """One hash of many lines, in their order."""
-    digest = _blake2b()
+    digest = BLAKE2B()
     for line in lines:
         data = line.encode("utf-8", "surrogatepass")
         digest.update(b"%d:%b" % (len(data), data))
     return digest.hexdigest()
-
-
-def _blake2b() -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=DIGEST_BYTES)
 
 
 class _File(NamedTuple):
@@ -88,24 +95,13 @@ class _File(NamedTuple):
     is_new: bool = False
 
 
-def _look(path: str, known: _File | None) -> _File:
-    try:
-        # A pipe or a device would wait for ever.
-        if not stat.S_ISREG((found := os.stat(path)).st_mode):
-            return _File(path, "", UNREADABLE)
-        if known is not None and known.state == _state(found):
-            return known
-        return _read(path)
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
-        return _File(path, "", UNREADABLE)
-
-
 def _read(path: str) -> _File:
+    """The hash of a file as it was for the whole of one reading."""
     digest = ""
     for _ in range(TRIES):
         with open(path, "rb", buffering=0) as stream:
             before, now = os.fstat(stream.fileno()), time.time()
-            digest = hashlib.file_digest(stream, _blake2b).hexdigest()
+            digest = hashlib.file_digest(stream, BLAKE2B).hexdigest()
             after = os.fstat(stream.fileno())
         if _state(before) == _state(after):
             # A time ahead of this machine's clock, as a file server may set it, is no settled one either.
@@ -114,8 +110,9 @@ def _read(path: str) -> _File:
     return _File(path, "", digest)
 
 
-def _state(found: os.stat_result) -> str:
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+def _state(status: os.stat_result) -> str:
+    """What a file is known again by. ctime too, since mtime can be set back; inode, since a rename keeps both."""
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 class _Known:

@@ -134,7 +134,7 @@ def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: 
     # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
     if ranks.world_size() > 1 or is_first_process():
         device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
-        settings = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
-        for _ in run_suite([str(checkpoint)], entries, settings, device=device, out=out, report=note):
+        how = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
+        for _ in run_suite([str(checkpoint)], entries, how, device=device, out=out, report=note):
             pass
     ranks.leave()

@@ -1,6 +1,6 @@
 """Figures of merit of zero-shot evaluation: functions of tensors and arrays, nothing else.
 
-Ties are broken by one rule everywhere: of equal scores the class (picture, caption) with the lower index comes first.
+Ties are broken by one rule everywhere: of equal scores the class (image, caption) with the lower index comes first.
 """
 
 from dataclasses import dataclass
@@ -64,11 +64,13 @@ def truth_ranks(keys: Int64[Tensor, "batch classes"], labels: Int64[Tensor, "bat
         keys: from `ordered_keys`.
         labels: the true classes of each row, padded with -1. Rows without any label get the number of classes.
     """
+    # A padded place must not be the best of a row.
     own = keys.gather(1, labels.clamp(min=0)).masked_fill(labels < 0, torch.iinfo(torch.int64).min)
     return (keys > own.max(dim=1, keepdim=True).values).sum(dim=1)
 
 
 def _interval(resampled: np.ndarray, value: float) -> Estimate:
+    # The percentile interval.
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))
 
@@ -91,6 +93,7 @@ def mean(values: Float[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> E
     n = len(values)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
+    # Drawing n of n values with replacement is a multinomial draw over the distinct ones, in one call.
     distinct, counts = np.unique(values, return_counts=True)
     generator = np.random.default_rng(seed)
     resampled = [generator.multinomial(n, counts / n) @ distinct / n for _ in range(NUM_RESAMPLES)]
@@ -100,7 +103,7 @@ def mean(values: Float[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> E
 def per_class_counts(
     labels: Int[np.ndarray, " samples"], correct: Bool[np.ndarray, " samples"], num_classes: int
 ) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """(pictures, hits) of each class."""
+    """(images, hits) of each class."""
     return np.bincount(labels, minlength=num_classes), np.bincount(labels[correct], minlength=num_classes)
 
 
@@ -110,22 +113,22 @@ def mean_per_class_recall(
     num_classes: int,
     seed: int = BOOTSTRAP_SEED,
 ) -> Estimate:
-    """The mean of the classes' shares of hits, over the classes that have pictures (balanced accuracy).
+    """The mean of the classes' shares of hits, over the classes that have images (balanced accuracy).
 
-    It is the accuracy with each picture weighted by one over the pictures of its class; the bootstrap draws pictures
+    It is the accuracy with each image weighted by one over the images of its class; the bootstrap draws images
     with their weights. Where all classes have equally many its interval is that of top-1. (Recalls recomputed from each
-    resample would be far too sure of themselves where classes have few pictures.)
+    resample would be far too sure of themselves where classes have few images.)
     """
     n = len(labels)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    pictures, hits = per_class_counts(labels, correct, num_classes)
-    present = pictures > 0
-    value = float((hits[present] / pictures[present]).mean())
-    # Pictures of equally large classes are alike but for hit or miss: few kinds to draw from.
-    sizes = np.unique(pictures[present])
-    num_hits = np.array([hits[pictures == size].sum() for size in sizes])
-    num_pictures = np.array([pictures[pictures == size].sum() for size in sizes])
+    images, hits = per_class_counts(labels, correct, num_classes)
+    present = images > 0
+    value = float((hits[present] / images[present]).mean())
+    # Images of equally large classes are alike but for hit or miss: few kinds to draw from.
+    sizes = np.unique(images[present])
+    num_hits = np.array([hits[images == size].sum() for size in sizes])
+    num_pictures = np.array([images[images == size].sum() for size in sizes])
     cells = np.concatenate([num_hits, num_pictures - num_hits]) / n
     drawn = np.random.default_rng(seed).multinomial(n, cells, NUM_RESAMPLES)
     drawn_hits, drawn_misses = np.split(drawn, 2, axis=1)
@@ -153,13 +156,13 @@ def most_confused(
 ) -> list[tuple[int, float, list[tuple[int, int]]]]:
     """The classes with the lowest recall: (class, recall, [(wrong class, times), ...] the commonest first).
 
-    Of equally bad classes those with more pictures come first, then those with the lower index.
+    Of equally bad classes those with more images come first, then those with the lower index.
     """
-    pictures, hits = per_class_counts(labels, labels == predicted, num_classes)
-    recall = np.divide(hits, pictures, out=np.full(num_classes, np.inf), where=pictures > 0)
-    order = np.lexsort((np.arange(num_classes), -pictures, recall))[:num_worst]
+    images, hits = per_class_counts(labels, labels == predicted, num_classes)
+    recall = np.divide(hits, images, out=np.full(num_classes, np.inf), where=images > 0)
+    order = np.lexsort((np.arange(num_classes), -images, recall))[:num_worst]
     worst = []
-    for index in order[pictures[order] > 0].tolist():
+    for index in order[images[order] > 0].tolist():
         wrong = predicted[(labels == index) & (predicted != index)]
         classes, times = np.unique(wrong, return_counts=True)
         ranking = sorted(zip(classes.tolist(), times.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
@@ -169,7 +172,7 @@ def most_confused(
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models on the same pictures: the difference of their shares of hits, b minus a, and McNemar's exact test."""
+    """Two models on the same images: the difference of their shares of hits, b minus a, and McNemar's exact test."""
 
     difference: Estimate
     only_a: int
@@ -181,16 +184,16 @@ class PairedTest:
 def compare(
     correct_a: Bool[np.ndarray, " samples"], correct_b: Bool[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED
 ) -> PairedTest:
-    """Paired comparison of two models' hits on the same pictures in the same order.
+    """Paired comparison of two models' hits on the same images in the same order.
 
-    The interval is the percentile bootstrap over pictures; the p-value is the exact two-sided test of McNemar (1947):
-    of the pictures on which the models disagree, half should favour either.
+    The interval is the percentile bootstrap over images; the p-value is the exact two-sided test of McNemar (1947):
+    of the images on which the models disagree, half should favour either.
 
     Raises:
         ValueError: different lengths, or none.
     """
     if len(correct_a) != len(correct_b) or len(correct_a) == 0:
-        raise ValueError(f"{len(correct_a)} and {len(correct_b)} pictures cannot be paired")
+        raise ValueError(f"{len(correct_a)} and {len(correct_b)} images cannot be paired")
     from scipy.stats import binomtest
 
     n = len(correct_a)

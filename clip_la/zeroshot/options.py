@@ -50,7 +50,7 @@ class SuiteEntry:
             raise unknown("task", self.task, results.TASKS)
         is_probe = self.task in (results.LINEAR_PROBE, results.KNN)
         if is_probe and not self.train:
-            raise UserError(f"task {self.task} needs pictures to learn from: train")
+            raise UserError(f"task {self.task} needs images to learn from: train")
         if not is_probe and (self.train or self.shots is not None):
             raise UserError(f"train and shots are for {results.LINEAR_PROBE} and {results.KNN}, not for {self.task}")
         if self.templates and self.task != results.CLASSIFICATION:
@@ -58,7 +58,7 @@ class SuiteEntry:
         if self.task == results.RETRIEVAL and (self.classes or self.labels != "own"):
             raise UserError(f"task {self.task} has captions, not classes")
         if self.shots is not None and self.shots < 1:
-            raise UserError(f"shots is {self.shots}; a class needs at least one picture to learn from")
+            raise UserError(f"shots is {self.shots}; a class needs at least one image to learn from")
         if self.unknown_classes not in UNKNOWN_CLASSES:
             raise unknown("choice of unknown_classes", self.unknown_classes, UNKNOWN_CLASSES)
 

@@ -114,6 +114,7 @@ def evaluate_tasks(
         UserError: wrong input; data that changed each time while they were evaluated.
     """
     settings = replace(settings, state=target.parent / PREDICTIONS_FOLDER)
+    # Also those whose data changed: their features are of no use to anybody now.
     tried: list[Task] = []
     for task in tasks:
         for _ in range(TRIES):
@@ -156,6 +157,7 @@ def _evaluate(
     if any(content.startswith(UNKNOWN) for content in task.content.values()):
         report(f"{task.test_set.name}: nothing tells whether its data are still the same, so it is evaluated anew")
     made = task.run(eval_model, settings)
+    # A result must be of the content that its id names, not of what came in between.
     if task.has_changed():
         return None
     if ranks.rank() == 0:
@@ -173,6 +175,7 @@ def _relabelled(line: dict[str, Any], labels: dict[str, Any], target: Path, repo
         return {**line, **{key: value for key, value in labels.items() if value is not None}}
     before = f"{line['checkpoint'] or line['model']} on {line['dataset']}"
     same = f"the same as {before}" if before != name else "the same under other labels"
+    # Fits and tables find results by these names, so the line must be there under each.
     line = {**line, **labels}
     if ranks.rank() == 0:
         results.append(target, line)
@@ -190,7 +193,7 @@ def describe(test_set: EvalDataset, report: Report) -> None:
         num_classes = len({key for keys in shared.values() for key in keys})
         report(
             f"{test_set.classes.label}: {len(shared)} names stand for several of {num_classes} classes ({examples}"
-            f"{'; ...' if len(shared) > 2 else ''}); a picture counts as right only for its own class"
+            f"{'; ...' if len(shared) > 2 else ''}); an image counts as right only for its own class"
         )
     alike = test_set.classes.read_alike()
     if alike:
@@ -221,10 +224,10 @@ def summary(line: dict[str, Any]) -> str:
     else:
         others = f"{line['num_classes']} classes of {line['names']}"
         if line.get("classes_with_pictures", line["num_classes"]) < line["num_classes"]:
-            others += f" of which {line['classes_with_pictures']} have pictures"
+            others += f" of which {line['classes_with_pictures']} have images"
     if "templates" in line:
         others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
-    size = f"{line['num_samples']} pictures, {others}{task}{skipped}"
+    size = f"{line['num_samples']} images, {others}{task}{skipped}"
     at = f" at {line['eval_image_size']} px" if line.get("eval_image_size") else ""
     return f"{line['checkpoint'] or line['model']}{at} on {line['dataset']} ({size}): {', '.join(figures)}"

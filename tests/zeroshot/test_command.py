@@ -154,8 +154,8 @@ def test_missing_and_empty_classes_are_told(evaluate, run_folder: Path, image_fo
     (image_folder / "n07753592" / "0.png").unlink()
     code, out, _ = evaluate(run_folder, "--data", image_folder, "--templates", "name", "--per-class")
     assert code == 0
-    assert f"{image_folder}: class folders without pictures: n07753592" in out
-    assert "1000 classes of imagenet1k/curated of which 6 have pictures, templates name" in out
+    assert f"{image_folder}: class folders without images: n07753592" in out
+    assert "1000 classes of imagenet1k/curated of which 6 have images, templates name" in out
     (line,) = results.read(run_folder / "results.jsonl")
     assert line["classes_with_pictures"] == 6
     recalls = csv.DictReader((run_folder / "predictions" / f"{line['evaluation']}.classes.csv").open())
@@ -203,7 +203,7 @@ def test_every_suite_of_the_repository_is_read(name: str):
         (["RUN", "--data", "DATA", "--precision", "fp8"], "unknown precision 'fp8'"),
         (["RUN", "--data", "DATA", "--checkpoints", "first"], "unknown choice"),
         (["RUN", "--data", "DATA", "--device", "cuda:77"], "no device 'cuda:77' here"),
-        (["RUN", "--data", "DATA", "--task", "knn"], "needs pictures to learn from"),
+        (["RUN", "--data", "DATA", "--task", "knn"], "needs images to learn from"),
         (["RUN", "--data", "DATA", "--compare"], "nothing to compare"),
         (["RUN", "--data", "DATA", "--workers", "-1"], "--workers must be at least 0, not -1"),
         (["RUN", "--data", "DATA", "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
@@ -248,7 +248,7 @@ def test_benchmark_of_a_model_that_open_clip_lacks_is_one_line(capsys):
         ("datasets: [{data: x, task: [knn], train: y}]", "suite.yaml: task is ['knn'], not text"),
         ("datasets: [{data: x, task: knn, train: y, shots: few}]", "suite.yaml: shots is 'few', not a whole number"),
         ("datasets: [{data: x, task: knn, train: y, shots: 1.5}]", "suite.yaml: shots is 1.5, not a whole number"),
-        ("datasets: [{data: x, task: knn}]", "suite.yaml: task knn needs pictures to learn from"),
+        ("datasets: [{data: x, task: knn}]", "suite.yaml: task knn needs images to learn from"),
         ("datasets: [{data: x}]\nmodels: run", "suite.yaml: models is 'run', not a list of names"),
         ("datasets: [{data: x}]\nmodels: [1]", "suite.yaml: models is [1], not a list of names"),
     ],

@@ -167,7 +167,7 @@ def test_unreadable_pictures_are_skipped_and_counted(tiny_model: CLIP, image_fol
 def test_nothing_readable_is_an_error(tiny_model: CLIP, image_folder: Path):
     for file, _ in folder_labels():
         (image_folder / file).write_bytes(b"x")
-    with pytest.raises(UserError, match=r"no picture that can be evaluated .*not an image: 23"):
+    with pytest.raises(UserError, match=r"no image that can be evaluated .*not an image: 23"):
         evaluate_zeroshot(tiny_model, str(image_folder), templates=TEMPLATES, progress=False)
 
 

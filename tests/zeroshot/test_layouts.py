@@ -51,8 +51,8 @@ def test_the_only_part_that_is_not_for_training_is_taken(tmp_path: Path, part: s
         (["train/0.png", "val/1.png"], "named as parts of a data set"),
         (["train/cat/0.png", "train/dog/0.png", "test/1.png"], "--data '.*/train'"),
         ([f"wrapped/{file}" for file in PETS], "only folder of .* holds the class folders; name it: --data .*wrapped"),
-        (["val/images/0.png", "train/cat/1.png"], "only one folder of .*val holds pictures, images"),
-        (["Annotations/a.xml", "Data/val/0.png", "ImageSets/b.txt"], "only one folder of .* holds pictures, Data"),
+        (["val/images/0.png", "train/cat/1.png"], "only one folder of .*val holds images, images"),
+        (["Annotations/a.xml", "Data/val/0.png", "ImageSets/b.txt"], "only one folder of .* holds images, Data"),
         (["0/a.png", "10/b.png"], "are numbers .0, 10.; name the classes"),
     ],
 )
@@ -143,8 +143,8 @@ def test_nested_folders_count_for_the_top_one_and_it_is_said(tmp_path: Path):
     test_set = open_dataset(str(root))
     assert [own for _, own in read(test_set)] == [(0,), (0,), (1,), (1,)]
     assert test_set.notes == (
-        f"{root}: class folders without pictures: stones",
-        f"{root}: pictures in folders below count for the top one: animals",
+        f"{root}: class folders without images: stones",
+        f"{root}: images in folders below count for the top one: animals",
     )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
 
 from clip_la.errors import UserError
 from clip_la.zeroshot.runner import loop
@@ -58,9 +57,7 @@ class Counted:
 
 def run(counted: Counted, folder: Path | None) -> ImageFeatures:
     kept = PartialResults(folder, "", ImageFeatures)
-    rows = run_units(
-        counted.units, counted.compute, kept, precision="float32", bar=lambda done: tqdm(initial=done, disable=True)
-    )
+    rows = run_units(counted.units, counted.compute, kept, precision="float32", name="x", total=None, progress=False)
     assert rows is not None
     return rows
 
@@ -117,7 +114,7 @@ def test_a_damaged_file_and_a_unit_twice(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_units_no_rows():
     kept = PartialResults(None, "", Features)
-    assert run_units(lambda done: (), rows_of, kept, precision="float32", bar=lambda done: tqdm(disable=True)) is None
+    assert run_units(lambda done: (), rows_of, kept, precision="float32", name="x", total=0, progress=False) is None
 
 
 def test_rows_are_read_as_what_they_are(tmp_path: Path):

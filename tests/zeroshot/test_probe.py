@@ -60,7 +60,7 @@ def test_few_shots_draw_equally_and_repeatably():
 
 def test_chosen_penalty_is_the_best_on_held_out_pictures():
     train, labels = data(200, 4)
-    chosen = probe.choose_penalty(train, labels, 5)
+    chosen = probe.Ridge.choose_penalty(train, labels, 5)
     queries, truth = data(1000, 5)
     model = probe.Ridge(train, labels, 5)
     right = {p: (model.scores(queries, 10.0**p).argmax(1) == truth).float().mean() for p in probe.RIDGE_POWERS}
@@ -95,10 +95,10 @@ def test_shots_limit_the_training_pictures(tiny_model: CLIP, image_folder: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "knn"}, "needs pictures to learn from"),
+        ({"task": "knn"}, "needs images to learn from"),
         ({"task": "knnn"}, "did you mean knn"),
         ({"train": "y"}, "not for zeroshot_classification"),
-        ({"task": "knn", "train": "y", "shots": 0}, "at least one picture"),
+        ({"task": "knn", "train": "y", "shots": 0}, "at least one image"),
         ({"task": "linear_probe", "train": "y", "templates": "plain"}, "templates are for"),
         ({"task": "zeroshot_retrieval", "classes": "imagenet1k"}, "captions, not classes"),
     ],

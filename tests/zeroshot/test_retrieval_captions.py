@@ -112,5 +112,5 @@ def test_training_skips_the_same_for_the_same_reason(tmp_path: Path, form: str):
 
 def test_no_caption_at_all_is_one_line(tiny_model: CLIP, tmp_path: Path):
     path = shard(tmp_path / "0.tar", [{".json": json.dumps({"captions": None})}])
-    with pytest.raises(UserError, match=r"no picture that can be evaluated .*no caption.*1"):
+    with pytest.raises(UserError, match=r"no image that can be evaluated .*no caption.*1"):
         line_of(tiny_model, path)

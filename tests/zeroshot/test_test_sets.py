@@ -70,7 +70,7 @@ def test_class_folders_without_pictures_are_named(tmp_path: Path):
     (root / "n04507155").mkdir()
     test_set = open_dataset(str(root))
     assert [key for key, _ in read(test_set)] == ["n01440764/a.png", "n02123045/b.png"]
-    assert test_set.notes[1:] == (f"{root}: class folders without pictures: n03017168, n04507155",)
+    assert test_set.notes[1:] == (f"{root}: class folders without images: n03017168, n04507155",)
 
 
 def test_folders_named_by_class(tmp_path: Path):
@@ -93,7 +93,7 @@ def test_imagenet_v2s_numbered_folders(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [((), "holds no test set"), (("a.png",), "holds no test set"), (("n01440764/a.txt",), "hold no pictures")],
+    [((), "holds no test set"), (("a.png",), "holds no test set"), (("n01440764/a.txt",), "hold no images")],
 )
 def test_wrong_layouts(tmp_path: Path, files: tuple[str, ...], message: str):
     with pytest.raises(UserError, match=message):

@@ -1,1 +1,1 @@
-"""From what a user names to pictures with labels: class folders, shards, Parquet files."""
+"""From what a user names to images with labels: class folders, shards, Parquet files."""

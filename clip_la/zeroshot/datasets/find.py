@@ -45,7 +45,7 @@ def open_dataset(
         data: a folder of class folders, a folder of shards or Parquet files, a shard, a brace range or a glob.
         classes: the classes to choose from; by default those that the data name.
         labels: "own", or "real" for the ReaL labels of ImageNet-1K's validation set.
-        unknown_classes: what becomes of pictures whose class `classes` lacks: "skip" counts them as skipped, "error"
+        unknown_classes: what becomes of images whose class `classes` lacks: "skip" counts them as skipped, "error"
             raises.
         training: of data that hold several parts take the one for training, for those who learn from it.
 
@@ -63,10 +63,17 @@ def open_dataset(
 def _open(
     root: Path, data: str, classes: ClassSet | None, name: str | None, unknown_classes: str, training: bool
 ) -> EvalDataset:
+    # The shard reader has its own words for a shard that is not there.
     if not root.exists() and not SHARD_MARKS & set(data) and not is_shard_name(root.name):
         raise UserError(f"no data at {data}; {EXPECTED}")
     shards = shard_sets.places_with_shards(root, training)
-    if _is_parquet(root, bool(shards)):
+    beside = [path for place in (root, root / "data") for path in place.glob(f"*{PARQUET}")] if root.is_dir() else []
+    # img2dataset puts a Parquet file beside each tar, with what became of its pairs: the shards are the data then.
+    alone = [path for path in beside if not any(path.with_suffix(end).exists() for end in SHARD_SUFFIXES)]
+    if shards and alone:
+        how = f"--data '{root}/*.tar' or --data {alone[0]}"
+        raise UserError(f"{root} holds shards and Parquet files; name which: {how}")
+    if (beside and not shards) or (not root.is_dir() and root.suffix.lower() == PARQUET):
         return parquet_sets.open_parquet(root, classes, name or default_name(data), unknown_classes, training)
     if not root.is_dir() or shards:
         return shard_sets.open_shards(data, classes, name or default_name(data), unknown_classes, training)
@@ -76,20 +83,3 @@ def _open(
     if not layout.folders_in(root):
         raise UserError(f"{data} holds no test set; {EXPECTED}")
     return folders.open_folders(root, classes, name or default_name(str(root)), unknown_classes, notes)
-
-
-def _is_parquet(root: Path, has_shards: bool) -> bool:
-    """Whether the data are Parquet files. img2dataset puts one beside each tar, which says what became of its pairs.
-
-    Raises:
-        UserError: Parquet files that belong to no shard, beside shards.
-    """
-    if not root.is_dir():
-        return root.suffix.lower() == PARQUET
-    found = [path for place in (root, root / "data") for path in place.glob(f"*{PARQUET}")]
-    if not has_shards:
-        return bool(found)
-    alone = next((path for path in found if not any(path.with_suffix(end).exists() for end in SHARD_SUFFIXES)), None)
-    if alone is not None:
-        raise UserError(f"{root} holds shards and Parquet files; name which: --data '{root}/*.tar' or --data {alone}")
-    return False

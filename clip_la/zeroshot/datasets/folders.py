@@ -43,16 +43,17 @@ class FolderRecords:
 
 
 def pictures_in(root: Path, folder: str) -> list[str]:
-    """The pictures below one class folder, as paths relative to `root`, sorted."""
+    """The images below one class folder, as paths relative to `root`, sorted."""
     return sorted(path.relative_to(root).as_posix() for path in layout.files_below(root / folder, IMAGE_SUFFIXES))
 
 
 def _classes_of(root: Path, folders: Sequence[str], filled: Sequence[str]) -> tuple[ClassSet, tuple[str, ...]]:
     """The class set that folder names imply, a set of the catalog or just these names, and what is to be said of it.
 
-    `filled` are those of the folders that hold pictures.
+    `filled` are those of the folders that hold images.
     """
     others = [folder for folder in folders if not known.is_wordnet_id(folder)]
+    # Beside WordNet ids any other folder is a stray one: taken for a class it would shift what chance is.
     if 0 < len(others) < len(folders):
         raise UserError(
             f"{root} mixes folders named by WordNet ids with others: {_some(others)}; move these away, or name the "
@@ -62,7 +63,7 @@ def _classes_of(root: Path, folders: Sequence[str], filled: Sequence[str]) -> tu
         return _catalogued(root, folders)
     if len(filled) == 1:
         raise UserError(
-            f"only one folder of {root} holds pictures, {filled[0]}: among one class every picture is right; name the "
+            f"only one folder of {root} holds images, {filled[0]}: among one class every image is right; name the "
             "folder of the class folders, or the classes: --classes"
         )
     note: tuple[str, ...] = ()
@@ -85,6 +86,7 @@ def _catalogued(root: Path, folders: Sequence[str]) -> tuple[ClassSet, tuple[str
     if exact:
         chosen = class_sets.imagenet(exact[0])
         return chosen, (f"{root}: its {len(folders)} folders are exactly the classes of {exact[0]}",)
+    # A few ids that a set lacks, as of fall11 in winter21, do not make it another set.
     most = max(len(given & sets[name]) for name in WHOLES)
     if not most:
         raise UserError(f"folders of {root} are named by WordNet ids that no ImageNet has: {_some(folders)}")
@@ -102,6 +104,7 @@ def _without_numbers(root: Path, folders: Sequence[str]) -> tuple[list[str], tup
     keys, names = [part[1] for part in parts if part], [part[2] for part in parts if part]
     if len(names) < len(folders) or len(set(keys)) < len(keys) or len(set(names)) < len(names):
         return list(folders), ()
+    # Numbers in front are keys only if they count; "101.dalmatian" alone may be a name.
     numbers = sorted(int(key) for key in keys if _is_number(key))
     counted = len(numbers) > 1 and numbers in (list(range(len(keys))), list(range(1, len(keys) + 1)))
     if numbers and not counted:
@@ -147,16 +150,17 @@ def open_folders(
 
     Args:
         classes: by default the list beside the folders (classes.json, classnames.txt), else what their names imply.
-        unknown: what becomes of the pictures of a folder that `classes` lacks: skipped and counted, or a UserError.
+        unknown: what becomes of the images of a folder that `classes` lacks: skipped and counted, or a UserError.
         notes: what is known of the data already.
 
     Raises:
-        UserError: no class folders, no folder (or, as asked for, not every one) within the class set, or no pictures.
+        UserError: no class folders, no folder (or, as asked for, not every one) within the class set, or no images.
     """
     folders = layout.folders_in(root)
     if not folders:
         raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
     are_numbers = all(map(_is_number, folders))
+    # Folders of numbers count in the list beside them, whatever classes are asked for.
     own = None
     if classes is None or are_numbers:
         own = own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
@@ -181,8 +185,8 @@ def open_folders(
     ]
     remarks = {
         f"{root}: skipped, since they are no class of {classes.label}: {_some(strange)}": strange,
-        f"{root}: class folders without pictures: {_some(empty)}": empty,
-        f"{root}: pictures in folders below count for the top one: {_some(deep)}": deep,
+        f"{root}: class folders without images: {_some(empty)}": empty,
+        f"{root}: images in folders below count for the top one: {_some(deep)}": deep,
     }
     notes += tuple(text for text, concerned in remarks.items() if concerned)
     return replace(of_files(root, files, classes, name), notes=notes)
@@ -193,15 +197,15 @@ def of_files(
 ) -> EvalDataset:
     """A test set of listed files, paths relative to `root`."""
     if not files:
-        raise UserError(f"the class folders of {root} hold no pictures ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"the class folders of {root} hold no images ({', '.join(IMAGE_SUFFIXES)})")
     content = Content([str(root / file) for file, _ in files], files)
     return EvalDataset(name, classes, (FolderRecords(root, tuple(files)),), content, len(files))
 
 
 def with_real_labels(test_set: EvalDataset) -> EvalDataset:
-    """ImageNet-1K's validation folders with the ReaL labels: every class a person saw in the picture counts as right.
+    """ImageNet-1K's validation folders with the ReaL labels: every class a person saw in the image counts as right.
 
-    The class of the folder stays the picture's own class (first label) where ReaL has it, for recall by class; pictures
+    The class of the folder stays the image's own class (first label) where ReaL has it, for recall by class; images
     without any ReaL label are skipped, as their authors do (Beyer et al. 2020, arXiv 2006.07159).
 
     Raises:
@@ -214,6 +218,7 @@ def with_real_labels(test_set: EvalDataset) -> EvalDataset:
     assert isinstance(source, FolderRecords)
     files: list[tuple[str, tuple[int, ...] | str]] = []
     for file, labels in source.files:
+        # Skipped already, with its reason.
         if isinstance(labels, str):
             files.append((file, labels))
             continue
@@ -221,6 +226,7 @@ def with_real_labels(test_set: EvalDataset) -> EvalDataset:
         if number is None or not 0 < int(number[1]) <= len(real):
             raise UserError(f"ReaL labels need ImageNet's own file names (ILSVRC2012_val_00000001.JPEG), not {file}")
         accepted = real[int(number[1]) - 1]
+        # Recall by class counts an image under its first label.
         own_first = (*(own for own in labels if own in accepted), *(label for label in accepted if label not in labels))
         files.append((file, own_first or NO_LABEL))
     real_set = of_files(source.root, files, test_set.classes, f"{test_set.name}-real")

@@ -27,7 +27,7 @@ class Labels:
         classes: what a label must be one of.
         numbers: `numbers[n]` is the position of class number n, -1 where `classes` lacks it; None where numbers mean
             nothing, since they count in another list.
-        unknown: what becomes of a picture whose class `classes` lacks: skipped and counted, or a UserError.
+        unknown: what becomes of an image whose class `classes` lacks: skipped and counted, or a UserError.
     """
 
     classes: ClassSet
@@ -46,12 +46,14 @@ class Labels:
         """
         if not isinstance(value, list | tuple):
             return (self._one(value, where),)
+        # [0, 0, 1] could be three class numbers or one class among three.
         self._check_one_hot(value, where)
         found, reason = [], NO_LABEL
         for each in value:
             try:
                 found.append(self._one(each, where, strict=False))
             except BadSample as bad:
+                # That a class is unknown says more than that a label is empty.
                 reason = bad.reason if reason == NO_LABEL else reason
         if not found:
             raise self.lacking(value, where) if reason == NOT_IN_SET else BadSample(reason)
@@ -90,9 +92,11 @@ class Labels:
         return self.numbers[number]
 
     def _one(self, value: Any, where: Where, strict: bool = True) -> int:
-        """The position of a single label; `strict` is False within a list, where one unknown class is passed over."""
+        """The position of a single label; `strict` is False within a list, where one unknown class is skipped."""
+        # webdataset and Parquet files of some writers have names as bytes.
         if isinstance(value, bytes):
             value = value.decode("utf-8-sig", errors="replace")
+        # NaN, which a missing number becomes in tables, differs from itself.
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             raise BadSample(NO_LABEL)
         if isinstance(value, str):
@@ -111,6 +115,7 @@ class Labels:
             raise self.lacking(text, where) if strict else BadSample(NOT_IN_SET)
         if position < 0:
             return self._number(number, where)
+        # A class may be called "7" and another be number 7: then the label could be either.
         numbers = self.numbers or ()
         if isinstance(number, int) and 0 <= number < len(numbers) and numbers[number] != position:
             raise UserError(
@@ -136,5 +141,6 @@ def number_in(text: str) -> int | float | None:
 
 def numbers_in(own: ClassSet | None, chosen: ClassSet) -> tuple[int, ...] | None:
     """`Labels.numbers` of a set with the class list `own` (None: it has none, so numbers count in `chosen`)."""
+    # The same classes under other ids are told by their names alone: both lists have these in the same order.
     same = own is None or own.ids == chosen.ids or (len(own) == len(chosen) and own.names == chosen.names)
     return tuple(range(len(chosen))) if same else None

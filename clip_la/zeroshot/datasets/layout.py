@@ -74,6 +74,7 @@ def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> t
         """In itself, not in folders below."""
         return any(e.is_file() and e.name.lower().endswith(tuple(suffixes)) for e in _entries(root / folder))
 
+    # A class may be called "test" among others; a data set of parts has nothing but parts, each with class folders.
     folders = folders_in(root)
     named = [folder for folder in folders if folder.lower() in PARTS]
     if len(folders) > 1 and not named:
@@ -93,6 +94,7 @@ def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> t
             f"the folders of {root} ({', '.join(named)}) are named as parts of a data set, not as classes, and hold no "
             f"class folders; expected {root}/{named[0]}/CLASS/PICTURE.jpg"
         )
+    # One folder with many in it is a download unpacked one level too deep, not a class.
     wrapped = [folder for folder in nested if not is_wordnet_id(folder) and len(folders_in(root / folder)) > 1]
     if len(folders) == len(wrapped) == 1:
         raise UserError(f"the only folder of {root} holds the class folders; name it: --data {root / wrapped[0]}")
@@ -117,6 +119,7 @@ def one_part(files: Sequence[str], root: Path, training: bool = False) -> tuple[
         # The file's own name first, then the folders from the nearest up.
         matches = (PART_IN_NAME.search(text) for text in (Path(name).stem, *reversed(folders)))
         words[file] = next((match[1] for match in matches if match), None)
+    # "valid" and "dev" are one part under two names.
     parts = dict.fromkeys(PARTS[word.lower()] for word in words.values() if word)
     if len(parts) < 2:
         return list(files), ()
@@ -140,12 +143,14 @@ def own_classes(folder: Path | None, *, above: bool = True) -> ClassSet | None:
     found = [path for file in CLASS_FILES for path in _beside(folder, file, above)]
     if not found:
         return None
+    # The list in the folder itself is nearer to the data than one in the folder above.
     nearest = min(found, key=lambda path: -len(path.parent.resolve().parts))
     chosen = class_sets.from_file(nearest)
     for path in found:
         if path.parent != nearest.parent or path == nearest:
             continue
         other = class_sets.from_file(path)
+        # Two lists of one folder may differ in how they write a name, not in what they mean.
         if len(chosen) != len(other):
             text = f"{nearest} has {len(chosen)} classes, {path.name} beside it {len(other)}"
             raise UserError(f"{text}; remove one of the two")

@@ -1,4 +1,4 @@
-"""Test sets in Parquet files as the Hugging Face hub keeps them: a column of pictures, a column of class numbers."""
+"""Test sets in Parquet files as the Hugging Face hub keeps them: a column of images, a column of class numbers."""
 
 import functools
 import json
@@ -47,15 +47,16 @@ class ParquetRecords:
         import pyarrow.parquet
 
         number = 0
+        # A few rows at a time: a row group may be the whole file, with all its images.
         with pyarrow.parquet.ParquetFile(self.path) as file:
             columns = [self.picture_column, self.label_column]
             for rows in file.iter_batches(ROWS_AT_ONCE, columns=columns):
-                for picture, label in zip(*(rows.column(name).to_pylist() for name in columns), strict=True):
-                    yield self._record(f"{self.path.name}:{number}", picture, label)
+                for image, label in zip(*(rows.column(name).to_pylist() for name in columns), strict=True):
+                    yield self._record(f"{self.path.name}:{number}", image, label)
                     number += 1
 
-    def _record(self, key: str, picture: Any, label: Any) -> Record | Skipped:
-        data = picture.get("bytes") if isinstance(picture, dict) else picture
+    def _record(self, key: str, image: Any, label: Any) -> Record | Skipped:
+        data = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(data, bytes):
             return Skipped(key, NO_PICTURE)
         try:
@@ -89,10 +90,11 @@ def open_parquet(
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: a Parquet file is damaged or none ({one_line(error)})") from None
     schema = files[0].schema_arrow
-    picture, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
+    image, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
     own = _class_names(schema, label, paths[0])
+    # One label column for all: class numbers of one file must mean the same in every other.
     for path, file in zip(paths, files, strict=True):
-        if {picture, label} - {*file.schema_arrow.names} or _class_names(file.schema_arrow, label, path) != own:
+        if {image, label} - {*file.schema_arrow.names} or _class_names(file.schema_arrow, label, path) != own:
             raise UserError(f"{path} has other columns or class names than {paths[0]}; evaluate them one by one")
     # Class numbers count in the file's own names, else in the list beside it.
     listed = None if own is not None else own_classes(paths[0].parent)
@@ -102,13 +104,14 @@ def open_parquet(
     if chosen is None:
         raise UserError(f"{paths[0]} does not name its classes; name them: --classes")
     numbers = numbers_in(listed, chosen) if own is None else _positions(own, chosen, paths[0])
-    sources = tuple(ParquetRecords(path, picture, label, Labels(chosen, numbers, unknown)) for path in paths)
-    content = Content(list(map(str, paths)), [[path.name for path in paths], picture, label, numbers])
+    sources = tuple(ParquetRecords(path, image, label, Labels(chosen, numbers, unknown)) for path in paths)
+    content = Content(list(map(str, paths)), [[path.name for path in paths], image, label, numbers])
     num_records = sum(file.metadata.num_rows for file in files)
     return EvalDataset(name, chosen, sources, content, num_records, notes=notes)
 
 
 def _column(schema: Any, candidates: tuple[str, ...], path: Path) -> str:
+    # Reversed, so that of "Image" and "image" the first column wins.
     lower = {name.lower(): name for name in reversed(schema.names)}
     found = next((lower[name] for name in candidates if name in lower), None)
     if found is None:

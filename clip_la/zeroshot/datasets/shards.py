@@ -39,14 +39,15 @@ class ShardRecords:
         problems: list[Problem] = []
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
-            picture = sample.get(image_part(sample) or "")
-            if picture is None:
+            image = sample.get(image_part(sample) or "")
+            if image is None:
                 yield Skipped(key, NO_PICTURE)
                 continue
             try:
-                yield Record(key, self._labels(sample, (self.url, f"sample {key}")), functools.partial(bytes, picture))
+                yield Record(key, self._labels(sample, (self.url, f"sample {key}")), functools.partial(bytes, image))
             except BadSample as bad:
                 yield Skipped(key, bad.reason)
+        # At the end: what is damaged has no place among the samples.
         for problem in problems:
             yield Skipped(problem.key or self.url, problem.reason)
 
@@ -64,6 +65,7 @@ class ShardRecords:
             for value, texts in lists
             if texts and all(isinstance(each, str) and number_in(each) is None for each in texts)
         ]
+        # The first field of which the set has any: LABEL_FIELDS puts the surest first.
         positions = next((own for _, texts in named if (own := self.labels.of_names(texts))), ())
         if positions:
             self._check_agreement(positions, numbers, where)
@@ -103,7 +105,7 @@ class ShardRecords:
 
 @dataclass(frozen=True)
 class CaptionRecords:
-    """One shard of pictures with captions: what training reads too, but all of them, each line of .txt by itself."""
+    """One shard of images with captions: what training reads too, but all of them, each line of .txt by itself."""
 
     url: str
 
@@ -111,11 +113,11 @@ class CaptionRecords:
         problems: list[Problem] = []
         for sample in read_samples(self.url, on_problem=problems.append):
             key = sample["__key__"]
-            picture = sample.get(image_part(sample) or "")
+            image = sample.get(image_part(sample) or "")
             try:
-                if picture is None:
+                if image is None:
                     raise BadSample(NO_PICTURE)
-                yield Record(key, (), functools.partial(bytes, picture), every_caption(sample))
+                yield Record(key, (), functools.partial(bytes, image), every_caption(sample))
             except BadSample as bad:
                 yield Skipped(key, bad.reason)
         for problem in problems:
@@ -137,6 +139,7 @@ def find_shards(data: str, training: bool = False) -> tuple[list[str], Path | No
         with_shards = places_with_shards(folder, training)
         inside = with_shards[0] if with_shards else folder
         notes: tuple[str, ...] = ()
+        # Where a person named the folder that holds the shards, there was nothing to choose.
         if inside != folder and (len(with_shards) > 1 or training != (inside.name == TRAINING_FOLDER)):
             notes = (f"{folder} holds shards in {' and '.join(p.name for p in with_shards)}; taken is {inside}",)
         urls, said = layout.one_part(expand_urls(str(inside)), inside, training)

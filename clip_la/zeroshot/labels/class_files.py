@@ -50,7 +50,7 @@ def read_entries(path: Path) -> list[ClassEntry]:
     text = read_text(path)
     if text.strip()[:1] + text.strip()[-1:] in ("[]", "{}"):
         try:
-            # As Python prints it, such as {0: 'tench', ...}.
+            # literal_eval reads literals and runs nothing. As Python prints it, such as {0: 'tench', ...}.
             content = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             content = parse_json(text, path)
@@ -70,9 +70,11 @@ def read_entries(path: Path) -> list[ClassEntry]:
 
 
 def _from_lines(lines: Sequence[str], path: Path) -> list[ClassEntry]:
+    # "n01440764 tench", as WordNet's and ImageNet's own lists have it.
     synsets = [WORDNET_FIRST.fullmatch(line) for line in lines]
     if lines and all(synsets):
         return from_list([[match[1], match[2]] for match in synsets if match], path)
+    # Numbers count only where they are 0 to N - 1: "7 up" and "Boeing 747" are names.
     for pattern, number, name in ((NUMBER_FIRST, 1, 2), (NUMBER_LAST, 2, 1)):
         matches = [pattern.fullmatch(line) for line in lines]
         found = sorted((match for match in matches if match), key=lambda match: int(match[number]))
@@ -80,6 +82,7 @@ def _from_lines(lines: Sequence[str], path: Path) -> list[ClassEntry]:
         counted = len(lines) > 1 and numbers in (list(range(len(found))), list(range(1, len(found) + 1)))
         if counted and len(found) == len(lines) and numbers[0] == 0:
             return from_list([match[name] for match in found], path)
+        # Names that end in 1 to N, as "type 1", are likelier than numbers; names that begin so are not.
         if counted and len(found) == len(lines) and pattern is NUMBER_FIRST:
             raise UserError(f"{path}: its lines are numbered from 1, class numbers from 0; leave the numbers out")
         if counted and len(found) == len(lines) - 1 > 1 and not matches[0]:
@@ -93,6 +96,7 @@ def from_json(content: Any, path: Path) -> list[ClassEntry]:
     Known are a list of names, of lists of names (`["n01440764", "tench"]`), of objects with name or names and id; and
     objects number -> any of these, name or WordNet id -> number, id -> name or names.
     """
+    # Wrappers lie in each other: {"features": {"label": {"names": [...]}}}.
     while isinstance(content, dict):
         inner = [
             own
@@ -102,14 +106,10 @@ def from_json(content: Any, path: Path) -> list[ClassEntry]:
         if not inner:
             break
         content = inner[0]
-    if isinstance(content, dict):
-        return _from_object(content, path)
-    if not isinstance(content, list):
+    if isinstance(content, list):
+        return from_list(content, path)
+    if not isinstance(content, dict):
         raise UserError(f"{path} holds no list of classes")
-    return from_list(content, path)
-
-
-def _from_object(content: Mapping[str, Any], path: Path) -> list[ClassEntry]:
     numbers = [whole_number(key) for key in content]
     values = [whole_number(value) for value in content.values()]
     # {"0": "7"} names class 0 "7"; {"7": 0} says the same of the class "7".
@@ -117,8 +117,10 @@ def _from_object(content: Mapping[str, Any], path: Path) -> list[ClassEntry]:
     if all(number is not None for number in numbers) and (are_names or None in values):
         keys = in_order(dict(zip(content, numbers, strict=True)), path)
         return distinct(from_list([content[key] for key in keys], path))
+    # label2id: {"cat": 3}.
     if content and None not in values:
         return from_list(in_order(dict(zip(content, values, strict=True)), path), path)
+    # Half numbered is a slip, and the order of the rest would be a guess.
     if any(number is not None for number in [*numbers, *values]):
         raise UserError(f"{path} has class numbers for some of its classes only; write a list of names")
     entries: list[dict[str, Any]] = []
@@ -136,6 +138,7 @@ def in_order(places: Mapping[str, int | None], path: Path) -> list[str]:
     numbers = [places[key] for key in keys]
     if numbers == list(range(1, len(keys) + 1)):
         raise UserError(f"{path}: its class numbers run from 1 to {len(keys)}; they must begin at 0")
+    # The first place whose number is not its own: one is missing there, or the one before comes twice.
     wrong = next((place for place, number in enumerate(numbers) if place != number), None)
     if wrong is not None:
         twice = wrong > 0 and numbers[wrong] == numbers[wrong - 1]
@@ -150,6 +153,7 @@ def whole_number(value: object) -> int | None:
         text = value.strip()
         digits = text.removeprefix("-")
         return int(text) if digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS else None
+    # To Python, True is 1.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if math.isfinite(value) and value == int(value) else None

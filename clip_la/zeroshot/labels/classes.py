@@ -1,4 +1,4 @@
-"""Class sets: the ordered classes a picture can belong to, with one or more names each, and a hash of exactly that."""
+"""Class sets: the ordered classes an image can belong to, with one or more names each, and a hash of exactly that."""
 
 import functools
 import hashlib
@@ -165,6 +165,7 @@ def imagenet(name: str, naming: str | None = None) -> ClassSet:
         naming = "curated" if set(ids) <= set(known.wordnet_ids("imagenet")) else "lemma"
     if naming not in NAMINGS:
         raise unknown("naming", naming, NAMINGS)
+    # Curated and raw names are of ImageNet-1K only: a set beyond it has WordNet's alone.
     texts, lemmas = known.definitions(), known.lemmas()
     if naming in ("lemma", "lemmas"):
         names = tuple(lemmas[key][:1] if naming == "lemma" else lemmas[key] for key in ids)
@@ -215,6 +216,7 @@ def class_set(text: str) -> ClassSet:
     """What `--classes` says: NAME or NAME/NAMING of the catalog ("imagenet21k/lemmas"), emoji, or a class file."""
     if text == EMOJI:
         return emoji()
+    # The catalog first: a folder called imagenet1k in the working directory must not change what the name means.
     name, _, naming = text.partition("/")
     if name in CATALOG and (not naming or naming in NAMINGS):
         return imagenet(name, naming or None)

@@ -60,6 +60,7 @@ class Hierarchy:
     def ancestors(self, node: str) -> Mapping[str, int]:
         """Ancestor -> the least number of steps up to it; the node itself is at 0."""
         steps = {node: 0}
+        # Breadth first: the first way up that is found is the shortest.
         waiting = deque([node])
         while waiting:
             current = waiting.popleft()
@@ -116,11 +117,12 @@ def scores(
     labels: Int[np.ndarray, " samples"],
     predicted: Int[np.ndarray, " samples"],
 ) -> tuple[Float[np.ndarray, " samples"], np.ndarray]:
-    """For each picture: the similarity of its class and the predicted one, and whether the latter is that or above it.
+    """For each image: the similarity of its class and the predicted one, and whether the latter is that or above it.
 
-    A picture of a husky that is called "dog" is called rightly, if vaguely: the second value is True (the measure of
+    An image of a husky that is called "dog" is called rightly, if vaguely: the second value is True (the measure of
     Deng et al. 2012, "Hedging your bets", with their reward left out).
     """
+    # Each pair of classes once: there are far fewer than images.
     pairs, places = np.unique(np.stack([labels, predicted], 1), axis=0, return_inverse=True)
     named = [(ids[truth], ids[guess]) for truth, guess in pairs.tolist()]
     similar = np.array([hierarchy.similarity(truth, guess) for truth, guess in named])

@@ -74,6 +74,7 @@ class ChunkedPrompts(Dataset):
 
 def plan_chunks(classes: ClassSet, prompts: PromptSet) -> list[range]:
     """Consecutive classes with about PROMPTS_PER_CHUNK prompts together; depends on names and templates alone."""
+    # Whole classes, so that each class's mean is taken in one place.
     chunks, start, count = [], 0, 0
     for position, own in enumerate(classes.names):
         count += len(own) * len(prompts.templates)
@@ -89,6 +90,7 @@ def length_sorted_batches(
     lengths: Int64[Tensor, " prompts"], tokens_per_batch: int
 ) -> Iterator[tuple[Int64[Tensor, " batch"], int]]:
     """Batches of prompts, the longest first: (positions, length to trim to), each within the budget of tokens."""
+    # Longest first: memory runs out at once or not at all.
     order = lengths.argsort(stable=True, descending=True)
     ordered = lengths[order].tolist()
     start = 0
@@ -103,6 +105,7 @@ def encode_tokens(
     eval_model: EvalModel, tokens: Int64[Tensor, "texts tokens"], precision: str
 ) -> Float[Tensor, "texts embed_dim"]:
     """Unit features of texts in their order, on the model's device; encoded in length-sorted batches."""
+    # Tokenizers other than CLIP's pad in ways of their own: their texts keep the full length.
     budget = TOKENS_PER_BATCH["cpu" if eval_model.device.type == "cpu" else "cuda"]
     lengths = caption_lengths(tokens) if eval_model.trims_text else torch.full((len(tokens),), tokens.shape[1])
     features: Tensor | None = None
@@ -113,15 +116,6 @@ def encode_tokens(
         features[rows.to(encoded.device)] = encoded
     assert features is not None
     return features
-
-
-@torch.inference_mode()
-def encode_chunk(eval_model: EvalModel, chunk: Chunk, precision: str) -> Float[Tensor, "classes embed_dim"]:
-    """The classifier's rows of a chunk, on the CPU."""
-    features = encode_tokens(eval_model, chunk.tokens.long(), precision)
-    # One segment a class, summed in order: unlike a scatter-add, the same digits every time.
-    means = torch.segment_reduce(features, "mean", lengths=chunk.counts.to(features.device))
-    return nn.functional.normalize(means, dim=-1).cpu()
 
 
 class ClassifierCache:
@@ -151,6 +145,7 @@ class ClassifierCache:
                 notes = file.metadata() or {}
                 rows = file.get_tensor(ROWS)
             wrong = None
+            # The name is a hash of the key; the key itself tells other content under the same name.
             if notes.get("key") != self._notes(key, rows)["key"]:
                 wrong = "stale: made from other weights, names or templates, or by another version"
             elif notes.get("checksum") != self._notes(key, rows)["checksum"]:
@@ -211,13 +206,17 @@ def build_classifier(
     # A generator of its own: a loader draws a number, and an evaluation must not move a training's random state.
     loader = DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator())
 
+    @torch.inference_mode()
     def work() -> list[tuple[int, Tensor]]:
         hidden = not progress or ranks.rank() != 0
         bar = tqdm(total=sum(map(len, mine)), desc="text classifier", unit="class", disable=hidden or None, leave=False)
         rows = []
         with bar, matmul_precision(precision):
             for chunk in loader:
-                rows.append((chunk.classes.start, encode_chunk(eval_model, chunk, precision)))
+                features = encode_tokens(eval_model, chunk.tokens.long(), precision)
+                # One segment a class, summed in order: unlike a scatter-add, the same digits every time.
+                means = torch.segment_reduce(features, "mean", lengths=chunk.counts.to(features.device))
+                rows.append((chunk.classes.start, nn.functional.normalize(means, dim=-1).cpu()))
                 bar.update(len(chunk.classes))
         return rows
 

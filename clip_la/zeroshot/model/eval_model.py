@@ -47,7 +47,7 @@ PROBES = (
 
 @dataclass(frozen=True)
 class UInt8Preprocess:
-    """Picture or bytes -> UInt8[3, size, size], to be normalised on the model's device; pickles for workers."""
+    """Image or bytes -> UInt8[3, size, size], to be normalised on the model's device; pickles for workers."""
 
     image_size: int
 
@@ -60,11 +60,11 @@ _eval_transform = functools.cache(eval_transform)
 
 @dataclass(frozen=True)
 class EvalModel:
-    """A two-tower model with all it takes to show it pictures and texts.
+    """A two-tower model with all it takes to show it images and texts.
 
     Attributes:
         module: has `encode_image` and `encode_text`, both with `normalize=`.
-        preprocess: picture or bytes to a tensor: uint8 pixels where `pixel_stats` are given, else ready for the module.
+        preprocess: image or bytes to a tensor: uint8 pixels where `pixel_stats` are given, else ready for the module.
         pixel_stats: (mean, std) in RGB on the 0..1 scale, or None.
         context_length: the longest text, in tokens; `trims_text` says whether shorter ones may come unpadded.
         image_prefix: how the names of the image tower's weights begin (the text classifier does not depend on them).
@@ -104,15 +104,18 @@ class EvalModel:
     def compile(self) -> None:
         """Compiles the image tower, whose batches have one shape, and the text tower where that is a module."""
         image = getattr(self.module, "visual", None) or self.module.image
+        # In place: torch.compile would wrap the tower and rename its weights.
         image.compile()  # type: ignore[union-attr]
         if isinstance(text := getattr(self.module, "text", None), nn.Module):
             text.compile(dynamic=True)
 
     def encode_images(self, images: Tensor, precision: str) -> Float[Tensor, "batch embed_dim"]:
         """Float32 features of length one of a batch from `preprocess`, on the model's device."""
+        # Normalised here and not by the workers: uint8 is a quarter of the bytes on its way.
         images = images.to(self.device, non_blocking=True)
         if self.pixel_stats is not None:
             images = normalize_pixels(images, *self.pixel_stats)
+        # normalize=False: unit length in float32, whatever the towers run in.
         with autocast(self.device, precision):
             features = self.module.encode_image(images, normalize=False)  # type: ignore[operator]
         return nn.functional.normalize(features.float(), dim=-1)
@@ -131,7 +134,7 @@ class EvalModel:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hash of everything that features depend on: towers, their weights, tokenizer, preparation of pictures."""
+        """Hash of everything that features depend on: towers, their weights, tokenizer, preparation of images."""
         settings = {**self._text_settings(), "architecture": self.architecture}
         # The text of a dataclass has all its fields; that of any other object differs from process to process.
         settings |= {"preprocess": repr(self.preprocess), "pixel_stats": self.pixel_stats}

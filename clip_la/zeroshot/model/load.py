@@ -71,6 +71,7 @@ def load_eval_model(
         raise unknown("transform", transform, TRANSFORMS)
     eval_model = _load(text, image_size)
     eval_model = eval_model if transform == OWN else with_own_transform(eval_model)
+    # Nothing is trained here: no dropout, no gradients.
     eval_model.module.eval().requires_grad_(False).to(device)
     if compiled:
         eval_model.compile()
@@ -81,6 +82,7 @@ def load_eval_model(
 def _load(text: str, image_size: int | None) -> EvalModel:
     if Path(text).suffix == ".safetensors" and Path(text).is_file():
         raise UserError(f"{text} says not which architecture its weights are of; give NAME:FILE, as in ViT-B-16:{text}")
+    # A file before a name: "ViT-B-16:x.pt" is no file, and "run.ckpt" no name.
     if Path(text).is_file():
         model, meta = load_checkpoint(text)
         try:

@@ -32,11 +32,11 @@ UNKNOWN_ORIGIN = (
 
 @dataclass(frozen=True)
 class OpenClipPreprocess:
-    """Picture or bytes -> Float[3, height, width], by open_clip's own evaluation transform of the model.
+    """Image or bytes -> Float[3, height, width], by open_clip's own evaluation transform of the model.
 
     Attributes:
         settings: open_clip's PreprocessCfg.
-        as_stored: whether the transform gets the picture in its own mode, as in open_clip, or RGB by our rule.
+        as_stored: whether the transform gets the image in its own mode, as in open_clip, or RGB by our rule.
     """
 
     settings: tuple[tuple[str, Any], ...]
@@ -44,6 +44,7 @@ class OpenClipPreprocess:
 
     def __call__(self, image: Image.Image | bytes) -> Tensor:
         transform = _open_clip_transform(self.settings)
+        # Files by our rule become RGB before the transform sees them.
         if isinstance(image, bytes):
             image = decode_as_stored(image) if self.as_stored else decode_image(image)
         elif not self.as_stored:
@@ -154,6 +155,7 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, tuple | list):
         inner = [_plain(each) for each in value]
         return None if None in inner else f"[{', '.join(map(str, inner))}]"
+    # Sorted, since the order of a dict says nothing.
     if isinstance(value, dict):
         return f"{{{', '.join(sorted(f'{key}: {_plain(each)}' for key, each in value.items()))}}}"
     if callable(to_dict := getattr(value, "to_dict", None)) and not isinstance(value, type):

@@ -47,6 +47,7 @@ def tiles(predictions: Predictions, test_set: EvalDataset, rows: Sequence[int]) 
     wanted: dict[int, dict[int, int]] = defaultdict(dict)
     for row in rows:
         wanted[int(predictions.sources[row])][int(predictions.positions[row])] = row
+    # By source, since a shard is read from its beginning.
     made: dict[int, Tile] = {}
     for source, positions in wanted.items():
         last = max(positions)
@@ -98,6 +99,7 @@ def draw_sheet(chosen: Sequence[Tile], title: str) -> Image.Image:
     cell_width, cell_height = TILE_PX + 2 * MARGIN_PX, TILE_PX + 2 * MARGIN_PX + num_lines * LINE_PX
     rows = -(-len(chosen) // columns)
     head = LINE_PX + 2 * MARGIN_PX
+    # A long title must not be cut off.
     width = max(columns * cell_width, round(font.getlength(title)) + 2 * MARGIN_PX)
     sheet = Image.new("RGB", (width, head + rows * cell_height), "white")
     draw = ImageDraw.Draw(sheet)

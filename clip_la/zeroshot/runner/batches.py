@@ -80,6 +80,7 @@ def share_of(num_sources: int, consumer: int, num_consumers: int) -> list[tuple[
     With more sources than consumers a source has one reader; otherwise readers share a source and each decodes only its
     own units of it.
     """
+    # A source costs reading up to one's own units, so it is shared only where some would have none.
     if num_sources >= num_consumers:
         return [(source, 0, 1) for source in range(consumer, num_sources, num_consumers)]
     source = consumer % num_sources
@@ -118,6 +119,7 @@ class UnitStream(IterableDataset):
                         yield self._decoded(unit, chunk)
                     number += 1
             except UserError as error:
+                # Number -1 is no unit: it is never counted as done.
                 yield ImageBatch((source, -1), error=str(error))
                 return
 

@@ -53,7 +53,9 @@ def run_units(
     kept: PartialResults[R],
     *,
     precision: str,
-    bar: Callable[[int], tqdm],
+    name: str,
+    total: int | None,
+    progress: bool,
 ) -> R | None:
     """The rows of every unit, on every rank; None where there are no units. All ranks must call it.
 
@@ -61,7 +63,8 @@ def run_units(
         units: given the finished units, this rank's share of the others, in any order.
         compute: the rows of one unit; runs without gradients, with products at `precision`.
         kept: where rows are saved, and from where an earlier run is resumed.
-        bar: given the number of finished samples, a progress bar.
+        name, total: of the progress bar, which counts samples on the first rank's terminal and leaves no trace.
+        progress: whether to show it.
 
     Raises:
         UserError: what `units` or `compute` raises, on whichever rank.
@@ -75,22 +78,28 @@ def run_units(
         done = frozenset(unit for part in rows for unit in part.unit_set)
         return done, kept.is_complete(len(done))
 
+    # Rank 0's answer holds for all: files may be there for one rank and not yet for another.
     done, is_complete = ranks.all_gather(resume)[0]
 
     def work() -> list[R]:
         fresh: list[R] = []
         saved_at = time.monotonic()
 
+        # Fewer, larger files: one a unit would be thousands.
         def save() -> None:
             rows.append(type(fresh[0]).merge(fresh))
             kept.save(rows[-1])
             fresh.clear()
 
-        with matmul_precision(precision), bar(sum(map(len, rows))) as shown:
+        # None hides it where stderr is no terminal.
+        hidden = True if not progress or ranks.rank() else None
+        num_done = sum(map(len, rows))
+        bar = tqdm(total=total, initial=num_done, desc=name, unit="sample", disable=hidden, leave=False)
+        with matmul_precision(precision), bar:
             for unit in () if is_complete else units(done):
                 with torch.inference_mode():
                     fresh.append(compute(unit))
-                shown.update(len(fresh[-1]) * ranks.world_size())
+                bar.update(len(fresh[-1]) * ranks.world_size())
                 if time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:
                     save()
                     saved_at = time.monotonic()
@@ -127,18 +136,16 @@ def run_images(
             pin_memory=eval_model.device.type == "cuda",
         )
 
-    def bar(num_done: int) -> tqdm:
-        return progress_bar(test_set.name, "img", test_set.num_records, num_done, settings.progress)
-
-    rows = run_units(units, compute, kept, precision=settings.precision, bar=bar)
+    rows = run_units(
+        units,
+        compute,
+        kept,
+        precision=settings.precision,
+        name=test_set.name,
+        total=test_set.num_records,
+        progress=settings.progress,
+    )
     if rows is None or not len(rows):
         skipped = rows.skip_text() if rows is not None else ""
-        raise UserError(f"{test_set.name} has no picture that can be evaluated ({skipped or 'it is empty'})")
+        raise UserError(f"{test_set.name} has no image that can be evaluated ({skipped or 'it is empty'})")
     return rows
-
-
-def progress_bar(name: str, unit: str, total: int | None, num_done: int, shown: bool) -> tqdm:
-    """A bar on the first rank's terminal, hidden elsewhere; it leaves no trace when it is over."""
-    hidden = not shown or ranks.rank() != 0
-    # None hides it where stderr is no terminal.
-    return tqdm(total=total, initial=num_done, desc=name, unit=unit, disable=hidden or None, leave=False)

@@ -79,7 +79,9 @@ class UnitRows:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a .npz, whole or not at all: arrays as they are, tuples as JSON."""
         columns = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        arrays = {name: own if isinstance(own, np.ndarray) else np.array(json.dumps(own)) for name, own in columns}
+        arrays: dict[str, Any] = {}
+        for name, own in columns:
+            arrays[name] = own if isinstance(own, np.ndarray) else np.array(json.dumps(own))
         with atomic_write(path) as stream:
             np.savez(stream, **arrays)
 

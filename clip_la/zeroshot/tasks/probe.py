@@ -80,8 +80,8 @@ class Probe(Task):
             if self.task == results.KNN:
                 scores_of: Scores = partial(knn_scores, train=features, train_labels=known, num_classes=len(classes))
             else:
-                settled["penalty"] = choose_penalty(features, known, len(classes))
-                scores_of = partial(Ridge(features, known, len(classes)).scores, **settled)
+                settled["penalty"] = Ridge.choose_penalty(features, known, len(classes))
+                scores_of = partial(Ridge(features, known, len(classes)).scores, penalty=settled["penalty"])
             return rank_true_classes(scores_of, torch.from_numpy(test.values), labels), settled
 
         ranked, settled = ranks.all_gather(work)[0]
@@ -135,6 +135,7 @@ class Ridge:
         x = features.double()
         y = torch.nn.functional.one_hot(labels, num_classes).double()
         self.centre, self.mean = x.mean(0), y.mean(0)
+        # Centred, so that the intercept is not shrunk.
         x, y = x - self.centre, y - self.mean
         self.num_train = len(x)
         self.eigenvalues, self.vectors = torch.linalg.eigh(x.T @ x)
@@ -146,16 +147,19 @@ class Ridge:
         weights = self.vectors @ shrunk
         return ((queries.double() - self.centre) @ weights + self.mean).float()
 
-
-def choose_penalty(features: Float[Tensor, "train dim"], labels: Int64[Tensor, " train"], num_classes: int) -> float:
-    """The penalty with the best top-1 on a held-out fifth; of equal ones the largest. Without enough images: 1e-2."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    held, rest = order[: len(order) // HELD_OUT_SHARE], order[len(order) // HELD_OUT_SHARE :]
-    if not len(held):
-        return 1e-2
-    model = Ridge(features[rest], labels[rest], num_classes)
-    right = {p: int((model.scores(features[held], 10.0**p).argmax(1) == labels[held]).sum()) for p in RIDGE_POWERS}
-    return 10.0 ** max(right, key=lambda power: (right[power], power))
+    @classmethod
+    def choose_penalty(
+        cls, features: Float[Tensor, "train dim"], labels: Int64[Tensor, " train"], num_classes: int
+    ) -> float:
+        """The penalty with the best top-1 on a held-out fifth; of equal ones the largest. Of too few images: 1e-2."""
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        held, rest = order[: len(order) // HELD_OUT_SHARE], order[len(order) // HELD_OUT_SHARE :]
+        if not len(held):
+            return 1e-2
+        model = cls(features[rest], labels[rest], num_classes)
+        # A larger penalty of equal worth is the simpler model.
+        right = {p: int((model.scores(features[held], 10.0**p).argmax(1) == labels[held]).sum()) for p in RIDGE_POWERS}
+        return 10.0 ** max(right, key=lambda power: (right[power], power))
 
 
 def rank_true_classes(

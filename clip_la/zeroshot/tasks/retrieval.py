@@ -14,7 +14,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
@@ -23,7 +22,7 @@ from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.classifier import encode_tokens
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
-from clip_la.zeroshot.runner.loop import EvalSettings, progress_bar, run_units
+from clip_la.zeroshot.runner.loop import EvalSettings, run_units
 from clip_la.zeroshot.runner.rows import Features, PartialResults, Unit
 from clip_la.zeroshot.tasks.task import FEATURES_FOLDER, Evaluation, Task, encode_images, features_id
 
@@ -59,7 +58,7 @@ class Retrieval(Task):
         owners = torch.tensor([number for number, own in enumerate(rows.captions) for _ in own])
         # Each image with its first caption, as most training sets have one.
         first = torch.tensor([0, *(len(own) for own in rows.captions[:-1])]).cumsum(0)
-        logit_scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
+        logit_scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator]
         losses = pair_losses(images, texts[first], logit_scale)
         line = self.result_line(
             eval_model,
@@ -119,11 +118,16 @@ def encode_texts(
             values=encode_tokens(eval_model, tokens, settings.precision).cpu().numpy(),
         )
 
-    def bar(num_done: int) -> tqdm:
-        return progress_bar("captions", "text", len(texts), num_done, settings.progress)
-
     kept = kept or PartialResults(None, "", Features)
-    rows = run_units(units, encode, kept, precision=settings.precision, bar=bar)
+    rows = run_units(
+        units,
+        encode,
+        kept,
+        precision=settings.precision,
+        name="captions",
+        total=len(texts),
+        progress=settings.progress,
+    )
     assert rows is not None, "no texts"
     return torch.from_numpy(rows.values)
 
@@ -149,6 +153,7 @@ def best_ranks(
             ranked.append((start, metrics.truth_ranks(keys, matches[rows].to(keys.device)).cpu()))
         return ranked
 
+    # Ranks took turns; queries go back to their order.
     parts = sorted((part for own in ranks.all_gather(work) for part in own), key=lambda part: part[0])
     return torch.cat([ranked for _, ranked in parts]).numpy()
 
@@ -209,6 +214,7 @@ def pair_losses(
         losses = []
         for start in starts:
             rows = slice(start, start + size)
+            # In float64 the order of sums, which differs from machine to machine, moves no digit that counts.
             logits = logit_scale * images[rows].double() @ texts[rows].double().T
             by_image, by_text = (F.cross_entropy(each, own, reduction="none") for each in (logits, logits.T))
             losses.append((start, ((by_image + by_text) / 2).numpy()))

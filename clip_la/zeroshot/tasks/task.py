@@ -153,8 +153,13 @@ def encode_images(eval_model: EvalModel, test_set: EvalDataset, settings: EvalSe
         if batch.images is not None:
             # All rows, empty ones included: neither shapes nor places may depend on what could be read.
             values = eval_model.encode_images(batch.images, settings.precision)[batch.rows].cpu()
-        known = {"keys": tuple(batch.keys), "labels": tuple(batch.labels), "captions": tuple(batch.captions)}
-        return ImageFeatures(**batch.unit_rows(), **known, values=values.numpy())
+        return ImageFeatures(
+            **batch.unit_rows(),
+            keys=tuple(batch.keys),
+            labels=tuple(batch.labels),
+            captions=tuple(batch.captions),
+            values=values.numpy(),
+        )
 
     name = f"{FEATURES_FOLDER}/{features_id(eval_model, test_set, settings)}.parts"
     kept = PartialResults(settings.state, name, ImageFeatures)

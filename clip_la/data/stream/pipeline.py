@@ -65,6 +65,12 @@ class _TrackedPipeline(DataPipeline, FluidInterface):
             exact.append(filters.FilterFunction(batched, *stage.args, **stage.kw) if is_batched else stage)
         return super().compose(*exact)
 
+    def with_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `repeat` is: a stream has no end, and an epoch's would be no place in it."""
+        raise UserError("a stream has no epochs: take as many items as you want, such as by itertools.islice")
+
+    repeat = with_epoch
+
     def _tracked(self, source: Iterable[Tracked]) -> Iterator[Tracked]:
         pulled: list[Any] = []
 
@@ -163,7 +169,7 @@ class _Failed(BaseException):
 class StreamLoader(_TrackedPipeline):
     """The items of a StreamPipeline from its workers, by turns, through further stages in this process; endless.
 
-    Iterating goes on from the loader's position. `state_dict()` is the position behind the last item that the iteration
+    Iterating starts at the loader's position. `state_dict()` is the position behind the last item that the iteration
     gave, whatever the workers have made ahead; with `load_state_dict` another loader, also in another process, gives
     the very next one. Copies that `map` and the other methods return have a position of their own.
 
@@ -194,7 +200,7 @@ class StreamLoader(_TrackedPipeline):
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
             raise UserError("a StreamLoader starts workers of its own; put stages for them into the StreamPipeline")
-        # Of its own, so that an iteration that goes on beside a newer one does not move that one's position.
+        # A copy: an iteration that is still used beside a newer one must not move that one's position.
         state = RankState.from_plain(self._state.to_plain())
         workers = self._pipeline.workers if self._processes else 0
         loader = ShardLoader(self._pipeline.starting_at(state), workers=workers, **self._options)
@@ -209,7 +215,7 @@ class StreamLoader(_TrackedPipeline):
         return {"layout": self._layout().to_plain(), "rank": self._pipeline.stream.rank, **self._state.to_plain()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Moves to a position of `state_dict`; the next iteration goes on from there.
+        """Moves to a position that `state_dict` gave; the next iteration starts there.
 
         The stages are the caller's to keep as they were; they are not compared.
 

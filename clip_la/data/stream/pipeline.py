@@ -50,20 +50,17 @@ def batched(
 class _TrackedPipeline(DataPipeline, FluidInterface):
     """A pipeline whose first stage is tracked; webdataset's methods append the others, each to a copy."""
 
-    def compose(self, *stages: Any) -> Any:
-        """A copy with further stages, each from iterator to iterator.
+    def append(self, stage: Any) -> None:
+        """Adds a stage to this pipeline, as `compose` does to a copy.
 
         Raises:
             UserError: a stage of webdataset's that cannot resume exactly.
         """
-        exact = []
-        for stage in stages:
-            function = getattr(stage, "f", None)
-            if function in INEXACT:
-                raise UserError(f"{stage} cannot be resumed exactly: it {INEXACT[function]}")
-            is_batched = function is filters.batched.f
-            exact.append(filters.FilterFunction(batched, *stage.args, **stage.kw) if is_batched else stage)
-        return super().compose(*exact)
+        function = getattr(stage, "f", None)
+        if function in INEXACT:
+            raise UserError(f"{stage} cannot be resumed exactly: it {INEXACT[function]}")
+        is_batched = function is filters.batched.f
+        super().append(filters.FilterFunction(batched, *stage.args, **stage.kw) if is_batched else stage)
 
     def with_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Refused, as `repeat` is: a stream has no end, and an epoch's would be no place in it."""
@@ -101,8 +98,8 @@ class StreamPipeline(_TrackedPipeline):
     loader = StreamLoader(pipeline).batched(64)
     ```
     webdataset's methods `map`, `map_dict`, `map_tuple`, `select`, `decode`, `rename`, `to_tuple`, `batched`, `listed`
-    are exact; those that cannot be, such as `shuffle`, are refused. So are functions from iterator to iterator given to
-    `compose`, if they give what they make of their input before they ask for more of it, and depend on nothing else.
+    are exact; those that cannot be, such as `shuffle`, are refused. A function from iterator to iterator given to
+    `compose` is exact if it gives what it makes of its input before it asks for more, and depends on nothing else.
 
     Args:
         stream: without an augmentation it gives raw samples, `{"__key__", "__url__", "jpg": bytes, "txt": bytes, ...}`;

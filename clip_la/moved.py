@@ -25,7 +25,14 @@ MODULES = {
     "clip_la.zeroshot.prompts": "clip_la.zeroshot.labels.prompts",
     "clip_la.zeroshot.tasks.entries": "clip_la.zeroshot.suite",
 }
-NAMES = {"load_subject": "load_eval_model", "Subject": "EvalModel", "TestSet": "EvalDataset"}
+NAMES = {
+    "NUM_DRAWS": "NUM_UNIFORMS",
+    "StreamedRows": "SampleDecoder",
+    "Subject": "EvalModel",
+    "TestSet": "EvalDataset",
+    "load_subject": "load_eval_model",
+    "read_picture": "read_image",
+}
 
 
 class _Moved(MetaPathFinder, Loader):

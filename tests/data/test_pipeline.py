@@ -159,6 +159,10 @@ def test_stages_that_cannot_be_exact_are_refused(make_shards, stage):
     for each in (pipeline, StreamLoader(pipeline)):
         with pytest.raises(UserError, match="cannot be resumed exactly"):
             each.compose(stage)
+        with pytest.raises(UserError, match="cannot be resumed exactly"):
+            each.append(stage)
+        with pytest.raises(UserError, match="no epochs"):
+            each.with_epoch(10)
     assert pipeline.pipeline == []
 
 

@@ -3,6 +3,9 @@
 import doctest
 import gzip
 import io
+import os
+import subprocess
+import sys
 import tarfile
 from functools import partial
 from pathlib import Path
@@ -157,6 +160,21 @@ def test_the_lines_of_the_data_page_run(tmp_path, monkeypatch):
     done = doctest.testfile(str(page), module_relative=False)
     assert done.attempted > 30
     assert done.failed == 0
+
+
+def test_writing_and_reading_a_shard_imports_no_torch(tmp_path):
+    """`data pack` starts many processes."""
+    code = f"""
+import sys
+from clip_la.data.shards.reader import ShardWriter, read_samples
+import clip_la.data.tools.pack
+with ShardWriter({str(tmp_path / "0.tar")!r}) as writer:
+    writer.write({{"__key__": "k", "txt": "a"}})
+print(len(list(read_samples({str(tmp_path / "0.tar")!r}))), "torch" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 False\n"
 
 
 def test_a_sample_of_webdatasets_is_written_as_it_is(tmp_path):

@@ -72,7 +72,7 @@ def is_apple_double(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a relative path is nobody's data: a dot file, in a hidden folder, or left behind by macOS."""
+    """Whether a relative path is to be ignored: a dot file, in a hidden folder, or left behind by macOS."""
     parts = [part for part in PurePosixPath(name).parts if part not in (".", "..")]
     return SYSTEM_FOLDER in parts or any(part.startswith(".") for part in parts)
 

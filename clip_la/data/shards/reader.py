@@ -4,11 +4,14 @@ Samples are webdataset's dicts, `{"__key__": "00001", "__url__": "a.tar", "jpg":
 keys and parts are split as webdataset does (`formats.split_name`).
 """
 
+import importlib.util
 import json
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
+from functools import cache
+from types import ModuleType, TracebackType
 from typing import IO, Any
 
 from clip_la.atomic import atomic_write
@@ -90,6 +93,18 @@ def _unmerged(sample: Sample, on_problem: OnProblem) -> Iterator[Sample]:
         yield sample
 
 
+@cache
+def _tar_writer() -> Any:
+    """webdataset's TarWriter by its own file: the package imports torch, a second and 470 MiB in each process that
+    `data pack` starts, which have no use for it."""
+    spec = importlib.util.find_spec("webdataset")
+    assert spec is not None, "webdataset is a dependency of clip_la"
+    package = ModuleType("clip_la_webdataset")
+    package.__path__ = spec.submodule_search_locations or []
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"{package.__name__}.writer").TarWriter
+
+
 class ShardWriter:
     """Writes one shard by `webdataset.TarWriter`, whole or not at all; the same samples give the same bytes everywhere.
 
@@ -98,14 +113,10 @@ class ShardWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        # Late: webdataset imports torch, a second that reading without tensors does not need.
-        from webdataset import TarWriter
-
         self.num_samples = 0
         self._file = atomic_write(path)
-        self._tar = TarWriter(
-            self._file.__enter__(), user="", group="", mode=0o644, mtime=0, encoder=False, keep_meta=True
-        )
+        owner: dict[str, Any] = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
+        self._tar = _tar_writer()(self._file.__enter__(), **owner, encoder=False, keep_meta=True)
         # TarWriter 1.0 accepts a format but ignores it, and Python's own default depends on its version.
         self._tar.tarstream.format = tarfile.GNU_FORMAT
 

@@ -152,7 +152,7 @@ def _skip_to(stream: IO[bytes] | io.RawIOBase, offset: int) -> None:
     while offset:
         data = stream.read(min(offset, READ_AHEAD_BYTES))
         if not data:
-            raise EOFError(f"ended {offset} bytes before the place to go on at")
+            raise EOFError(f"ended {offset} bytes before the place to resume at")
         offset -= len(data)
 
 

@@ -101,7 +101,7 @@ def _in_folder(folder: Path) -> list[str]:
 
 
 def _deeper(folder: Path) -> str:
-    """Where below a folder shards lie, for a message to who named the folder above them."""
+    """Which folders below this one hold shards, for a message where the one above them was named."""
     below = sorted(below.name for below in folder.glob("*/") if shards_in(below))
     return f"; its folders {', '.join(below)} hold some" if below else ""
 

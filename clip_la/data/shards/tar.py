@@ -2,7 +2,7 @@
 
 Python's own tarfile takes about 50 microseconds a header, stops at the first damaged one and says nothing; three
 members a sample make that a tenth of what a fast JPEG pipeline may take. This one reads what tarfile and GNU tar read
-(ustar, V7, GNU and pax formats, sparse files), ends as tarfile does at the first block of zeros, goes on at the next
+(ustar, V7, GNU and pax formats, sparse files), ends as tarfile does at the first block of zeros, resumes at the next
 whole header after a damaged one, and says exactly how a tar ended.
 """
 
@@ -53,11 +53,11 @@ class Member:
 def read_members(stream: IO[bytes], on_notice: Callable[[str], None] = lambda reason: None) -> Iterator[Member]:
     """All regular files of a tar, plain or gzipped, read from front to back; directories are skipped silently.
 
-    A member of a kind that nobody knows is a regular file, sparse files come whole, links and devices are skipped.
+    A member of an unknown kind is a regular file, sparse files come whole, links and devices are skipped.
 
     Args:
         on_notice: called with `problems.SHARD_GOES_ON` where more than zeros follows the end mark, as in tars put one
-            after another, or where blocks were lost to zeros; nobody reads that.
+            after another, or where blocks were lost to zeros; that is not read.
 
     Raises:
         TarDamage: at damage that nothing can be read after, after every whole member; also for a missing end mark.

@@ -50,20 +50,23 @@ def batched(
 class _TrackedPipeline(DataPipeline, FluidInterface):
     """A pipeline whose first stage is tracked; webdataset's methods append the others, each to a copy."""
 
-    def compose(self, *stages: Any) -> Any:
-        """A copy with further stages, each from iterator to iterator.
+    def append(self, stage: Any) -> None:
+        """Adds a stage to this pipeline, as `compose` does to a copy.
 
         Raises:
             UserError: a stage of webdataset's that cannot resume exactly.
         """
-        exact = []
-        for stage in stages:
-            function = getattr(stage, "f", None)
-            if function in INEXACT:
-                raise UserError(f"{stage} cannot be resumed exactly: it {INEXACT[function]}")
-            is_batched = function is filters.batched.f
-            exact.append(filters.FilterFunction(batched, *stage.args, **stage.kw) if is_batched else stage)
-        return super().compose(*exact)
+        function = getattr(stage, "f", None)
+        if function in INEXACT:
+            raise UserError(f"{stage} cannot be resumed exactly: it {INEXACT[function]}")
+        is_batched = function is filters.batched.f
+        super().append(filters.FilterFunction(batched, *stage.args, **stage.kw) if is_batched else stage)
+
+    def with_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, as `repeat` is: a stream has no end, and an epoch's would be no place in it."""
+        raise UserError("a stream has no epochs: take as many items as you want, such as by itertools.islice")
+
+    repeat = with_epoch
 
     def _tracked(self, source: Iterable[Tracked]) -> Iterator[Tracked]:
         pulled: list[Any] = []
@@ -95,8 +98,8 @@ class StreamPipeline(_TrackedPipeline):
     loader = StreamLoader(pipeline).batched(64)
     ```
     webdataset's methods `map`, `map_dict`, `map_tuple`, `select`, `decode`, `rename`, `to_tuple`, `batched`, `listed`
-    are exact; those that cannot be, such as `shuffle`, are refused. So are functions from iterator to iterator given to
-    `compose`, if they give what they make of their input before they ask for more of it, and depend on nothing else.
+    are exact; those that cannot be, such as `shuffle`, are refused. A function from iterator to iterator given to
+    `compose` is exact if it gives what it makes of its input before it asks for more, and depends on nothing else.
 
     Args:
         stream: without an augmentation it gives raw samples, `{"__key__", "__url__", "jpg": bytes, "txt": bytes, ...}`;
@@ -163,7 +166,7 @@ class _Failed(BaseException):
 class StreamLoader(_TrackedPipeline):
     """The items of a StreamPipeline from its workers, by turns, through further stages in this process; endless.
 
-    Iterating goes on from the loader's position. `state_dict()` is the position behind the last item that the iteration
+    Iterating starts at the loader's position. `state_dict()` is the position behind the last item that the iteration
     gave, whatever the workers have made ahead; with `load_state_dict` another loader, also in another process, gives
     the very next one. Copies that `map` and the other methods return have a position of their own.
 
@@ -194,7 +197,7 @@ class StreamLoader(_TrackedPipeline):
     def __iter__(self) -> Iterator[Any]:
         if get_worker_info() is not None:
             raise UserError("a StreamLoader starts workers of its own; put stages for them into the StreamPipeline")
-        # Of its own, so that an iteration that goes on beside a newer one does not move that one's position.
+        # A copy: an iteration that is still used beside a newer one must not move that one's position.
         state = RankState.from_plain(self._state.to_plain())
         workers = self._pipeline.workers if self._processes else 0
         loader = ShardLoader(self._pipeline.starting_at(state), workers=workers, **self._options)
@@ -209,7 +212,7 @@ class StreamLoader(_TrackedPipeline):
         return {"layout": self._layout().to_plain(), "rank": self._pipeline.stream.rank, **self._state.to_plain()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Moves to a position of `state_dict`; the next iteration goes on from there.
+        """Moves to a position that `state_dict` gave; the next iteration starts there.
 
         The stages are the caller's to keep as they were; they are not compared.
 

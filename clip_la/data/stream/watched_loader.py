@@ -86,7 +86,7 @@ class WatchedLoader(DataLoader):
         if is_main and before is not None:
             signal.signal(signal.SIGCHLD, before)
         for process in getattr(iterator, "_workers", ()):
-            # Which ends those too that do not listen to SIGTERM: nobody waits for them then.
+            # SIGKILL: they ignore SIGTERM (see `_ignore_interrupts`), and nothing waits for them.
             process._popen.terminate = process._popen.kill
         return iterator
 

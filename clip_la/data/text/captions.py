@@ -104,7 +104,7 @@ def _texts(sample: dict[str, Any], field: str) -> list[str] | None:
     value = json_object(raw).get(key)
     if value is None:
         return None
-    # What is no text, such as a number among them, is nobody's caption.
+    # What is no text, such as a number among them, is no caption.
     return [clean(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 

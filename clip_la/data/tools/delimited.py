@@ -1,7 +1,7 @@
 """CSV and TSV as people have them: from lines to cells, row by row, with the file's own line numbers.
 
-Well-formed input is read as Python's `csv` reads it. What is not well-formed costs its own row: a quote that nobody
-closes does not swallow the rows below. In tables separated by tabs such quotes are kept as they stand, which is how
+Well-formed input is read as Python's `csv` reads it. What is not well-formed costs its own row: a quote that is never
+closed does not swallow the rows below. In tables separated by tabs such quotes are kept as they stand, which is how
 CC3M and others write captions.
 """
 

@@ -1,7 +1,7 @@
 """What `pack` reads: folders with captions, tables (CSV, TSV, JSON lines), Parquet, shards.
 
 A source is a list of pieces with known sizes, read in order; any range of a piece can be read by itself, in any
-process, and gives the same samples. So output shards can be written in parallel and, after a stop, gone on with.
+process, and gives the same samples. So output shards can be written in parallel, and resumed after a stop.
 """
 
 import os
@@ -36,7 +36,7 @@ class FolderSource:
     """Every image under a folder whose caption lies beside it: X.jpg with X.txt, or with "caption" in X.json.
 
     This is also what img2dataset writes with output_format=files. X.jpg.txt is taken where there is no X.txt, and case
-    counts only where names differ by nothing else. Hidden files and folders are nobody's data.
+    counts only where names differ by nothing else. Hidden files and folders are ignored.
     """
 
     kind = "folder"

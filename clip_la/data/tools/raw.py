@@ -129,7 +129,7 @@ def image_of(cell: Any) -> str | bytes:
     """The image in a cell of a table: a file's name or its bytes, alone in a list or not.
 
     Raises:
-        BadSample: there is none, or there are several: which of them was meant, nobody can say.
+        BadSample: there is none, or there are several: which of them was meant cannot be known.
     """
     if isinstance(cell, list):
         if len(cell) > 1:

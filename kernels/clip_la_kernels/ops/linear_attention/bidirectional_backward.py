@@ -6,7 +6,7 @@ Two phases, the forward pass's the other way round: the queries' phase reads q a
 gradient (dS, dks, dvs); the keys' phase reads k and v once and writes dk and dv from it. o and z are not read: both follow from q
 and the state that the forward pass saved.
 
-What reads queries starts with the last tile of the last head: right after the forward pass those are still in the second-level
+What reads queries starts with the last tile of the last head: right after the forward pass those are still in the L2
 cache.
 """
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -28,11 +29,13 @@ from clip_la.scaling.fit import (
     fit_power_law,
     get_frontier,
 )
-from clip_la.scaling.intervals import Regression, as_interval, contrast_interval, power_design
+from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
 from clip_la.scaling.points import Point, Selection
 
 # The first of these that is among the kinds is what the others are compared with.
 BASELINES = ("softmax", "LAION")
+# What the plain data say of a point.
+POINT_FIELDS = ("where", "run", "model", "attention", "samples_seen", "compute", "error")
 # log10 compute [n] to log10 error, its lower and upper 95 % bound [2, n].
 Band = Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, "2 n"]]
 
@@ -48,7 +51,7 @@ class _Bounds:
     @classmethod
     def by_t(cls, x: np.ndarray, y: np.ndarray, runs: np.ndarray) -> "_Bounds":
         """Student's t with errors clustered by run."""
-        regression = Regression(power_design(x), runs)
+        regression = Regression.of_line(x, runs)
         alpha = as_interval(contrast_interval(regression, y, [0, 1]))
 
         def band(grid: np.ndarray) -> np.ndarray:
@@ -125,6 +128,22 @@ class SeriesFit:
             held_out=HeldOut.of(compute, error, how.frontier),
             band=bounds.band,
         )
+
+    def data(self) -> dict[str, Any]:
+        """As plain data: beta, alpha, their intervals, the counts, what it predicts, the points in it."""
+        return {
+            "name": self.name,
+            "beta": self.law.beta,
+            "beta_interval": self.beta_interval and list(self.beta_interval),
+            "alpha": self.law.alpha,
+            "alpha_interval": self.alpha_interval and list(self.alpha_interval),
+            "n": len(self.points),
+            "n_fitted": len(self.fitted),
+            "n_runs": self.num_runs,
+            "mean_absolute_error": self.mean_absolute_error,
+            "largest_held_out": self.held_out and self.held_out.data(),
+            "fitted": [{name: getattr(point, name) for name in POINT_FIELDS} for point in self.fitted],
+        }
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from clip_la.scaling.intervals import (
     Regression,
     as_interval,
     contrast_interval,
-    paired_regression,
     root_interval,
 )
 from clip_la.scaling.joint import JointFit, power_fits
@@ -150,7 +149,7 @@ class _ByT:
         return np.log10(self.pairs.error).T.ravel()
 
     def _regression(self, shared_exponent: bool = False) -> Regression:
-        return paired_regression(np.log10(self.pairs.compute), self.pairs.units, shared_exponent=shared_exponent)
+        return Regression.of_pairs(np.log10(self.pairs.compute), self.pairs.units, shared_exponent=shared_exponent)
 
     def difference(self) -> tuple[Interval | None, float | None]:
         """The interval of the difference of exponents, and the p-value of none."""

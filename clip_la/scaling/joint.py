@@ -25,10 +25,15 @@ TOO_FEW_KINDS = "{} kind of model: a joint fit compares at least two"
 
 @dataclass(frozen=True)
 class JointFit:
-    """Laws of several kinds with the parameters `shared` in common; the others are each kind's own.
+    """Laws of several kinds with some parameters in common.
 
-    `squares` is the sum of squared residuals (of E, or of log10 E for the power law); `p_value` that of the
-    likelihood-ratio test against separate laws, None for these themselves.
+    Attributes:
+        text: the law as it is written.
+        shared: the parameters in common; the others are each kind's own.
+        parameters: of each kind, the shared ones repeated.
+        squares: the sum of squared residuals of E, or of log10 E for the power law.
+        num_parameters: free ones over all kinds, a shared one counted once.
+        p_value: of the likelihood-ratio test against separate laws, None for these themselves.
     """
 
     text: str

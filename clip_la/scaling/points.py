@@ -157,7 +157,7 @@ class Point:
             text_attention=row.text("text_attention"),
             gpu_seconds=row.optional("gpu_seconds"),
             learning_rate=row.optional("learning_rate"),
-            **{name: row.whole(name) for name in wholes},  # type: ignore[arg-type]
+            **{name: row.whole(name) for name in wholes},
         )
 
 

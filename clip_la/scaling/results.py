@@ -167,7 +167,10 @@ def _point(rows: Sequence[ResultRow], metric: str) -> Point:
 
 
 def _enter(rows: Sequence[ResultRow]) -> tuple[dict[tuple[Any, ...], ResultRow], list[LeftOut]]:
-    """The lines of one data set that enter, by checkpoint (the last line of each), and those that do not."""
+    """The lines of one data set that enter, by checkpoint (the last line of each), and those that do not.
+
+    The later line wins: a run that was evaluated again was so because something had been wrong, or was added.
+    """
     entered: dict[tuple[Any, ...], ResultRow] = {}
     left_out: list[LeftOut] = []
     for row in rows:

@@ -226,7 +226,7 @@ def evaluate_retrieval(
     )
     # Each picture with its first caption, as most training sets have one.
     first = torch.searchsorted(pairs.owners, torch.arange(len(pairs.images)))
-    scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator,union-attr]
+    scale = float(eval_model.module.logit_scale.detach().double().exp())  # type: ignore[operator]
     losses = batch_losses(pairs.images, pairs.texts[first], scale)
     return {
         **labels_of(eval_model, test_set),

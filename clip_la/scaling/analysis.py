@@ -22,12 +22,11 @@ from clip_la.scaling.bootstrap import (
     without_each,
 )
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.comparison import METHODS, PERCENTILE, Comparison, How, T, compare, numbered, power_bounds
+from clip_la.scaling.comparison import PERCENTILE, Comparison, How, T, compare, numbered, power_bounds
 from clip_la.scaling.fit import (
     HeldOut,
     PowerLaw,
     fit_power_law,
-    get_frontier,
 )
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
 from clip_la.scaling.points import Point, Selection
@@ -179,17 +178,6 @@ def group_points(points: Sequence[Point], by: str) -> dict[str, tuple[Point, ...
     return {name: tuple(groups[name]) for name in order}
 
 
-def _method(method: str | None, frontier: str) -> str:
-    """The method asked for, else t, or percentiles where a frontier picks points, for which t knows no law."""
-    if method is None:
-        return T if frontier == "all" else PERCENTILE
-    if method not in METHODS:
-        raise unknown("interval", method, METHODS)
-    if method == T and frontier != "all":
-        raise UserError(f"--interval t needs --frontier all: what {frontier} picks hangs on the errors themselves")
-    return method
-
-
 def analyse(
     selection: Selection,
     *,
@@ -216,7 +204,7 @@ def analyse(
     by = by or selection.by_choices[0]
     if by not in selection.by_choices:
         raise unknown("field to fit by", by, selection.by_choices)
-    how = How(get_frontier(frontier, num_bins), _method(method, frontier), num_resamples, seed)
+    how = How.of(frontier, num_bins, method, num_resamples, seed)
     fits: list[SeriesFit] = []
     notes: list[str] = []
     for name, points in group_points(selection.points, by).items():

@@ -141,11 +141,6 @@ class FormFit:
         return np.asarray(self.form.columns(self.theta, inputs / self.scales) @ self.linear)
 
 
-def scales_of(inputs: Inputs) -> Float[np.ndarray, " inputs"]:
-    """The geometric mean of each input."""
-    return np.exp(np.log(inputs).mean(axis=0))
-
-
 def project(
     columns: Float[np.ndarray, "points linear"], response: Float[np.ndarray, " points"]
 ) -> tuple[Float[np.ndarray, " linear"], float]:
@@ -200,7 +195,8 @@ def fit_form(
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
     form.check(inputs, error)
-    scales = scales_of(inputs)
+    # The geometric mean of each input: powers of what is left stay near 1.
+    scales = np.exp(np.log(inputs).mean(axis=0))
     x = inputs / scales
     root = np.ones(len(error)) if weights is None else np.sqrt(weights)
     unit = root if loss == "squares" else root / error

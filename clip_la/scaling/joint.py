@@ -17,7 +17,7 @@ from scipy.special import fdtrc
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.fit import MIN_POINTS, num_scales
-from clip_la.scaling.forms import SATURATING, Form, FormFit, Inputs, Theta, fit_form, polish, project, scales_of
+from clip_la.scaling.forms import SATURATING, Form, FormFit, Inputs, Theta, fit_form, polish, project
 
 Errors = Float[np.ndarray, " points"]
 TOO_FEW_KINDS = "{} kind of model: a joint fit compares at least two"
@@ -166,7 +166,7 @@ def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], sh
     for name in shared:
         if name not in form.names:
             raise unknown("parameter to share", name, form.names)
-    scales = scales_of(np.concatenate(inputs))
+    scales = np.exp(np.log(np.concatenate(inputs)).mean(axis=0))
     for x, error in zip(inputs, errors, strict=True):
         form.check(x, error)
     problem = _Problem(form, tuple(x / scales for x in inputs), tuple(errors), tuple(shared))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,18 +22,19 @@ from clip_la.scaling.bootstrap import (
     without_each,
 )
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.comparison import METHODS, PERCENTILE, Comparison, How, T, compare, numbered, power_bounds
+from clip_la.scaling.comparison import PERCENTILE, Comparison, How, T, compare, numbered, power_bounds
 from clip_la.scaling.fit import (
     HeldOut,
     PowerLaw,
     fit_power_law,
-    get_frontier,
 )
-from clip_la.scaling.intervals import Regression, as_interval, contrast_interval, power_design
+from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
 from clip_la.scaling.points import Point, Selection
 
 # The first of these that is among the kinds is what the others are compared with.
 BASELINES = ("softmax", "LAION")
+# What the plain data say of a point.
+POINT_FIELDS = ("where", "run", "model", "attention", "samples_seen", "compute", "error")
 # log10 compute [n] to log10 error, its lower and upper 95 % bound [2, n].
 Band = Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, "2 n"]]
 
@@ -48,7 +50,7 @@ class _Bounds:
     @classmethod
     def by_t(cls, x: np.ndarray, y: np.ndarray, runs: np.ndarray) -> "_Bounds":
         """Student's t with errors clustered by run."""
-        regression = Regression(power_design(x), runs)
+        regression = Regression.of_line(x, runs)
         alpha = as_interval(contrast_interval(regression, y, [0, 1]))
 
         def band(grid: np.ndarray) -> np.ndarray:
@@ -126,6 +128,22 @@ class SeriesFit:
             band=bounds.band,
         )
 
+    def data(self) -> dict[str, Any]:
+        """As plain data: beta, alpha, their intervals, the counts, what it predicts, the points in it."""
+        return {
+            "name": self.name,
+            "beta": self.law.beta,
+            "beta_interval": self.beta_interval and list(self.beta_interval),
+            "alpha": self.law.alpha,
+            "alpha_interval": self.alpha_interval and list(self.alpha_interval),
+            "n": len(self.points),
+            "n_fitted": len(self.fitted),
+            "n_runs": self.num_runs,
+            "mean_absolute_error": self.mean_absolute_error,
+            "largest_held_out": self.held_out and self.held_out.data(),
+            "fitted": [{name: getattr(point, name) for name in POINT_FIELDS} for point in self.fitted],
+        }
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -160,17 +178,6 @@ def group_points(points: Sequence[Point], by: str) -> dict[str, tuple[Point, ...
     return {name: tuple(groups[name]) for name in order}
 
 
-def _method(method: str | None, frontier: str) -> str:
-    """The method asked for, else t, or percentiles where a frontier picks points, for which t knows no law."""
-    if method is None:
-        return T if frontier == "all" else PERCENTILE
-    if method not in METHODS:
-        raise unknown("interval", method, METHODS)
-    if method == T and frontier != "all":
-        raise UserError(f"--interval t needs --frontier all: what {frontier} picks hangs on the errors themselves")
-    return method
-
-
 def analyse(
     selection: Selection,
     *,
@@ -197,7 +204,7 @@ def analyse(
     by = by or selection.by_choices[0]
     if by not in selection.by_choices:
         raise unknown("field to fit by", by, selection.by_choices)
-    how = How(get_frontier(frontier, num_bins), _method(method, frontier), num_resamples, seed)
+    how = How.of(frontier, num_bins, method, num_resamples, seed)
     fits: list[SeriesFit] = []
     notes: list[str] = []
     for name, points in group_points(selection.points, by).items():

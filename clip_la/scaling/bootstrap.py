@@ -66,12 +66,15 @@ def bca_interval(
     left_out: Float[np.ndarray, " runs"],
     num_runs: int,
 ) -> Interval | None:
-    """The 95 % BCa interval: percentiles shifted for bias and skewness; None where it would mislead.
+    """The 95 % BCa interval: percentiles shifted for bias and skewness (Efron and Tibshirani 1993, eq. 14.9 to 14.15).
 
     Args:
         values: resampled, NaN where undefined.
         estimate: from all runs.
         left_out: the value without each run in turn.
+        num_runs: how many runs were resampled.
+
+    Returns None where it would mislead: as `interval`, and where a single run determines the quantity.
     """
     if np.isnan(left_out).any() or np.isnan(estimate):
         return None
@@ -81,6 +84,7 @@ def bca_interval(
         return interval(values, num_runs)
     acceleration = float((deviation**3).sum()) / (6 * spread**1.5)
     known = values[~np.isnan(values)]
+    # The bias is how far the estimate lies from the median of the resampled values, in normal quantiles.
     # Half of the ties count as below: the median of a discrete distribution has no bias.
     below = ((known < estimate).sum() + 0.5 * (known == estimate).sum()) / max(len(known), 1)
     bias = float(ndtri(np.clip(below, 0.5 / max(len(known), 1), 1 - 0.5 / max(len(known), 1))))
@@ -89,7 +93,10 @@ def bca_interval(
 
 
 def draw_counts(num_runs: int, num_resamples: int, seed: int) -> Int[np.ndarray, "resamples runs"]:
-    """How often each run is in each resample: as many runs as there are, drawn with replacement."""
+    """How often each run is in each resample: as many runs as there are, drawn with replacement.
+
+    Counts, not indices: a resample is then a set of weights, and all straight lines are fitted at once.
+    """
     return np.random.default_rng(seed).multinomial(num_runs, np.full(num_runs, 1 / num_runs), num_resamples)
 
 
@@ -105,15 +112,20 @@ def laws_by_counts(
     counts: Int[np.ndarray, "resamples runs"],
     frontier: Frontier,
 ) -> Laws:
-    """(log10 beta, alpha) of each resample, the frontier chosen anew in each; NaN at a single compute.
+    """The power law of each resample, the frontier chosen anew in each.
 
     Args:
         x: log10 compute.
         y: log10 error.
         runs: each point's run, 0 to the columns of `counts` - 1.
+        counts: how often each run is in each resample.
+        frontier: which points of a resample enter its fit.
+
+    Returns (log10 beta, alpha) in a row a resample, NaN where it drew a single compute.
     """
     weights = counts[:, runs]
     if frontier is not choose_all:
+        # What a frontier picks hangs on the errors: no sums over all points serve, each resample is fitted by itself.
         return np.array([_fit_or_nan(np.repeat(x, own), np.repeat(y, own), frontier) for own in weights])
     total = weights.sum(1)
     mean_x, mean_y = weights @ x / total, weights @ y / total
@@ -136,7 +148,13 @@ def _fit_or_nan(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Points of two kinds that agree in everything else, row by row; `units` number the pair of runs from 0 on."""
+    """Points of two kinds that agree in everything else, row by row.
+
+    Attributes:
+        compute, error: a column a kind, the baseline first.
+        units: the pair of runs that each row belongs to, from 0 on. It is what a bootstrap draws: a pair with all its
+            points, so that what both runs share (seed, data order, size) cancels in every resample.
+    """
 
     compute: Float[np.ndarray, "pairs 2"]
     error: Float[np.ndarray, "pairs 2"]
@@ -166,8 +184,12 @@ class Pairs:
 def log10_multiplier_at(laws: Float[np.ndarray, "... 2 2"], log10_compute: float) -> Float[np.ndarray, "..."]:
     """log10 of the second kind's compute over the first's, at the error that the first has at `log10_compute`.
 
-    NaN where the second kind's error does not fall.
+    Args:
+        laws: rows are the first and second kind, columns log10 beta and alpha.
+
+    Returns NaN where the second kind's error does not fall.
     """
+    # Solves beta_2 C_2^alpha_2 = beta_1 C_1^alpha_1 for log10 (C_2 / C_1).
     log10_beta, alpha = laws[..., 0], laws[..., 1]
     falling = np.where(alpha[..., 1] < 0, alpha[..., 1], np.nan)
     log10_error = log10_beta[..., 0] + alpha[..., 0] * log10_compute
@@ -179,7 +201,13 @@ Statistic = Callable[[Float[np.ndarray, "resamples 2 2"]], Float[np.ndarray, " r
 
 @dataclass(frozen=True)
 class PairedBootstrap:
-    """The laws of pairs: of all, of each resample of pairs of runs, and without each pair of runs in turn."""
+    """The laws of pairs, each as `Pairs.laws` has them.
+
+    Attributes:
+        laws: of all pairs.
+        resampled: of each resample of pairs of runs.
+        left_out: without each pair of runs in turn, for BCa.
+    """
 
     laws: Float[np.ndarray, "2 2"]
     resampled: Float[np.ndarray, "resamples 2 2"]

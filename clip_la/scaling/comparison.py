@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 from scipy.special import stdtr
 
+from clip_la.errors import UserError, unknown
 from clip_la.scaling.bootstrap import (
     Interval,
     PairedBootstrap,
@@ -19,12 +20,11 @@ from clip_la.scaling.bootstrap import (
     log10_multiplier_at,
     without_each,
 )
-from clip_la.scaling.fit import Frontier, num_scales, power10
+from clip_la.scaling.fit import Frontier, get_frontier, num_scales, power10
 from clip_la.scaling.intervals import (
     Regression,
     as_interval,
     contrast_interval,
-    paired_regression,
     root_interval,
 )
 from clip_la.scaling.joint import JointFit, power_fits
@@ -50,6 +50,23 @@ class How:
     method: str
     num_resamples: int
     seed: int
+
+    @classmethod
+    def of(cls, frontier: str, num_bins: int, method: str | None, num_resamples: int, seed: int) -> "How":
+        """The means by their names; without a method t, or percentiles where a frontier picks points.
+
+        Raises:
+            UserError: an unknown frontier or method, or t with a frontier: what it picks hangs on the errors, and t
+                knows no law for that.
+        """
+        choose = get_frontier(frontier, num_bins)
+        if method is None:
+            method = T if frontier == "all" else PERCENTILE
+        if method not in METHODS:
+            raise unknown("interval", method, METHODS)
+        if method == T and frontier != "all":
+            raise UserError(f"--interval t needs --frontier all: what {frontier} picks hangs on the errors themselves")
+        return cls(choose, method, num_resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ class _ByT:
         return np.log10(self.pairs.error).T.ravel()
 
     def _regression(self, shared_exponent: bool = False) -> Regression:
-        return paired_regression(np.log10(self.pairs.compute), self.pairs.units, shared_exponent=shared_exponent)
+        return Regression.of_pairs(np.log10(self.pairs.compute), self.pairs.units, shared_exponent=shared_exponent)
 
     def difference(self) -> tuple[Interval | None, float | None]:
         """The interval of the difference of exponents, and the p-value of none."""

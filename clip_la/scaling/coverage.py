@@ -17,7 +17,7 @@ from clip_la.atomic import atomic_write
 from clip_la.scaling.bootstrap import PairedBootstrap, Pairs, Statistic, log10_multiplier_at
 from clip_la.scaling.comparison import METHODS, MIN_MULTIPLIER_DEGREES, T
 from clip_la.scaling.fit import choose_all
-from clip_la.scaling.intervals import contrast_interval, paired_regression, root_interval
+from clip_la.scaling.intervals import Regression, contrast_interval, root_interval
 
 QUANTITIES = ("exponent", "difference", "multiplier")
 # Kind 2 needs fewer FLOPs a pair, the more so the larger the run; log10.
@@ -91,7 +91,7 @@ class Design:
 
         They are of the second kind's exponent, the difference of exponents, and the log10 multiplier at the middle.
         """
-        regression = paired_regression(self.log10_compute, self.units)
+        regression = Regression.of_pairs(self.log10_compute, self.units)
         response = np.concatenate([log10_error[..., 0], log10_error[..., 1]], axis=-1)
         constant, slope = (-1, -self.middle, 1, self.middle), (0, 0, 0, 1)
         root, multiplier = root_interval(regression, response, constant, slope)

@@ -120,7 +120,14 @@ FORMS = {"saturating": SATURATING, "parametric": PARAMETRIC}
 
 @dataclass(frozen=True)
 class FormFit:
-    """A fitted law: its parameters by name, as the law is written, and the objective at them."""
+    """A fitted law.
+
+    Attributes:
+        parameters: by name, as the law is written.
+        scales: what the inputs were divided by.
+        linear, theta: the parameters that the search saw, of scaled inputs.
+        objective: the loss at them.
+    """
 
     form: Form
     parameters: Mapping[str, float]
@@ -132,11 +139,6 @@ class FormFit:
     def predict(self, inputs: Inputs) -> Float[np.ndarray, " points"]:
         """The errors that the law gives."""
         return np.asarray(self.form.columns(self.theta, inputs / self.scales) @ self.linear)
-
-
-def scales_of(inputs: Inputs) -> Float[np.ndarray, " inputs"]:
-    """The geometric mean of each input."""
-    return np.exp(np.log(inputs).mean(axis=0))
 
 
 def project(
@@ -151,7 +153,10 @@ def project(
 
 
 def polish(objective: Callable[[Theta], float], start: Theta) -> tuple[Theta, float]:
-    """A local minimum by Nelder and Mead, begun again from its own end until that changes nothing."""
+    """A local minimum by Nelder and Mead, begun again from its own end until that changes nothing.
+
+    The objective after the projection has kinks where a linear parameter reaches 0: no gradient is relied on.
+    """
     best, value = np.asarray(start, float), objective(start)
     for _ in range(8):
         close = {"xatol": 1e-8, "fatol": 1e-15 + 1e-12 * abs(value), "maxiter": 400 * len(best)}
@@ -190,7 +195,8 @@ def fit_form(
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
     form.check(inputs, error)
-    scales = scales_of(inputs)
+    # The geometric mean of each input: powers of what is left stay near 1.
+    scales = np.exp(np.log(inputs).mean(axis=0))
     x = inputs / scales
     root = np.ones(len(error)) if weights is None else np.sqrt(weights)
     unit = root if loss == "squares" else root / error
@@ -203,8 +209,8 @@ def fit_form(
             columns = form.columns(theta, x) * unit[:, None]
         return project(columns, response)[1] if np.isfinite(columns).all() else np.inf
 
-    begun = [begin]
-    if begin is None:
+    begun = [] if begin is None else [begin]
+    if not begun:
         places = [np.array(place) for place in product(*form.grid)]
         best = np.argsort([objective(place) for place in places], kind="stable")
         begun = [places[i] for i in best[:NUM_STARTS]]

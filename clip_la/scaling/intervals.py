@@ -36,6 +36,34 @@ class Regression:
     design: Float[np.ndarray, "points columns"]
     runs: Int[np.ndarray, " points"]
 
+    @classmethod
+    def of_line(cls, log10_compute: Float[np.ndarray, " points"], runs: Int[np.ndarray, " points"]) -> "Regression":
+        """One power law; columns: log10 beta, alpha."""
+        return cls(np.stack([np.ones(len(log10_compute)), log10_compute], axis=1), runs)
+
+    @classmethod
+    def of_pairs(
+        cls,
+        log10_compute: Float[np.ndarray, "pairs 2"],
+        units: Int[np.ndarray, " pairs"],
+        *,
+        shared_exponent: bool = False,
+    ) -> "Regression":
+        """Two power laws over pairs, the pair's unit being the run: what both share within it cancels in differences.
+
+        Columns: log10 beta and alpha of the first kind, then of the second; with a shared exponent log10 beta of both,
+        then alpha. Responses are log10 errors, all of the first kind before all of the second.
+        """
+        num = len(log10_compute)
+        blocks: Any = np.zeros((2, num, 4))
+        for kind in (0, 1):
+            blocks[kind, :, 2 * kind] = 1
+            blocks[kind, :, 2 * kind + 1] = log10_compute[:, kind]
+        design = blocks.reshape(2 * num, 4)
+        if shared_exponent:
+            design = np.stack([design[:, 0], design[:, 2], design[:, 1] + design[:, 3]], axis=1)
+        return cls(design, np.tile(units, 2))
+
     @cached_property
     def _inverse(self) -> Float[np.ndarray, "columns columns"]:
         return np.linalg.inv(self.design.T @ self.design)
@@ -96,7 +124,14 @@ Bounds = Float[np.ndarray, "*studies 2"]
 def contrast_interval(
     regression: Regression, response: Float[np.ndarray, "*studies points"], contrast: Sequence[float]
 ) -> Bounds:
-    """The 95 % interval of a sum of coefficients with the weights `contrast`; NaN where there is none."""
+    """The 95 % interval of a sum of coefficients.
+
+    Args:
+        response: log10 errors, a row a study.
+        contrast: the weights of the coefficients in the sum.
+
+    Returns lower and upper end; NaN where a single run determines the sum.
+    """
     weights = np.array(contrast, float)
     value = regression.coefficients(response) @ weights
     variance = np.einsum("...ab,a,b->...", regression.covariance(response), weights, weights)
@@ -137,26 +172,3 @@ def as_interval(bounds: Bounds) -> Interval | None:
     """One pair of bounds as a tuple; None where they are not finite."""
     low, high = (float(each) for each in bounds)
     return (low, high) if np.isfinite(low) and np.isfinite(high) else None
-
-
-def power_design(log10_compute: Float[np.ndarray, " points"]) -> Float[np.ndarray, "points 2"]:
-    """The design of one power law: log10 beta, alpha."""
-    return np.stack([np.ones(len(log10_compute)), log10_compute], axis=1)
-
-
-def paired_regression(
-    log10_compute: Float[np.ndarray, "pairs 2"], units: Int[np.ndarray, " pairs"], *, shared_exponent: bool = False
-) -> Regression:
-    """Two power laws over pairs, the pair's unit being the run: what both share within it cancels in differences.
-
-    Columns: log10 beta and alpha of the first kind, then of the second; with a shared exponent log10 beta of both,
-    then alpha. Responses are log10 errors, all of the first kind before all of the second.
-    """
-    num = len(log10_compute)
-    blocks: Any = np.zeros((2, num, 4))
-    for kind in (0, 1):
-        blocks[kind, :, 2 * kind : 2 * kind + 2] = power_design(log10_compute[:, kind])
-    design = blocks.reshape(2 * num, 4)
-    if shared_exponent:
-        design = np.stack([design[:, 0], design[:, 2], design[:, 1] + design[:, 3]], axis=1)
-    return Regression(design, np.tile(units, 2))

@@ -17,7 +17,7 @@ from scipy.special import fdtrc
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.fit import MIN_POINTS, num_scales
-from clip_la.scaling.forms import SATURATING, Form, FormFit, Inputs, Theta, fit_form, polish, project, scales_of
+from clip_la.scaling.forms import SATURATING, Form, FormFit, Inputs, Theta, fit_form, polish, project
 
 Errors = Float[np.ndarray, " points"]
 TOO_FEW_KINDS = "{} kind of model: a joint fit compares at least two"
@@ -25,10 +25,15 @@ TOO_FEW_KINDS = "{} kind of model: a joint fit compares at least two"
 
 @dataclass(frozen=True)
 class JointFit:
-    """Laws of several kinds with the parameters `shared` in common; the others are each kind's own.
+    """Laws of several kinds with some parameters in common.
 
-    `squares` is the sum of squared residuals (of E, or of log10 E for the power law); `p_value` that of the
-    likelihood-ratio test against separate laws, None for these themselves.
+    Attributes:
+        text: the law as it is written.
+        shared: the parameters in common; the others are each kind's own.
+        parameters: of each kind, the shared ones repeated.
+        squares: the sum of squared residuals of E, or of log10 E for the power law.
+        num_parameters: free ones over all kinds, a shared one counted once.
+        p_value: of the likelihood-ratio test against separate laws, None for these themselves.
     """
 
     text: str
@@ -161,7 +166,7 @@ def fit_joint(form: Form, inputs: Sequence[Inputs], errors: Sequence[Errors], sh
     for name in shared:
         if name not in form.names:
             raise unknown("parameter to share", name, form.names)
-    scales = scales_of(np.concatenate(inputs))
+    scales = np.exp(np.log(np.concatenate(inputs)).mean(axis=0))
     for x, error in zip(inputs, errors, strict=True):
         form.check(x, error)
     problem = _Problem(form, tuple(x / scales for x in inputs), tuple(errors), tuple(shared))

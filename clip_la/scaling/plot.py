@@ -128,7 +128,7 @@ def _draw_law(axes: "Axes", fit: SeriesFit, colour: str, dashes: Any) -> None:
 def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
     from matplotlib import ticker
 
-    # By the points: a band far beyond them would squeeze them together.
+    # Limits around points and error bars, not around bands: those of few runs would squeeze the points together.
     lows = [point.error if point.error_low is None else point.error_low for point in points]
     highs = [point.error if point.error_high is None else point.error_high for point in points]
     low, high = max(min(lows), 1e-6), max(highs)

@@ -128,14 +128,11 @@ class Point:
     ) -> "Point":
         """A point from a record with the fields of a result line, as JSON has them or as text of a table.
 
-        Raises:
-            UserError: a number of the record that is none, or is not above 0.
+        Raises UserError for a number of the record that is none, or is not above 0.
         """
         flops, samples = row.number("flops_per_sample"), row.number("samples_seen")
         seed = row.fields.get("seed")
-        if seed in (None, ""):
-            seed = None
-        elif isinstance(seed, bool) or not str(seed).isdecimal():
+        if seed not in (None, "") and (isinstance(seed, bool) or not str(seed).isdecimal()):
             raise UserError(f"{row.where}: 'seed' is {seed!r}, not a whole number")
         wholes = ("batch_size", "parameters", "image_size", "tokens", "train_pairs", "num_evaluated")
         return cls(
@@ -145,7 +142,7 @@ class Point:
             model=str(row.fields["model"]),
             train_data=row.text("train_data"),
             source=source,
-            seed=None if seed is None else int(seed),
+            seed=None if seed in (None, "") else int(str(seed)),
             schedule=row.text("schedule"),
             flops_per_sample=flops,
             samples_seen=round(samples),
@@ -157,7 +154,7 @@ class Point:
             text_attention=row.text("text_attention"),
             gpu_seconds=row.optional("gpu_seconds"),
             learning_rate=row.optional("learning_rate"),
-            **{name: row.whole(name) for name in wholes},  # type: ignore[arg-type]
+            **{name: row.whole(name) for name in wholes},
         )
 
 
@@ -195,8 +192,7 @@ class Selection:
     ) -> "Selection":
         """The points that can lie on a falling law; those with nothing right are left out too.
 
-        Raises:
-            UserError: no point enters; it says why the records did not.
+        Raises UserError where no point enters; it says why the records did not.
         """
         found = list(points)
         nothing = [point for point in found if point.error == 1 and not is_loss(metric)]
@@ -218,8 +214,7 @@ class Selection:
     def along(self, axis: str) -> "Selection":
         """The selection with `compute` counting what `axis` says; points that lack it are left out.
 
-        Raises:
-            UserError: no such axis, or no point that has it.
+        Raises UserError where there is no such axis, or no point that has it.
         """
         if axis not in AXES:
             raise unknown("axis", axis, AXES)

@@ -12,8 +12,6 @@ from clip_la.scaling.points import AXES, Selection, is_loss
 from clip_la.scaling.table import Table
 
 MAX_EXAMPLES = 3
-# What the plain data say of a point.
-POINT_FIELDS = ("where", "run", "model", "attention", "samples_seen", "compute", "error")
 
 
 def compute_label(selection: Selection) -> str:
@@ -30,24 +28,6 @@ def error_label(selection: Selection) -> str:
 
 def _bounds(bounds: Interval | None) -> list[float] | None:
     return None if bounds is None else list(bounds)
-
-
-def fit_data(fit: SeriesFit) -> dict[str, Any]:
-    """One kind's fit as plain data: beta, alpha, their intervals, the counts, what it predicts, the points in it."""
-    held_out = fit.held_out
-    return {
-        "name": fit.name,
-        "beta": fit.law.beta,
-        "beta_interval": _bounds(fit.beta_interval),
-        "alpha": fit.law.alpha,
-        "alpha_interval": _bounds(fit.alpha_interval),
-        "n": len(fit.points),
-        "n_fitted": len(fit.fitted),
-        "n_runs": fit.num_runs,
-        "mean_absolute_error": fit.mean_absolute_error,
-        "largest_held_out": None if held_out is None else held_out.data(),
-        "fitted": [{name: getattr(point, name) for name in POINT_FIELDS} for point in fit.fitted],
-    }
 
 
 def _multiplier_data(each: Multiplier) -> dict[str, Any]:
@@ -98,7 +78,7 @@ def to_data(analysis: Analysis) -> dict[str, Any]:
         "method": analysis.method,
         "resamples": analysis.num_resamples,
         "seed": analysis.seed,
-        "fits": [fit_data(fit) for fit in analysis.fits],
+        "fits": [fit.data() for fit in analysis.fits],
         "comparisons": [comparison_data(found, selection.axis) for found in analysis.comparisons],
         "left_out": [{"where": item.where, "what": item.what, "reason": item.reason} for item in selection.left_out],
         "notes": list(analysis.notes),

@@ -107,21 +107,6 @@ def describe(fields: Mapping[str, Any]) -> str:
     return f"{fields['run_id']} ({fields['model']}, {fields['attention']}) at {fields['samples_seen']} samples"
 
 
-def _check_same(rows: Sequence[ResultRow], dataset: str, names: Sequence[str]) -> None:
-    """Raises UserError where lines on one data set differ in a field that makes them answer different questions."""
-    for name in names:
-        first: dict[Any, str] = {}
-        for row in rows:
-            value = row.fields.get(name)
-            # A line of before has no hash of the data, and one of data that were read from elsewhere ("remote-...")
-            # says nothing of their content.
-            if name != DATA_HASH or (isinstance(value, str) and "-" not in value):
-                first.setdefault(value, row.where)
-        if len(first) > 1:
-            places = ", ".join(f"{value} in {where}" for value, where in list(first.items())[:2])
-            raise UserError(f"results on '{dataset}' differ in {name} ({places}): choose with --where {name}=VALUE")
-
-
 def _point(rows: Sequence[ResultRow], metric: str) -> Point:
     """The point of one checkpoint: the mean error over its lines, one a target, with bounds where all have them."""
     errors, lows, highs = [], [], []
@@ -155,8 +140,30 @@ def _point(rows: Sequence[ResultRow], metric: str) -> Point:
     )
 
 
-def _enter(rows: Sequence[ResultRow]) -> tuple[dict[tuple[Any, ...], ResultRow], list[LeftOut]]:
-    """The lines of one data set that enter, by checkpoint (the last line of each), and those that do not."""
+def _enter(rows: Sequence[ResultRow], dataset: str) -> tuple[dict[tuple[Any, ...], ResultRow], list[LeftOut]]:
+    """The lines of one data set that enter, by checkpoint (the last line of each), and those that do not.
+
+    The later line wins: a run that was evaluated again was so because something had been wrong, or was added.
+
+    Raises:
+        UserError: the lines that enter answer different questions: another task, test set or classifier.
+    """
+
+    def check_same(names: Sequence[str], lines: Iterable[ResultRow]) -> None:
+        for name in names:
+            first: dict[Any, str] = {}
+            for row in lines:
+                value = row.fields.get(name)
+                # A line of before has no hash of the data, and one of data that were read from elsewhere ("remote-...")
+                # says nothing of their content.
+                if name != DATA_HASH or (isinstance(value, str) and "-" not in value):
+                    first.setdefault(value, row.where)
+            if len(first) > 1:
+                places = ", ".join(f"{value} in {where}" for value, where in list(first.items())[:2])
+                raise UserError(f"results on '{dataset}' differ in {name} ({places}): choose with --where {name}=VALUE")
+
+    # Before later lines take the place of earlier ones: a probe must not replace a zero-shot result.
+    check_same(QUESTION_FIELDS, finished(rows))
     entered: dict[tuple[Any, ...], ResultRow] = {}
     left_out: list[LeftOut] = []
     for row in rows:
@@ -169,6 +176,7 @@ def _enter(rows: Sequence[ResultRow]) -> tuple[dict[tuple[Any, ...], ResultRow],
         if earlier is not None:
             left_out.append(LeftOut(earlier.where, describe(earlier.fields), "evaluated again in a later line"))
         entered[key] = row
+    check_same(EVALUATION_FIELDS, entered.values())
     return entered, left_out
 
 
@@ -228,9 +236,7 @@ def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), met
         here = [row for row in lines if metric in row.fields["metrics"]]
         if not here:
             raise unknown("metric", metric, {name for row in lines for name in row.fields["metrics"]})
-        _check_same(finished(here), target, QUESTION_FIELDS)
-        entered, out = _enter(here)
-        _check_same(list(entered.values()), target, EVALUATION_FIELDS)
+        entered, out = _enter(here, target)
         by_target.append(entered)
         left_out += out
     complete = set(by_target[0]).intersection(*by_target[1:])

@@ -51,6 +51,7 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     class token; `train_pairs`, the different pairs in local shards; `gpu_seconds`, the seconds of training up to the
     line's samples times the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part.
     """
+    # A line that is newer than its folder, or was copied, keeps what it says: it was there when the model was made.
     checkpoint = fields.get("checkpoint")
     if not read_config(folder) and isinstance(checkpoint, str):
         folder = Path(checkpoint).parent.parent

@@ -1,7 +1,8 @@
-"""What the points of a study show, and what they do not, in one sentence without a number."""
+"""What the points of a study show, and what they do not, in one sentence."""
 
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.bootstrap import MIN_RUNS
+from clip_la.scaling.cautions import MAX_REPEATS
 from clip_la.scaling.comparison import Comparison
 from clip_la.scaling.report import error_label
 
@@ -13,7 +14,7 @@ def verdict(analysis: Analysis) -> str:
 
     A difference counts as shown where its 95 % interval leaves out that there is none; where several kinds are compared
     the p-value of the exponents has to be below 5 % over their number (Bonferroni). Where nothing is shown it says how
-    many runs a kind would be needed. Numbers are left to the tables, so that seeds that agree say the same.
+    many runs a kind would be needed. What was measured is left to the tables, so that seeds that agree say the same.
     """
 
     def listed(names: list[str], last: str = "and") -> str:
@@ -40,6 +41,11 @@ def verdict(analysis: Analysis) -> str:
         shown = f"From {runs} it is shown {falls} for {listed(falling)}{rest}"
     else:
         shown = f"From {runs} nothing is shown, not even {falls}"
+    # On pairs that were seen again and again a loss on others may rise while the model still learns.
+    points = [point for fit in analysis.fits for point in fit.points if point.train_pairs]
+    repeats = max((point.samples_seen / point.train_pairs for point in points if point.train_pairs), default=0.0)
+    if repeats > MAX_REPEATS:
+        shown += f" (on pairs seen up to {repeats:.0f} times)"
     ways = {found.name: differences(found) for found in analysis.comparisons}
     for found in analysis.comparisons:
         if ways[found.name]:

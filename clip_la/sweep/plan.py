@@ -246,12 +246,13 @@ def keep_manifest(out: Path, runs: Sequence[PlannedRun]) -> None:
         known[run.name] = run
     entries: dict[str, dict[str, Any]] = {}
     for run in known.values():
-        entries[run.name] = entry = {"place": dict(run.place), "options": dict(run.options)}
+        entry: dict[str, Any] = {"place": dict(run.place), "options": dict(run.options)}
         # Plain runs are written as before there were branches.
         if run.is_trunk:
             entry["is_trunk"] = True
         if run.trunk:
             entry |= {"trunk": run.trunk, "leaves_at": run.leaves_at}
+        entries[run.name] = entry
     with atomic_write(path, "w") as stream:
         json.dump(entries, stream, indent=1)
 

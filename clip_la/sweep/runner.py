@@ -48,6 +48,7 @@ class Sweep:
         # Held while a line is said and the table written: one thread at a time.
         self._lock = threading.RLock()
         self._faults: list[BaseException] = []
+        self._is_stopped = False
 
     def run(self) -> list[str]:
         """Trains until nothing is left; returns the names of the runs that failed.
@@ -73,6 +74,7 @@ class Sweep:
                 thread.start()
             status.watch(threads, self._report)
         finally:
+            self._is_stopped = True
             for place in places:
                 place.close()
         if self._faults:
@@ -91,6 +93,8 @@ class Sweep:
                     with atomic_write(folder_of(out, run.name) / PLACE_NAME, "w") as stream:
                         json.dump({"runs_per_gpu": place.runs_per_gpu}, stream)
                 answer = place.train(run.name, run.arguments(out, start))
+                if self._is_stopped:  # the run was ended by the sweep's own end: it is no failure
+                    return
                 schedule.end(run, is_failed=answer["error"] is not None)
                 with self._lock:
                     self._say(run, self._outcome(run, answer))

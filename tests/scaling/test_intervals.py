@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from clip_la.scaling.coverage import WORLDS, CoverageRow, Design, World, study
-from clip_la.scaling.intervals import Regression, contrast_interval, paired_regression, power_design, root_interval
+from clip_la.scaling.intervals import Regression, contrast_interval, root_interval
 
 
 def test_two_groups_are_welchs_t_test() -> None:
@@ -27,7 +27,7 @@ def test_three_points_are_the_textbook_interval_of_a_slope() -> None:
     x, y = np.array([9.0, 10.5, 12.0]), np.array([-0.1, -0.27, -0.4])
     found = stats.linregress(x, y)
     half = stats.t.ppf(0.975, 1) * found.stderr
-    bounds = contrast_interval(Regression(power_design(x), np.arange(3)), y, [0, 1])
+    bounds = contrast_interval(Regression.of_line(x, np.arange(3)), y, [0, 1])
     assert bounds == pytest.approx([found.slope - half, found.slope + half])
 
 
@@ -35,8 +35,8 @@ def test_points_of_one_run_count_as_one_voice() -> None:
     """A run's points repeated k times tell no more than once."""
     rng = np.random.default_rng(1)
     x, y = np.linspace(9, 12, 8), rng.normal(0, 0.1, 8)
-    once = contrast_interval(Regression(power_design(x), np.arange(8)), y, [0, 1])
-    thrice = Regression(power_design(np.repeat(x, 3)), np.repeat(np.arange(8), 3))
+    once = contrast_interval(Regression.of_line(x, np.arange(8)), y, [0, 1])
+    thrice = Regression.of_line(np.repeat(x, 3), np.repeat(np.arange(8), 3))
     assert contrast_interval(thrice, np.repeat(y, 3), [0, 1]) == pytest.approx(once)
 
 
@@ -46,7 +46,7 @@ def test_fieller_against_a_direct_search() -> None:
     world = World(own_noise=0.006)
     design = Design.of(8, world)
     errors = design.simulate(world, 1, rng)[0]
-    regression = paired_regression(design.log10_compute, design.units)
+    regression = Regression.of_pairs(design.log10_compute, design.units)
     response = errors.T.ravel()
     x = design.middle
     root, (low, high) = root_interval(regression, response, [-1, -x, 1, x], [0, 0, 0, 1])
@@ -66,7 +66,7 @@ def test_a_slope_that_may_be_zero_has_no_multiplier() -> None:
     x = np.linspace(9, 12, 8)
     both = np.stack([x, x], axis=1)
     y = np.random.default_rng(3).normal(-0.3, 0.1, 16)
-    regression = paired_regression(both, np.arange(8))
+    regression = Regression.of_pairs(both, np.arange(8))
     assert np.isnan(root_interval(regression, y, [-1, -10.5, 1, 10.5], [0, 0, 0, 1])[1]).all()
 
 
@@ -77,7 +77,7 @@ def test_two_runs_with_branches_leave_no_interval() -> None:
 
 def test_a_run_that_alone_tells_the_slope_leaves_no_interval() -> None:
     x = np.array([9.0, 9.0, 9.0, 12.0])
-    regression = Regression(power_design(x), np.arange(4))
+    regression = Regression.of_line(x, np.arange(4))
     assert np.isnan(contrast_interval(regression, np.array([0.1, 0.2, 0.15, -0.3]), [0, 1])).all()
 
 

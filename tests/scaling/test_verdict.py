@@ -53,6 +53,18 @@ def test_planted_differences_are_named_and_noise_shows_nothing(study) -> None:
     )
 
 
+def test_repeated_pairs_are_said(write_lines, result_line) -> None:
+    lines = []
+    for run in range(3):
+        samples = 10_000 * 3**run
+        own = {"run_id": str(run), "samples_seen": samples, "budget_samples": samples, "train_pairs": 2_000}
+        lines.append(result_line(0.5, metrics={"contrastive_loss": {"value": 3.0 + run % 2}}, **own))
+    assert verdict(analyse(result_points([write_lines(lines)], metric="contrastive_loss"))) == (
+        "From 3 runs nothing is shown, not even that contrastive_loss falls with compute "
+        "(on pairs seen up to 45 times)."
+    )
+
+
 def test_one_kind_alone_is_compared_with_none(study) -> None:
     assert verdict(study({"softmax": (-0.1, 1.0)}, 4, noise=0.001)) == (
         "From 4 runs it is shown that contrastive_loss falls with compute for softmax."

@@ -188,6 +188,36 @@ def test_the_cost_counts_the_trunk_once_and_takes_rates_from_other_sweeps(tmp_pa
     assert "not measured yet" in cost_table(runs, tmp_path / "out", 2).splitlines()[-1]
 
 
+def test_an_interrupted_sweep_calls_no_run_a_failure(tmp_path: Path) -> None:
+    build_scenes(tmp_path / "scenes", pairs=64, size_px=32, quiet=True)
+    path = tmp_path / "sweep.yaml"
+    options = {**OPTIONS, "data.shards": str(tmp_path / "scenes/train"), "budget_samples": 10**7}
+    path.write_text(yaml.safe_dump({"options": options, "grid": {"seed": [0]}}))
+    command = [
+        sys.executable,
+        "-m",
+        "clip_la",
+        "scaling",
+        "sweep",
+        str(path),
+        "--out",
+        str(tmp_path / "out"),
+        "--gpus=",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (tmp_path / "out/runs/seed0/metrics.csv").exists():
+            assert process.poll() is None, "the sweep ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=DEADLINE_S)
+    assert "interrupted" in said
+    assert "FAILED" not in said
+    # Told to stop, the run has saved.
+    assert list((tmp_path / "out/runs/seed0/checkpoints").glob("*.ckpt"))
+
+
 def test_a_killed_sweep_goes_on_and_its_branches_have_the_digits_of_runs_trained_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

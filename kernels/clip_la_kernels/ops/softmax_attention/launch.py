@@ -88,7 +88,7 @@ def forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
     batch, tokens, heads, width = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not in_blocks(tokens, width):
-        rest = (*q.stride()[:3], tokens, heads, scale * LOG2_E)
+        rest: tuple[Any, ...] = (*q.stride()[:3], tokens, heads, scale * LOG2_E)
         _launch("softmax_forward", softmax_forward, (q, k, v, out), rest, causal, out)
         return [out]
     sums = torch.empty(batch * heads, tokens, dtype=torch.float32, device=q.device)

@@ -61,6 +61,10 @@ def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
     ]
 
 
+# How the answer of a worker begins where the GPU had no memory left (torch.OutOfMemoryError).
+OUT_OF_MEMORY = "OutOfMemoryError"
+
+
 class Worker:
     """A worker process of one slot, started when first needed and again after it has died."""
 
@@ -71,7 +75,16 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-        """Trains one run to its end; {"error": one line or None, ...}."""
+        """Trains one run to its end; {"error": one line or None, ...}. One that runs out of memory is tried once more."""
+        answer = self._ask(name, arguments)
+        if str(answer["error"]).startswith(OUT_OF_MEMORY):
+            # What earlier runs left in the process may be what was missing: a new one begins with none of it.
+            self.close()
+            self._process = None
+            answer = self._ask(name, arguments)
+        return answer
+
+    def _ask(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None

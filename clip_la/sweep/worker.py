@@ -5,6 +5,7 @@ line on the standard output that it was started with. One process for many runs:
 kernels are there from the second run on.
 """
 
+import gc
 import json
 import os
 import sys
@@ -36,6 +37,8 @@ def train_one(arguments: list[str]) -> dict[str, Any]:
         error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
     # The next run's layers are others: what was compiled for these would only be looked through again.
     torch.compiler.reset()
+    # Model and trainer know each other, so only the search for cycles frees them, and with them the GPU's memory.
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return {"error": error, "seconds": time.monotonic() - started}

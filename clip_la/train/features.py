@@ -35,6 +35,11 @@ class BatchEncoder:
             compile_model(model, options.compile_unit)
             self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
+    def release(self) -> None:
+        """Gives back the memory of the CUDA graphs."""
+        for graphed in self._graphed.values():
+            graphed.release()
+
     def images(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
         """Unit features of images."""
         parts = images.tensor_split(self._options.micro_batches)

@@ -75,7 +75,7 @@ class _Replay(torch.autograd.Function):
         return recording.forward(tensors[:num_inputs]).clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
         # Autograd takes the tensors returned here as `.grad` themselves. A gradient from an earlier backward pass
         # that is still there, to be added to, would be overwritten by the replay.
@@ -97,7 +97,7 @@ class _ReplayParts(torch.autograd.Function):
         return torch.cat([recording.forward(inputs).clone() for recording, inputs in parts])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
         sums: list[Tensor] = []
         grads = output_grad.split([len(recording.output) for recording, _ in ctx.parts])
@@ -138,6 +138,16 @@ class GraphedTower:
         self._recordings: dict[Hashable, _Recording] = {}
         self._failed = False
         self._set_up = False
+
+    def release(self) -> None:
+        """Gives back the memory of all recordings; shapes that are met again are recorded anew.
+
+        Otherwise it would be held until Python next looks for cycles: a process that trains run after run runs out.
+        """
+        self._recordings.clear()
+        self._set_up = False
+        for name in ("_weights", "_aliases", "_weight_grads", "_stream", "_pool"):
+            self.__dict__.pop(name, None)
 
     def __call__(self, part: Part) -> Tensor:
         """The part's features, differentiable in the tower's weights alone."""
@@ -180,7 +190,9 @@ class GraphedTower:
         named = {name: weight for name, weight in self._tower.named_parameters() if weight.requires_grad}
         self._weights = list(named.values())
         # Leaves of their own on the same storage: DDP's hooks on the weights' own leaves belong to another stream.
-        self._aliases = {f"tower.{name}": nn.Parameter(weight.detach()) for name, weight in named.items()}
+        self._aliases: dict[str, Tensor] = {
+            f"tower.{name}": nn.Parameter(weight.detach()) for name, weight in named.items()
+        }
         self._weight_grads = [torch.zeros_like(weight) for weight in self._weights]
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()

@@ -133,6 +133,8 @@ def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, chec
     except SystemExit:
         # Lightning's answer to a KeyboardInterrupt, the second of two Ctrl-C.
         raise KeyboardInterrupt from None
+    finally:
+        task.release()
     if data.skipped:
         whose = "" if trainer.world_size == 1 else " by the first process"
         note(f"samples skipped{whose}: {data.skipped_text()}")

@@ -127,6 +127,10 @@ class ContrastiveTask(pl.LightningModule):
         for group, own in zip(restored.param_groups, wanted.param_groups, strict=True):
             group.update({name: value for name, value in own.items() if name != "params"})
 
+    def release(self) -> None:
+        """Gives back what a step keeps on the device besides weights; the next step makes it anew."""
+        self._encoder.release()
+
     def check_accelerator(self, accelerator: str) -> None:
         """Raises UserError where the task wants a GPU and the run has none."""
         if self.options.cuda_graphs and accelerator != "gpu":

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import NOTICES, Problem, log_problem
-from clip_la.data.shards.sources import open_shard
+from clip_la.data.shards.sources import ShardOpener, open_shard
 from clip_la.data.stream.blocks import BlockIterator, BlockReader, ReadAhead, ShardBlockReader
 from clip_la.data.stream.encoded import DeferredDecoder
 from clip_la.data.stream.in_memory import DEFAULT_POOL_GB, GIB, Filled, load_in_memory
@@ -296,7 +296,7 @@ class ShardStream(IterableDataset):
             context_length=self._context_length,
             max_bytes=self._pool_gb * GIB,
             device=self._pool_device,
-            keep_in=self._opener.cache_dir,
+            keep_in=self._opener.cache_dir if isinstance(self._opener, ShardOpener) else None,
         )
         for source, members, found in zip(self.sources, filled.members, filled.problems, strict=True):
             bad = Counter(problem.reason for problem in found if problem.reason not in NOTICES)

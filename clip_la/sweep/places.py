@@ -75,7 +75,10 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-        """Trains one run to its end; {"error": one line or None, ...}. One that runs out of memory is tried once more."""
+        """Trains one run to its end; {"error": one line or None, ...}.
+
+        One that finds no memory on the GPU is tried once more, in a process of its own.
+        """
         answer = self._ask(name, arguments)
         if str(answer["error"]).startswith(OUT_OF_MEMORY):
             # What earlier runs left in the process may be what was missing: a new one begins with none of it.

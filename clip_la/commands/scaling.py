@@ -57,6 +57,9 @@ def make_parser(verb: str) -> Parser:
     parser.add_argument(
         "--by", metavar="FIELD", help="a fit for each: attention, model, train_data, ...; laion: source too"
     )
+    parser.add_argument(
+        "--baseline", metavar="KIND", help="the kind that all others are compared with (default: softmax)"
+    )
     parser.add_argument("--interval", help="t (default), percentile (default with another --frontier) or bca")
     parser.add_argument("--resamples", type=int, metavar="N", help=f"of the bootstrap (default {DEFAULT_RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
@@ -118,6 +121,8 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
         raise UserError("--loss belongs to --law saturating and parametric")
     if not is_power and options.interval is not None:
         raise UserError(f"--interval belongs to --law {POWER}; those of others are percentiles")
+    if not is_power and options.baseline is not None:
+        raise UserError(f"--baseline belongs to --law {POWER}; the others compare all kinds at once")
     if options.bins is not None and options.frontier != "bins":
         raise UserError("--bins belongs to --frontier bins")
     if (options.resamples is not None and options.resamples < 1) or options.seed < 0:
@@ -131,7 +136,8 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
     }
     if is_power:
         num_resamples = options.resamples or DEFAULT_RESAMPLES
-        return analyse_power(selection, method=options.interval, num_resamples=num_resamples, **shared)
+        given = {"baseline": options.baseline, "method": options.interval, "num_resamples": num_resamples}
+        return analyse_power(selection, **given, **shared)
     num_resamples = options.resamples or FORM_RESAMPLES
     return analyse_form(selection, options.law, loss=options.loss, num_resamples=num_resamples, **shared)
 

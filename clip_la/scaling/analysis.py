@@ -169,12 +169,18 @@ class Analysis:
     notes: tuple[str, ...]
 
 
-def group_points(points: Sequence[Point], by: str) -> dict[str, tuple[Point, ...]]:
-    """Points by the value of their field `by`: the baseline first, then in the order of their names."""
+def group_points(points: Sequence[Point], by: str, baseline: str | None = None) -> dict[str, tuple[Point, ...]]:
+    """Points by the value of their field `by`: the baseline first, then in the order of their names.
+
+    Raises UserError for a baseline that no point has.
+    """
     groups: dict[str, list[Point]] = defaultdict(list)
     for point in points:
         groups[str(getattr(point, by))].append(point)
-    order = sorted(groups, key=lambda name: (BASELINES.index(name) if name in BASELINES else len(BASELINES), name))
+    if baseline is not None and baseline not in groups:
+        raise unknown(f"baseline among the values of {by}", baseline, sorted(groups))
+    first = BASELINES if baseline is None else (baseline,)
+    order = sorted(groups, key=lambda name: (first.index(name) if name in first else len(first), name))
     return {name: tuple(groups[name]) for name in order}
 
 
@@ -182,6 +188,7 @@ def analyse(
     selection: Selection,
     *,
     by: str | None = None,
+    baseline: str | None = None,
     frontier: str = "all",
     num_bins: int = 5,
     method: str | None = None,
@@ -193,13 +200,14 @@ def analyse(
     Args:
         selection: from `result_points` or `laion_points`.
         by: the field of a point that tells the kinds apart; the selection's first choice if None.
+        baseline: the kind that the others are compared with; softmax, or LAION's models, if None.
         frontier: "all", "pareto" or "bins"; `num_bins` matters to the last alone.
         method: of the intervals, "t", "percentile" or "bca"; t for all points, else percentiles, if None.
         num_resamples: bootstrap resamples of runs.
         seed: of the bootstrap; the same points, in the same order, and seed give the same digits.
 
     Raises:
-        UserError: unknown `by`, frontier or method, or too few points for any kind.
+        UserError: unknown `by`, baseline, frontier or method, or too few points for any kind.
     """
     by = by or selection.by_choices[0]
     if by not in selection.by_choices:
@@ -207,7 +215,7 @@ def analyse(
     how = How.of(frontier, num_bins, method, num_resamples, seed)
     fits: list[SeriesFit] = []
     notes: list[str] = []
-    for name, points in group_points(selection.points, by).items():
+    for name, points in group_points(selection.points, by, baseline).items():
         try:
             fits.append(SeriesFit.of(name, points, how))
         except UserError as error:

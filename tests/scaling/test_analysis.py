@@ -110,6 +110,18 @@ def test_by_another_field(write_lines, two_laws) -> None:
     ]
 
 
+def test_another_baseline_turns_the_comparison_around(write_lines, two_laws) -> None:
+    selection = result_points([write_lines(two_laws)])
+    usual, turned = (analyse(selection, by="attention", baseline=name, num_resamples=5) for name in (None, "linear"))
+    assert [fit.name for fit in turned.fits] == ["linear", "softmax"]
+    (there,), (back,) = usual.comparisons, turned.comparisons
+    assert (back.name, back.baseline) == ("softmax", "linear")
+    assert back.alpha_difference == pytest.approx(-there.alpha_difference)
+    assert back.error_ratio == pytest.approx(1 / there.error_ratio)
+    with pytest.raises(UserError, match=r"unknown baseline among the values of attention 'linea'; did you mean linear"):
+        analyse(selection, by="attention", baseline="linea")
+
+
 def test_text_and_json_say_the_same(write_lines, two_laws, result_line) -> None:
     lines = [*two_laws, result_line(0.1, run_id="plain", schedule="constant")]
     analysis = analyse(result_points([write_lines(lines)]), num_resamples=50)

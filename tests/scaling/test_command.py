@@ -61,6 +61,7 @@ def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> Non
         (["fit", "FILE", "--metric", "top3"], "unknown metric 'top3'; did you mean top1"),
         (["fit", "FILE", "--target", "rendition"], "unknown target 'rendition'; did you mean renditions"),
         (["fit", "FILE", "--by", "modle"], "unknown field to fit by 'modle'; did you mean model"),
+        (["fit", "FILE", "--law", "saturating", "--baseline", "linear"], "--baseline belongs to --law power"),
         (["fit", "FILE", "--where", "seed"], "a filter is FIELD=VALUE"),
         (["fit", "EMPTY"], "empty.jsonl: no results in it"),
         (["fit", "FEW"], "no fit for softmax: 2 points, a fit needs at least 3"),

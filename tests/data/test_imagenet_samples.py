@@ -60,12 +60,12 @@ def test_each_image_is_there_once_with_its_id_and_its_own_bytes(folder: Path, tm
     assert manifest["left_out"] == {"not a picture file": 1}
     by_origin = {Path(name).name: (wnid, (folder / name).read_bytes()) for name, wnid in FILES.items()}
     for sample in samples(tmp_path / "out"):
-        fields = json.loads(sample[".json"])
+        fields = json.loads(sample["json"])
         wnid, data = by_origin.pop(fields["origin"])
         assert fields["wnid"] == wnid
-        assert data == sample.get(".jpg", sample.get(".png"))
+        assert data == sample.get("jpg", sample.get("png"))
         assert fields["name"] in fields["caption"]
-        assert sorted(FILES.values())[int(sample[".cls"])] == wnid
+        assert sorted(FILES.values())[int(sample["cls"])] == wnid
     assert not by_origin
     assert build_imagenet_samples(folder, tmp_path / "out", quiet=True)["built"] is False
 
@@ -89,7 +89,7 @@ def test_what_is_no_image_of_a_class_is_counted(folder: Path, tmp_path: Path) ->
         "same picture in several classes": 2,
     }
     assert manifest["splits"]["samples"]["pairs"] == len(FILES) - 1
-    origins = {json.loads(sample[".json"])["origin"] for sample in samples(tmp_path / "out")}
+    origins = {json.loads(sample["json"])["origin"] for sample in samples(tmp_path / "out")}
     assert "n01440764_tench.JPEG" in origins
 
 
@@ -108,7 +108,7 @@ def test_suites_know_each_image_by_its_id(folder, tmp_path, monkeypatch, suite, 
     _, entries = read_suite(SUITES / f"{suite}.yaml")
     for place in {entry.data for entry in entries}:
         shutil.copytree(tmp_path / "out" / "samples", tmp_path / place)
-    truth = [json.loads(sample[".json"])["wnid"] for sample in samples(tmp_path / "out")]
+    truth = [json.loads(sample["json"])["wnid"] for sample in samples(tmp_path / "out")]
     sets = [prepare(entry).test_set for entry in entries if entry.data == split]
     assert [len(found.classes) for found in sets] == sizes
     for found in sets:

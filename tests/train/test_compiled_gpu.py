@@ -1,11 +1,14 @@
 """On a GPU: compiled blocks, compiled towers and CUDA graphs have the losses and gradients of the plain model, step
 after step, in the order of a run: forward, old gradients dropped, backward, clipping, AdamW."""
 
+import gc
+
 import pytest
 import torch
 
 from clip_la.bench.train_steps import StepCase, make_batch
 from clip_la.train.optim import clip_gradients
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -23,8 +26,8 @@ def batches():
 def steps(attention, options, weights=None):
     """(loss, gradients, weights before) of each step; with `weights`, each step begins with those."""
     torch.compiler.reset()
-    sizes = {"batch_size": BATCH, "budget_samples": BATCH * len(LENGTHS)}
-    task = ContrastiveTask("vit_pico", attention=attention, seed=0, **sizes, **options).to(DEVICE)
+    model = ModelOptions(name="vit_pico", attention=attention, **options)
+    task = ContrastiveTask(model, batch_size=BATCH, budget_samples=BATCH * len(LENGTHS), seed=0).to(DEVICE)
     optimizer, found = task.configure_optimizers(), []
     for number, batch in enumerate(batches()):
         with torch.no_grad():
@@ -42,11 +45,34 @@ def steps(attention, options, weights=None):
     return found
 
 
+def test_graphs_give_their_memory_back():
+    """A process that trains run after run must not gather the graphs of all of them."""
+    used = []
+    for _ in range(3):
+        task = ContrastiveTask(
+            ModelOptions(name="vit_pico", cuda_graphs=True), batch_size=BATCH, budget_samples=BATCH, seed=0
+        ).to(DEVICE)
+        task.training_step(batches()[0], 0).backward()
+        task.release()
+        del task
+        gc.collect()
+        torch.cuda.empty_cache()
+        used.append(torch.cuda.memory_reserved())
+    assert used[2] <= used[0]
+
+
 @pytest.mark.parametrize("attention", ["softmax", "linear_mean"])
 def test_no_way_to_compile_changes_a_gradient(attention):
     plain = steps(attention, {})
     weights = [before for _, _, before in plain]
-    for options in ({"compile": True}, {"compile": True, "compile_unit": "tower"}, {"cuda_graphs": True}):
+    ways = (
+        {"compile": True, "cuda_graphs": False},
+        {"compile": True, "compile_unit": "tower"},
+        {"cuda_graphs": True},
+        {"cuda_graphs": True, "text_groups": 3},
+        {"cuda_graphs": True, "micro_batches": 2},
+    )
+    for options in ways:
         for number, (one, other) in enumerate(zip(steps(attention, options, weights), plain, strict=True)):
             torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
             assert one[1].keys() == other[1].keys()

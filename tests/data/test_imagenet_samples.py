@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_la.zeroshot.tasks.entries import prepare, read_suite
+from clip_la.zeroshot.suite import prepare, read_suite
 from PIL import Image
 
 from clip_la import results

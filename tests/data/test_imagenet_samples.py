@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_la.zeroshot.suite import prepare, read_suite
 from PIL import Image
 
 from clip_la import results
@@ -16,6 +15,7 @@ from clip_la.data.corpora.imagenet_photos import build_imagenet_samples
 from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
 from clip_la.models import create_model, save_checkpoint
+from clip_la.zeroshot.suite import prepare, read_suite
 
 SUITES = Path(__file__).parents[2] / "configs" / "eval"
 # Names as the sample images have them; the teddy is the one class of ImageNet-1K that fall11 lacks.

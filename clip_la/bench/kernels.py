@@ -78,8 +78,8 @@ def check(provider: providers.Provider, shape: Shape, dtype: torch.dtype) -> Non
     case = provider.prepare(small, dtype)
     # The plan of the whole shape, forced on the small one: parts of heads, whole heads, and TMA.
     heads, device = shape.batch * shape.heads, torch.device("cuda", torch.cuda.current_device())
-    scan = configs.scan(heads, shape.tokens, shape.width, device)
-    parts = configs.plan(heads, shape.tokens, shape.width, device).parts
+    scan = configs.Scan.of(heads, shape.tokens, shape.width, device)
+    parts = configs.Plan.of(heads, shape.tokens, device).parts
     with configs.forced({}, parts=parts, causal_parts=scan.parts, whole=scan.whole, tma_bytes=0):
         out = case.forward()
         grads = torch.autograd.grad(out, case.inputs, case.grad)

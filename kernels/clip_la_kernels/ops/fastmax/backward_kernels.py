@@ -1,6 +1,6 @@
 # ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Fastmax of degree 2, backward; names as in `polynomial`.
+"""Fastmax of degree 2, backward; names as in `forward_kernels`.
 
 With g_i = do_i / z_i and delta_i = g_i.o_i: dv_j = sum_i w_ij g_i, ds_ij = y_ij (g_i.v_j - delta_i), and dq^_i, dk^_j
 are 2 alpha / temperature times sum_j ds_ij k^_j, sum_i ds_ij q^_i. 1 / z comes with the power of two `shift`, about N,

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, E741, RUF059 (what Triton compiles is not quite Python)
+# ruff: noqa: E501, E741, RUF059, SIM108 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
 """Bidirectional kernels, forward. Two phases: the keys' phase reads k and v once and keeps a head's state, D x D numbers whatever
 the length; the queries' phase reads q once, applies the state and writes o. Nothing of size N x N exists.
@@ -26,7 +26,6 @@ from clip_la_kernels.runtime.common import (
     feature,
     guarded,
     kernel,
-    keys_seen,
     load_keys,
     load_tile,
     place,
@@ -42,10 +41,14 @@ from clip_la_kernels.runtime.common import (
 
 @triton.jit
 def scale_of(b, tokens, COUNT, DEN: tl.constexpr, HAS_MASK: tl.constexpr):
-    """c of the module's docstring."""
+    """c of the module's docstring: 1 over the real keys of sequence b (COUNT where there is a mask), at least one."""
     c = 1.0
     if DEN != DEN_NONE:
-        c = 1.0 / keys_seen(b, tokens, COUNT, HAS_MASK)
+        if HAS_MASK:
+            n = tl.load(COUNT + b)
+        else:
+            n = tokens.to(tl.float32)
+        c = 1.0 / tl.maximum(n, 1.0)
     return c
 
 

@@ -145,18 +145,6 @@ def start_state(STATE, AUX, index, v0, DP: tl.constexpr, BV: tl.constexpr, HAS_S
 
 
 @triton.jit
-def save_state(STATE, AUX, index, v0, St, ks, vs, DP: tl.constexpr, BV: tl.constexpr):
-    """The inverse of `start_state`; ks is the first block of columns' to store."""
-    d = tl.arange(0, DP)
-    e = v0 + tl.arange(0, BV)
-    index = tl.cast(index, tl.int64)
-    tl.store(STATE + index * DP * DP + e[:, None] * DP + d[None, :], St)
-    if v0 == 0:
-        tl.store(AUX + index * 2 * DP + d, ks)
-    tl.store(AUX + index * 2 * DP + DP + e, vs)
-
-
-@triton.jit
 def per_row(seq, h, start, N, H, VARLEN: tl.constexpr):
     """Offset of a head's row numbers (z, delta): in the order (sequence, head, token); packed sequences: (head,
     token)."""
@@ -219,7 +207,12 @@ def causal_forward(
     for part in range(group * RUN, (group + 1) * RUN):
         hi = tl.minimum((part + 1) * SIZE, tokens)
         if SAVE_STATE:
-            save_state(STATE, AUX, index + part, v0, St, ks, vs0 + tl.sum(V1, 1), DP, BV)
+            # What `start_state` reads; all blocks of columns have the same ks, and the first one stores it.
+            begin = tl.cast(index + part, tl.int64)
+            tl.store(STATE + begin * DP * DP + e[:, None] * DP + d[None, :], St)
+            if v0 == 0:
+                tl.store(AUX + begin * 2 * DP + d, ks)
+            tl.store(AUX + begin * 2 * DP + DP + e, vs0 + tl.sum(V1, 1))
         for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
             n = n0 + rn
             real = n < hi

@@ -95,34 +95,35 @@ POLYNOMIAL = {
 POLYNOMIAL_DEFAULT = (64, 64, 4, 2)
 POLYNOMIAL_FLOAT32 = (32, 32, 4, 1)
 
-_overrides: dict[str, Config] = {}
-_plan: dict[str, int] = {}
-_version = 0
-_versions = itertools.count(1)
+
+class Overrides:
+    """What the tuner and tests set in place of the tables above and the limits below; empty otherwise.
+
+    configs: by kernel name; plan: by the names that `forced` takes; version: of both, so that launches prepared under
+    one setting are not used under another.
+    """
+
+    def __init__(self) -> None:
+        self.configs: dict[str, Config] = {}
+        self.plan: dict[str, int] = {}
+        self.version = 0
+        self._versions = itertools.count(1)
+
+    @contextmanager
+    def forced(self, configs: dict[str, Config], **plan: int) -> Iterator[None]:
+        """Inside the block: these configurations by kernel name; plan: parts=, causal_parts=, whole=, columns=, short=,
+        multiple=, tma_bytes=. Blocks nest."""
+        before = self.configs, self.plan, self.version
+        self.configs, self.plan = {**self.configs, **configs}, {**self.plan, **plan}
+        self.version = next(self._versions)
+        try:
+            yield
+        finally:
+            self.configs, self.plan, self.version = before
 
 
-def version() -> int:
-    """Changes whenever `forced` does, so that launches prepared before are not taken for launches under it."""
-    return _version
-
-
-@contextmanager
-def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
-    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, whole=, columns=,
-    short=, multiple=, tma_bytes=."""
-    global _version
-    before = dict(_overrides), dict(_plan)
-    outer, _version = _version, next(_versions)
-    _overrides.update(configs)
-    _plan.update(plan)
-    try:
-        yield
-    finally:
-        _version = outer
-        _overrides.clear()
-        _overrides.update(before[0])
-        _plan.clear()
-        _plan.update(before[1])
+overrides = Overrides()
+forced = overrides.forced
 
 
 @functools.lru_cache
@@ -134,15 +135,10 @@ def device_numbers(index: int | None) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def forced_config(kernel: str) -> Config | None:
-    """What `forced` asks for this kernel, if anything."""
-    return _overrides.get(kernel)
-
-
 def config(kernel: str, device: torch.device, width: int, total: bool, dtype: torch.dtype, tokens: int) -> Config:
     """The configuration of one kernel; `total`: is the denominator the sum of weights."""
-    if kernel in _overrides:
-        return _overrides[kernel]
+    if kernel in overrides.configs:
+        return overrides.configs[kernel]
     if dtype == torch.float32:
         return FLOAT32[width]
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
@@ -156,20 +152,13 @@ def config(kernel: str, device: torch.device, width: int, total: bool, dtype: to
 
 def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int, int]:
     """(rows a program owns, rows that stream by, warps, stages) of a fastmax kernel; "polynomial" overrides all."""
-    if "polynomial" in _overrides:
-        rows, warps, stages, _ = _overrides["polynomial"]
+    if "polynomial" in overrides.configs:
+        rows, warps, stages, _ = overrides.configs["polynomial"]
         return rows, rows, warps, stages
     if dtype == torch.float32:
         return POLYNOMIAL_FLOAT32
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
     return POLYNOMIAL.get((kernel, width), POLYNOMIAL_DEFAULT) if major == HOPPER else POLYNOMIAL_DEFAULT
-
-
-class Plan(NamedTuple):
-    """parts: 0 = one fused program a head, else programs a head, `size` tokens each."""
-
-    parts: int
-    size: int
 
 
 # One fused program a head is best wherever heads alone make this many waves over the SMs.
@@ -189,36 +178,43 @@ CAUSAL_COLUMNS = 64
 PART_MULTIPLE = 128
 
 
-def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
-    """The structure of a bidirectional call over `heads` = sequences x heads."""
-    _, sms = device_numbers(device.index if device.type == "cuda" else None)
-    parts = 0
-    if heads < FUSED_WAVES * sms and tokens > PART_TOKENS:
-        parts = max(1, min(tokens // PART_TOKENS, round(WANTED_WAVES * sms / heads)))
-    parts = _plan.get("parts", parts)
-    return Plan(parts, part_size(tokens, parts))
+class Plan(NamedTuple):
+    """A bidirectional head in `parts` of `size` tokens, a program each; parts = 0: one fused program a head."""
+
+    parts: int
+    size: int
+
+    @classmethod
+    def of(cls, heads: int, tokens: int, device: torch.device) -> "Plan":
+        """The structure of a call over `heads` = sequences x heads."""
+        _, sms = device_numbers(device.index if device.type == "cuda" else None)
+        parts = 0
+        if heads < FUSED_WAVES * sms and tokens > PART_TOKENS:
+            parts = max(1, min(tokens // PART_TOKENS, round(WANTED_WAVES * sms / heads)))
+        parts = limit("parts", parts)
+        return cls(parts, part_size(tokens, parts))
 
 
 class Scan(NamedTuple):
-    """A causal head cut in `parts` of `size` tokens. whole: a program of the forward pass goes through all of them."""
+    """A causal head in `parts` of `size` tokens. whole: a program of the forward pass goes through all of them."""
 
     parts: int
     size: int
     whole: bool
 
+    @classmethod
+    def of(cls, heads: int, tokens: int, width: int, device: torch.device) -> "Scan":
+        """The structure of a call over `heads` = sequences x heads of this padded width.
 
-def scan(heads: int, tokens: int, width: int, device: torch.device) -> Scan:
-    """The structure of a causal call.
-
-    Where whole heads fill the GPU, the forward pass goes through them, reading everything once, and leaves the states
-    that the parts of the backward pass start from; else an extra pass over keys and values makes those.
-    """
-    _, sms = device_numbers(device.index if device.type == "cuda" else None)
-    parts = max(1, min(tokens // (2 * PART_TOKENS), CAUSAL_WAVES * sms // heads))
-    parts = _plan.get("causal_parts", parts)
-    programs = heads * (width // column_block(width, device))
-    whole = bool(_plan.get("whole", programs >= SERIAL_WAVES * sms))
-    return Scan(parts, part_size(tokens, parts), whole)
+        Where whole heads fill the GPU, the forward pass goes through them, reading everything once, and leaves the
+        states that the parts of the backward pass start from; else an extra pass over keys and values makes those.
+        """
+        _, sms = device_numbers(device.index if device.type == "cuda" else None)
+        parts = max(1, min(tokens // (2 * PART_TOKENS), CAUSAL_WAVES * sms // heads))
+        parts = limit("causal_parts", parts)
+        programs = heads * (width // column_block(width))
+        whole = bool(limit("whole", programs >= SERIAL_WAVES * sms))
+        return cls(parts, part_size(tokens, parts), whole)
 
 
 def part_size(tokens: int, parts: int) -> int:
@@ -226,7 +222,7 @@ def part_size(tokens: int, parts: int) -> int:
     if parts < 1:
         return tokens
     size = -(-tokens // parts)
-    multiple = _plan.get("multiple", PART_MULTIPLE)
+    multiple = limit("multiple", PART_MULTIPLE)
     return -(-size // multiple) * multiple if parts > 1 else size
 
 
@@ -236,12 +232,12 @@ TMA_LEAST_BYTES = 4 << 20
 
 def limit(name: str, value: int) -> int:
     """A limit of this table, or what `forced` has in its place."""
-    return _plan.get(name, value)
+    return overrides.plan.get(name, value)
 
 
-def column_block(width: int, device: torch.device) -> int:
-    """Columns of v that one program of the causal forward kernel does."""
-    return min(width, _plan.get("columns", CAUSAL_COLUMNS))
+def column_block(width: int) -> int:
+    """Columns of v that one program of the causal forward kernel computes, of heads of this padded width."""
+    return min(width, limit("columns", CAUSAL_COLUMNS))
 
 
 def precision(dtype: torch.dtype) -> str:

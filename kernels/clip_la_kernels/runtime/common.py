@@ -32,7 +32,7 @@ THIN = tl.constexpr(16)
 def kernel(function):  # type: ignore[no-untyped-def]
     """triton.jit for what the host launches: sizes are plain numbers, so that neither 1 nor a multiple of 16 compiles
     anew."""
-    sizes = ("N", "H", "PARTS", "SIZE", "RUN")
+    sizes = ("N", "H", "SPLITS", "SIZE", "RUN")
     return triton.jit(function, do_not_specialize=[s for s in sizes if s in inspect.signature(function).parameters])
 
 
@@ -248,7 +248,7 @@ def guarded(z, floor):
 
 @triton.jit
 def place(pid, H, P):
-    """Program -> (sequence, head, part); heads run fastest, so that neighbours touch neighbouring memory."""
+    """Program -> (sequence, head, split); heads run fastest, so that neighbours touch neighbouring memory."""
     h = pid % H
     rest = pid // H
     return rest // P, h, rest % P

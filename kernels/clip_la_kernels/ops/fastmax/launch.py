@@ -84,10 +84,10 @@ class FastmaxPlan(NamedTuple):
         """Launches `kernel` on this call's heads.
 
         own: does a tile have the rows that the program owns, or those that stream through it? rest: an Ellipsis stands
-        for PARTS.
+        for SPLITS.
         """
         rows, stream, warps, stages = configs.polynomial(name, padded(self.shape[3]), self.dtype, self.device)
-        parts = -(-self.shape[1] // rows)
+        splits = -(-self.shape[1] // rows)
         key = (name, self, strides, tuple(flags.items()))
         launcher = _launchers.get(key)
         if launcher is None:
@@ -102,8 +102,8 @@ class FastmaxPlan(NamedTuple):
             known |= {"num_warps": warps, "num_stages": stages}
             if len(_launchers) >= MAX_CALLS:
                 _launchers.clear()
-            launcher = _launchers[key] = Launcher(kernel, self.heads * parts, known, blocks, self.aligned)
-        launcher(tiles, [parts if value is ... else value for value in rest])
+            launcher = _launchers[key] = Launcher(kernel, self.heads * splits, known, blocks, self.aligned)
+        launcher(tiles, [splits if value is ... else value for value in rest])
 
 
 def forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
@@ -116,9 +116,9 @@ def forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[T
     rows = torch.empty(call.heads, forward_kernels.PER_TOKEN, tokens, dtype=torch.float32, device=q.device)
     known = tokens >= KNOWN_FROM_TOKENS
     if known:
-        parts = -(-tokens // STATISTICS_ROWS)
-        forward_kernels.token_statistics[(call.heads * parts,)](
-            q, k, rows, *q.stride()[:3], tokens, heads, parts, D=width, DP=padded(width), BM=STATISTICS_ROWS
+        splits = -(-tokens // STATISTICS_ROWS)
+        forward_kernels.token_statistics[(call.heads * splits,)](
+            q, k, rows, *q.stride()[:3], tokens, heads, splits, D=width, DP=padded(width), BM=STATISTICS_ROWS
         )
     rest = (rows, *q.stride()[:3], tokens, heads, ..., const.unit, const.alpha)
     kernel, own = forward_kernels.fastmax_forward, (True, False, False, True, True)

@@ -1,4 +1,4 @@
-"""Launches of the bidirectional kernels: one fused program a head, or parts of heads with partial states between."""
+"""Launches of the bidirectional kernels: one fused program a head, or splits of heads with partial states between."""
 
 from collections.abc import Sequence
 
@@ -22,14 +22,14 @@ class BidirectionalPass:
         """Writes `out` and the state in `saved`."""
         call, masks, (q, k, v) = self.call, self.masks, qkv
         opt, plan = call.opt, call.plan
-        if plan.parts == 0:
+        if plan.splits == 0:
             state, aux = saved or (out, out)
             rest = (state, aux, *masks, k, v, *call.strides, call.tokens, call.axis_heads, opt.a, opt.b, opt.eps)
             kernel = bidirectional.forward_fused
             call.launch("forward_fused", kernel, call.heads, (q, k, v, out), rest, save, SAVE=save)
             return
         state, aux = saved
-        self.key_states((k, v), state, aux, plan.parts, plan.size)
+        self.key_states((k, v), state, aux, plan.splits, plan.size)
         rest = (
             state,
             aux,
@@ -37,25 +37,25 @@ class BidirectionalPass:
             *call.strides,
             call.tokens,
             call.axis_heads,
-            plan.parts,
+            plan.splits,
             plan.size,
             opt.a,
             opt.eps,
         )
-        call.launch("output_part", bidirectional.output_part, call.heads * plan.parts, (q, out), rest)
+        call.launch("output_split", bidirectional.output_split, call.heads * plan.splits, (q, out), rest)
 
-    def key_states(self, kv: tuple[Tensor, Tensor], state: Tensor, aux: Tensor, parts: int, size: int) -> None:
+    def key_states(self, kv: tuple[Tensor, Tensor], state: Tensor, aux: Tensor, splits: int, size: int) -> None:
         """Fills `state` and `aux`: bidirectional, with the scaled state of each head; causal, with the raw one of each
-        part but the last, which no other part starts from."""
+        split but the last, which no other split starts from."""
         call, masks, opt = self.call, self.masks, self.call.opt
-        raw = opt.causal or parts > 1
-        own = (state, aux) if opt.causal or not raw else call.empty(call.state(parts, torch.float32))
-        rest = (*own, *masks, *call.strides, call.tokens, call.axis_heads, parts, size, opt.a, opt.b)
+        raw = opt.causal or splits > 1
+        own = (state, aux) if opt.causal or not raw else call.empty(call.state(splits, torch.float32))
+        rest = (*own, *masks, *call.strides, call.tokens, call.axis_heads, splits, size, opt.a, opt.b)
         sums = opt.denominator == DEN_SUM
         call.launch(
-            "key_state_part",
-            bidirectional.key_state_part,
-            call.heads * parts,
+            "key_state_split",
+            bidirectional.key_state_split,
+            call.heads * splits,
             kv,
             rest,
             RAW=raw,
@@ -63,12 +63,12 @@ class BidirectionalPass:
             SUMS=sums,
         )
         if raw and not opt.causal:
-            self.combine(own, (state, aux), parts)
+            self.combine(own, (state, aux), splits)
 
-    def combine(self, parts_of: Sequence[Tensor], whole: Sequence[Tensor], parts: int) -> None:
-        """Scaled states of heads from the raw ones of their parts."""
+    def combine(self, splits_of: Sequence[Tensor], whole: Sequence[Tensor], splits: int) -> None:
+        """Scaled states of heads from the raw ones of their splits."""
         call, masks = self.call, self.masks
-        rest = (*parts_of, *whole, *masks[1:], call.tokens, call.axis_heads, parts, call.opt.a, call.opt.b)
+        rest = (*splits_of, *whole, *masks[1:], call.tokens, call.axis_heads, splits, call.opt.a, call.opt.b)
         blocks = call.width // configs.COMBINE_ROWS
         call.launch(
             "combine", bidirectional.combine, call.heads * blocks, (), rest, ROWS=configs.COMBINE_ROWS, num_warps=4
@@ -84,7 +84,7 @@ class BidirectionalPass:
         strides = (*call.strides, *grad.stride()[:3], *out_strides)
         variant = (grad.stride(), out_strides, needs)
         sizes = (call.tokens, call.axis_heads)
-        if plan.parts == 0:
+        if plan.splits == 0:
             rest = (state, aux, *masks, q, grad, *strides, *sizes, opt.a, opt.b, opt.eps)
             kernel = bidirectional_backward.backward_fused
             call.launch(
@@ -98,12 +98,12 @@ class BidirectionalPass:
                 NEED_KV=needs[1],
             )
             return
-        programs, raw = call.heads * plan.parts, plan.parts > 1
-        own = call.empty(call.state(plan.parts, torch.float32 if raw else call.dtype))
+        programs, raw = call.heads * plan.splits, plan.splits > 1
+        own = call.empty(call.state(plan.splits, torch.float32 if raw else call.dtype))
         rest = (state, aux, *own, *masks[1:], *strides, *sizes, *plan, opt.a, opt.b, opt.eps)
-        kernel = bidirectional_backward.query_grad_part
+        kernel = bidirectional_backward.query_grad_split
         call.launch(
-            "query_grad_part",
+            "query_grad_split",
             kernel,
             programs,
             (q, grad, dq),
@@ -118,7 +118,7 @@ class BidirectionalPass:
         dstate = own
         if raw:
             dstate = call.empty(call.state(1, call.dtype))
-            self.combine(own, dstate, plan.parts)
+            self.combine(own, dstate, plan.splits)
         rest = (masks[0], *dstate, masks[2], *call.strides, *out_strides, *sizes, *plan)
-        kernel = bidirectional_backward.key_grad_part
-        call.launch("key_grad_part", kernel, programs, (k, v, dk, dv), rest, variant)
+        kernel = bidirectional_backward.key_grad_split
+        call.launch("key_grad_split", kernel, programs, (k, v, dk, dv), rest, variant)

@@ -1,4 +1,4 @@
-"""Launches of the causal kernels: heads of one tile; scans over whole heads or parts of them."""
+"""Launches of the causal kernels: heads of one tile; scans over whole heads or splits of them."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ class CausalPass:
         self.call, self.masks = call, masks
 
     def forward(self, qkv: Triple, out: Tensor, saved: Sequence[Tensor], save: bool) -> None:
-        """Writes `out` and `saved`: states of the parts, z, norms, as `KernelPlan.saved` lists them."""
+        """Writes `out` and `saved`: states of the splits, z, norms, as `KernelPlan.saved` lists them."""
         call, masks, (q, k, v) = self.call, self.masks, qkv
         opt, scan = call.opt, call.scan
         constants = (opt.a, opt.b, opt.eps)
@@ -28,21 +28,21 @@ class CausalPass:
             rest = (*masks, *call.strides, call.tokens, call.axis_heads, *constants)
             call.launch("short_forward", short.short_forward, call.heads, (q, k, v, out), rest, one_tile=True)
             return
-        started = scan.parts > 1 and not scan.whole
-        parted = save and scan.parts > 1 and not call.by_columns
-        state, aux, z, norms = self._named(saved, out, started or parted, save)
+        started = scan.splits > 1 and not scan.whole
+        saves_states = save and scan.splits > 1 and not call.by_columns
+        state, aux, z, norms = self._named(saved, out, started or saves_states, save)
         if started:
-            BidirectionalPass(call, masks).key_states((k, v), state, aux, scan.parts, scan.size)
+            BidirectionalPass(call, masks).key_states((k, v), state, aux, scan.splits, scan.size)
             self._scan(state, aux, False)
         columns = configs.column_block(call.width)
-        run = scan.parts if scan.whole else 1
-        programs = call.heads * (scan.parts // run) * (call.width // columns)
-        sizes = (call.tokens, call.axis_heads, scan.parts, scan.size, run)
+        run = scan.splits if scan.whole else 1
+        programs = call.heads * (scan.splits // run) * (call.width // columns)
+        sizes = (call.tokens, call.axis_heads, scan.splits, scan.size, run)
         rest = (z, norms, state, aux, *masks, *call.strides, *sizes, *constants)
         call.launch(
             "causal_forward", causal.causal_forward, programs, (q, k, v, out), rest, save,
             columns=(call.width, call.width, columns, columns), BV=columns, HAS_STATE=started,
-            SAVE_STATE=parted and scan.whole, SAVE_NORMS=save and opt.feature_map == L2,
+            SAVE_STATE=saves_states and scan.whole, SAVE_NORMS=save and opt.feature_map == L2,
         )  # fmt: skip
 
     def backward(
@@ -64,9 +64,9 @@ class CausalPass:
             (norms,) = saved or (grad,)
             self._backward_by_columns(qkv, grad, norms, grads, variant, needs)
             return
-        many = scan.parts > 1
+        many = scan.splits > 1
         state, aux, z, norms = self._named(saved, grad, many, True)
-        sizes, programs = (*sizes, scan.parts, scan.size), call.heads * scan.parts
+        sizes, programs = (*sizes, scan.splits, scan.size), call.heads * scan.splits
         delta = torch.empty_like(z) if opt.denominator == DEN_SUM else grad
         if needs[0] or opt.denominator == DEN_SUM:
             rest = (z, delta, norms, state, aux, *masks, *strides, *sizes, *constants)
@@ -75,10 +75,10 @@ class CausalPass:
         if not needs[1]:
             return
         if many:
-            state, aux = call.empty(call.state(scan.parts, torch.float32))
+            state, aux = call.empty(call.state(scan.splits, torch.float32))
             rest = (z, delta, norms, state, aux, *masks[1:], *strides[:6], *sizes, opt.eps)
-            kernel = causal_backward.grad_state_part
-            call.launch("grad_state_part", kernel, programs, (q, grad), rest, variant)
+            kernel = causal_backward.grad_state_split
+            call.launch("grad_state_split", kernel, programs, (q, grad), rest, variant)
             self._scan(state, aux, True)
         rest = (z, delta, norms, state, aux, *masks, *strides, *sizes, *constants)
         kernel = causal_backward.causal_key_grad
@@ -125,10 +125,10 @@ class CausalPass:
         return (next(rest) if there else dummy for there in present)
 
     def _scan(self, state: Tensor, aux: Tensor, reverse: bool) -> None:
-        """Each part's state becomes the sum of those before it (after it if reverse)."""
+        """Each split's state becomes the sum of those before it (after it if reverse)."""
         call = self.call
         blocks = call.width // configs.COMBINE_ROWS
         call.launch(
-            "scan_parts", causal.scan_parts, call.heads * blocks, (), (state, aux, call.scan.parts), reverse,
+            "scan_splits", causal.scan_splits, call.heads * blocks, (), (state, aux, call.scan.splits), reverse,
             ROWS=configs.COMBINE_ROWS, REVERSE=reverse, num_warps=4,
         )  # fmt: skip

@@ -22,7 +22,7 @@ SHORT_WIDTH = 128
 # how many programs per SM do so. Twice the rows crowd out what that kernel needs.
 ROWS_AHEAD = 256
 PDL_WAVES = 3
-# Rows of a state that one program of `combine` or `scan_parts` sums.
+# Rows of a state that one program of `combine` or `scan_splits` sums.
 COMBINE_ROWS = 16
 
 
@@ -42,10 +42,10 @@ class Config(NamedTuple):
 SM90 = {
     ("forward_fused", 64, False): Config(64, 4, 3), ("forward_fused", 64, True): Config(64, 4, 4),
     ("backward_fused", 64, False): Config(64, 4, 3), ("backward_fused", 64, True): Config(64, 4, 4),
-    ("key_state_part", 64, False): Config(64, 4, 4), ("key_state_part", 64, True): Config(64, 4, 4),
-    ("output_part", 64, False): Config(64, 4, 4), ("output_part", 64, True): Config(64, 4, 4),
-    ("query_grad_part", 64, False): Config(64, 4, 3, 168), ("query_grad_part", 64, True): Config(64, 4, 3),
-    ("key_grad_part", 64, False): Config(64, 4, 3), ("key_grad_part", 64, True): Config(64, 4, 3),
+    ("key_state_split", 64, False): Config(64, 4, 4), ("key_state_split", 64, True): Config(64, 4, 4),
+    ("output_split", 64, False): Config(64, 4, 4), ("output_split", 64, True): Config(64, 4, 4),
+    ("query_grad_split", 64, False): Config(64, 4, 3, 168), ("query_grad_split", 64, True): Config(64, 4, 3),
+    ("key_grad_split", 64, False): Config(64, 4, 3), ("key_grad_split", 64, True): Config(64, 4, 3),
     ("causal_forward", 64, False): Config(64, 4, 3), ("causal_forward", 64, True): Config(64, 4, 3),
     ("causal_query_grad", 64, False): Config(64, 4, 3), ("causal_query_grad", 64, True): Config(64, 4, 2),
     ("causal_key_grad", 64, False): Config(64, 4, 3), ("causal_key_grad", 64, True): Config(64, 4, 2),
@@ -111,8 +111,8 @@ class Overrides:
 
     @contextmanager
     def forced(self, configs: dict[str, Config], **plan: int) -> Iterator[None]:
-        """Inside the block: these configurations by kernel name; plan: parts=, causal_parts=, whole=, columns=, short=,
-        multiple=, tma_bytes=. Blocks nest."""
+        """Inside the block: these configurations by kernel name; plan: splits=, causal_splits=, whole=, columns=,
+        short=, multiple=, tma_bytes=. Blocks nest."""
         before = self.configs, self.plan, self.version
         self.configs, self.plan = {**self.configs, **configs}, {**self.plan, **plan}
         self.version = next(self._versions)
@@ -163,11 +163,11 @@ def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device
 
 # One fused program a head is best wherever heads alone make this many waves over the SMs.
 FUSED_WAVES = 1.4
-# Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
-PART_TOKENS = 512
-# Waves that parts should make: few long programs beat many, which all start from a state of their head's.
+# Tokens a split at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
+SPLIT_TOKENS = 512
+# Waves that splits should make: few long programs beat many, which all start from a state of their head's.
 WANTED_WAVES = 1.5
-# A causal part reads its keys and values twice, so there are only as many as make this many waves.
+# A causal split reads its keys and values twice, so there are only as many as make this many waves.
 CAUSAL_WAVES = 2
 # Waves that whole heads (times blocks of columns) must make for the causal forward pass to go through them unparted.
 SERIAL_WAVES = 0.75
@@ -175,30 +175,30 @@ SERIAL_WAVES = 0.75
 # L2 cache becomes the limit.
 CAUSAL_COLUMNS = 64
 # Every tile height divides it.
-PART_MULTIPLE = 128
+SPLIT_MULTIPLE = 128
 
 
 class Plan(NamedTuple):
-    """A bidirectional head in `parts` of `size` tokens, a program each; parts = 0: one fused program a head."""
+    """A bidirectional head in `splits` of `size` tokens, a program each; splits = 0: one fused program a head."""
 
-    parts: int
+    splits: int
     size: int
 
     @classmethod
     def of(cls, heads: int, tokens: int, device: torch.device) -> "Plan":
         """The structure of a call over `heads` = sequences x heads."""
         _, sms = device_numbers(device.index if device.type == "cuda" else None)
-        parts = 0
-        if heads < FUSED_WAVES * sms and tokens > PART_TOKENS:
-            parts = max(1, min(tokens // PART_TOKENS, round(WANTED_WAVES * sms / heads)))
-        parts = limit("parts", parts)
-        return cls(parts, part_size(tokens, parts))
+        splits = 0
+        if heads < FUSED_WAVES * sms and tokens > SPLIT_TOKENS:
+            splits = max(1, min(tokens // SPLIT_TOKENS, round(WANTED_WAVES * sms / heads)))
+        splits = limit("splits", splits)
+        return cls(splits, split_size(tokens, splits))
 
 
 class Scan(NamedTuple):
-    """A causal head in `parts` of `size` tokens. whole: a program of the forward pass goes through all of them."""
+    """A causal head in `splits` of `size` tokens. whole: a program of the forward pass goes through all of them."""
 
-    parts: int
+    splits: int
     size: int
     whole: bool
 
@@ -207,23 +207,23 @@ class Scan(NamedTuple):
         """The structure of a call over `heads` = sequences x heads of this padded width.
 
         Where whole heads fill the GPU, the forward pass goes through them, reading everything once, and leaves the
-        states that the parts of the backward pass start from; else an extra pass over keys and values makes those.
+        states that the splits of the backward pass start from; else an extra pass over keys and values makes those.
         """
         _, sms = device_numbers(device.index if device.type == "cuda" else None)
-        parts = max(1, min(tokens // (2 * PART_TOKENS), CAUSAL_WAVES * sms // heads))
-        parts = limit("causal_parts", parts)
+        splits = max(1, min(tokens // (2 * SPLIT_TOKENS), CAUSAL_WAVES * sms // heads))
+        splits = limit("causal_splits", splits)
         programs = heads * (width // column_block(width))
         whole = bool(limit("whole", programs >= SERIAL_WAVES * sms))
-        return cls(parts, part_size(tokens, parts), whole)
+        return cls(splits, split_size(tokens, splits), whole)
 
 
-def part_size(tokens: int, parts: int) -> int:
-    """Tokens a part, a multiple of every tile height in use."""
-    if parts < 1:
+def split_size(tokens: int, splits: int) -> int:
+    """Tokens a split, a multiple of every tile height in use."""
+    if splits < 1:
         return tokens
-    size = -(-tokens // parts)
-    multiple = limit("multiple", PART_MULTIPLE)
-    return -(-size // multiple) * multiple if parts > 1 else size
+    size = -(-tokens // splits)
+    multiple = limit("multiple", SPLIT_MULTIPLE)
+    return -(-size // multiple) * multiple if splits > 1 else size
 
 
 # Encoding tensor maps can cost the host some microseconds a launch: only tensors from this size on go through TMA.

@@ -145,7 +145,7 @@ class KernelPlan:
 
     def saved(self, save: bool) -> Kinds:
         """Shape and dtype of what the forward pass hands to the backward pass beside its inputs: the states of the
-        heads, or of each part of them, with their sums; causal: the raw z ("sum") and the norms of q and k ("l2")."""
+        heads, or of each split of them, with their sums; causal: the raw z ("sum") and the norms of q and k ("l2")."""
         if save not in self._saved:
             self._saved[save] = self._list_saved(save)
         return self._saved[save]
@@ -154,20 +154,20 @@ class KernelPlan:
         if self.short:
             return []
         if not self.opt.causal:
-            wanted = self.plan.parts > 0 or save
+            wanted = self.plan.splits > 0 or save
             return self.state(1, self.dtype) if wanted else []
         saved = []
-        if self.scan.parts > 1 and not self.by_columns and (save or not self.scan.whole):
-            saved += self.state(self.scan.parts, torch.float32)
+        if self.scan.splits > 1 and not self.by_columns and (save or not self.scan.whole):
+            saved += self.state(self.scan.splits, torch.float32)
         if self.opt.denominator == DEN_SUM:
             saved.append(((self.rows,), torch.float32))
         if self.opt.feature_map == L2 and save:
             saved.append(((2, self.rows), torch.float32))
         return saved
 
-    def state(self, parts: int, dtype: torch.dtype) -> Kinds:
-        """S and (ks, vs) of each part of each head."""
-        shape = (self.heads, parts)
+    def state(self, splits: int, dtype: torch.dtype) -> Kinds:
+        """S and (ks, vs) of each split of each head."""
+        shape = (self.heads, splits)
         return [((*shape, self.width, self.width), dtype), ((*shape, 2, self.width), torch.float32)]
 
     def empty(self, kinds: Kinds) -> list[Tensor]:

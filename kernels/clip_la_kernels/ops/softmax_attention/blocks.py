@@ -66,20 +66,20 @@ def forward_block(
 
 @kernel
 def softmax_forward_blocks(
-    Q, K, V, O, LSE, sb, sn, sh, N, H, PARTS, scale, BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr,
+    Q, K, V, O, LSE, sb, sn, sh, N, H, SPLITS, scale, BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """o of a block of queries of one head; LSE: float32 (B H, N)."""
     take_over(PDL)
-    part = tl.program_id(0) % PARTS
-    seq, h, _ = place(tl.program_id(0) // PARTS, H, 1)
+    split = tl.program_id(0) % SPLITS
+    seq, h, _ = place(tl.program_id(0) // SPLITS, H, 1)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
     V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
     O = rows_of(O, seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False, False)
     LSE += (tl.cast(seq, tl.int64) * H + h) * N
-    m0 = part * BM
+    m0 = split * BM
     if m0 + BM <= N:
         forward_block(Q, K, V, O, LSE, m0, sn, H * D, N, scale, BM, BM, BR, CAUSAL, DT, D, DP, UP, PREC, STAGES)
     elif BR > 0:
@@ -130,14 +130,14 @@ def query_grad_block(
 
 @kernel
 def softmax_query_grad(
-    Q, K, V, O, DO, DQ, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, scale, factor,
+    Q, K, V, O, DO, DQ, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, scale, factor,
     BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries of one head, and their delta for the keys; LSE, DELTA: float32 (B H, N)."""
     take_over(PDL)
-    part = tl.program_id(0) % PARTS
-    seq, h, _ = place(tl.program_id(0) // PARTS, H, 1)
+    split = tl.program_id(0) % SPLITS
+    seq, h, _ = place(tl.program_id(0) // SPLITS, H, 1)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
     V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
@@ -146,7 +146,7 @@ def softmax_query_grad(
     DQ = rows_of(DQ, seq, h, 0, sdb, sdn, sdh, False, False)
     LSE += (tl.cast(seq, tl.int64) * H + h) * N
     DELTA += (tl.cast(seq, tl.int64) * H + h) * N
-    m0 = part * BM
+    m0 = split * BM
     if m0 + BM <= N:
         query_grad_block(
             Q, K, V, O, DO, DQ, LSE, DELTA, m0, sn, H * D, sdon, sdn, N, scale, factor, BM, BM,
@@ -212,14 +212,14 @@ def key_grad_block(
 
 @kernel
 def softmax_key_grad(
-    Q, K, V, DO, DK, DV, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, scale, factor,
+    Q, K, V, DO, DK, DV, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, scale, factor,
     BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys of one head."""
     take_over(PDL)
-    part = tl.program_id(0) % PARTS
-    seq, h, _ = place(tl.program_id(0) // PARTS, H, 1)
+    split = tl.program_id(0) % SPLITS
+    seq, h, _ = place(tl.program_id(0) // SPLITS, H, 1)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
     V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
@@ -228,7 +228,7 @@ def softmax_key_grad(
     DO = rows_of(DO, seq, h, 0, sdob, sdon, sdoh, False, False)
     LSE += (tl.cast(seq, tl.int64) * H + h) * N
     DELTA += (tl.cast(seq, tl.int64) * H + h) * N
-    n0 = part * BM
+    n0 = split * BM
     if n0 + BM <= N:
         key_grad_block(
             Q, K, V, DO, DK, DV, LSE, DELTA, n0, sn, sdon, sdn, N, scale, factor, BM,

@@ -60,7 +60,7 @@ def softmax_forward(
 ):  # fmt: skip
     """o of one head. scale: includes log2(e), for exp2."""
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, 1)
+    seq, h, split = place(tl.program_id(0), H, 1)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
     V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
@@ -132,7 +132,7 @@ def softmax_backward(
 ):  # fmt: skip
     """dq, dk, dv of one head. scale: factor log2(e), for exp2."""
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, 1)
+    seq, h, split = place(tl.program_id(0), H, 1)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
     V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)

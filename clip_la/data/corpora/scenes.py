@@ -129,7 +129,7 @@ class _Draws:
         return table[-1][0]
 
 
-class Stage:
+class SceneMaker:
     """Makes scenes of one size: keeps each drawing's image once it has been drawn.
 
     Raises:
@@ -253,7 +253,7 @@ class SceneSource:
     size_px: int
     kind: str = "scenes"
     note: str = ""
-    _stage: Stage | None = field(default=None, repr=False)
+    _maker: SceneMaker | None = field(default=None, repr=False)
 
     def names(self) -> Iterable[str]:
         """The settings, what draws, and every drawing of the cast with its names and content."""
@@ -268,11 +268,11 @@ class SceneSource:
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
         """Scenes `start` to `stop` of a piece."""
-        stage = self._stage = self._stage or Stage(self.cast, self.size_px)
+        maker = self._maker = self._maker or SceneMaker(self.cast, self.size_px)
         numbers = np.arange(piece * PER_SHARD + start, piece * PER_SHARD + stop, dtype=np.int64)
         for number, draws in zip(numbers, uniforms((SCENES, self.seed), numbers, NUM_DRAWS).tolist(), strict=True):
-            scene = stage.scene(draws)
-            png = encode_png(stage.draw(scene), PNG_LEVEL)
+            scene = maker.scene(draws)
+            png = encode_png(maker.draw(scene), PNG_LEVEL)
             yield Raw(f"scene {self.seed}/{number}", png, ".png", scene.caption, scene.meta())
 
 

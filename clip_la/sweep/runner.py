@@ -28,7 +28,7 @@ class Sweep:
         report: hears a line for each run, and one of sum each minute.
         keep: "all" checkpoints; "branches": a trunk's are deleted when its branches are finished; "none": those of
             every finished run are deleted.
-        measured: folders of other sweeps whose rates tell how long the rest takes.
+        measured: folders of other sweeps whose rates predict how long the rest takes.
     """
 
     def __init__(

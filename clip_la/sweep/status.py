@@ -24,7 +24,7 @@ class Status:
         out: the sweep's folder.
         queue: knows which runs train.
         num_places: how many runs train at a time.
-        measured: folders of other sweeps whose rates tell how long the rest takes.
+        measured: folders of other sweeps whose rates predict how long the rest takes.
     """
 
     def __init__(

@@ -36,8 +36,8 @@ PER_SHARD = 2000
 SCENES, NUM_DRAWS = 1000, 64
 # A thing fills this share of its cell's shorter side.
 LEAST_FILL, MOST_FILL = 0.62, 0.98
-# Where sizes are told, the small one is this much smaller.
-SMALL, SIZES_TOLD = 0.5, 0.25
+# Where the caption names sizes, the small one is this much smaller.
+SMALL, SIZES_NAMED = 0.5, 0.25
 # Two colours closer than this (Euclidean, of 441) are hard to tell apart.
 MIN_CONTRAST = 90.0
 STRIPES = 8
@@ -174,9 +174,9 @@ class SceneMaker:
         return chosen
 
     def _size_words(self, draws: _Draws, count: int) -> list[str]:
-        # Of two things alone a size can be told: among three, "small" would want a comparison.
-        told, first = draws.number() < SIZES_TOLD, draws.number() < 0.5
-        if count != 2 or not told:
+        # Of two things alone a size can be named: among three, "small" would want a comparison.
+        names_sizes, first = draws.number() < SIZES_NAMED, draws.number() < 0.5
+        if count != 2 or not names_sizes:
             return [""] * count
         return ["big", "small"] if first else ["small", "big"]
 

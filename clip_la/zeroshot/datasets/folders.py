@@ -158,7 +158,7 @@ def open_folders(
     """
     folders = layout.folders_in(root)
     if not folders:
-        raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
+        raise UserError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, CLASS a WordNet id or a name")
     are_numbers = all(map(_is_number, folders))
     # Folders of numbers count in the list beside them, whatever classes are asked for.
     own = None

@@ -71,10 +71,10 @@ class EvalModel:
         architecture: what the towers compute with their weights, as JSON has it.
         text_architecture: the text tower's part of it.
         compiled: whether torch has compiled the towers, which may move a digit.
-        origin: the fields of a result line that tell where the model comes from.
+        origin: the fields of a result line that say where the model comes from.
         sizes: the fields that follow from its architecture: `tokens` of an image, class token included, and
             `image_size` in pixels; null where a tower has no tokens or its images are not square.
-        notes: what a person should hear of it before its results.
+        notes: what a person should know before reading its results.
     """
 
     module: nn.Module
@@ -156,7 +156,7 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 
 def default_precision(device_type: str) -> str:
-    """The precision in which a kind of device ("cpu", "cuda") evaluates unless told otherwise."""
+    """The precision in which a kind of device ("cpu", "cuda") evaluates by default."""
     return "float32" if device_type == "cpu" else "bf16"
 
 

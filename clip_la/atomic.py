@@ -35,16 +35,13 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
         os.replace(name, target)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if full := _disk_full(error):
-            raise OSError(full.errno, full.strerror, str(target)) from error
+        # A writer such as torch.save may have wrapped the error of a full disk in one of its own.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+                raise OSError(cause.errno, cause.strerror, str(target)) from error
+            cause = cause.__cause__ or cause.__context__
         raise
-
-
-def _disk_full(error: BaseException | None) -> OSError | None:
-    """The error of a full disk behind what a writer such as torch.save made of it."""
-    while error is not None and not (isinstance(error, OSError) and error.errno in DISK_FULL):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def remove_unfinished(folder: Path, pattern: str = "*", older_than_s: float = 0.0) -> None:

@@ -25,7 +25,7 @@ VERBS = {
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",
 }
-# How PyTorch begins to tell that a process which made batches has ended.
+# How PyTorch begins its error about a loader process that has ended.
 DEAD_LOADER = "DataLoader worker (pid"
 
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if lost := launched.lost_rank(error):
             return _fail(lost, ends_job=False)
-        # A pool of processes, or PyTorch's loader, tells of a dead worker so.
+        # So a pool of processes, or PyTorch's loader, reports a dead worker.
         if type(error).__name__ == "BrokenProcessPool" or str(error).startswith(DEAD_LOADER):
             return _fail(f"a worker process was killed, or out of memory, of which fewer workers take less: {error}")
         raise

@@ -47,7 +47,12 @@ def all_gather(work: Callable[[], T]) -> list[T]:
     except Exception as raised:
         error = raised
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, (result, None if error is None else _portable(error)))
+    # In a form that every process can unpickle: classes of errors may be known to one process alone.
+    portable: Exception | None = None
+    if error is not None:
+        is_wrong_input = isinstance(error, UserError)
+        portable = UserError(str(error)) if is_wrong_input else RuntimeError(f"{type(error).__name__}: {error}")
+    dist.all_gather_object(gathered, (result, portable))
     if error is not None:
         raise error
     failed = next((other for _, other in gathered if other is not None), None)
@@ -56,15 +61,10 @@ def all_gather(work: Callable[[], T]) -> list[T]:
     return [other for other, _ in gathered]
 
 
-def _portable(error: Exception) -> Exception:
-    """The error in a form that every process can unpickle."""
-    return UserError(str(error)) if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}")
-
-
 def join_from_environment() -> int:
     """Joins the job that torchrun or SLURM describes in the environment, on gloo; returns this process's local rank.
 
-    Results are a few bytes a picture and the classifier is tens of megabytes, so the CPU's backend serves CPU and GPU.
+    Results are a few bytes an image and the classifier is tens of megabytes, so the CPU's backend serves CPU and GPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _joined():
         dist.init_process_group("gloo", timeout=launched.rank_timeout())

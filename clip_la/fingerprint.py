@@ -32,12 +32,6 @@ BLAKE2B = partial(hashlib.blake2b, digest_size=16)
 LOCK_WAIT_S = 10.0
 
 
-def cache_path() -> Path:
-    """Where known hashes lie."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "clip_la" / "file_hashes.sqlite"
-
-
 def file_hash(path: str | os.PathLike[str]) -> str:
     """`file_hashes` of one file."""
     return next(file_hashes([path]))
@@ -55,13 +49,14 @@ def file_hashes(paths: Iterable[str | os.PathLike[str]], total: int | None = Non
             # A pipe or a device would wait for ever.
             if not stat.S_ISREG((status := os.stat(path)).st_mode):
                 return _File(path, "", UNREADABLE)
-            return known if known is not None and known.state == _state(status) else _read(path)
+            return known if known is not None and known.state == _File.state_of(status) else _File.read(path)
         except (OSError, ValueError):  # ValueError: a name with a zero byte
             return _File(path, "", UNREADABLE)
 
     rest = iter(paths)
     bar = tqdm(desc="hashing files", total=total, unit="file", delay=3, leave=False, disable=None)
-    with _Known(cache_path()) as known, ThreadPoolExecutor(THREADS) as pool, bar:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip_la" / "file_hashes.sqlite"
+    with _Known(cache) as known, ThreadPoolExecutor(THREADS) as pool, bar:
         while batch := [os.path.abspath(path) for path in islice(rest, FILES_AT_ONCE)]:
             before = known.load(batch)
             tasks = [batch[start : start + FILES_A_TASK] for start in range(0, len(batch), FILES_A_TASK)]
@@ -94,25 +89,25 @@ class _File(NamedTuple):
     digest: str
     is_new: bool = False
 
+    @classmethod
+    def read(cls, path: str) -> "_File":
+        """The hash of a file as it was for the whole of one reading."""
+        digest = ""
+        for _ in range(TRIES):
+            with open(path, "rb", buffering=0) as stream:
+                before, now = os.fstat(stream.fileno()), time.time()
+                digest = hashlib.file_digest(stream, BLAKE2B).hexdigest()
+                after = os.fstat(stream.fileno())
+            if cls.state_of(before) == cls.state_of(after):
+                # A time ahead of this machine's clock, as a file server may set it, is no settled one either.
+                settled = now - max(before.st_mtime, before.st_ctime) > RACY_S
+                return cls(path, cls.state_of(before), digest, settled)
+        return cls(path, "", digest)
 
-def _read(path: str) -> _File:
-    """The hash of a file as it was for the whole of one reading."""
-    digest = ""
-    for _ in range(TRIES):
-        with open(path, "rb", buffering=0) as stream:
-            before, now = os.fstat(stream.fileno()), time.time()
-            digest = hashlib.file_digest(stream, BLAKE2B).hexdigest()
-            after = os.fstat(stream.fileno())
-        if _state(before) == _state(after):
-            # A time ahead of this machine's clock, as a file server may set it, is no settled one either.
-            settled = now - max(before.st_mtime, before.st_ctime) > RACY_S
-            return _File(path, _state(before), digest, settled)
-    return _File(path, "", digest)
-
-
-def _state(status: os.stat_result) -> str:
-    """What a file is known again by. ctime too, since mtime can be set back; inode, since a rename keeps both."""
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    @staticmethod
+    def state_of(status: os.stat_result) -> str:
+        """What a file is known again by. ctime too, since mtime can be set back; inode, since a rename keeps both."""
+        return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 class _Known:

@@ -1,9 +1,9 @@
-"""How a process ends that torchrun started beside others: one line for all of them, and which of them is gone.
+"""How a process that torchrun started ends after an error: with one line for the whole job, which names a lost rank.
 
 torchrun answers any exit code but 0 with a traceback of its own and a table, some thirty lines, and its own code 1;
-nothing a process can return changes that. So the one process that tells a user of an error ends its launcher too, by a
-signal that torchrun does not handle, and then the processes beside it. That is done on one machine only, and only where
-the parent is torchrun itself; elsewhere the line comes once and torchrun's words follow.
+nothing a process can return changes that. So the one process that reports an error to the user also ends its launcher,
+by a signal that torchrun does not handle, and then the processes beside it. That is done on one machine only, and only
+where the parent is torchrun itself; elsewhere the line comes once and torchrun's words follow.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ def rank_timeout() -> timedelta:
 
 
 def speaks() -> bool:
-    """Whether this process is to tell the user of an error: the first of its job to ask."""
+    """Whether this process reports an error to the user: the first of its job to ask does."""
     global _claim
     if "TORCHELASTIC_RUN_ID" in os.environ:
         if threading.current_thread() is threading.main_thread():
@@ -82,7 +82,7 @@ def end_job() -> None:
     sys.stderr.flush()
     if os.environ.get("GROUP_WORLD_SIZE") != "1" or not _Process(_PARENT).is_launcher:
         return
-    others = [process for process in _beside().values() if process.pid != os.getpid()]
+    others = [process for process in _Process.beside().values() if process.pid != os.getpid()]
     os.kill(_PARENT, _SIGNAL)
     if not _wait(lambda: os.getppid() != _PARENT, _ENDING_S[1][1]):
         return  # the first process of a container takes no such signal
@@ -103,20 +103,20 @@ def wait_for_end() -> None:
 
 
 def lost_rank(error: Exception) -> str | None:
-    """What to tell the user of a collective call that failed as another process is gone or silent; None elsewhere."""
+    """The report of a collective call that failed because another process is gone or silent; None for other errors."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or not _LOST.search(str(error)):
         return None
     if gone := _gone():
         return _report_of(gone, GONE)
-    stopped = [rank for rank, process in _beside().items() if process.state in "Tt"]
+    stopped = [rank for rank, process in _Process.beside().items() if process.state in "Tt"]
     seen = _PLACES.sub("", str(error).partition(". ")[0].partition("\n")[0]).strip()
     how = f"does not answer (seen by rank {os.environ.get('RANK', '0')}: {seen})"
     return _report_of(stopped, how)
 
 
 def listen() -> None:
-    """Under torchrun: lets this process tell which one is gone when torchrun ends it for that, by SIGTERM."""
+    """Under torchrun: has this process report the one that is gone when torchrun, for that, ends it by SIGTERM."""
 
     def end(number: int, frame: object) -> None:
         gone = _gone()
@@ -130,7 +130,7 @@ def listen() -> None:
 
 
 def _report_of(ranks: list[int], how: str) -> str:
-    """What is said of these ranks; none if it is not known which."""
+    """The report of these ranks; without any, of "another rank"."""
     who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "another rank"
     return (
         f"{who} of {os.environ['WORLD_SIZE']} {how}; what was saved is whole: the same command, for a training with "
@@ -139,8 +139,8 @@ def _report_of(ranks: list[int], how: str) -> str:
 
 
 def _gone() -> list[int]:
-    """The ranks of this machine that have ended; none where that is not to be known."""
-    alive = _beside()
+    """The ranks of this machine that have ended; none where /proc does not show them."""
+    alive = _Process.beside()
     first = int(os.environ.get("RANK", "0")) - int(os.environ.get("LOCAL_RANK", "0"))
     own = range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
     return [rank for rank in own if rank not in alive] if alive else []
@@ -183,19 +183,19 @@ class _Process(NamedTuple):
         """Is it torchrun, however that was started?"""
         return bool(_LAUNCHERS.search(self.read("cmdline") + b"\0"))
 
-
-def _beside() -> dict[int, _Process]:
-    """Rank -> process of those running that the same torchrun has started here, this one included."""
-    own = os.environ.get("TORCHELASTIC_RUN_ID", "").encode()
-    found = {}
-    names = [path.name for path in _PROC.iterdir()] if _PROC.is_dir() else []
-    for process in (_Process(int(name)) for name in names if name.isdigit()):
-        if not process.is_running or process.parent != _PARENT:
-            continue
-        environment = dict(entry.partition(b"=")[::2] for entry in process.read("environ").split(b"\0"))
-        if environment.get(b"TORCHELASTIC_RUN_ID") == own and environment.get(b"RANK", b"").isdigit():
-            found[int(environment[b"RANK"])] = process
-    return found
+    @classmethod
+    def beside(cls) -> "dict[int, _Process]":
+        """Rank -> process of those running that the same torchrun has started here, this one included."""
+        own = os.environ.get("TORCHELASTIC_RUN_ID", "").encode()
+        found = {}
+        names = [path.name for path in _PROC.iterdir()] if _PROC.is_dir() else []
+        for process in (cls(int(name)) for name in names if name.isdigit()):
+            if not process.is_running or process.parent != _PARENT:
+                continue
+            environment = dict(entry.partition(b"=")[::2] for entry in process.read("environ").split(b"\0"))
+            if environment.get(b"TORCHELASTIC_RUN_ID") == own and environment.get(b"RANK", b"").isdigit():
+                found[int(environment[b"RANK"])] = process
+        return found
 
 
 def _wait(is_done: Callable[[], bool], seconds: float) -> bool:

@@ -53,18 +53,18 @@ def contrastive_loss(
     """
     images, texts = _at_least_float32(image_features), _at_least_float32(text_features)
     count, ranks, first = _place(images)
-    all_ids = None if caption_ids is None else _gather(caption_ids)
+    all_ids = None if caption_ids is None else _Gather.rows(caption_ids)
     if count * count * ranks >= TILED_FROM_LOGITS:
         image_lse, text_lse, own = contrastive_logsumexp(
-            images, _gather(texts), logit_scale, offset=first, row_ids=caption_ids, column_ids=all_ids
+            images, _Gather.rows(texts), logit_scale, offset=first, row_ids=caption_ids, column_ids=all_ids
         )
         # Here a text has met this rank's images alone.
-        text_lse = _gather(text_lse[None]).logsumexp(0)[first : first + count]
+        text_lse = _Gather.rows(text_lse[None]).logsumexp(0)[first : first + count]
         return ((image_lse + text_lse) / 2 - own).mean()
     all_images, all_texts = images, texts
     if ranks > 1:
         # Both at once: what gathering features takes is the waiting for the other ranks.
-        both = _gather(torch.cat([images, texts], dim=1))
+        both = _Gather.rows(torch.cat([images, texts], dim=1))
         all_images, all_texts = both.tensor_split((images.shape[1],), dim=1)
     # Autocast would form the logits in bfloat16: at a scale of 100 that is wrong by up to 0.4.
     with torch.autocast(images.device.type, enabled=False):
@@ -94,9 +94,9 @@ def sigmoid_loss(
     Returns:
         The sum over this rank's images and all texts, divided by this rank's pairs, in float32 (float64 for float64).
     """
-    images, all_texts = _at_least_float32(image_features), _gather(_at_least_float32(text_features))
+    images, all_texts = _at_least_float32(image_features), _Gather.rows(_at_least_float32(text_features))
     count, ranks, first = _place(images)
-    all_ids = None if caption_ids is None else _gather(caption_ids)
+    all_ids = None if caption_ids is None else _Gather.rows(caption_ids)
     if count * count * ranks >= TILED_FROM_LOGITS:
         return tiled_sigmoid_loss(
             images, all_texts, logit_scale, logit_bias, offset=first, row_ids=caption_ids, column_ids=all_ids
@@ -123,13 +123,13 @@ def _place(local: Float[Tensor, "batch dim"]) -> tuple[int, int, int]:
     return len(local), dist.get_world_size(), len(local) * dist.get_rank()
 
 
-def _gather(local: Tensor) -> Tensor:
-    """All ranks' rows in the order of the ranks; each receives its own gradient, summed over all losses."""
-    return local if _place(local)[1] == 1 else _Gather.apply(local)
-
-
 class _Gather(torch.autograd.Function):
     """all_gather whose gradient is reduce_scatter. PyTorch's own is deprecated and its successor private."""
+
+    @classmethod
+    def rows(cls, local: Tensor) -> Tensor:
+        """All ranks' rows in the order of the ranks; each receives its own gradient, summed over all losses."""
+        return local if _place(local)[1] == 1 else cls.apply(local)
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:

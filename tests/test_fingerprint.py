@@ -24,8 +24,8 @@ def database(tmp_path: Path, monkeypatch) -> Path:
 def reads(monkeypatch) -> list[str]:
     """The files that are read, not known; all files count as settled at once."""
     monkeypatch.setattr(fingerprint, "RACY_S", -1.0)
-    read, found = fingerprint._read, []
-    monkeypatch.setattr(fingerprint, "_read", lambda path: (found.append(Path(path).name), read(path))[1])
+    read, found = fingerprint._File.read, []
+    monkeypatch.setattr(fingerprint._File, "read", lambda path: (found.append(Path(path).name), read(path))[1])
     return found
 
 

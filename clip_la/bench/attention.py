@@ -63,7 +63,7 @@ def specs_of(model: str, plans: Sequence[str], tokens: Sequence[int]) -> list[Mo
         tokens: lengths, the class token included: squares of whole numbers and one more.
 
     Raises UserError for an unknown preset or plan, or a length that no image has. A kind that a length does not fit is
-    left out there, which stderr tells.
+    left out there, as stderr says.
     """
     patch, specs = model_spec(model).patch_size, []
     for plan in plans:

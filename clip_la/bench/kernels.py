@@ -76,11 +76,11 @@ def check(provider: providers.Provider, shape: Shape, dtype: torch.dtype) -> Non
     heads, computed in the structure that the whole shape takes; output and gradients."""
     small = dataclasses.replace(shape, batch=1, heads=min(shape.heads, 2))
     case = provider.prepare(small, dtype)
-    # The plan of the whole shape, forced on the small one: parts of heads, whole heads, and TMA.
+    # The plan of the whole shape, forced on the small one: splits of heads, whole heads, and TMA.
     heads, device = shape.batch * shape.heads, torch.device("cuda", torch.cuda.current_device())
-    scan = configs.scan(heads, shape.tokens, shape.width, device)
-    parts = configs.plan(heads, shape.tokens, shape.width, device).parts
-    with configs.forced({}, parts=parts, causal_parts=scan.parts, whole=scan.whole, tma_bytes=0):
+    scan = configs.Scan.of(heads, shape.tokens, shape.width, device)
+    splits = configs.Plan.of(heads, shape.tokens, device).splits
+    with configs.forced({}, splits=splits, causal_splits=scan.splits, whole=scan.whole, tma_bytes=0):
         out = case.forward()
         grads = torch.autograd.grad(out, case.inputs, case.grad)
     reference = provider.expected(case, small)

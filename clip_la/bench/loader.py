@@ -180,6 +180,6 @@ def text_lines(
         for thread, parts in result["us_a_pair"].items():
             lines.append(f"  us a pair, {thread}: " + ", ".join(f"{part} {us:.1f}" for part, us in parts.items()))
     for chunk, parts in on_device.items():
-        told = ", ".join(f"{part} {us:.1f}" for part, us in parts.items())
-        lines.append(f"device alone, {chunk} JPEGs a call, us a pair: {told}")
+        times = ", ".join(f"{part} {us:.1f}" for part, us in parts.items())
+        lines.append(f"device alone, {chunk} JPEGs a call, us a pair: {times}")
     return lines

@@ -1,8 +1,8 @@
-"""Zero-shot evaluation at ImageNet-21K's size, on synthetic pictures of the right shape: time and memory, each phase.
+"""Zero-shot evaluation at ImageNet-21K's size, on synthetic images of the right shape: time and memory, each phase.
 
-Phases, each one JSON line as soon as it is done: 21,841 classes with 80 prompts each (text classifier, then pictures),
+Phases, each one JSON line as soon as it is done: 21,841 classes with 80 prompts each (text classifier, then images),
 the same again from the cache, ImageNet-1K's classes without cache, and CLIP_benchmark's loop on the same 1,000 classes,
-pictures and weights. Random weights: speed does not depend on them, and agreement of the two loops can still be seen.
+images and weights. Random weights: speed does not depend on them, and agreement of the two loops can still be seen.
 
     clip-la bench zeroshot --out results/zeroshot_speed.jsonl
 """
@@ -23,10 +23,10 @@ from PIL import Image
 from clip_la.bench.memory import MemoryWatch
 from clip_la.errors import unknown
 
-# The commonest size of ImageNet's pictures, and about their bytes a file.
+# The commonest size of ImageNet's images, and about their bytes a file.
 WIDTH_PX, HEIGHT_PX, JPEG_QUALITY = 500, 375, 90
 NOISE_PX = (25, 19)
-# Distinct files; more pictures are further names of the same files, read and decoded each time all the same.
+# Distinct files; more images are further names of the same files, read and decoded each time all the same.
 NUM_DISTINCT = 4096
 CLIP_BENCHMARK_BATCH = 64
 
@@ -42,19 +42,19 @@ def _write_images(root: str, numbers: Sequence[int]) -> None:
         image.save(Path(root) / f"{number}.jpg", quality=JPEG_QUALITY)
 
 
-def make_folder(root: Path, wnids: Sequence[str], num_pictures: int, workers: int) -> Path:
-    """Class folders with `num_pictures` images in all, spread evenly."""
-    distinct = min(NUM_DISTINCT, num_pictures)
+def make_folder(root: Path, wnids: Sequence[str], num_images: int, workers: int) -> Path:
+    """Class folders with `num_images` images in all, spread evenly."""
+    distinct = min(NUM_DISTINCT, num_images)
     store = root / "store"
     store.mkdir(parents=True)
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(_write_images, [str(store)] * workers, [range(w, distinct, workers) for w in range(workers)]))
-    pictures = root / "pictures"
+    images = root / "images"
     for wnid in wnids:
-        (pictures / wnid).mkdir(parents=True)
-    for number in range(num_pictures):
-        os.link(store / f"{number % distinct}.jpg", pictures / wnids[number % len(wnids)] / f"{number}.jpg")
-    return pictures
+        (images / wnid).mkdir(parents=True)
+    for number in range(num_images):
+        os.link(store / f"{number % distinct}.jpg", images / wnids[number % len(wnids)] / f"{number}.jpg")
+    return images
 
 
 class Stopwatch:
@@ -73,7 +73,7 @@ class Stopwatch:
 def measure_ours(
     eval_model: Any, test_set: Any, templates: Any, cache: Any, *, precision: str, batch_size: int, workers: int
 ) -> tuple[dict[str, Any], Any]:
-    """Classifier and pictures through this project's functions: (seconds and rates, predictions)."""
+    """Classifier and images through this project's functions: (seconds and rates, predictions)."""
     import torch
 
     from clip_la.zeroshot.model.classifier import build_classifier
@@ -100,7 +100,7 @@ def measure_ours(
 
 
 def measure_clip_benchmark(
-    model: str, eval_model: Any, pictures: Path, classes: Any, templates: Sequence[str], *, workers: int
+    model: str, eval_model: Any, images: Path, classes: Any, templates: Sequence[str], *, workers: int
 ) -> tuple[dict[str, Any], np.ndarray]:
     """CLIP_benchmark's own functions as its `eval` calls them, on open_clip's `model` with our weights: (seconds and
     rates, predicted class of each image)."""
@@ -119,7 +119,7 @@ def measure_clip_benchmark(
     names, device = [own[0] for own in classes.names], eval_model.device.type
     transform = image_transform_v2(PreprocessCfg(**module.visual.preprocess_cfg), is_train=False)
     loader = torch.utils.data.DataLoader(
-        ImageFolder(str(pictures), transform=transform), batch_size=CLIP_BENCHMARK_BATCH, num_workers=workers
+        ImageFolder(str(images), transform=transform), batch_size=CLIP_BENCHMARK_BATCH, num_workers=workers
     )
     watch = Stopwatch()
     with MemoryWatch() as memory:
@@ -140,8 +140,8 @@ def run_benchmark(
     classes: str,
     compare_classes: str,
     templates: str,
-    num_pictures: int,
-    num_compare_pictures: int,
+    num_images: int,
+    num_compare_images: int,
     batch_size: int,
     workers: int | None = None,
     precision: str | None = None,
@@ -153,7 +153,7 @@ def run_benchmark(
         model: a preset that open_clip has too, for the comparison; it gets random weights.
         classes, compare_classes: class sets: the large one, and the one CLIP_benchmark is compared on.
         templates: a prompt set.
-        num_pictures, num_compare_pictures: synthetic images for the large set and for the comparison.
+        num_images, num_compare_images: synthetic images for the large set and for the comparison.
         workers: reading processes; None is one a core, at most 16.
         precision: float32 or bf16; None is bf16 on a GPU.
 
@@ -176,7 +176,7 @@ def run_benchmark(
     origin = {"model": model, "device": device_name(device), "workers": workers, "precision": precision}
     small, large, prompt_set = class_set(compare_classes), class_set(classes), prompts.prompt_set(templates)
     with tempfile.TemporaryDirectory(prefix="clip_la_bench_") as folder:
-        sizes = (num_pictures, num_compare_pictures)
+        sizes = (num_images, num_compare_images)
         for phase, figures in _phases(Path(folder), model, device, small, large, prompt_set, sizes, settings):
             line = json.dumps({"phase": phase, **figures, **origin})
             print(line, flush=True)

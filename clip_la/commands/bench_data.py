@@ -18,10 +18,10 @@ def _parser() -> Parser:
     parser = Parser(
         prog="clip-la bench data",
         description="Pairs a second of the data stream: read, decode, transform, tokenize, collate, each on one core; "
-        "open_clip's transform on the same pictures; the whole loader.",
+        "open_clip's transform on the same images; the whole loader.",
     )
     parser.add_argument("shards", nargs="*", help="what to measure on (default: crops of photographs, JPEG quality 92)")
-    parser.add_argument("--image-size", type=int, default=224, help="side of the model's pictures in pixels")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the model's images in pixels")
     parser.add_argument("--samples", type=int, default=512, help="pairs that the stages are measured on")
     parser.add_argument(
         "--workers",
@@ -50,8 +50,7 @@ def _parser() -> Parser:
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench data ...`."""
     args = _parser().parse_args(argv)
-    _check(args)
-    decode = {way: _share(way) for way in args.decode}
+    decode = _checked(args)
 
     from clip_la.atomic import atomic_write
     from clip_la.bench.data import bench_data, table
@@ -84,7 +83,10 @@ def main(argv: list[str]) -> int | None:
     return None
 
 
-def _check(args: argparse.Namespace) -> None:
+def _checked(args: argparse.Namespace) -> dict[str, float]:
+    """The share of JPEGs that the device decodes, by what --decode calls it. Raises UserError for any wrong option."""
+    from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
+
     at_least = {"image_size": 1, "samples": 1, "batch_size": 1}
     if min(args.workers) < 0:
         raise UserError(f"--workers {min(args.workers)} must be at least 0")
@@ -98,17 +100,13 @@ def _check(args: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch finds no CUDA device here")
-
-
-def _share(way: str) -> float:
-    from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
-
-    if way in DEVICE_DECODE_FRACTION:
-        return DEVICE_DECODE_FRACTION[way]
-    try:
-        share = float(way)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"--decode {way}: must be one of {', '.join(DEVICE_DECODE_FRACTION)}, or a share from 0 to 1")
-    return share
+    decode = {}
+    for way in args.decode:
+        try:
+            decode[way] = float(DEVICE_DECODE_FRACTION.get(way, way))
+        except ValueError:
+            decode[way] = -1.0
+        if not 0 <= decode[way] <= 1:
+            ways = ", ".join(DEVICE_DECODE_FRACTION)
+            raise UserError(f"--decode {way}: must be one of {ways}, or a share from 0 to 1")
+    return decode

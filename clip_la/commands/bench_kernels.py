@@ -18,7 +18,23 @@ LOSS = "contrastive"
 
 def main(argv: list[str]) -> int | None:
     """Runs `clip-la bench kernels ...`."""
-    args = _parser().parse_args(argv)
+    parser = Parser(
+        prog="clip-la bench kernels",
+        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: "
+        "median, 20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the "
+        "floor of the copy bandwidth, memory.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/kernels.csv"),
+        help="table to write; beside it lie the plot (.png, .svg) and contrastive.csv, the table of the loss",
+    )
+    parser.add_argument("--quick", action="store_true", help="two small shapes only")
+    parser.add_argument("--only", nargs="+", metavar="PROVIDER", help=f"time these providers only; {LOSS}: the loss")
+    parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="shapes of these sequence lengths only")
+    parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
+    args = parser.parse_args(argv)
     if args.plot_only:
         if not args.out.exists():
             raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
@@ -37,26 +53,6 @@ def main(argv: list[str]) -> int | None:
         _measure(chosen, shapes, args.out)
         _draw(args.out)
     return None
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="clip-la bench kernels",
-        description="Checks the attention kernels against the reference, then times them and their peers on this GPU: "
-        "median, 20th and 80th percentile of forward and forward + backward, bytes a second, ratio to the "
-        "floor of the copy bandwidth, memory.",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/kernels.csv"),
-        help="table to write; beside it lie the plot (.png, .svg) and contrastive.csv, the table of the loss",
-    )
-    parser.add_argument("--quick", action="store_true", help="two small shapes only")
-    parser.add_argument("--only", nargs="+", metavar="PROVIDER", help=f"time these providers only; {LOSS}: the loss")
-    parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="shapes of these sequence lengths only")
-    parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
-    return parser
 
 
 def _draw(table: Path) -> None:

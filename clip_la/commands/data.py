@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int | None:
         prog="clip-la data",
         description="Image-text pairs as webdataset shards.",
         epilog="actions:\n"
-        + "\n".join(f"  {name:<{width}}{run.__doc__}" for name, run in ACTIONS.items())
+        + "\n".join(f"  {name:<{width}}{text}" for name, (text, _) in ACTIONS.items())
         + "\n\n`clip-la data ACTION --help` says more of each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int | None:
     action = parser.parse_args(argv[:1]).action
     if action not in ACTIONS:
         raise unknown("data action", action, ACTIONS)
-    return ACTIONS[action](argv[1:])
+    return ACTIONS[action][1](action, argv[1:])
 
 
 def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
@@ -46,7 +46,7 @@ def _parser(action: str, *, json_help: str, workers: bool = True) -> Parser:
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    parser = Parser(prog=f"clip-la data {action}", description=ACTIONS[action].__doc__)
+    parser = Parser(prog=f"clip-la data {action}", description=ACTIONS[action][0])
     if workers:
         parser.add_argument(
             "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)"
@@ -85,11 +85,10 @@ def _print_corpus(args: argparse.Namespace, manifest: dict[str, Any], lines: Seq
     _print(args, {"out": str(args.out), **manifest}, "\n".join(table))
 
 
-def _starter(argv: list[str]) -> None:
-    """the starter corpus: real drawings with their names, from pinned packages, in seconds"""
+def _starter(action: str, argv: list[str]) -> None:
     from clip_la.data.corpora.starter import DEFAULT_SIZE_PX, build_starter
 
-    parser = _parser("starter", json_help="print the manifest")
+    parser = _parser(action, json_help="print the manifest")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument("--size", type=int, default=DEFAULT_SIZE_PX, help="side in pixels (default %(default)s)")
     parser.add_argument("--wide", action="store_true", help="add artists, icons and clip art from npm and Debian")
@@ -111,11 +110,10 @@ def _starter(argv: list[str]) -> None:
     _print_corpus(args, manifest)
 
 
-def _scenes(argv: list[str]) -> None:
-    """any number of scenes: several drawings on a background, captions that say what is where"""
+def _scenes(action: str, argv: list[str]) -> None:
     from clip_la.data.corpora.scenes import DEFAULT_SIZE_PX, build_scenes
 
-    parser = _parser("scenes", json_help="print the manifest")
+    parser = _parser(action, json_help="print the manifest")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to; a stopped call goes on there")
     parser.add_argument("--pairs", type=_positive, required=True, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default %(default)s)")
@@ -125,44 +123,32 @@ def _scenes(argv: list[str]) -> None:
     _print_corpus(args, manifest)
 
 
-def _photos(argv: list[str], corpus: str = "photos") -> None:
-    """a photographic test set of 181 classes, from Debian's tuxpaint-stamps-default"""
+def _photos(action: str, argv: list[str]) -> None:
     from clip_la.data.corpora.fashion import build_fashion
     from clip_la.data.corpora.photos import build_photos
 
-    parser = _parser(corpus, json_help="print the manifest", workers=False)
+    parser = _parser(action, json_help="print the manifest", workers=False)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     parser.add_argument(
         "--from", dest="given", type=Path, help="the unpacked package (default: installed, else fetched by apt-get)"
     )
     args = parser.parse_args(argv)
-    build = build_photos if corpus == "photos" else build_fashion
+    build = build_photos if action == "photos" else build_fashion
     _print_corpus(args, build(args.out, given=args.given))
 
 
-def _fashion(argv: list[str]) -> None:
-    """Fashion-MNIST, from Debian's dataset-fashion-mnist"""
-    _photos(argv, "fashion-mnist")
-
-
-def _tiny_imagenet(argv: list[str]) -> None:
-    """Tiny-ImageNet from its unpacked folder: photographs with captions, 40 of 200 classes held out"""
-    from clip_la.data.corpora.imagenet_photos import build_tiny_imagenet
-
-    _photo_folder("tiny-imagenet", build_tiny_imagenet, "the unpacked data set: train/WNID/..., val/...", argv)
-
-
-def _imagenet_samples(argv: list[str]) -> None:
-    """a test set of images named by WordNet ids, such as ImageNet-1K's sample images, one a class"""
-    from clip_la.data.corpora.imagenet_photos import build_imagenet_samples
-
-    what = "images WNID_name.JPEG or WNID/name.JPEG, at any depth"
-    _photo_folder("imagenet-samples", build_imagenet_samples, what, argv)
-
-
-def _photo_folder(action: str, build: Callable[..., dict[str, Any]], what: str, argv: list[str]) -> None:
+def _photo_folder(action: str, argv: list[str]) -> None:
+    """The two corpora that are built from an unpacked folder of ImageNet's photographs."""
+    from clip_la.data.corpora import imagenet_photos
     from clip_la.data.corpora.imagenet_photos import DEFAULT_QUALITY, FORMATS, ORIGINAL, WEBP
 
+    build, what = {
+        "tiny-imagenet": (imagenet_photos.build_tiny_imagenet, "the unpacked data set: train/WNID/..., val/..."),
+        "imagenet-samples": (
+            imagenet_photos.build_imagenet_samples,
+            "images WNID_name.JPEG or WNID/name.JPEG, at any depth",
+        ),
+    }[action]
     parser = _parser(action, json_help="print the manifest")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help=what)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
@@ -179,12 +165,11 @@ def _photo_folder(action: str, build: Callable[..., dict[str, Any]], what: str, 
     _print_corpus(args, manifest, [f"  left out {num}: {reason}" for reason, num in manifest["left_out"].items()])
 
 
-def _pack(argv: list[str]) -> None:
-    """pack a folder with captions, a table, Parquet or other shards into shards"""
+def _pack(action: str, argv: list[str]) -> None:
     from clip_la.data.tools.pack import DEFAULT_PER_SHARD, pack
     from clip_la.data.tools.pack_sources import find_source
 
-    parser = _parser("pack", json_help="print the counts")
+    parser = _parser(action, json_help="print the counts")
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -214,13 +199,12 @@ def _reasons(counts: dict[str, Any]) -> str:
     return "".join(f"  skipped {num}: {reason}{places.get(reason, '')}\n" for reason, num in counts["skipped"].items())
 
 
-def _verify(argv: list[str]) -> int:
-    """read every sample of shards, count what is wrong, write sizes.json"""
+def _verify(action: str, argv: list[str]) -> int:
     from clip_la.data.shards.sources import expand_urls
     from clip_la.data.text.captions import Captions
     from clip_la.data.tools.verify import MAX_NAMED, verify, write_sizes
 
-    parser = _parser("verify", json_help="print the report")
+    parser = _parser(action, json_help="print the report")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
     parser.add_argument("--caption-fields", nargs="+", default=["txt"], help="text parts, such as txt or json.caption")
     args = parser.parse_args(argv)
@@ -243,14 +227,13 @@ def _verify(argv: list[str]) -> int:
     return 0 if fine else FOUND_PROBLEMS
 
 
-def _read(argv: list[str]) -> int:
-    """one pass over shards as a training run would read them, sample by sample"""
+def _read(action: str, argv: list[str]) -> int:
     from clip_la.data.shards.problems import WORKER_DIED
     from clip_la.data.shards.sources import expand_urls
     from clip_la.data.text.captions import Captions
     from clip_la.data.tools.read import Reading, read
 
-    parser = _parser("read", json_help="print the counts")
+    parser = _parser(action, json_help="print the counts")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
     parser.add_argument("--keys", type=Path, metavar="OUT.jsonl", help="write what became of each sample")
     parser.add_argument("--image-size", type=_positive, default=224, help="crops in pixels (default %(default)s)")
@@ -269,12 +252,11 @@ def _read(argv: list[str]) -> int:
     return 0 if counts["ok"] and WORKER_DIED not in counts["skipped"] else FOUND_PROBLEMS
 
 
-def _show(argv: list[str]) -> None:
-    """a contact sheet of samples with their captions, PNG and HTML"""
+def _show(action: str, argv: list[str]) -> None:
     from clip_la.data.shards.sources import expand_urls
     from clip_la.data.tools.show import COLUMNS, show
 
-    parser = _parser("show", json_help="print the paths written", workers=False)
+    parser = _parser(action, json_help="print the paths written", workers=False)
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folder, path, {0000..0099}.tar range or glob")
     parser.add_argument("--num", type=_positive, default=48, help="samples to show (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (default %(default)s)")
@@ -286,15 +268,22 @@ def _show(argv: list[str]) -> None:
     _print(args, {"wrote": paths}, f"wrote {' and '.join(paths)}")
 
 
-ACTIONS: dict[str, Callable[[list[str]], int | None]] = {
-    "starter": _starter,
-    "scenes": _scenes,
-    "photos": _photos,
-    "fashion-mnist": _fashion,
-    "tiny-imagenet": _tiny_imagenet,
-    "imagenet-samples": _imagenet_samples,
-    "pack": _pack,
-    "verify": _verify,
-    "read": _read,
-    "show": _show,
+# What --help says of an action, and the function that parses and runs it, given its name.
+ACTIONS: dict[str, tuple[str, Callable[[str, list[str]], int | None]]] = {
+    "starter": ("the starter corpus: real drawings with their names, from pinned packages, in seconds", _starter),
+    "scenes": ("any number of scenes: several drawings on a background, captions that say what is where", _scenes),
+    "photos": ("a photographic test set of 181 classes, from Debian's tuxpaint-stamps-default", _photos),
+    "fashion-mnist": ("Fashion-MNIST, from Debian's dataset-fashion-mnist", _photos),
+    "tiny-imagenet": (
+        "Tiny-ImageNet from its unpacked folder: photographs with captions, 40 of 200 classes held out",
+        _photo_folder,
+    ),
+    "imagenet-samples": (
+        "a test set of images named by WordNet ids, such as ImageNet-1K's sample images, one a class",
+        _photo_folder,
+    ),
+    "pack": ("pack a folder with captions, a table, Parquet or other shards into shards", _pack),
+    "verify": ("read every sample of shards, count what is wrong, write sizes.json", _verify),
+    "read": ("one pass over shards as a training run would read them, sample by sample", _read),
+    "show": ("a contact sheet of samples with their captions, PNG and HTML", _show),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clip_la.cli import Parser
 from clip_la.errors import UserError
 from clip_la.json_text import json_text
-from clip_la.options import add_options
+from clip_la.options import add_options, split_values
 
 if TYPE_CHECKING:
     from clip_la.zeroshot.options import EvalOptions
@@ -57,16 +57,11 @@ def main(argv: list[str]) -> int | None:
 def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], list[dict[str, Any]]]":
     """What the command does but for printing JSON: evaluations, and comparisons where asked for.
 
-    Args:
-        given: options by name, of `EvalOptions` and `SuiteEntry`; with `json` the report goes to stderr.
-        who: what an error about an unknown option names.
-
-    Raises:
-        UserError: wrong input; what was evaluated before it is kept.
+    given: options by name, of `EvalOptions` and `SuiteEntry`; with `json` the report goes to stderr. who: what an error
+    about an unknown option names. Raises UserError for wrong input; what was evaluated before it stays saved.
     """
     from clip_la import distributed as ranks
     from clip_la.data.shards.watch import set_sample_seconds
-    from clip_la.options import split_values
     from clip_la.zeroshot.model.classifier import ClassifierCache
     from clip_la.zeroshot.model.eval_model import default_precision
     from clip_la.zeroshot.model.load import choose_device, expand_models
@@ -111,9 +106,8 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
         done = []
         for evaluation in evaluations:
             done.append(evaluation)
-            written = write_extras(evaluation, options, len(models) * len(entries) > 1) if ranks.rank() == 0 else []
-            if written:
-                report(f"  wrote {' and '.join(map(str, written))}")
+            if ranks.rank() == 0 and (extras := write_extras(evaluation, options, len(models) * len(entries) > 1)):
+                report(f"  wrote {' and '.join(map(str, extras))}")
         comparisons = compare_all(done) if options.compare else []
         for comparison in comparisons:
             report(describe_comparison(comparison))

@@ -1,14 +1,10 @@
 """`clip-la export`: a softmax model as an open_clip checkpoint."""
 
-from typing import TYPE_CHECKING, Any
-
 from clip_la.cli import Parser
 
-if TYPE_CHECKING:
-    from clip_la.models.spec import ModelSpec
 
-
-def _parser() -> Parser:
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la export`."""
     parser = Parser(
         prog="clip-la export",
         description="Writes a softmax model as an open_clip checkpoint OUT.pt and its configuration OUT.json.",
@@ -19,12 +15,7 @@ def _parser() -> Parser:
     parser.add_argument("out", metavar="OUT.pt", help="the file to write; OUT.json goes beside it")
     parser.add_argument("--force", action="store_true", help="write over files that are there")
     parser.add_argument("--json", action="store_true", help="print what was written, as JSON on stdout")
-    return parser
-
-
-def main(argv: list[str]) -> int | None:
-    """Runs `clip-la export`."""
-    options = _parser().parse_args(argv)
+    options = parser.parse_args(argv)
     import json
     import sys
     from pathlib import Path
@@ -43,19 +34,14 @@ def main(argv: list[str]) -> int | None:
     model, _ = load_checkpoint(expand_models([options.checkpoint])[0])
     written = export(model, out)
     human = sys.stderr if options.json else sys.stdout
-    for line in _use(written, model.spec):
-        print(line, file=human)
+    # How open_clip reads the files.
+    if not written["name"]:
+        print(f"open_clip.add_model_config({written['config']!r})", file=human)
+    name = written["name"] or Path(written["config"]).stem
+    pixels = f"image_mean={model.spec.pixel_mean}, image_std={model.spec.pixel_std}"
+    call = f"open_clip.create_model_and_transforms({name!r}, pretrained={written['weights']!r}, {pixels})"
+    print(call, file=human)
     print(f"wrote {written['weights']} and {written['config']}", file=human)
     if options.json:
         print(json.dumps(written))
     return None
-
-
-def _use(written: dict[str, Any], spec: "ModelSpec") -> list[str]:
-    """How open_clip reads the files."""
-    from pathlib import Path
-
-    name = written["name"] or Path(written["config"]).stem
-    lines = [] if written["name"] else [f"open_clip.add_model_config({written['config']!r})"]
-    pixels = f"image_mean={spec.pixel_mean}, image_std={spec.pixel_std}"
-    return [*lines, f"open_clip.create_model_and_transforms({name!r}, pretrained={written['weights']!r}, {pixels})"]

@@ -9,13 +9,12 @@ if TYPE_CHECKING:
 
 GIGA = 1e9
 _NUMBERS = ("pixels", "tokens", "context", "parameters", "image", "text", "GFLOPs", "image", "text")
-
-
 # --speed: times that a median is taken of.
 SPEED_SAMPLES = 5
 
 
-def _parser() -> Parser:
+def main(argv: list[str]) -> int | None:
+    """Runs `clip-la models`."""
     parser = Parser(prog="clip-la models", description="Lists the presets. GFLOPs are forward, per image-text pair.")
     parser.add_argument("names", nargs="*", metavar="MODEL", help="only these presets (default: all)")
     parser.add_argument(
@@ -42,12 +41,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list, one object a preset and kind, on stdout"
     )
-    return parser
-
-
-def main(argv: list[str]) -> int | None:
-    """Runs `clip-la models`."""
-    options = _parser().parse_args(argv)
+    options = parser.parse_args(argv)
     import json
     import sys
 

@@ -40,7 +40,7 @@ def _add_source(parser: Parser) -> None:
 
 
 def make_parser(verb: str) -> Parser:
-    """The options of `fit` or `plot`."""
+    """The options of `fit`, `plot` or `report`."""
     parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
     _add_source(parser)
     parser.add_argument("--metric", help="a loss, or what 1 - metric is fitted (default: top1; laion: its paper's)")
@@ -69,24 +69,6 @@ def make_parser(verb: str) -> Parser:
         parser.add_argument("--json", action="store_true", help="print everything as JSON")
     elif verb == "plot":
         parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="PATH.png and PATH.svg are written")
-    return parser
-
-
-def _points_parser(verb: str) -> Parser:
-    parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
-    _add_source(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
-    return parser
-
-
-def _coverage_parser(verb: str) -> Parser:
-    parser = Parser(prog=f"clip-la scaling {verb}", description=DESCRIPTIONS[verb])
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
-    parser.add_argument("--studies", type=int, default=500, metavar="N", help="of each kind (default %(default)s)")
-    parser.add_argument(
-        "--resamples", type=int, default=DEFAULT_RESAMPLES, metavar="N", help="of the bootstrap (default %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of studies and bootstrap (default %(default)s)")
     return parser
 
 
@@ -142,10 +124,11 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
     return analyse_form(selection, options.law, loss=options.loss, num_resamples=num_resamples, **shared)
 
 
-def _fit(options: argparse.Namespace) -> None:
+def _fit(argv: list[str]) -> None:
     from clip_la.scaling.form_analysis import FormAnalysis, form_data, form_text
     from clip_la.scaling.report import to_data, to_text
 
+    options = make_parser("fit").parse_args(argv)
     found = analyse(options)
     if isinstance(found, FormAnalysis):
         print(json.dumps(form_data(found), indent=2, allow_nan=False) if options.json else form_text(found))
@@ -153,10 +136,11 @@ def _fit(options: argparse.Namespace) -> None:
         print(json.dumps(to_data(found), indent=2, allow_nan=False) if options.json else to_text(found))
 
 
-def _plot(options: argparse.Namespace) -> None:
+def _plot(argv: list[str]) -> None:
     from clip_la.scaling.plot import output_paths, save_plot
     from clip_la.scaling.report import to_text
 
+    options = make_parser("plot").parse_args(argv)
     output_paths(options.out)
     options.law, options.loss = POWER, None
     analysis = cast("Analysis", analyse(options))
@@ -165,12 +149,16 @@ def _plot(options: argparse.Namespace) -> None:
     print(f"wrote {png} and {svg}")
 
 
-def _points(options: argparse.Namespace) -> None:
+def _points(argv: list[str]) -> None:
     from clip_la.scaling.laion import laion_all
     from clip_la.scaling.points import parse_filters
     from clip_la.scaling.points_table import write_points
     from clip_la.scaling.results import all_points
 
+    parser = Parser(prog="clip-la scaling points", description=DESCRIPTIONS["points"])
+    _add_source(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
+    options = parser.parse_args(argv)
     if options.format not in ("laion", "results"):
         raise unknown("format", options.format, ("laion", "results"))
     filters = parse_filters(options.where)
@@ -183,9 +171,17 @@ def _points(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}: {count} points of {len(selections)} data sets and metrics{lines}")
 
 
-def _coverage(options: argparse.Namespace) -> None:
+def _coverage(argv: list[str]) -> None:
     from clip_la.scaling.coverage import study, write_table
 
+    parser = Parser(prog="clip-la scaling coverage", description=DESCRIPTIONS["coverage"])
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
+    parser.add_argument("--studies", type=int, default=500, metavar="N", help="of each kind (default %(default)s)")
+    parser.add_argument(
+        "--resamples", type=int, default=DEFAULT_RESAMPLES, metavar="N", help="of the bootstrap (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of studies and bootstrap (default %(default)s)")
+    options = parser.parse_args(argv)
     if options.studies < 1 or options.resamples < 1 or options.seed < 0:
         raise UserError("--studies and --resamples take a number from 1, --seed one from 0")
     rows = study(num_studies=options.studies, num_resamples=options.resamples, seed=options.seed)
@@ -193,7 +189,6 @@ def _coverage(options: argparse.Namespace) -> None:
 
 
 VERBS = {"fit": _fit, "plot": _plot, "points": _points, "coverage": _coverage}
-PARSERS = {"points": _points_parser, "coverage": _coverage_parser}
 
 
 def main(argv: list[str]) -> int | None:
@@ -216,5 +211,5 @@ def main(argv: list[str]) -> int | None:
         from clip_la.commands.scaling_sweep import main as sweep
 
         return sweep(rest)
-    VERBS[verb](PARSERS.get(verb, make_parser)(verb).parse_args(rest))
+    VERBS[verb](rest)
     return 0

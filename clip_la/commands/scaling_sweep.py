@@ -1,4 +1,4 @@
-"""`clip-la scaling sweep`: a grid of training runs, gone on with after a stop."""
+"""`clip-la scaling sweep`: a grid of training runs, resumed after a stop."""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="OUT",
-        help="folder of another sweep whose measured rates tell the cost; repeatable",
+        help="folder of another sweep whose measured rates predict the cost; repeatable",
     )
     made.add_argument(
         "--keep",

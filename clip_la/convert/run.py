@@ -93,7 +93,7 @@ class Conversion:
         path = RunFolder(self.out / COPIED).checkpoint(0)
         if path.exists():
             there = read_beginning(path)
-            # The teacher may lie elsewhere by now; its lineage tells whether it is the same.
+            # The teacher may lie elsewhere by now; its lineage says whether it is the same.
             check_same_model(path, {"spec": there.model.spec.to_dict()}, self.spec)
             if [_identity(line) for line in there.lineage[:-1]] != [_identity(line) for line in self.teacher.lineage]:
                 raise UserError(
@@ -186,7 +186,7 @@ class Conversion:
 
 
 def _identity(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells trainings apart, wherever they lie: all but the path, where a run has an id."""
+    """What distinguishes trainings, wherever they lie: all but the path, where a run has an id."""
     return {key: value for key, value in line.items() if key != "checkpoint" or line["run_id"] is None}
 
 

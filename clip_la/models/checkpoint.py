@@ -103,7 +103,7 @@ def read_torch_file(path: str | os.PathLike[str], *, mmap: bool = True) -> dict[
     try:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
-            # torch.load checks no checksums: a byte that changed would be a wrong weight without a word.
+            # torch.load checks no checksums: a byte that changed would silently be a wrong weight.
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
                     raise UserError(f"{path} is damaged ({broken} does not match its checksum)")

@@ -73,7 +73,7 @@ def check_pixels(settings: Mapping[str, Any], source: str) -> None:
         if settings.get(key) not in known:
             raise unknown(f"{key} in {source}", str(settings.get(key)), known)
     if settings.get("mode", "RGB") != "RGB":
-        raise UserError(f"{source}: mode is {shown(settings['mode'])}; models here see pictures in RGB")
+        raise UserError(f"{source}: mode is {shown(settings['mode'])}; models here see images in RGB")
     if type(fill := settings.get("fill_color", 0)) is not int or not 0 <= fill <= _LIGHTEST:
         raise UserError(f"{source}: fill_color is {shown(fill)}, not a whole number from 0 to {_LIGHTEST}")
     size = settings.get("size")

@@ -9,7 +9,7 @@ from torch import Tensor
 from clip_la.models.clip import model_from_spec
 from clip_la.models.spec import ModelSpec
 
-PICTURES = 2
+NUM_IMAGES = 2
 # Images are noise of this side, enlarged: neighbouring patches are alike, as in photographs.
 NOISE_SIDE = 16
 
@@ -35,7 +35,7 @@ def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
     blocks[middle].attn.qkv.register_forward_hook(
         lambda _, __, out: out.register_hook(lambda gradient: seen.update(gradient=gradient)) and None
     )
-    noise = torch.randn(PICTURES, 3, NOISE_SIDE, NOISE_SIDE, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(NUM_IMAGES, 3, NOISE_SIDE, NOISE_SIDE, generator=torch.Generator().manual_seed(seed))
     features = F.normalize(tower(F.interpolate(noise, size=spec.image_size, mode="bicubic")), dim=-1)
     (features[0] @ features[1]).backward()
     q, k, v = (rms(part) for part in seen.pop("gradient").chunk(3, dim=-1))

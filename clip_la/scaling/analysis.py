@@ -243,13 +243,15 @@ def analyse(
 def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparison], method: str) -> list[str]:
     """Why an interval is missing, for each kind and comparison."""
     why = (
-        "are too few, or one alone tells the slope" if method == T else f"are too few to resample (at least {MIN_RUNS})"
+        "are too few, or one alone decides the slope"
+        if method == T
+        else f"are too few to resample (at least {MIN_RUNS})"
     )
     notes = [f"no interval for {fit.name}: {fit.num_runs} runs {why}" for fit in fits if fit.alpha_interval is None]
     for found in comparisons:
         if any(each.interval is None for each in found.multipliers):
             notes.append(
                 f"no interval for the compute multiplier of {found.name}: {found.num_runs} pairs of runs {why}, or the "
-                "slope is not told from 0"
+                "slope may be 0"
             )
     return notes

@@ -21,7 +21,7 @@ MIN_RUNS = 12
 # A quantity that too many resamples leave undefined (no slope, or an error that does not fall) gets no interval.
 MAX_UNDEFINED_SHARE = 0.025
 
-# Of a line: what the runs must pay for before they tell of its error.
+# Of a line: what the runs must pay for before they say anything of its error.
 PARAMETERS = 2
 
 Interval = tuple[float, float]

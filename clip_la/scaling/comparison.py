@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -80,6 +81,11 @@ class Multiplier:
     error: float
     value: float
     interval: Interval | None
+
+    def data(self) -> dict[str, Any]:
+        """The same as plain data."""
+        interval = None if self.interval is None else list(self.interval)
+        return {"compute": self.compute, "error": self.error, "value": self.value, "interval": interval}
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class HeldOut:
         """How far the prediction is off, over what was measured; above 0 where it was too pessimistic."""
         return self.predicted_error / self.measured_error - 1
 
-    def told(self) -> str:
+    def text(self) -> str:
         """Prediction, measurement and how far off, for a person."""
         return f"{self.predicted_error:.4g}, {self.measured_error:.4g} ({100 * self.relative_error:+.1f} %)"
 

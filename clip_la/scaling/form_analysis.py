@@ -183,11 +183,11 @@ def analyse_form(
             notes.append(f"no fit for {name}: {error}")
             continue
         if series[-1].intervals[form.names[0]] is None:
-            why = f"{series[-1].num_runs} runs are too few, or do not tell this law"
+            why = f"{series[-1].num_runs} runs are too few, or do not determine this law"
             why = why if choose is choose_all else f"what {frontier} picks hangs on the errors themselves"
             notes.append(f"no intervals for {name}: {why}")
         notes += [
-            f"{each} of {name} is at the end of its range: the points do not tell it"
+            f"{each} of {name} is at the end of its range: the points do not determine it"
             for each in form.at_bound(series[-1].fit.theta)
         ]
         notes += carrying(name, points)
@@ -244,8 +244,8 @@ def form_text(analysis: FormAnalysis) -> str:
     for each in analysis.series:
         held = each.held_out
         cells = [number(each.fit.parameters[name], each.intervals[name], ".4g") for name in analysis.form.names]
-        told = "too few points" if held is None else held.told()
-        tail = (str(each.num_points), str(each.num_runs), f"{each.mean_absolute_error:.2g}", told)
+        at_largest = "too few points" if held is None else held.text()
+        tail = (str(each.num_points), str(each.num_runs), f"{each.mean_absolute_error:.2g}", at_largest)
         rows.append((each.name, *cells, *tail))
     lines = [
         f"{analysis.form.text} on {analysis.selection.target}, {error_label(analysis.selection)};",

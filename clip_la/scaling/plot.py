@@ -88,7 +88,13 @@ def _legend_label(fit: SeriesFit) -> str:
     return f"{fit.name}: {law}{spread}, {len(fit.points)} points{runs}"
 
 
-def _draw_points(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: str, marker: str) -> None:
+def _draw_series(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: str, marker: str, dashes: Any) -> None:
+    """The fit line over the range of its own points, its band where there is an interval, and the points."""
+    grid = np.geomspace(*widened(fit.points), LINE_POINTS)
+    if fit.band is not None:
+        low, high = 10 ** fit.band(np.log10(grid))
+        axes.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
+    axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)
     fitted = set(fit.fitted)
     for point in fit.points:
         entered = point in fitted
@@ -114,15 +120,6 @@ def widened(points: Sequence[Point]) -> tuple[float, float]:
     logs = np.log10([point.compute for point in points])
     margin = LINE_MARGIN * max(float(np.ptp(logs)), 0.1)
     return float(10 ** (logs.min() - margin)), float(10 ** (logs.max() + margin))
-
-
-def _draw_law(axes: "Axes", fit: SeriesFit, colour: str, dashes: Any) -> None:
-    """The fit line over the range of its own points and, where there is an interval, its band."""
-    grid = np.geomspace(*widened(fit.points), LINE_POINTS)
-    if fit.band is not None:
-        low, high = 10 ** fit.band(np.log10(grid))
-        axes.fill_between(grid, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-    axes.plot(grid, fit.law.error_at(grid), color=colour, linestyle=dashes, linewidth=LINE_WIDTH_PT, zorder=3)
 
 
 def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
@@ -153,16 +150,6 @@ def _compute_axis(axes: "Axes", points: Sequence[Point], selection: Selection) -
     axes.set_xlabel(rf"compute $C$ = {label} ({selection.compute_unit})")
 
 
-def _size_legend(axes: "Axes", areas: dict[str, float]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], linestyle="none", marker="o", color="#888888", markersize=math.sqrt(area), label=model)
-        for model, area in areas.items()
-    ]
-    axes.legend(handles=handles, loc="upper right", title="model", labelspacing=0.7)
-
-
 def draw(analysis: Analysis) -> "Figure":
     """The figure of an analysis; needs matplotlib. Filled markers entered the fit, hollow ones are off the frontier."""
     from matplotlib.figure import Figure
@@ -177,8 +164,7 @@ def draw(analysis: Analysis) -> "Figure":
         own = look_of(number)
         colour, marker = COLOURS[own.colour], own.marker
         dashes: Any = (0, own.dashes) if own.dashes else "-"
-        _draw_law(axes, fit, colour, dashes)
-        _draw_points(axes, fit, areas, colour, marker)
+        _draw_series(axes, fit, areas, colour, marker, dashes)
         look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "linewidth": LINE_WIDTH_PT}
         handles.append(Line2D([], [], label=_legend_label(fit), markersize=5, **look))
     _compute_axis(axes, points, analysis.selection)
@@ -190,7 +176,9 @@ def draw(analysis: Analysis) -> "Figure":
         grey: dict[str, Any] = {"loc": "right", "fontsize": FONT_SIZE_PT - 1, "color": "#666666"}
         axes.set_title(f"filled: fitted ({analysis.frontier}); hollow: not", **grey)
     if 1 < len(areas) <= MAX_SIZES:
-        _size_legend(axes, areas)
+        look = {"linestyle": "none", "marker": "o", "color": "#888888"}
+        sizes = [Line2D([], [], markersize=math.sqrt(area), label=model, **look) for model, area in areas.items()]
+        axes.legend(handles=sizes, loc="upper right", title="model", labelspacing=0.7)
     figure.legend(handles=handles, loc="outside lower left", handlelength=3.2)
     return figure
 

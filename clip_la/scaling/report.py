@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
-from clip_la.scaling.comparison import Comparison, Multiplier, T
+from clip_la.scaling.comparison import Comparison, T
 from clip_la.scaling.joint import best
 from clip_la.scaling.points import AXES, Selection, is_loss
 from clip_la.scaling.table import Table
@@ -30,10 +30,6 @@ def _bounds(bounds: Interval | None) -> list[float] | None:
     return None if bounds is None else list(bounds)
 
 
-def _multiplier_data(each: Multiplier) -> dict[str, Any]:
-    return {"compute": each.compute, "error": each.error, "value": each.value, "interval": _bounds(each.interval)}
-
-
 def comparison_data(found: Comparison, axis: str = "compute") -> dict[str, Any]:
     """One paired comparison as plain data."""
     return {
@@ -48,10 +44,8 @@ def comparison_data(found: Comparison, axis: str = "compute") -> dict[str, Any]:
         "alpha_difference_interval": _bounds(found.alpha_difference_interval),
         "sentence": sentence(found, axis=axis),
         "difference_p_value": found.difference_p_value,
-        "compute_multipliers": [_multiplier_data(each) for each in found.multipliers],
-        "compute_multiplier_at_one_exponent": None
-        if found.shared_multiplier is None
-        else _multiplier_data(found.shared_multiplier),
+        "compute_multipliers": [each.data() for each in found.multipliers],
+        "compute_multiplier_at_one_exponent": found.shared_multiplier.data() if found.shared_multiplier else None,
         "joint_fits": [
             {
                 "shared": list(fit.shared),
@@ -105,7 +99,7 @@ def _fits_table(fits: Sequence[SeriesFit]) -> Table:
                 str(len(fit.fitted)),
                 str(fit.num_runs),
                 f"{100 * fit.mean_absolute_error:.2f} %",
-                "too few points" if held_out is None else held_out.told(),
+                "too few points" if held_out is None else held_out.text(),
             )
         )
     return Table(header, tuple(rows))

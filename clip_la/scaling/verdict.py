@@ -10,7 +10,7 @@ LEVEL = 0.05
 
 
 def verdict(analysis: Analysis) -> str:
-    """The sentence: whether errors fall, and whether exponents or compute at equal error are told apart.
+    """The sentence: whether errors fall, and whether exponents or compute at equal error differ beyond chance.
 
     A difference counts as shown where its 95 % interval leaves out that there is none; where several kinds are compared
     the p-value of the exponents has to be below 5 % over their number (Bonferroni). Where nothing is shown it says how
@@ -23,8 +23,8 @@ def verdict(analysis: Analysis) -> str:
     def differences(found: Comparison) -> list[str]:
         ways = []
         bounds, p_value = found.alpha_difference_interval, found.difference_p_value
-        told = p_value is None or p_value < LEVEL / len(analysis.comparisons)
-        if bounds and not bounds[0] <= 0 <= bounds[1] and told:
+        is_significant = p_value is None or p_value < LEVEL / len(analysis.comparisons)
+        if bounds and not bounds[0] <= 0 <= bounds[1] and is_significant:
             ways.append("its exponent")
         multiplier = found.multipliers[0].interval if found.multipliers else None
         if multiplier and not multiplier[0] <= 1 <= multiplier[1]:

@@ -1,1 +1,1 @@
-"""Grids of training runs: expanded from a YAML file, run one after another on each GPU, gone on with after a stop."""
+"""Grids of training runs: expanded from a YAML file, run one after another on each GPU, resumed after a stop."""

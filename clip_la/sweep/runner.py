@@ -9,7 +9,7 @@ from typing import Any
 from clip_la.atomic import atomic_write
 from clip_la.sweep.places import Place
 from clip_la.sweep.plan import PlannedRun, folder_of, keep_manifest
-from clip_la.sweep.schedule import Schedule
+from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import PLACE_NAME, drop_checkpoints, figures, is_finished, last_row, write_table
 from clip_la.sweep.status import Status
 
@@ -28,7 +28,7 @@ class Sweep:
         report: hears a line for each run, and one of sum each minute.
         keep: "all" checkpoints; "branches": a trunk's are deleted when its branches are finished; "none": those of
             every finished run are deleted.
-        measured: folders of other sweeps whose rates tell how long the rest takes.
+        measured: folders of other sweeps whose rates predict how long the rest takes.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class Sweep:
         """
         runs, out, places = self._runs, self._out, self._places
         keep_manifest(out, runs)
-        self._schedule = schedule = Schedule(
+        self._queue = queue = RunQueue(
             runs,
             out,
             is_finished=lambda run: is_finished(out, run, self._num_evaluations(run)),
             fail=lambda run, reason: self._say(run, f"FAILED: {reason}"),
         )
-        todo = len(schedule.waiting)
+        todo = len(queue.waiting)
         finished = len(runs) - todo
         self._report(f"{len(runs)} runs, {finished} finished already, {todo} to train on {len(places)} places")
         threads = [threading.Thread(target=self._work, args=(place,), daemon=True) for place in places[:todo]]
-        status = Status(runs, out, schedule, len(places), self._measured)
+        status = Status(runs, out, queue, len(places), self._measured)
         try:
             for thread in threads:
                 thread.start()
@@ -81,13 +81,13 @@ class Sweep:
             raise self._faults[0]
         write_table(out, runs)
         status.write()
-        return [run.name for run in schedule.failed]
+        return [run.name for run in queue.failed]
 
     def _work(self, place: Place) -> None:
         """What the thread of a place does: one run after another."""
-        out, schedule = self._out, self._schedule
+        out, queue = self._out, self._queue
         try:
-            while (taken := schedule.take()) is not None:
+            while (taken := queue.take()) is not None:
                 run, start = taken
                 if place.runs_per_gpu > 1:
                     with atomic_write(folder_of(out, run.name) / PLACE_NAME, "w") as stream:
@@ -95,18 +95,18 @@ class Sweep:
                 answer = place.train(run.name, run.arguments(out, start))
                 if self._is_stopped:  # the run was ended by the sweep's own end: it is no failure
                     return
-                schedule.end(run, is_failed=answer["error"] is not None)
+                queue.end(run, is_failed=answer["error"] is not None)
                 with self._lock:
                     self._say(run, self._outcome(run, answer))
                     self._drop_needless(run)
                     write_table(out, self._runs)
         except BaseException as fault:  # a thread's own end would look like the end of its runs
             self._faults.append(fault)
-            schedule.close()
+            queue.close()
 
     def _say(self, run: PlannedRun, text: str) -> None:
         with self._lock:
-            ended = len(self._schedule.finished) + len(self._schedule.failed)
+            ended = len(self._queue.finished) + len(self._queue.failed)
             self._report(f"[{ended}/{len(self._runs)}] {run.name}: {text}")
 
     def _outcome(self, run: PlannedRun, answer: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ class Sweep:
 
     def _drop_needless(self, run: PlannedRun) -> None:
         """Deletes the checkpoints that a finished run leaves behind, as far as `keep` allows."""
-        finished = self._schedule.finished
+        finished = self._queue.finished
         if self._keep == "none" and not run.is_trunk and run in finished:
             drop_checkpoints(self._out, run.name)
         # A trunk that is killed goes on from its newest one: they stay until the last branch is finished.

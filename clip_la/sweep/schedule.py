@@ -13,7 +13,7 @@ POLL_S = 1.0
 Fail = Callable[[PlannedRun, str], None]
 
 
-class Schedule:
+class RunQueue:
     """The runs of a sweep that wait, train, are finished or failed; for the threads of several places.
 
     Long runs first: a long one begun last would train alone while the other places stand idle. A branch leaves its
@@ -23,7 +23,7 @@ class Schedule:
         runs: all runs of the sweep.
         out: its folder.
         is_finished: whether a run that is no trunk has been trained and evaluated.
-        fail: hears of each branch that cannot start, with the reason.
+        fail: is called with each branch that cannot start, and the reason.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Schedule:
         return None
 
     def end(self, run: PlannedRun, *, is_failed: bool) -> None:
-        """A run that `take` gave is at its end."""
+        """Marks a run that `take` gave as finished or failed."""
         with self._changed:
             self.running.remove(run)
             (self.failed if is_failed else self.finished).append(run)

@@ -76,7 +76,7 @@ class JobPlace:
             return {"error": f"job {self._job.job_id} ended without a result; see {self._job.paths.stderr}"}
 
     def close(self) -> None:
-        """Cancels the job that is at work; training saves when it is told to stop."""
+        """Cancels the job that is at work; the training saves before it stops."""
         if self._job is not None and not self._job.done():
             self._job.cancel(check=False)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from clip_la.atomic import atomic_write
 from clip_la.sweep.costs import Rates
 from clip_la.sweep.plan import PlannedRun, folder_of
-from clip_la.sweep.schedule import Schedule
+from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import figures, last_row
 
 STATUS_NAME = "status.txt"
@@ -22,15 +22,15 @@ class Status:
     Args:
         runs: all runs, in the order of the table.
         out: the sweep's folder.
-        schedule: knows which runs train.
+        queue: knows which runs train.
         num_places: how many runs train at a time.
-        measured: folders of other sweeps whose rates tell how long the rest takes.
+        measured: folders of other sweeps whose rates predict how long the rest takes.
     """
 
     def __init__(
-        self, runs: Sequence[PlannedRun], out: Path, schedule: Schedule, num_places: int, measured: Sequence[Path]
+        self, runs: Sequence[PlannedRun], out: Path, queue: RunQueue, num_places: int, measured: Sequence[Path]
     ) -> None:
-        self._runs, self._out, self._schedule = runs, out, schedule
+        self._runs, self._out, self._queue = runs, out, queue
         self._num_places, self._measured = num_places, measured
         # What is at its end does not change: its files are read once.
         self._ended: dict[str, str] = {}
@@ -48,11 +48,11 @@ class Status:
 
     def write(self) -> str:
         """Writes the table anew; returns its first line: how many runs are finished, and how long the rest takes."""
-        schedule = self._schedule
+        queue = self._queue
         states = {
-            **{run.name: "finished" for run in schedule.finished},
-            **{run.name: "FAILED" for run in schedule.failed},
-            **{run.name: "training" for run in schedule.running},
+            **{run.name: "finished" for run in queue.finished},
+            **{run.name: "FAILED" for run in queue.failed},
+            **{run.name: "training" for run in queue.running},
         }
         lines = [self._line(run, states.get(run.name, "waiting")) for run in self._runs]
         first = self._sum()
@@ -63,18 +63,18 @@ class Status:
         return first
 
     def _sum(self) -> str:
-        schedule = self._schedule
+        queue = self._queue
         rates = Rates([*self._measured, self._out])
         left = [
             rates.seconds(run, int(last_row(folder_of(self._out, run.name)).get("samples_seen") or 0))
-            for run in (*schedule.running, *schedule.waiting)
+            for run in (*queue.running, *queue.waiting)
         ]
         known = [max(0.0, each) for each in left if each is not None]
         time = f"about {sum(known) / self._num_places / 60:.0f} min left" if left else "done"
         if len(known) < len(left):
             time += f" without {len(left) - len(known)} runs of architectures not measured yet"
-        failed = f", {len(schedule.failed)} failed" if schedule.failed else ""
-        done = f"{len(schedule.finished)} of {len(self._runs)} runs finished{failed}, {len(schedule.running)} training"
+        failed = f", {len(queue.failed)} failed" if queue.failed else ""
+        done = f"{len(queue.finished)} of {len(self._runs)} runs finished{failed}, {len(queue.running)} training"
         return f"{done}, {time}"
 
     def _line(self, run: PlannedRun, state: str) -> str:

@@ -1,7 +1,7 @@
 """A process that trains one run after another: `python -m clip_la.sweep.worker`, started by the sweep.
 
 It reads a line of JSON a run (name, arguments of `clip-la train`) from its standard input, and answers each with one
-line on the standard output that it was started with. One process for many runs: imports, decoded pictures and compiled
+line on the standard output that it was started with. One process for many runs: imports, decoded images and compiled
 kernels are there from the second run on.
 """
 

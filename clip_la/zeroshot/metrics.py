@@ -26,6 +26,12 @@ class Estimate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, resampled: np.ndarray, value: float) -> "Estimate":
+        """`value` with the percentile interval of what resamples gave."""
+        low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return cls(float(value), float(low), float(high))
+
 
 def ordered_keys(scores: Float[Tensor, "batch classes"]) -> Int64[Tensor, "batch classes"]:
     """Integers that order like (score, lower index first) and never tie.
@@ -69,12 +75,6 @@ def truth_ranks(keys: Int64[Tensor, "batch classes"], labels: Int64[Tensor, "bat
     return (keys > own.max(dim=1, keepdim=True).values).sum(dim=1)
 
 
-def _interval(resampled: np.ndarray, value: float) -> Estimate:
-    # The percentile interval.
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(value), float(low), float(high))
-
-
 def share(correct: Bool[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> Estimate:
     """The share of True with its bootstrap interval; NaN for no samples.
 
@@ -85,7 +85,7 @@ def share(correct: Bool[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> 
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
     value = float(np.count_nonzero(correct)) / n
-    return _interval(np.random.default_rng(seed).binomial(n, value, NUM_RESAMPLES) / n, value)
+    return Estimate.of(np.random.default_rng(seed).binomial(n, value, NUM_RESAMPLES) / n, value)
 
 
 def mean(values: Float[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> Estimate:
@@ -97,14 +97,7 @@ def mean(values: Float[np.ndarray, " samples"], seed: int = BOOTSTRAP_SEED) -> E
     distinct, counts = np.unique(values, return_counts=True)
     generator = np.random.default_rng(seed)
     resampled = [generator.multinomial(n, counts / n) @ distinct / n for _ in range(NUM_RESAMPLES)]
-    return _interval(np.array(resampled), float(values.mean()))
-
-
-def per_class_counts(
-    labels: Int[np.ndarray, " samples"], correct: Bool[np.ndarray, " samples"], num_classes: int
-) -> tuple[Int[np.ndarray, " classes"], Int[np.ndarray, " classes"]]:
-    """(images, hits) of each class."""
-    return np.bincount(labels, minlength=num_classes), np.bincount(labels[correct], minlength=num_classes)
+    return Estimate.of(np.array(resampled), float(values.mean()))
 
 
 def mean_per_class_recall(
@@ -122,17 +115,18 @@ def mean_per_class_recall(
     n = len(labels)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    images, hits = per_class_counts(labels, correct, num_classes)
+    images = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels[correct], minlength=num_classes)
     present = images > 0
     value = float((hits[present] / images[present]).mean())
     # Images of equally large classes are alike but for hit or miss: few kinds to draw from.
     sizes = np.unique(images[present])
     num_hits = np.array([hits[images == size].sum() for size in sizes])
-    num_pictures = np.array([images[images == size].sum() for size in sizes])
-    cells = np.concatenate([num_hits, num_pictures - num_hits]) / n
+    num_images = np.array([images[images == size].sum() for size in sizes])
+    cells = np.concatenate([num_hits, num_images - num_hits]) / n
     drawn = np.random.default_rng(seed).multinomial(n, cells, NUM_RESAMPLES)
     drawn_hits, drawn_misses = np.split(drawn, 2, axis=1)
-    return _interval((drawn_hits / sizes).sum(1) / ((drawn_hits + drawn_misses) / sizes).sum(1), value)
+    return Estimate.of((drawn_hits / sizes).sum(1) / ((drawn_hits + drawn_misses) / sizes).sum(1), value)
 
 
 def classification(
@@ -158,7 +152,8 @@ def most_confused(
 
     Of equally bad classes those with more images come first, then those with the lower index.
     """
-    images, hits = per_class_counts(labels, labels == predicted, num_classes)
+    images = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels[labels == predicted], minlength=num_classes)
     recall = np.divide(hits, images, out=np.full(num_classes, np.inf), where=images > 0)
     order = np.lexsort((np.arange(num_classes), -images, recall))[:num_worst]
     worst = []
@@ -202,7 +197,7 @@ def compare(
     drawn = np.random.default_rng(seed).multinomial(
         n, [only_a / n, only_b / n, (n - only_a - only_b) / n], NUM_RESAMPLES
     )
-    difference = _interval((drawn[:, 1] - drawn[:, 0]) / n, (only_b - only_a) / n)
+    difference = Estimate.of((drawn[:, 1] - drawn[:, 0]) / n, (only_b - only_a) / n)
     disagreements = only_a + only_b
     p_value = float(binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
     return PairedTest(difference, only_a, only_b, n, p_value)
@@ -217,4 +212,4 @@ def median(values: Float[np.ndarray, " samples"] | Int[np.ndarray, " samples"], 
     ordered = np.sort(values)
     n = len(ordered)
     places = np.random.default_rng(seed).beta((n + 1) / 2, (n + 1) / 2, NUM_RESAMPLES)
-    return _interval(ordered[np.minimum((places * n).astype(int), n - 1)], float(np.median(ordered)))
+    return Estimate.of(ordered[np.minimum((places * n).astype(int), n - 1)], float(np.median(ordered)))

@@ -155,7 +155,7 @@ def _evaluate(
     if (earlier := ranks.all_gather(look)[0]) is not None:
         return Evaluation(_relabelled(earlier[0], labels, target, report), task.test_set, earlier[1], path)
     if any(content.startswith(UNKNOWN) for content in task.content.values()):
-        report(f"{task.test_set.name}: nothing tells whether its data are still the same, so it is evaluated anew")
+        report(f"{task.test_set.name}: its data may have changed unseen, so it is evaluated anew")
     made = task.run(eval_model, settings)
     # A result must be of the content that its id names, not of what came in between.
     if task.has_changed():

@@ -32,7 +32,7 @@ def forward_traffic(
     Q, K, V, O, N, GROUPS, BL: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
     """Reads k and v, then reads q and writes o = q + sum over tiles of (k + v). A program a group of HEADS heads."""
-    seq, group, part = place(tl.program_id(0), GROUPS, 1)
+    seq, group, split = place(tl.program_id(0), GROUPS, 1)
     h = group * HEADS
     total = tl.zeros([1, HEADS, BL, D], Q.dtype)
     for n0 in tl.range(0, N, BL, num_stages=STAGES):
@@ -46,7 +46,7 @@ def backward_traffic(
     Q, K, V, DO, DQ, DK, DV, N, GROUPS, BL: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip
     """Reads q and do and writes dq = q + do, then reads k and v and writes them with the sum over tiles of dq added."""
-    seq, group, part = place(tl.program_id(0), GROUPS, 1)
+    seq, group, split = place(tl.program_id(0), GROUPS, 1)
     h = group * HEADS
     total = tl.zeros([1, HEADS, BL, D], Q.dtype)
     for n0 in tl.range(0, N, BL, num_stages=STAGES):

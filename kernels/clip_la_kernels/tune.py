@@ -36,10 +36,10 @@ CONFIGURED = (
     (4, 10000, 16, 128, True), (256, 77, 8, 64, True),
 )  # fmt: skip
 FUSED = ("forward_fused", "backward_fused")
-SPLIT = ("key_state_part", "output_part", "query_grad_part", "key_grad_part")
+SPLIT = ("key_state_split", "output_split", "query_grad_split", "key_grad_split")
 CAUSAL = ("causal_forward", "causal_query_grad", "causal_key_grad", "causal_columns")
 KERNELS_OF = {"fused": FUSED, "split": SPLIT, "causal": CAUSAL}
-FORWARD = {"forward_fused", "key_state_part", "output_part", "causal_forward"}
+FORWARD = {"forward_fused", "key_state_split", "output_split", "causal_forward"}
 
 
 def candidates(kernel: str, width: int) -> list[Config]:
@@ -51,9 +51,9 @@ def candidates(kernel: str, width: int) -> list[Config]:
     tall = [Config(128, 4, 2), Config(128, 8, 2)]
     more = {
         "forward_fused": [Config(64, 4, 3, 96)],
-        "key_state_part": tall[:1],
-        "output_part": wide[1:] + tall,
-        "key_grad_part": [*wide[1:2], Config(64, 4, 3, 128)],
+        "key_state_split": tall[:1],
+        "output_split": wide[1:] + tall,
+        "key_grad_split": [*wide[1:2], Config(64, 4, 3, 128)],
     }
     return deep + more.get(kernel, [*wide[:2], Config(64, 4, 2, 168), Config(64, 4, 3, 168), Config(64, 4, 3, 128)])
 
@@ -62,12 +62,12 @@ def cases(quick: bool) -> list[Case]:
     """(what, B, N, H, D, causal, plan) to tune on."""
     shapes: list[Case] = []
     for batch, tokens in ((256, 197), (128, 577), (64, 1025)):
-        shapes.append(("fused", batch, tokens, 12, 64, False, {"parts": 0}))
-    shapes += [("split", b, n, 12, 64, False, {"parts": p}) for b, n, p in (
+        shapes.append(("fused", batch, tokens, 12, 64, False, {"splits": 0}))
+    shapes += [("split", b, n, 12, 64, False, {"splits": p}) for b, n, p in (
         (128, 577, 1), (64, 1025, 1), (16, 4097, 1), (16, 4097, 2), (16, 4097, 4),
         (4, 16385, 4), (4, 16385, 8), (4, 16385, 16))]  # fmt: skip
-    for columns, parts in ((64, 2), (64, 4), (128, 4)):
-        shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_parts": parts, "columns": columns, "whole": 1}))
+    for columns, splits in ((64, 2), (64, 4), (128, 4)):
+        shapes.append(("causal", 4, 10000, 16, 128, True, {"causal_splits": splits, "columns": columns, "whole": 1}))
     return shapes[:2] if quick else shapes
 
 
@@ -204,7 +204,7 @@ def main() -> None:
     todo, denominators = cases(options.quick), ("none", "sum")
     work: dict[str, Job] = {}
     for (what, _, _, _, width, causal, plan), denominator in itertools.product(todo, denominators):
-        compiled = {key: min(value, 2) if "parts" in key else value for key, value in plan.items()}
+        compiled = {key: min(value, 2) if "splits" in key else value for key, value in plan.items()}
         for kernel in KERNELS_OF[what]:
             for candidate in candidates(kernel, width):
                 job = (kernel, candidate, width, causal, denominator, compiled)

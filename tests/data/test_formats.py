@@ -27,7 +27,7 @@ from clip_la.data.tools.pack_sources import find_source
 from clip_la.data.tools.show import show
 from clip_la.data.tools.verify import verify
 from clip_la.errors import UserError
-from clip_la.zeroshot.datasets.folders import pictures_in
+from clip_la.zeroshot.datasets.folders import images_in
 from clip_la.zeroshot.datasets.shards import open_caption_shards
 
 
@@ -166,7 +166,7 @@ NAMES = st.tuples(
 
 @settings(max_examples=80, derandomize=True, deadline=None, database=None)
 @given(st.lists(NAMES, min_size=1, max_size=12))
-def test_samples_are_those_of_open_clip_but_for_what_is_told(names):
+def test_samples_are_those_of_open_clip_but_for_what_is_reported(names):
     with tempfile.TemporaryDirectory() as folder:
         path = tar(Path(folder, "0.tar"), [(name, str(n).encode()) for n, name in enumerate(names)])
         lost = []
@@ -224,14 +224,14 @@ def test_pack_of_pictures_of_every_kind_and_case_and_with_dots(tmp_path):
     (source,) = open_caption_shards(str(tmp_path / "out"), "s").sources
     assert [record.captions for record in source.records()] == [(s,) for s in captions_of(tmp_path / "out")]
     # An evaluation of folders sees the same files.
-    assert len(pictures_in(folder, "v1.0")) == len(IMAGE_SUFFIXES)
+    assert len(images_in(folder, "v1.0")) == len(IMAGE_SUFFIXES)
 
 
 def captions_of(out):
     return [s["txt"].decode() for path in sorted(out.glob("*.tar")) for s in read_samples(str(path))]
 
 
-def test_texts_beside_pictures(tmp_path):
+def test_texts_beside_images(tmp_path):
     root = tmp_path / "in"
     root.mkdir()
     for name, data in {

@@ -57,7 +57,7 @@ def test_each_image_is_there_once_with_its_id_and_its_own_bytes(folder: Path, tm
     manifest = build_imagenet_samples(folder, tmp_path / "out", quiet=True)
     assert manifest["splits"]["samples"]["pairs"] == len(FILES)
     assert manifest["splits"]["samples"]["classes"] == len(FILES)
-    assert manifest["left_out"] == {"not a picture file": 1}
+    assert manifest["left_out"] == {"not an image file": 1}
     by_origin = {Path(name).name: (wnid, (folder / name).read_bytes()) for name, wnid in FILES.items()}
     for sample in samples(tmp_path / "out"):
         fields = json.loads(sample["json"])
@@ -81,12 +81,12 @@ def test_what_is_no_image_of_a_class_is_counted(folder: Path, tmp_path: Path) ->
     manifest = build_imagenet_samples(folder, tmp_path / "out", quiet=True)
     assert manifest["left_out"] == {
         "WordNet id that no ImageNet has": 1,
-        "copy of another picture": 1,
+        "copy of another image": 1,
         "hidden file": 1,
         "image damaged": 1,
         "no WordNet id in its name, nor as its folder's": 2,
-        "not a picture file": 1,
-        "same picture in several classes": 2,
+        "not an image file": 1,
+        "same image in several classes": 2,
     }
     assert manifest["splits"]["samples"]["pairs"] == len(FILES) - 1
     origins = {json.loads(sample["json"])["origin"] for sample in samples(tmp_path / "out")}
@@ -125,7 +125,7 @@ def test_the_commands_from_folder_to_result(folder: Path, tmp_path: Path, monkey
     assert not main(arguments)
     said = capsys.readouterr().out
     assert "samples                        7 pairs, 7 classes, 1 shards" in said
-    assert "left out 1: not a picture file" in said
+    assert "left out 1: not an image file" in said
     save_checkpoint("model.ckpt", create_model("vit_pico", seed=1))
     plain = ["--data", "data/imagenet_samples/samples", "--templates", "plain", "--workers", "0", "--cache", "none"]
     assert not main(["eval", "model.ckpt", *plain, "--classes", "imagenet1k", "--name", "samples"])
@@ -138,7 +138,7 @@ def test_wrong_input_is_named(folder: Path, tmp_path: Path) -> None:
         build_imagenet_samples(tmp_path / "absent", tmp_path / "x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "cat.jpg").write_bytes(picture(1))
-    with pytest.raises(UserError, match=r"holds no picture .* with a WordNet id in its name, as n01440764_tench.JPEG"):
+    with pytest.raises(UserError, match=r"holds no image .* with a WordNet id in its name, as n01440764_tench.JPEG"):
         build_imagenet_samples(tmp_path / "empty", tmp_path / "y")
     with pytest.raises(UserError, match="format 'png'"):
         build_imagenet_samples(folder, tmp_path / "z", format="png")

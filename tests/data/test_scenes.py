@@ -11,7 +11,7 @@ from PIL import Image
 from clip_la.data.corpora.concepts import Concept, Deal
 from clip_la.data.corpora.names import Name
 from clip_la.data.corpora.scene_words import BACKGROUNDS, COLORS, LAYOUTS, sized
-from clip_la.data.corpora.scenes import Actor, SceneSource, Stage, background_pixels, build_scenes, cast_of
+from clip_la.data.corpora.scenes import Actor, SceneMaker, SceneSource, background_pixels, build_scenes, cast_of
 from clip_la.data.shards.reader import read_samples
 from clip_la.data.tools.pack import pack
 from clip_la.errors import UserError
@@ -175,7 +175,7 @@ def test_held_out_drawings_are_not_cast():
 
 def test_a_background_that_hides_things_is_not_taken():
     white = [a._replace(svg=re.sub("#[0-9a-f]{6}", "#ffffff", a.svg)) for a in CAST]
-    stage = Stage(white, SIZE)
+    stage = SceneMaker(white, SIZE)
     rng = np.random.default_rng(0)
     colors = {color for _ in range(60) for color in stage.scene(rng.random(64).tolist()).colors}
     assert "white" not in colors
@@ -185,7 +185,7 @@ def test_a_background_that_hides_things_is_not_taken():
 
 def test_a_cast_must_fill_a_scene():
     with pytest.raises(ValueError, match="at least 4 names"):
-        Stage(CAST[:3], SIZE)
+        SceneMaker(CAST[:3], SIZE)
 
 
 def test_sized():

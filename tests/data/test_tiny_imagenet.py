@@ -183,9 +183,9 @@ def test_what_macos_scripts_and_accidents_leave_behind(folder, tmp_path):
     manifest = build_tiny_imagenet(folder, tmp_path / "out", quiet=True)
     assert manifest["left_out"] == {
         "hidden file": 3,
-        "not a picture file": 1,
-        "copy of another picture": 2,
-        "same picture in several classes": 2,
+        "not an image file": 1,
+        "copy of another image": 2,
+        "same image in several classes": 2,
         "image damaged": 1,
         "not an image": 1,
         "no line in val_annotations.txt": 1,

@@ -17,9 +17,9 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 4e-3, tor
 
 # Small tiles, so that a few dozen tokens make several; the interpreter's time goes with the number of tiles.
 KERNELS = (
-    "forward_fused", "backward_fused", "key_state_part", "output_part", "query_grad_part", "key_grad_part",
+    "forward_fused", "backward_fused", "key_state_split", "output_split", "query_grad_split", "key_grad_split",
     "causal_forward",
-    "causal_query_grad", "grad_state_part", "causal_key_grad", "causal_columns", "polynomial",
+    "causal_query_grad", "grad_state_split", "causal_key_grad", "causal_columns", "polynomial",
 )  # fmt: skip
 SMALL = {name: configs.Config(16, 4, 1) for name in KERNELS}
 

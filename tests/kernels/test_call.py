@@ -17,7 +17,7 @@ from clip_la_kernels.ops.linear_attention import (
     configs,
     short,
 )
-from clip_la_kernels.ops.linear_attention.plan import plan_of_fakes
+from clip_la_kernels.ops.linear_attention.plan import KernelPlan
 
 MODULES = (bidirectional, bidirectional_backward, causal, causal_backward, causal_columns, short)
 
@@ -49,7 +49,7 @@ def test_every_kernel_waits_for_the_one_before_it(module):
 @pytest.mark.parametrize(("hopper", "programs", "early"), [(True, 133, True), (True, 132, False), (False, 999, False)])
 def test_only_many_programs_are_placed_early(hopper, programs, early, monkeypatch):
     q = torch.empty(1, 300, 2, 64, dtype=torch.bfloat16)
-    call = plan_of_fakes(q, None, None, make_options(1.0, 1.0, "l2", "none", False, None))
+    call = KernelPlan.of_fakes(q, None, None, make_options(1.0, 1.0, "l2", "none", False, None))
     call.hopper, call.sms = hopper, 132
     monkeypatch.setattr("clip_la_kernels.ops.linear_attention.plan.interpreting", lambda: False)
     flags = call.flags("forward_fused", programs)

@@ -140,11 +140,11 @@ def test_a_whole_batch_on_the_device_under_test():
 @triton
 def test_float16_keeps_its_range_in_long_causal_heads():
     """The first row's gradient, which divides by one weight, where the last divides by thousands."""
-    from clip_la_kernels.ops.fastmax.launch import numbers
+    from clip_la_kernels.ops.fastmax.launch import Numbers
 
     for tokens in (1, 100, 1 << 20):
         for temperature in (0.1, 1.0, 8.0):
-            const = numbers(tokens, 64, temperature)
+            const = Numbers.of(tokens, 64, temperature)
             largest_weight = (const.alpha * (64 / temperature + 1)) ** 2 + const.alpha**2
             assert largest_weight < torch.finfo(torch.float16).max / 2
             # A row of one weight becomes `shift`, and sums of such by incoming gradients need room.

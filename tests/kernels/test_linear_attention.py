@@ -58,13 +58,13 @@ def test_tiles_by_the_copy_engine(denominator, causal):
 @pytest.mark.parametrize(
     ("causal", "plan"),
     [
-        (False, {"parts": 3}),
-        (True, {"causal_parts": 3, "whole": 0, "columns": 64 if GPU else 16}),
-        (True, {"causal_parts": 3, "whole": 1, "columns": 64 if GPU else 16}),
+        (False, {"splits": 3}),
+        (True, {"causal_splits": 3, "whole": 0, "columns": 64 if GPU else 16}),
+        (True, {"causal_splits": 3, "whole": 1, "columns": 64 if GPU else 16}),
     ],
 )
 @pytest.mark.parametrize("denominator", ["none", "sum"])
-def test_parts_and_columns_by_the_copy_engine(causal, plan, denominator):
+def test_splits_and_columns_by_tma(causal, plan, denominator):
     """Blocks of columns are narrower than the other tiles of the same launch."""
     qkv, grad = case(2, 400 if GPU else 45, 3, 128 if GPU else 32, torch.float16)
     plan = {**plan, "short": 0, "multiple": 128 if GPU else 16}
@@ -101,10 +101,10 @@ def test_rows_that_see_no_key_keep_float16_finite(name):
     check(qkv, grad, {"short": 0}, key_padding_mask=mask.to(DEVICE), **options)
 
 
-@pytest.mark.parametrize(("parts", "denominator", "causal"), product(p=(1, 3), d=("length", "sum"), c=(False, True)))
-def test_split_over_the_tokens(parts, denominator, causal):
+@pytest.mark.parametrize(("splits", "denominator", "causal"), product(p=(1, 3), d=("length", "sum"), c=(False, True)))
+def test_split_over_the_tokens(splits, denominator, causal):
     qkv, grad = case(1, 1025 if GPU else 45, 2 if GPU else 1, 64 if GPU else 16)
-    plan = {"parts": parts, "causal_parts": parts, "short": 0, "multiple": 128 if GPU else 16}
+    plan = {"splits": splits, "causal_splits": splits, "short": 0, "multiple": 128 if GPU else 16}
     check(qkv, grad, plan, denominator=denominator, causal=causal)
 
 
@@ -113,14 +113,20 @@ def test_split_over_the_tokens(parts, denominator, causal):
     [("l2", (1.0, 0.7), "none"), ("l2", (0.0, 1.0), "none"), ("identity", (0.5, 1.0), "none"),
      ("l2", (1.0, 1.0), "length"), ("l2", (1.0, 0.7), "sum"), ("relu", (0.5, 1.0), "none")],
 )  # fmt: skip
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_whole_causal_heads_by_columns(name, constants, denominator, parts, dtype):
-    """As where wide heads fill the GPU: one scan a block of columns, states saved at the parts' borders."""
+def test_whole_causal_heads_by_columns(name, constants, denominator, splits, dtype):
+    """As where wide heads fill the GPU: one scan a block of columns, states saved at the splits' borders."""
     qkv, grad = case(1, 1100 if GPU else 45, 2, 128 if GPU else 32, dtype)
     if GPU and dtype == torch.float32:
         qkv, grad = qkv[..., :64].contiguous(), grad[..., :64].contiguous()
-    plan = {"causal_parts": parts, "whole": 1, "short": 0, "multiple": 128 if GPU else 16, "columns": qkv.shape[4] // 2}
+    plan = {
+        "causal_splits": splits,
+        "whole": 1,
+        "short": 0,
+        "multiple": 128 if GPU else 16,
+        "columns": qkv.shape[4] // 2,
+    }
     options = {"a": constants[0], "b": constants[1], "feature_map": name, "denominator": denominator, "causal": True}
     if dtype != torch.float16 or name == "l2":
         check(qkv, grad, plan, **options)
@@ -128,15 +134,15 @@ def test_whole_causal_heads_by_columns(name, constants, denominator, parts, dtyp
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_short_parts(causal):
-    check(*case(1, 50, 2, 16), {"parts": 0}, denominator="sum", causal=causal)
+    check(*case(1, 50, 2, 16), {"splits": 0}, denominator="sum", causal=causal)
 
 
-@pytest.mark.parametrize(("parts", "causal"), product(p=(0, 2), c=(False, True)))
-def test_packed_sequences(parts, causal):
+@pytest.mark.parametrize(("splits", "causal"), product(p=(0, 2), c=(False, True)))
+def test_packed_sequences(splits, causal):
     qkv, grad = case(1, 300 if GPU else 41, 2 if GPU else 1, 32 if GPU else 16)
     tokens = qkv.shape[1]
     borders = torch.tensor([0, tokens // 3, tokens // 3, tokens - 1, tokens], dtype=torch.int32, device=DEVICE)
-    plan = {"parts": parts, "causal_parts": max(parts, 1), "short": 0, "multiple": 128 if GPU else 16}
+    plan = {"splits": splits, "causal_splits": max(splits, 1), "short": 0, "multiple": 128 if GPU else 16}
     check(qkv, grad, plan, denominator="sum", causal=causal, cu_seqlens=borders)
 
 
@@ -148,7 +154,7 @@ def test_borders_of_any_layout_and_integer_type():
     # Borders beyond the end are held there: nothing outside is read or written.
     beyond = torch.tensor([0, 9, 30, 4100], device=DEVICE)
     for cu in (borders, borders.int(), strided, beyond):
-        with kernels(parts=0), poisoned():
+        with kernels(splits=0), poisoned():
             out, dqkv = ours(lambda x, cu=cu: linear_attention(x, cu_seqlens=cu), qkv, grad)
         assert relative(out, expected[0]) < 1e-5
         assert relative(dqkv, expected[1]) < 1e-5
@@ -166,7 +172,7 @@ def test_heads_wider_than_any_tile_go_to_pytorch():
 def test_one_gradient_of_a_wide_causal_head(wanted):
     qkv, grad = case(1, 45, 2, 32)
     leaves = [t.clone().requires_grad_(w) for t, w in zip(qkv.unbind(2), wanted, strict=True)]
-    with kernels(causal_parts=1, whole=1, short=0, columns=16), poisoned():
+    with kernels(causal_splits=1, whole=1, short=0, columns=16), poisoned():
         out = linear_attention_split(*leaves, causal=True)
         (mine,) = torch.autograd.grad(out, [t for t in leaves if t.requires_grad], grad)
     assert relative(mine, reference(qkv, grad, causal=True)[1][:, :, wanted.index(True)]) < 1e-5

@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a CUDA 
 def test_bfloat16_is_about_as_exact_as_pytorch(denominator, causal, tokens, width):
     qkv, grad = case(4, tokens, 3, width, torch.bfloat16)
     expected = reference(qkv, grad, denominator=denominator, causal=causal)
-    plans = ({}, {"parts": 2}) if not causal else ({}, {"causal_parts": 2}, {"whole": 1, "columns": 64, "tma_bytes": 0})
+    plans = (
+        ({}, {"splits": 2}) if not causal else ({}, {"causal_splits": 2}, {"whole": 1, "columns": 64, "tma_bytes": 0})
+    )
     for plan in plans:
         with kernels(**plan):
             mine = ours(lambda x: linear_attention(x, denominator=denominator, causal=causal), qkv, grad)

@@ -83,26 +83,26 @@ def test_maps_of_many_addresses_are_forgotten_not_mixed_up(current_stream):
 @pytest.mark.parametrize("described", [["x", None], None])
 def test_a_launcher_built_otherwise_is_left_to_triton(described, monkeypatch):
     monkeypatch.setattr(runner.triton, "__version__", runner.KNOWN_LAUNCHERS[0] + "0")
-    assert runner._goes_direct(Binary(print, ["x", "y"]), has_maps=True)
-    assert not runner._goes_direct(Binary(print, described), has_maps=True)
+    assert runner.Direct.serves(Binary(print, ["x", "y"]), has_maps=True)
+    assert not runner.Direct.serves(Binary(print, described), has_maps=True)
     plain = Binary(print, ["x"])
     plain.run.launch = print
-    assert runner._goes_direct(plain, has_maps=False)
-    assert not runner._goes_direct(plain, has_maps=True)
+    assert runner.Direct.serves(plain, has_maps=False)
+    assert not runner.Direct.serves(plain, has_maps=True)
     plain.run.global_scratch_size = 64
-    assert not runner._goes_direct(plain, has_maps=False)
+    assert not runner.Direct.serves(plain, has_maps=False)
 
 
 def test_another_release_of_triton_is_left_to_itself(monkeypatch):
     monkeypatch.setattr(runner.triton, "__version__", "99.0.0")
-    assert not runner._goes_direct(Binary(print, ["x"]), has_maps=True)
+    assert not runner.Direct.serves(Binary(print, ["x"]), has_maps=True)
 
 
 @pytest.mark.parametrize(("hook", "observed"), [(None, False), (print, True), (SimpleNamespace(calls=[]), False)])
 def test_a_profiler_is_noticed(hook, observed, monkeypatch):
     runtime = SimpleNamespace(launch_enter_hook=hook, launch_exit_hook=None)
     monkeypatch.setattr(runner, "knobs", SimpleNamespace(runtime=runtime))
-    assert runner._observed() == observed
+    assert runner.Direct.observed() == observed
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table, training_flops
 from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, read_manifest
-from clip_la.sweep.schedule import Schedule
+from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import last_row, start_of
 
 BATCH = 32
@@ -111,7 +111,7 @@ def test_trunks_come_first_and_branches_as_soon_as_their_checkpoint_is_there(tmp
     sizes = {"small": {"model.name": "vit_pico"}, "large": {"model.name": "vit_nano"}}
     runs = expand({**OPTIONS, **BUDGETS}, {"size": sizes})
     failed: list[str] = []
-    schedule = Schedule(runs, tmp_path, lambda run: False, lambda run, why: failed.append(f"{run.name}: {why}"))
+    schedule = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: failed.append(f"{run.name}: {why}"))
 
     def taken() -> tuple[str, Path | None]:
         found = schedule.take()
@@ -139,7 +139,7 @@ def test_a_trunk_is_trained_again_only_for_branches_that_lack_their_checkpoint(t
     runs = expand({**OPTIONS, **BUDGETS}, {"seed": [0]})
 
     def waiting(*finished: str) -> list[str]:
-        schedule = Schedule(runs, tmp_path, lambda run: run.name in finished, lambda run, why: None)
+        schedule = RunQueue(runs, tmp_path, lambda run: run.name in finished, lambda run, why: None)
         return [run.name for run in schedule.waiting]
 
     assert waiting() == ["seed0-trunk", "seed0-n256", "seed0-n128"]

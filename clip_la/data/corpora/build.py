@@ -20,7 +20,7 @@ from clip_la.errors import UserError
 FORMAT = 1
 SAMPLES_PER_SHARD = 500
 MANIFEST = "manifest.json"
-PICTURE_PARTS = (".png", ".jpg", ".webp")
+IMAGE_PARTS = (".png", ".jpg", ".webp")
 Record = dict[str, Any]
 
 
@@ -72,7 +72,7 @@ def _write_shard(folder: Path, number: int, samples: list[Record], index: Mappin
     hashes = []
     with ShardWriter(path) as writer:
         for position, sample in enumerate(samples):
-            hashes.append(pixel_hash(next(sample[part] for part in PICTURE_PARTS if part in sample)))
+            hashes.append(pixel_hash(next(sample[part] for part in IMAGE_PARTS if part in sample)))
             # Keys are positions: equal samples make equal shards, byte for byte.
             key = f"{number:05d}{position:04d}"
             meta = {**sample[".json"], "key": key, "pixels_sha256": hashes[-1]}
@@ -131,7 +131,7 @@ def existing(
         raise UserError(
             f"{out} holds a corpus made from other content of {', '.join(different)}; name another folder or remove it"
         )
-    # Hashing every shard would take as long as building them: presence and size tell of a copy that was cut short.
+    # Hashing every shard would take as long as building them: presence and size show a copy that was cut short.
     files = [(out / split / s["name"], s["bytes"]) for split, r in manifest["splits"].items() for s in r["shards"]]
     return manifest if all(path.is_file() and path.stat().st_size == size for path, size in files) else None
 

@@ -40,7 +40,7 @@ MAX_WORDS = 6
 MAX_BYTES = 500_000
 # Text would need fonts of the system; images inside are not drawings.
 NOT_DRAWN = ("<text", "<image", ":text", ":image")
-# Stems of words that tell of a collection, not of a drawing.
+# Stems of words that name a collection, not a drawing.
 OF_COLLECTIONS = frozenset(("art", "clip", "clipart", "collection", "exampl", "example", "icon", "part", "symbol"))
 # Words of descriptions that are notes on the file.
 OF_FILES = frozenset(

@@ -35,7 +35,7 @@ CREDIT = {
 
 
 def read_idx(folder: Path, prefix: str) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
-    """Pictures and labels of one half ("train" or "t10k").
+    """Images and labels of one half ("train" or "t10k").
 
     Raises:
         UserError: a file is missing or damaged.
@@ -57,12 +57,12 @@ def read_idx(folder: Path, prefix: str) -> tuple[UInt8[np.ndarray, "n 28 28"], U
     (num, height, width), pixels = read("images-idx3", IMAGES_MAGIC, "III")
     (num_labels,), labels = read("labels-idx1", LABELS_MAGIC, "I")
     if (height, width) != (SIDE_PX, SIDE_PX) or not num == num_labels == len(labels) or len(pixels) != num * SIDE_PX**2:
-        raise UserError(f"{folder}: pictures and labels of '{prefix}' do not fit together; the files are damaged")
+        raise UserError(f"{folder}: images and labels of '{prefix}' do not fit together; the files are damaged")
     return np.frombuffer(pixels, np.uint8).reshape(num, SIDE_PX, SIDE_PX), np.frombuffer(labels, np.uint8)
 
 
 def build_fashion(out: Path, *, given: Path | None = None, quiet: bool = False) -> Record:
-    """Builds `train` and `test` in `out` unless they are there. Pictures are as published: white things on black.
+    """Builds `train` and `test` in `out` unless they are there. Images are as published: white things on black.
 
     Args:
         given: the unpacked package, where it is neither installed nor to be downloaded.

@@ -21,7 +21,7 @@ from clip_la.data.corpora.captions import PHOTO_TEMPLATES, pick
 from clip_la.data.corpora.imagenet_names import definitions, lemmas
 from clip_la.data.corpora.inputs import files_state
 from clip_la.data.corpora.names import with_article
-from clip_la.data.corpora.photo_folders import TRAIN, VAL, Contents, Picture, read_folder, read_sample_images
+from clip_la.data.corpora.photo_folders import TRAIN, VAL, Contents, FolderImage, read_folder, read_sample_images
 from clip_la.data.images.decode import decode_image
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.spawned import Spawned
@@ -153,14 +153,14 @@ class _Builder(NamedTuple):
         out: Path,
         splits: Sequence[str],
         read: Callable[[], Contents],
-        deal: Callable[[Contents], tuple[dict[str, list[Picture]], Record]],
+        deal: Callable[[Contents], tuple[dict[str, list[FolderImage]], Record]],
     ) -> Record:
         """Writes the corpus to `out` unless it is there, and returns its manifest with `"built": bool`.
 
         Args:
             files: what of `folder` is read; a corpus made of other content is not taken for this one.
             read: what the folder holds.
-            deal: the pictures of each split, and what else the manifest should say. All but `train` are test sets.
+            deal: the images of each split, and what else the manifest should say. All but `train` are test sets.
 
         Raises UserError for an unknown format, a quality out of range, and as `existing` and `read` do.
         """
@@ -194,35 +194,40 @@ class _Builder(NamedTuple):
             yield from pool.map(job, paths, chunksize=_CHUNK)
 
     def write(
-        self, folder: Path, pictures: Sequence[Picture], names: Mapping[str, str], left_out: Counter[str], is_test: bool
+        self,
+        folder: Path,
+        photos: Sequence[FolderImage],
+        names: Mapping[str, str],
+        left_out: Counter[str],
+        is_test: bool,
     ) -> Record:
-        """Writes a split, mixed by a hash, and returns its entry in the manifest; `left_out` counts bad pictures."""
-        order = sorted(pictures, key=lambda p: hashlib.sha256(f"order {p.path.name}".encode()).digest())
-        ids = sorted({picture.wnid for picture in order})
+        """Writes a split, mixed by a hash, and returns its entry in the manifest; `left_out` counts bad images."""
+        order = sorted(photos, key=lambda p: hashlib.sha256(f"order {p.path.name}".encode()).digest())
+        ids = sorted({photo.wnid for photo in order})
         classes = Classes([names[wnid] for wnid in ids], ids, PHOTO_TEMPLATES) if is_test else None
         counts = Counter({"grey": 0, "without_box": 0})
 
         def samples() -> Iterator[Record]:
-            shown = self.encoded([picture.path for picture in order])
-            for picture, image in zip(order, shown, strict=True):
+            shown = self.encoded([photo.path for photo in order])
+            for photo, image in zip(order, shown, strict=True):
                 if image.problem:
                     left_out[image.problem] += 1
                     continue
                 counts["grey"] += image.grey
-                counts["without_box"] += picture.box is None
-                name = names[picture.wnid]
-                texts = captions_of(name, picture.wnid, picture.path.name, image.grey)
+                counts["without_box"] += photo.box is None
+                name = names[photo.wnid]
+                texts = captions_of(name, photo.wnid, photo.path.name, image.grey)
                 meta: dict[str, Any] = {
                     "caption": texts[0],
                     "captions": texts,
                     "name": name,
                     "class": name,
-                    "wnid": picture.wnid,
-                    "origin": picture.path.name,
+                    "wnid": photo.wnid,
+                    "origin": photo.path.name,
                     "grey": image.grey,
                 }
-                if picture.box is not None:
-                    meta["box_px"] = list(picture.box)
+                if photo.box is not None:
+                    meta["box_px"] = list(photo.box)
                 yield {image.part: image.data, ".txt": texts[0], ".json": meta}
 
         bar = tqdm(samples(), folder.name, total=len(order), unit="img", disable=self.quiet or None)
@@ -239,23 +244,23 @@ def build_tiny_imagenet(
     quiet: bool = False,
 ) -> Record:
     """Builds the splits in `out` unless they are there: `train` and `val` of the seen classes; of the unseen ones
-    `unseen`, their pictures in the folder's `val`, and `unseen-large`, those in its `train`.
+    `unseen`, their images in the folder's `val`, and `unseen-large`, those in its `train`.
 
     Args:
         folder: the unpacked data set, see `photo_folders`.
-        format: "original" keeps the pictures' own bytes, "webp" encodes them anew at `quality` (1 to 100).
+        format: "original" keeps the images' own bytes, "webp" encodes them anew at `quality` (1 to 100).
         workers: processes.
 
     Raises:
         UserError: unknown format, quality out of range, no data set in `folder`, `out` taken by something else.
     """
 
-    def deal(contents: Contents) -> tuple[dict[str, list[Picture]], Record]:
+    def deal(contents: Contents) -> tuple[dict[str, list[FolderImage]], Record]:
         unseen = unseen_classes(contents.wnids)
         held = {TRAIN: UNSEEN_LARGE, VAL: UNSEEN}
-        dealt: dict[str, list[Picture]] = {split: [] for split in SPLITS}
-        for picture in contents.pictures:
-            dealt[held[picture.half] if picture.wnid in unseen else picture.half].append(picture)
+        dealt: dict[str, list[FolderImage]] = {split: [] for split in SPLITS}
+        for photo in contents.images:
+            dealt[held[photo.half] if photo.wnid in unseen else photo.half].append(photo)
         return dealt, {"unseen": sorted(unseen)}
 
     # `test` has no labels and is not read.
@@ -286,8 +291,8 @@ def build_imagenet_samples(
         UserError: as `build_tiny_imagenet`.
     """
 
-    def deal(contents: Contents) -> tuple[dict[str, list[Picture]], Record]:
-        return {SAMPLES: contents.pictures}, {}
+    def deal(contents: Contents) -> tuple[dict[str, list[FolderImage]], Record]:
+        return {SAMPLES: contents.images}, {}
 
     files = [p for p in folder.rglob("*") if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     builder = _Builder(format, quality, workers, quiet)

@@ -41,7 +41,7 @@ def starter_inputs() -> MadeFrom | None:
     try:
         state = {name: version(name) for name in CORPUS_PACKAGES}
         names = package_folder("emoji")
-        # The version alone does not tell of a package that was edited, or of another branch with the same number.
+        # The version alone does not show that a package was edited, or of another branch with the same number.
         state["emoji"] += f" {files_state(names, (p for p in names.rglob('*') if p.suffix in ('.py', '.json')))}"
         for artist in STARTER_ARTISTS:
             paths = [svg for svg in artist.drawings().values() if isinstance(svg, Path)]

@@ -19,7 +19,7 @@ def require(pins: Mapping[str, str] = CORPUS_PACKAGES) -> dict[str, str]:
     Raises:
         UserError: one is missing or has another version; the message says how to install them.
     """
-    # The first that is wrong is told: one command mends all.
+    # Only the first that is wrong is reported: one command mends all.
     for name, pin in pins.items():
         try:
             found = version(name)

@@ -23,17 +23,17 @@ ANNOTATIONS = "val_annotations.txt"
 LEADING_ID = re.compile(rf"({WORDNET_ID.pattern})(?![0-9A-Za-z])")
 NO_CLASS = "not a class of wnids.txt"
 HIDDEN = "hidden file"
-NOT_A_PICTURE = "not a picture file"
+NOT_AN_IMAGE = "not an image file"
 NO_ANNOTATION = "no line in val_annotations.txt"
 NOT_THERE = "named in val_annotations.txt, not there"
 NO_ID = "no WordNet id in its name, nor as its folder's"
 UNKNOWN_ID = "WordNet id that no ImageNet has"
-COPY = "copy of another picture"
-AMBIGUOUS = "same picture in several classes"
+COPY = "copy of another image"
+AMBIGUOUS = "same image in several classes"
 Box = tuple[int, int, int, int]
 
 
-class Picture(NamedTuple):
+class FolderImage(NamedTuple):
     """An image file, the part it lies in ("train", "val", ...), its class, and the object's box in pixels if known."""
 
     path: Path
@@ -46,7 +46,7 @@ class Contents(NamedTuple):
     """The classes, sorted; the images, each once; and how many files were left out, by reason."""
 
     wnids: list[str]
-    pictures: list[Picture]
+    images: list[FolderImage]
     left_out: Counter[str]
 
 
@@ -54,7 +54,7 @@ def read_folder(folder: Path) -> Contents:
     """What an unpacked Tiny-ImageNet holds, in `folder` or in the folder `tiny-imagenet-200` there.
 
     The classes are those of wnids.txt or, without it, those with a folder in `train`. Files that are equal byte for
-    byte are one picture: of copies within a class the one in `val` stays, else the one with the shortest name. A
+    byte are one image: of copies within a class the one in `val` stays, else the one with the shortest name. A
     image that lies in several classes has no right answer and is left out everywhere.
 
     Raises:
@@ -75,7 +75,7 @@ def read_folder(folder: Path) -> Contents:
 
 
 class _TinyImageNet:
-    """One reading of the folder `root`: its pictures, and a count of what is left out.
+    """One reading of the folder `root`: its images, and a count of what is left out.
 
     Folders that went through a file manager, an archive of macOS or a script hold more than the data set: nothing of
     that is an error, and all of it is counted.
@@ -89,25 +89,25 @@ class _TinyImageNet:
     def contents(self) -> Contents:
         found = [*self._class_folders(TRAIN), *self._validation()]
         if not found:
-            raise UserError(f"{self.root} holds no pictures of its {len(self.wnids)} classes ({', '.join(SUFFIXES)})")
-        pictures = distinct(found, self.left_out)
-        return Contents(sorted(self.wnids), pictures, +self.left_out)
+            raise UserError(f"{self.root} holds no images of its {len(self.wnids)} classes ({', '.join(SUFFIXES)})")
+        images = distinct(found, self.left_out)
+        return Contents(sorted(self.wnids), images, +self.left_out)
 
-    def _class_folders(self, half: str) -> Iterator[Picture]:
+    def _class_folders(self, half: str) -> Iterator[FolderImage]:
         for entry in sorted((self.root / half).iterdir()):
             if entry.is_dir():
                 listed = entry / f"{entry.name}_boxes.txt"
                 known = entry.name in self.wnids
                 boxes = self._columns(listed) if known and listed.is_file() else {}
-                for path in pictures_below(entry, self.left_out):
+                for path in images_below(entry, self.left_out):
                     if known:
-                        yield Picture(path, half, entry.name, self._box(boxes.get(path.name, [])[:4]))
+                        yield FolderImage(path, half, entry.name, self._box(boxes.get(path.name, [])[:4]))
                     else:
                         self.left_out[NO_CLASS] += 1
             elif entry.name != ANNOTATIONS:
-                self.left_out[HIDDEN if entry.name.startswith(".") else NOT_A_PICTURE] += 1
+                self.left_out[HIDDEN if entry.name.startswith(".") else NOT_AN_IMAGE] += 1
 
-    def _validation(self) -> Iterator[Picture]:
+    def _validation(self) -> Iterator[FolderImage]:
         folder = self.root / VAL
         if not (folder / ANNOTATIONS).is_file():
             if not any((folder / wnid).is_dir() for wnid in self.wnids):
@@ -116,13 +116,13 @@ class _TinyImageNet:
             return
         rows = self._columns(folder / ANNOTATIONS)
         missing = set(rows)
-        for path in pictures_below(folder, self.left_out):
+        for path in images_below(folder, self.left_out):
             row = rows.get(path.name)
             missing.discard(path.name)
             if row is None or row[0] not in self.wnids:
                 self.left_out[NO_ANNOTATION if row is None else NO_CLASS] += 1
             else:
-                yield Picture(path, VAL, row[0], self._box(row[1:5]))
+                yield FolderImage(path, VAL, row[0], self._box(row[1:5]))
         self.left_out[NOT_THERE] += len(missing)
 
     @staticmethod
@@ -145,7 +145,7 @@ class _TinyImageNet:
 def read_sample_images(folder: Path, half: str) -> Contents:
     """Sample images below `folder`, each with the WordNet id that its name begins with, else that of its folder.
 
-    Hidden folders (.git) are not entered; copies are as in `read_folder`. `half` is what each Picture says of its part.
+    Hidden folders (.git) are not entered; copies are as in `read_folder`. `half`: that of each FolderImage.
 
     Raises:
         UserError: no such folder, or no image of a known class in it.
@@ -154,23 +154,23 @@ def read_sample_images(folder: Path, half: str) -> Contents:
         raise UserError(f"no folder {folder} of sample images")
     left_out: Counter[str] = Counter()
     found = []
-    for path in pictures_below(folder, left_out):
+    for path in images_below(folder, left_out):
         named = LEADING_ID.match(path.name)
         wnid = named[1] if named else path.parent.name
         if wnid in lemmas():
-            found.append(Picture(path, half, wnid))
+            found.append(FolderImage(path, half, wnid))
         else:
             left_out[UNKNOWN_ID if is_wordnet_id(wnid) else NO_ID] += 1
     if not found:
         raise UserError(
-            f"{folder} holds no picture ({', '.join(SUFFIXES)}) with a WordNet id in its name, as n01440764_tench.JPEG"
+            f"{folder} holds no image ({', '.join(SUFFIXES)}) with a WordNet id in its name, as n01440764_tench.JPEG"
         )
-    pictures = distinct(found, left_out)
-    return Contents(sorted({picture.wnid for picture in pictures}), pictures, +left_out)
+    images = distinct(found, left_out)
+    return Contents(sorted({image.wnid for image in images}), images, +left_out)
 
 
-def pictures_below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Picture files at any depth, sorted; hidden ones (.DS_Store, ._X.JPEG) and others are counted, not given."""
+def images_below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Image files at any depth, sorted; hidden ones (.DS_Store, ._X.JPEG) and others are counted, not given."""
     for path in sorted(folder.rglob("*")):
         above = path.relative_to(folder).parts[:-1]
         if path.is_dir() or any(part.startswith(".") for part in above):
@@ -180,20 +180,20 @@ def pictures_below(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
         elif path.suffix.lower() in SUFFIXES:
             yield path
         elif not path.name.endswith(("_boxes.txt", ANNOTATIONS)):
-            left_out[NOT_A_PICTURE] += 1
+            left_out[NOT_AN_IMAGE] += 1
 
 
-def distinct(pictures: Iterable[Picture], left_out: Counter[str]) -> list[Picture]:
-    """The pictures without copies, sorted; `left_out` counts copies and pictures that lie in several classes."""
-    groups: dict[bytes, list[Picture]] = defaultdict(list)
-    for picture in pictures:
-        groups[hashlib.sha256(picture.path.read_bytes()).digest()].append(picture)
+def distinct(images: Iterable[FolderImage], left_out: Counter[str]) -> list[FolderImage]:
+    """The images without copies, sorted; `left_out` counts copies and images that lie in several classes."""
+    groups: dict[bytes, list[FolderImage]] = defaultdict(list)
+    for image in images:
+        groups[hashlib.sha256(image.path.read_bytes()).digest()].append(image)
     kept = []
     for group in groups.values():
-        if len({picture.wnid for picture in group}) > 1:
+        if len({image.wnid for image in group}) > 1:
             left_out[AMBIGUOUS] += len(group)
             continue
         # A copy made by hand has the longer name ("X 2.JPEG", "copy of X.JPEG").
-        kept.append(min(group, key=lambda picture: (picture.half != VAL, len(picture.path.name), picture.path)))
+        kept.append(min(group, key=lambda image: (image.half != VAL, len(image.path.name), image.path)))
         left_out[COPY] += len(group) - 1
     return sorted(kept)

@@ -1,7 +1,7 @@
 """The photographic test set: cut-out photographs of Debian's tuxpaint-stamps-default, in classes curated by hand.
 
 The images are read from the installed or unpacked package. Which of them is a true photograph of one plain thing, and
-its WordNet id, stands in `photo_classes.tsv`: every picture was looked at, drawings and signs are left out.
+its WordNet id, stands in `photo_classes.tsv`: every image was looked at, drawings and signs are left out.
 """
 
 import base64
@@ -116,7 +116,7 @@ def build_photos(out: Path, *, given: Path | None = None, quiet: bool = False) -
     folder = package_files(PACKAGE, STAMPS, given)
     missing = [photo.path for photo in photos if not (folder / photo.path).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks {len(missing)} of {len(photos)} pictures, such as {missing[0]}")
+        raise UserError(f"{folder} lacks {len(missing)} of {len(photos)} images, such as {missing[0]}")
     splits = {}
     for split, own in ((ALL, photos), (KNOWN, [photo for photo in photos if photo.starter])):
         ids = {photo.name: photo.wnid for photo in own}

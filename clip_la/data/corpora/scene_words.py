@@ -41,7 +41,7 @@ BACKGROUNDS: dict[str, tuple[float, tuple[str, ...]]] = {
 
 
 class SceneLayout(NamedTuple):
-    """Cells as (left, top, right, bottom) fractions of the picture; captions, where `{0}` stands for the first cell."""
+    """Cells as (left, top, right, bottom) fractions of the image; captions, where `{0}` stands for the first cell."""
 
     share: float
     cells: tuple[tuple[float, float, float, float], ...]

@@ -36,8 +36,8 @@ PER_SHARD = 2000
 SCENES, NUM_DRAWS = 1000, 64
 # A thing fills this share of its cell's shorter side.
 LEAST_FILL, MOST_FILL = 0.62, 0.98
-# Where sizes are told, the small one is this much smaller.
-SMALL, SIZES_TOLD = 0.5, 0.25
+# Where the caption names sizes, the small one is this much smaller.
+SMALL, SIZES_NAMED = 0.5, 0.25
 # Two colours closer than this (Euclidean, of 441) are hard to tell apart.
 MIN_CONTRAST = 90.0
 STRIPES = 8
@@ -129,7 +129,7 @@ class _Draws:
         return table[-1][0]
 
 
-class Stage:
+class SceneMaker:
     """Makes scenes of one size: keeps each drawing's image once it has been drawn.
 
     Raises:
@@ -174,9 +174,9 @@ class Stage:
         return chosen
 
     def _size_words(self, draws: _Draws, count: int) -> list[str]:
-        # Of two things alone a size can be told: among three, "small" would want a comparison.
-        told, first = draws.number() < SIZES_TOLD, draws.number() < 0.5
-        if count != 2 or not told:
+        # Of two things alone a size can be named: among three, "small" would want a comparison.
+        names_sizes, first = draws.number() < SIZES_NAMED, draws.number() < 0.5
+        if count != 2 or not names_sizes:
             return [""] * count
         return ["big", "small"] if first else ["small", "big"]
 
@@ -253,7 +253,7 @@ class SceneSource:
     size_px: int
     kind: str = "scenes"
     note: str = ""
-    _stage: Stage | None = field(default=None, repr=False)
+    _maker: SceneMaker | None = field(default=None, repr=False)
 
     def names(self) -> Iterable[str]:
         """The settings, what draws, and every drawing of the cast with its names and content."""
@@ -268,11 +268,11 @@ class SceneSource:
 
     def read(self, piece: int, start: int, stop: int) -> Iterator[Raw]:
         """Scenes `start` to `stop` of a piece."""
-        stage = self._stage = self._stage or Stage(self.cast, self.size_px)
+        maker = self._maker = self._maker or SceneMaker(self.cast, self.size_px)
         numbers = np.arange(piece * PER_SHARD + start, piece * PER_SHARD + stop, dtype=np.int64)
         for number, draws in zip(numbers, uniforms((SCENES, self.seed), numbers, NUM_DRAWS).tolist(), strict=True):
-            scene = stage.scene(draws)
-            png = encode_png(stage.draw(scene), PNG_LEVEL)
+            scene = maker.scene(draws)
+            png = encode_png(maker.draw(scene), PNG_LEVEL)
             yield Raw(f"scene {self.seed}/{number}", png, ".png", scene.caption, scene.meta())
 
 

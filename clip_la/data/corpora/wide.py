@@ -166,8 +166,8 @@ def wide_entries(
     words = sorted({re.escape(text.lower()) for name in held_names for text in (name.name, *name.tags)})
     named = re.compile(rf"\b(?:{'|'.join(words)})(?:s|es)?\b")
     added.take(game_icons(modules, named), "game-icons")
-    pictures = [drawing.entry() for drawing in clip_art(art) if not named.search(drawing.words)]
-    added.take(pictures, CLIP_ART, least_covered=MIN_COVERED)
+    drawings = [drawing.entry() for drawing in clip_art(art) if not named.search(drawing.words)]
+    added.take(drawings, CLIP_ART, least_covered=MIN_COVERED)
     credits = {artist.name: artist.credit() for artist in artists}
     return Wide(added.entries, {**credits, "game-icons": ICON_CREDIT, CLIP_ART: CLIP_ART_CREDIT})
 
@@ -187,7 +187,7 @@ class _Additions:
     def take(
         self, entries: Sequence[Entry], title: str, *, hidden: Iterable[str] = (), least_covered: float = 0.0
     ) -> None:
-        """Adds one source's entries: a picture once, none that is `hidden`, none with less than this share drawn on."""
+        """Adds one source's entries: a drawing once, none that is `hidden`, none with less than this share drawn on."""
         seen = self._tests | set(hidden)
         for entry, png in zip(entries, self.drawn([entry.svg for entry in entries], title), strict=True):
             mark = pixel_hash(png)

@@ -24,7 +24,7 @@ from clip_la.models.attention.surroundings import (
 )
 
 # cuDNN's fused attention, which PyTorch 2.11 prefers on Hopper, gives wrong gradients for some layouts and lengths
-# without a word (pytorch/pytorch 169849, 196678): runs diverge now and then, or die of an illegal memory access.
+# silently (pytorch/pytorch 169849, 196678): runs diverge now and then, or die of an illegal memory access.
 # FlashAttention and the memory-efficient kernel remain. `sdpa_kernel(SDPBackend.CUDNN_ATTENTION)` still asks for it.
 torch.backends.cuda.enable_cudnn_sdp(False)
 

@@ -26,11 +26,11 @@ def _said(found: Comparison, axis: str) -> str:
     if within and apart:
         equal, parallel = within[0] <= 1 <= within[1], apart[0] <= 0 <= apart[1]
         if equal and parallel:
-            told = "The intervals include 1 and 0: no difference is shown."
+            verdict = "The intervals include 1 and 0: no difference is shown."
         else:
             ways = ["includes" if each else "excludes" for each in (equal, parallel)]
-            told = f"The multiplier's interval {ways[0]} 1, the exponents' {ways[1]} 0."
-        return f"{sentence(found, '.3g', axis)} {told}"
+            verdict = f"The multiplier's interval {ways[0]} 1, the exponents' {ways[1]} 0."
+        return f"{sentence(found, '.3g', axis)} {verdict}"
     known, lacking = [], []
     if multiplier and within:
         known.append(f"at equal error it needs {number(multiplier.value, within, '.3g')} times the {quantity}")

@@ -59,9 +59,16 @@ def _page(analysis: Analysis, curves: Sequence[Curve], sheets: Sequence[Sheet]) 
     with TemporaryDirectory() as folder:
         write_points([selection], Path(folder) / "points.csv")
         csv = (Path(folder) / "points.csv").read_bytes()
+    # The palette shared with the figures on paper: a class for each colour, light and dark.
+    pairs = enumerate(zip(COLOURS, DARK_COLOURS, strict=True))
+    colours = "".join(f".k{place}{{--own:light-dark({light},{dark})}}" for place, (light, dark) in pairs)
+    cautions = "".join(f"<li>{escape(note)}</li>" for note in analysis.notes)
+    if cautions:
+        heading = "<h2>What these data cannot carry</h2>"
+        cautions = f'<section class="cautions">{heading}<ul tabindex="0">{cautions}</ul></section>'
     return Template(template).substitute(
         title=escape(f"Scaling laws on {selection.target}"),
-        style=_palette_style() + style,
+        style=f":root{{--ground:light-dark({LIGHT_GROUND},{DARK_GROUND})}}{colours}\n{style}",
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         headline=escape(first),
@@ -71,7 +78,7 @@ def _page(analysis: Analysis, curves: Sequence[Curve], sheets: Sequence[Sheet]) 
             f"({selection.compute_unit}). {len(selection.points)} points; fitted: {analysis.frontier}. "
             f"{how(analysis).strip('[]')}."
         ),
-        cautions=_cautions(analysis),
+        cautions=cautions,
         legend=_legend(figures.kinds),
         plots="".join(
             f'<figure id="{plot.name}"><h3>{escape(plot.title)}</h3>{svg(plot)}'
@@ -96,22 +103,6 @@ def _more(sentences: Sequence[str]) -> str:
         return "".join(text)
     first, rest = "".join(text[:SHOWN_ANSWERS]), "".join(text[SHOWN_ANSWERS:])
     return f"{first}<details><summary>{len(text) - SHOWN_ANSWERS} more comparisons</summary>{rest}</details>"
-
-
-def _palette_style() -> str:
-    """The shared palette as CSS: a class for each colour, light and dark."""
-    pairs = enumerate(zip(COLOURS, DARK_COLOURS, strict=True))
-    classes = "".join(f".k{place}{{--own:light-dark({light},{dark})}}" for place, (light, dark) in pairs)
-    return f":root{{--ground:light-dark({LIGHT_GROUND},{DARK_GROUND})}}{classes}\n"
-
-
-def _cautions(analysis: Analysis) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in analysis.notes)
-    return (
-        f'<section class="cautions"><h2>What these data cannot carry</h2><ul tabindex="0">{items}</ul></section>'
-        if items
-        else ""
-    )
 
 
 def _legend(kinds: Sequence[str]) -> str:

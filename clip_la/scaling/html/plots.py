@@ -51,17 +51,13 @@ class Axis:
                 return [
                     (10.0**power, number_text(10.0**power)) for power in range(first + 1, last) if power % step == 0
                 ]
-        return [(value, number_text(value)) for value in even_steps(self.low, self.high, most)]
-
-
-def even_steps(low: float, high: float, most: int) -> list[float]:
-    """At most `most` multiples of a round step within two limits."""
-    size = 10.0 ** math.floor(math.log10((high - low) / most))
-    for step in (size * each for each in (*ROUND_STEPS, 20, 25, 50)):
-        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first + 1 <= most:
-            return [number * step for number in range(first, last + 1)]
-    raise AssertionError(f"no step between {low} and {high}")
+        # Multiples of the smallest round step that gives no more.
+        size = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
+        for step in (size * each for each in (*ROUND_STEPS, 20, 25, 50)):
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            if last - first + 1 <= most:
+                return [(number * step, number_text(number * step)) for number in range(first, last + 1)]
+        raise AssertionError(f"no step between {self.low} and {self.high}")
 
 
 def number_text(value: float) -> str:

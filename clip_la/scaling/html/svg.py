@@ -36,7 +36,7 @@ def svg(plot: Plot) -> str:
 
 
 class _Canvas:
-    """One plot's drawing area: data's units to the view box's, and the parts of the picture."""
+    """One plot's drawing area: data's units to the view box's, and the parts of the drawing."""
 
     def __init__(self, plot: Plot) -> None:
         self.plot = plot
@@ -83,7 +83,7 @@ class _Canvas:
         for value, label in plot.x.ticks(MAX_TICKS_X):
             x = self.x(value)
             parts.append(f'<path class="grid" d="M{x} {TOP:g}V{self.bottom:g}"/>')
-            # A label near the edge moves inwards, or it would leave the picture.
+            # A label near the edge moves inwards, or it would leave the drawing.
             half = LETTER * len(label) / 2
             x = min(max(x, half), WIDTH - half)
             parts.append(f'<text x="{x}" y="{self.bottom + 20:g}" text-anchor="middle">{escape(label)}</text>')

@@ -15,26 +15,26 @@ Cell = str | tuple[str, float | None]
 
 def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """A <table> in a frame that scrolls; the script of the page makes its columns sortable. All text is escaped."""
+
+    def html(cell: Cell) -> str:
+        if isinstance(cell, str):
+            return f"<td>{escape(cell)}</td>"
+        text, value = cell
+        # repr reads back as the same number: a script that takes figures from the page gets them whole.
+        sorted_by = "" if value is None or not math.isfinite(value) else f' data-value="{value!r}"'
+        return f'<td class="number"{sorted_by}>{escape(text)}</td>'
+
     numeric = [bool(rows) and all(not isinstance(row[column], str) for row in rows) for column in range(len(header))]
     head = "".join(
         f'<th scope="col"{" class=number" if right else ""}>{escape(name)}</th>'
         for name, right in zip(header, numeric, strict=True)
     )
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(html, row))}</tr>" for row in rows)
     label = escape(caption)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><caption>{label}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return f"<td>{escape(cell)}</td>"
-    text, value = cell
-    # repr reads back as the same number: a script that takes figures from the page gets them whole.
-    sorted_by = "" if value is None or not math.isfinite(value) else f' data-value="{value!r}"'
-    return f'<td class="number"{sorted_by}>{escape(text)}</td>'
 
 
 def _count(value: int) -> Cell:
@@ -46,7 +46,7 @@ def fits_table(analysis: Analysis) -> str:
     rows: list[list[Cell]] = []
     for fit in analysis.fits:
         held_out = fit.held_out
-        told = ("too few points", None) if held_out is None else (held_out.told(), held_out.relative_error)
+        at_largest = ("too few points", None) if held_out is None else (held_out.text(), held_out.relative_error)
         rows.append(
             [
                 fit.name,
@@ -54,7 +54,7 @@ def fits_table(analysis: Analysis) -> str:
                 (number(fit.law.beta, fit.beta_interval, ".4g"), fit.law.beta),
                 *(_count(len(fit.points)), _count(len(fit.fitted)), _count(fit.num_runs)),
                 (f"{fit.mean_absolute_error:.3g}", fit.mean_absolute_error),
-                told,
+                at_largest,
             ]
         )
     header = ("kind", "α", "β", "points", "fitted", "runs", "mean abs. error", "largest scale: predicted, measured")

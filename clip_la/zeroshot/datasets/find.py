@@ -19,7 +19,7 @@ SPLITS = ("val", "validation", "test", "images", "data", "train")
 LABELS = ("own", "real")
 # Braces, globs, addresses, pipes: what only the shard reader understands.
 SHARD_MARKS = set("{*?[:")
-EXPECTED = "expected class folders (CLASS/PICTURE.jpg), shards (*.tar) or Parquet files"
+EXPECTED = "expected class folders (CLASS/IMAGE.jpg), shards (*.tar) or Parquet files"
 
 
 def default_name(data: str) -> str:

@@ -42,7 +42,7 @@ class FolderRecords:
                 yield Record(name, labels, (self.root / name).read_bytes)
 
 
-def pictures_in(root: Path, folder: str) -> list[str]:
+def images_in(root: Path, folder: str) -> list[str]:
     """The images below one class folder, as paths relative to `root`, sorted."""
     return sorted(path.relative_to(root).as_posix() for path in layout.files_below(root / folder, IMAGE_SUFFIXES))
 
@@ -158,13 +158,13 @@ def open_folders(
     """
     folders = layout.folders_in(root)
     if not folders:
-        raise UserError(f"{root} has no class folders; expected {root}/CLASS/PICTURE.jpg, CLASS a WordNet id or a name")
+        raise UserError(f"{root} has no class folders; expected {root}/CLASS/IMAGE.jpg, CLASS a WordNet id or a name")
     are_numbers = all(map(_is_number, folders))
     # Folders of numbers count in the list beside them, whatever classes are asked for.
     own = None
     if classes is None or are_numbers:
         own = own_classes(root, above=root.resolve().name.lower() in layout.PARTS)
-    images = {folder: pictures_in(root, folder) for folder in folders}
+    images = {folder: images_in(root, folder) for folder in folders}
     classes = classes or own
     if classes is None:
         classes, said = _classes_of(root, folders, [folder for folder in folders if images[folder]])
@@ -253,5 +253,5 @@ def open_objectnet(root: Path, name: str) -> EvalDataset | None:
     classes = class_sets.from_entries(entries, name="objectnet", path=mappings)
     root = mappings.parent / "images"
     present = [folder for folder in layout.folders_in(root) if folder in classes.index]
-    files = [(file, (classes.index[folder],)) for folder in present for file in pictures_in(root, folder)]
+    files = [(file, (classes.index[folder],)) for folder in present for file in images_in(root, folder)]
     return of_files(root, files, classes, name)

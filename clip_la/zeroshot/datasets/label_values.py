@@ -141,6 +141,6 @@ def number_in(text: str) -> int | float | None:
 
 def numbers_in(own: ClassSet | None, chosen: ClassSet) -> tuple[int, ...] | None:
     """`Labels.numbers` of a set with the class list `own` (None: it has none, so numbers count in `chosen`)."""
-    # The same classes under other ids are told by their names alone: both lists have these in the same order.
+    # The same classes under other ids are matched by their names alone: both lists have these in the same order.
     same = own is None or own.ids == chosen.ids or (len(own) == len(chosen) and own.names == chosen.names)
     return tuple(range(len(chosen))) if same else None

@@ -20,6 +20,7 @@ LEFT_BEHIND |= {"system volume information", "thumbs.db", "desktop.ini"}
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 PARTS |= {"val": "val", "valid": "val", "validation": "val", "dev": "val"}
 TRAIN = "train"
+SEVERAL = "{} holds parts of a data set ({}), not one; name one, as in --data '{}'"
 PART_IN_NAME = re.compile(rf"(?:^|[-_.])({'|'.join(sorted(PARTS, key=len, reverse=True))})(?=[-_.\d]|$)", re.I)
 
 
@@ -87,24 +88,18 @@ def class_root(root: Path, suffixes: Sequence[str], training: bool = False) -> t
     if parts and all(are_empty):
         chosen = [part for part in parts if (PARTS[part.lower()] == TRAIN) == training]
         if len(chosen) != 1:
-            raise _several(root, parts, str(root / (chosen or parts)[0]))
+            raise UserError(SEVERAL.format(root, ", ".join(parts), root / (chosen or parts)[0]))
         return root / chosen[0], (f"{root} holds {' and '.join(named)}; taken is {root / chosen[0]}",)
     if folders and len(named) == len(folders):
         raise UserError(
             f"the folders of {root} ({', '.join(named)}) are named as parts of a data set, not as classes, and hold no "
-            f"class folders; expected {root}/{named[0]}/CLASS/PICTURE.jpg"
+            f"class folders; expected {root}/{named[0]}/CLASS/IMAGE.jpg"
         )
     # One folder with many in it is a download unpacked one level too deep, not a class.
     wrapped = [folder for folder in nested if not is_wordnet_id(folder) and len(folders_in(root / folder)) > 1]
     if len(folders) == len(wrapped) == 1:
         raise UserError(f"the only folder of {root} holds the class folders; name it: --data {root / wrapped[0]}")
     return root, ()
-
-
-def _several(root: Path, parts: Sequence[str], example: str) -> UserError:
-    return UserError(
-        f"{root} holds parts of a data set ({', '.join(parts)}), not one; name one, as in --data '{example}'"
-    )
 
 
 def one_part(files: Sequence[str], root: Path, training: bool = False) -> tuple[list[str], tuple[str, ...]]:
@@ -129,7 +124,8 @@ def one_part(files: Sequence[str], root: Path, training: bool = False) -> tuple[
             (file, word) for file, word in words.items() if word and PARTS[word.lower()] in (chosen or parts)
         )
         example = Path(file).parent / f"*{word}*{Path(file).suffix}"
-        raise _several(root, list(parts), str(example) if word in Path(file).name else str(Path(file).parent))
+        named = example if word in Path(file).name else Path(file).parent
+        raise UserError(SEVERAL.format(root, ", ".join(parts), named))
     kept = [file for file, word in words.items() if word and PARTS[word.lower()] == chosen[0]]
     return kept, (f"{root} holds files of {' and '.join(parts)}; taken is {chosen[0]}: {len(kept)} of {len(files)}",)
 

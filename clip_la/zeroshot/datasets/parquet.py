@@ -14,14 +14,14 @@ from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.label_values import Labels, numbers_in
 from clip_la.zeroshot.datasets.layout import own_classes
-from clip_la.zeroshot.datasets.records import NO_PICTURE, Content, EvalDataset, Record, Skipped
+from clip_la.zeroshot.datasets.records import NO_IMAGE, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels import class_files
 from clip_la.zeroshot.labels import classes as class_sets
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.options import SKIP
 
 PARQUET = ".parquet"
-PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "wnid", "cls")
 ROWS_AT_ONCE = 64
 
@@ -31,7 +31,7 @@ class ParquetRecords:
     """One file."""
 
     path: Path
-    picture_column: str
+    image_column: str
     label_column: str
     labels: Labels
 
@@ -49,7 +49,7 @@ class ParquetRecords:
         number = 0
         # A few rows at a time: a row group may be the whole file, with all its images.
         with pyarrow.parquet.ParquetFile(self.path) as file:
-            columns = [self.picture_column, self.label_column]
+            columns = [self.image_column, self.label_column]
             for rows in file.iter_batches(ROWS_AT_ONCE, columns=columns):
                 for image, label in zip(*(rows.column(name).to_pylist() for name in columns), strict=True):
                     yield self._record(f"{self.path.name}:{number}", image, label)
@@ -58,7 +58,7 @@ class ParquetRecords:
     def _record(self, key: str, image: Any, label: Any) -> Record | Skipped:
         data = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(data, bytes):
-            return Skipped(key, NO_PICTURE)
+            return Skipped(key, NO_IMAGE)
         try:
             return Record(key, self.labels.of_value(label, (str(self.path), key)), functools.partial(bytes, data))
         except BadSample as bad:
@@ -90,7 +90,7 @@ def open_parquet(
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: a Parquet file is damaged or none ({one_line(error)})") from None
     schema = files[0].schema_arrow
-    image, label = _column(schema, PICTURE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
+    image, label = _column(schema, IMAGE_COLUMNS, paths[0]), _column(schema, LABEL_COLUMNS, paths[0])
     own = _class_names(schema, label, paths[0])
     # One label column for all: class numbers of one file must mean the same in every other.
     for path, file in zip(paths, files, strict=True):
@@ -136,7 +136,7 @@ def _positions(own: list[str], classes: ClassSet, path: Path) -> tuple[int, ...]
     lemmas = known.lemmas()
     for position, key in enumerate(classes.ids):
         text = ", ".join(lemmas.get(key, ()))
-        # Lemmas that two classes share tell nothing; then the order decides, below.
+        # Lemmas that two classes share decide nothing; then the order decides, below.
         by_lemmas[text] = -1 if text in by_lemmas else position
     direct = classes.positions(own)
     found = [place if place >= 0 else by_lemmas.get(name, -1) for place, name in zip(direct, own, strict=True)]

@@ -12,7 +12,7 @@ from clip_la.zeroshot.labels.classes import ClassSet, content_hash
 
 NO_LABEL = "no label"
 NOT_IN_SET = "class not in the class set"
-NO_PICTURE = "no image"
+NO_IMAGE = "no image"
 
 
 UNKNOWN, REMOTE = "unknown", "remote"
@@ -55,7 +55,7 @@ class Content:
     """What the digits of a test set depend on: the content of its files, and plain facts beside them (labels, names).
 
     Calling it looks at the files, shared by all ranks, and gives every rank a hash: of content and facts alone where
-    all files are here, so that it is the same wherever they lie. "remote-" before it says that servers have told the
+    all files are here, so that it is the same wherever they lie. "remote-" before it says that servers report the
     state of some; "unknown-", that some cannot tell (a pipe): then no other object has the same.
     """
 

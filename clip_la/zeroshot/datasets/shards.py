@@ -15,7 +15,7 @@ from clip_la.errors import UserError, one_line
 from clip_la.zeroshot.datasets import layout
 from clip_la.zeroshot.datasets.label_values import Labels, Where, number_in, numbers_in
 from clip_la.zeroshot.datasets.layout import own_classes, own_templates
-from clip_la.zeroshot.datasets.records import NO_CLASSES, NO_LABEL, NO_PICTURE, Content, EvalDataset, Record, Skipped
+from clip_la.zeroshot.datasets.records import NO_CLASSES, NO_IMAGE, NO_LABEL, Content, EvalDataset, Record, Skipped
 from clip_la.zeroshot.labels.classes import ClassSet
 from clip_la.zeroshot.options import SKIP
 
@@ -41,7 +41,7 @@ class ShardRecords:
             key = sample["__key__"]
             image = sample.get(image_part(sample) or "")
             if image is None:
-                yield Skipped(key, NO_PICTURE)
+                yield Skipped(key, NO_IMAGE)
                 continue
             try:
                 yield Record(key, self._labels(sample, (self.url, f"sample {key}")), functools.partial(bytes, image))
@@ -116,7 +116,7 @@ class CaptionRecords:
             image = sample.get(image_part(sample) or "")
             try:
                 if image is None:
-                    raise BadSample(NO_PICTURE)
+                    raise BadSample(NO_IMAGE)
                 yield Record(key, (), functools.partial(bytes, image), every_caption(sample))
             except BadSample as bad:
                 yield Skipped(key, bad.reason)

@@ -42,7 +42,7 @@ def parse_json(text: str, path: str | Path) -> Any:
     """What JSON text holds; `path` only names it in errors.
 
     Raises:
-        UserError: no JSON, or a key that comes twice, which `json` takes without a word.
+        UserError: no JSON, or a key that comes twice, which `json` silently accepts.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -71,10 +71,10 @@ class EvalModel:
         architecture: what the towers compute with their weights, as JSON has it.
         text_architecture: the text tower's part of it.
         compiled: whether torch has compiled the towers, which may move a digit.
-        origin: the fields of a result line that tell where the model comes from.
+        origin: the fields of a result line that say where the model comes from.
         sizes: the fields that follow from its architecture: `tokens` of an image, class token included, and
             `image_size` in pixels; null where a tower has no tokens or its images are not square.
-        notes: what a person should hear of it before its results.
+        notes: what a person should know before reading its results.
     """
 
     module: nn.Module
@@ -156,7 +156,7 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 
 def default_precision(device_type: str) -> str:
-    """The precision in which a kind of device ("cpu", "cuda") evaluates unless told otherwise."""
+    """The precision in which a kind of device ("cpu", "cuda") evaluates by default."""
     return "float32" if device_type == "cpu" else "bf16"
 
 
@@ -196,7 +196,16 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Eval
     """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
     spec = model.spec
     numbers = {name: value for name, value in spec.to_dict().items() if name != "name"}
-    if outside := sources_from_outside(model):
+    # What a plugin brings changes without a new version of clip_la, so its source counts: the whole file of a class,
+    # for it may use what stands beside it; its name where there is no file to read.
+    outside: dict[str, str] = {}
+    foreign = {type(part) for part in model.modules() if type(part).__module__.partition(".")[0] not in OUR_PACKAGES}
+    for kind in sorted(foreign, key=lambda kind: kind.__qualname__):
+        source = kind.__qualname__
+        with suppress(TypeError, OSError, UnicodeDecodeError):
+            source = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
+        outside[kind.__qualname__] = content_hash(source)
+    if outside:
         numbers["sources"] = outside
     origin = {
         "run_id": meta.get("run_id"),
@@ -236,17 +245,3 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Eval
         origin=origin,
         sizes={"tokens": spec.num_image_tokens, "image_size": spec.image_size},
     )
-
-
-def sources_from_outside(module: nn.Module) -> dict[str, str]:
-    """Class -> hash of its source, for parts that a plugin brings: these change without a new version of clip_la."""
-    kinds = {type(part) for part in module.modules()}
-    foreign = {kind for kind in kinds if kind.__module__.partition(".")[0] not in OUR_PACKAGES}
-    sources = {}
-    for kind in sorted(foreign, key=lambda kind: kind.__qualname__):
-        # The whole file of a class, for it may use what stands beside it; its name where there is no file to read.
-        source = kind.__qualname__
-        with suppress(TypeError, OSError, UnicodeDecodeError):
-            source = Path(inspect.getfile(kind)).read_text(encoding="utf-8")
-        sources[kind.__qualname__] = content_hash(source)
-    return sources

@@ -22,29 +22,28 @@ WHICH = ("last", "all")
 TRANSFORMS = (OWN, OPEN_CLIP)
 
 
-def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run's folder, fewest samples first; raises UserError where there are none."""
-    found = {path: samples for path in run.glob("**/*.ckpt") if (samples := samples_of(path)) is not None}
-    folders = sorted({str(path.parent) for path in found})
-    if len(folders) > 1:
-        raise UserError(f"{run} holds {len(folders)} runs; name one of them: {', '.join(folders)}")
-    if not found:
-        hint = f"; for open_clip's model in it give {LOCAL}{run}" if (run / CONFIG_NAME).is_file() else ""
-        raise UserError(f"{run} is no run: no checkpoints/samples=NUMBER.ckpt in it{hint}")
-    return sorted(found, key=lambda path: found[path])
-
-
 def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
-    """Each run replaced by its last checkpoint, or by all of them; everything else as it is."""
+    """Each run replaced by its last checkpoint, or by all of them, fewest samples first; everything else as it is.
+
+    Raises:
+        UserError: a folder that holds no checkpoint or several runs; an unknown `which`.
+    """
     if which not in WHICH:
         raise unknown("choice of checkpoints", which, WHICH)
     models: list[str] = []
     for text in texts:
-        if Path(text).is_dir():
-            paths = checkpoints_of(Path(text))
-            models += [str(path) for path in (paths if which == "all" else paths[-1:])]
-        else:
+        if not (run := Path(text)).is_dir():
             models.append(text)
+            continue
+        found = {path: samples for path in run.glob("**/*.ckpt") if (samples := samples_of(path)) is not None}
+        folders = sorted({str(path.parent) for path in found})
+        if len(folders) > 1:
+            raise UserError(f"{run} holds {len(folders)} runs; name one of them: {', '.join(folders)}")
+        if not found:
+            hint = f"; for open_clip's model in it give {LOCAL}{run}" if (run / CONFIG_NAME).is_file() else ""
+            raise UserError(f"{run} is no run: no checkpoints/samples=NUMBER.ckpt in it{hint}")
+        paths = sorted(found, key=lambda path: found[path])
+        models += [str(path) for path in (paths if which == "all" else paths[-1:])]
     return models
 
 

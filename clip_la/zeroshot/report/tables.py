@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.zeroshot import metrics
@@ -31,7 +33,7 @@ def write_class_table(evaluation: Evaluation) -> Path:
     first = predictions.top[:, 0].copy()
     # Where another accepted class was meant (ReaL), the image is no mistake.
     first[hits] = predictions.labels[hits]
-    images, _ = metrics.per_class_counts(predictions.labels, hits, len(classes))
+    images = np.bincount(predictions.labels, minlength=len(classes))
     table = []
     for index, recall, wrong in metrics.most_confused(predictions.labels, first, len(classes), len(classes)):
         mistakes = "; ".join(f"{classes.names[other][0]} ({times})" for other, times in wrong[:MISTAKES_SHOWN])

@@ -60,14 +60,12 @@ def run_units(
     """The rows of every unit, on every rank; None where there are no units. All ranks must call it.
 
     Args:
-        units: given the finished units, this rank's share of the others, in any order.
+        units: given the finished units, yields this rank's share of the others, in any order.
         compute: the rows of one unit; runs without gradients, with products at `precision`.
         kept: where rows are saved, and from where an earlier run is resumed.
-        name, total: of the progress bar, which counts samples on the first rank's terminal and leaves no trace.
-        progress: whether to show it.
+        name, total: of the progress bar, which counts samples; progress: whether the first rank shows it.
 
-    Raises:
-        UserError: what `units` or `compute` raises, on whichever rank.
+    Raises UserError: what `units` or `compute` raises, on whichever rank.
     """
     # What was finished before, on rank 0 alone: it brings these rows to the gathering.
     rows: list[R] = []
@@ -85,16 +83,14 @@ def run_units(
         fresh: list[R] = []
         saved_at = time.monotonic()
 
-        # Fewer, larger files: one a unit would be thousands.
-        def save() -> None:
+        def save() -> None:  # many units a file: one each would be thousands of files
             rows.append(type(fresh[0]).merge(fresh))
             kept.save(rows[-1])
             fresh.clear()
 
         # None hides it where stderr is no terminal.
         hidden = True if not progress or ranks.rank() else None
-        num_done = sum(map(len, rows))
-        bar = tqdm(total=total, initial=num_done, desc=name, unit="sample", disable=hidden, leave=False)
+        bar = tqdm(total=total, initial=sum(map(len, rows)), desc=name, unit="sample", disable=hidden, leave=False)
         with matmul_precision(precision), bar:
             for unit in () if is_complete else units(done):
                 with torch.inference_mode():

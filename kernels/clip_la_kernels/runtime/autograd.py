@@ -17,8 +17,8 @@ def wants_gradient(*tensors: Tensor) -> bool:
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass that refuses create_graph=True.
 
-    `once_differentiable` looks at the incoming gradient only, and would let a penalty on the first derivative drop its
-    dependence on the inputs without a word.
+    `once_differentiable` looks at the incoming gradient only: a penalty on the first derivative would silently lose its
+    dependence on the inputs.
     """
 
     @functools.wraps(backward)

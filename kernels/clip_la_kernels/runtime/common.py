@@ -1,4 +1,4 @@
-# ruff: noqa: SIM108, SIM109 (what Triton compiles is not quite Python)
+# ruff: noqa: SIM109 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
 """Pieces shared by all kernels. Names: BL rows a tile, DP the head width padded to a power of two, rn and d their
 indices.
@@ -32,7 +32,7 @@ THIN = tl.constexpr(16)
 def kernel(function):  # type: ignore[no-untyped-def]
     """triton.jit for what the host launches: sizes are plain numbers, so that neither 1 nor a multiple of 16 compiles
     anew."""
-    sizes = ("N", "H", "PARTS", "SIZE", "RUN")
+    sizes = ("N", "H", "SPLITS", "SIZE", "RUN")
     return triton.jit(function, do_not_specialize=[s for s in sizes if s in inspect.signature(function).parameters])
 
 
@@ -59,7 +59,7 @@ def ask_for_rows(P, seq, h, sb, sn, sh, N, D: tl.constexpr, AHEAD: tl.constexpr,
     if AHEAD > 0:  # noqa: SIM102 (decided when compiled, the inner one when run)
         if tl.program_id(0) < FIRST:
             rows = tl.maximum(N - 1 - tl.arange(0, AHEAD), 0).to(tl.int64)
-            addresses = (P + row_base(seq, h, 0, sb, sn, sh, False) + rows * sn).to(tl.int64)
+            addresses = (rows_of(P, seq, h, 0, sb, sn, sh, False, False) + rows * sn).to(tl.int64)
             size = tl.full([AHEAD], D * (P.dtype.element_ty.primitive_bitwidth // 8), tl.int32)
             prefetch: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;"
             tl.inline_asm_elementwise(prefetch, "=r,l,r", [addresses, size], tl.int32, False, 1)
@@ -145,18 +145,20 @@ def load_keys(K, V, at, MASK, n0, stride, rn, d, hi, D: tl.constexpr, HAS_MASK: 
 
 @triton.jit
 def rows_of(P, seq, h, start, sb, sn, sh, VARLEN: tl.constexpr, TMA: tl.constexpr):
-    """What `load_tile` takes for one head: the descriptor itself, or a pointer to the head's first row."""
+    """What `load_tile` takes for one head: the descriptor itself if TMA, else a pointer to the head's first row.
+
+    start: the first row of a packed sequence, where VARLEN. Offsets are 64-bit, as a tensor may hold more than 2^31
+    numbers.
+    """
     rows = P
     if not TMA:
-        rows = P + row_base(seq, h, start, sb, sn, sh, VARLEN)
+        base = tl.cast(h, tl.int64) * sh
+        if VARLEN:
+            base += tl.cast(start, tl.int64) * sn
+        else:
+            base += tl.cast(seq, tl.int64) * sb
+        rows = P + base
     return rows
-
-
-@triton.jit
-def inverse_norm(xf):
-    """1 / |x| per row of a float32 tile, 0 for a zero row."""
-    squares = tl.sum(xf * xf, 1)
-    return tl.where(squares > SQUARE_FLOOR, tl.rsqrt(squares), 0.0)
 
 
 @triton.jit
@@ -165,7 +167,9 @@ def feature(xf, real, d, D: tl.constexpr, MAP: tl.constexpr):
     r = tl.full([xf.shape[0]], 1.0, tl.float32)
     y = xf
     if MAP == L2:
-        r = inverse_norm(xf)
+        squares = tl.sum(xf * xf, 1)
+        # A zero row has no direction: it maps to zero, as in `reference.feature`.
+        r = tl.where(squares > SQUARE_FLOOR, tl.rsqrt(squares), 0.0)
         y = xf * r[:, None]
     if MAP == RELU:
         y = tl.maximum(xf, 0.0)
@@ -244,7 +248,7 @@ def guarded(z, floor):
 
 @triton.jit
 def place(pid, H, P):
-    """Program -> (sequence, head, part); heads run fastest, so that neighbours touch neighbouring memory."""
+    """Program -> (sequence, head, split); heads run fastest, so that neighbours touch neighbouring memory."""
     h = pid % H
     rest = pid // H
     return rest // P, h, rest % P
@@ -260,24 +264,3 @@ def span(b, N, CU, VARLEN: tl.constexpr):
         start = tl.minimum(tl.maximum(tl.load(CU + b).to(tl.int32), 0), N)
         tokens = tl.maximum(tl.minimum(tl.load(CU + b + 1).to(tl.int32), N) - start, 0)
     return start, tokens
-
-
-@triton.jit
-def row_base(b, h, start, sb, sn, sh, VARLEN: tl.constexpr):
-    """Offset of the first row of a sequence's head, 64-bit."""
-    base = tl.cast(h, tl.int64) * sh
-    if VARLEN:
-        base += tl.cast(start, tl.int64) * sn
-    else:
-        base += tl.cast(b, tl.int64) * sb
-    return base
-
-
-@triton.jit
-def keys_seen(b, tokens, COUNT, HAS_MASK: tl.constexpr):
-    """Number of real keys of a sequence as float32, at least 1."""
-    if HAS_MASK:
-        n = tl.load(COUNT + b)
-    else:
-        n = tokens.to(tl.float32)
-    return tl.maximum(n, 1.0)

@@ -48,10 +48,10 @@ class Launcher:
         """tiles: (B, N, H, D) each. Launches on the current stream."""
         if self._binary is None:
             self._first(tiles, rest)
-        elif self._direct is not None and not _observed():
+        elif self._direct is not None and not Direct.observed():
             self._direct(tiles, rest)
         elif self._patterns:
-            maps = [_filled(pattern, tensor) for pattern, tensor in zip(self._patterns, tiles, strict=True)]
+            maps = [TensorMaps.filled(pattern, tensor) for pattern, tensor in zip(self._patterns, tiles, strict=True)]
             self._binary(*maps, *rest, *self._constants)
         else:
             self._binary(*tiles, *rest, *self._constants)
@@ -70,7 +70,7 @@ class Launcher:
             # Without the tensor, which a pattern must not keep alive.
             self._patterns = [{**vars(argument), "base": None} for argument in arguments]
         self._binary = binary[self._grid]
-        if _goes_direct(binary, bool(self._patterns)):
+        if Direct.serves(binary, bool(self._patterns)):
             device = (*tiles, *rest)[0].device.index
             self._direct = Direct(binary, self._grid, device, self._patterns, self._constants)
 
@@ -89,7 +89,7 @@ class Direct:
         run = binary.run
         self._launch, self._maps = run.launch, None
         if patterns:
-            self._launch, encode, metadata = _unwrapped(run.launch)
+            self._launch, encode, metadata = self.unwrapped(run.launch)
             self._maps = TensorMaps(encode, metadata, patterns)
         self._stream, self._device = driver.active.get_current_stream, device
         no_scratch, no_hooks = (None, None), (None, None, None)
@@ -101,6 +101,32 @@ class Direct:
         arguments = tiles if self._maps is None else self._maps(tiles)
         stream = self._stream(self._device)
         self._launch(*self._grid, stream, *self._head, *arguments, *rest, *self._constants)
+
+    @staticmethod
+    def unwrapped(launch: Any) -> tuple[Any, Any, Sequence[Any]]:
+        """(launcher in C, encoder of maps, what it wants to know of each map) out of Triton's function around the
+        first. Raises KeyError where that is not as in KNOWN_LAUNCHERS."""
+        inside = inspect.getclosurevars(launch).nonlocals
+        return inside["launcher"], launch.__globals__["make_tensordesc_arg"], inside["tensordesc_meta"]
+
+    @classmethod
+    def serves(cls, binary: Any, has_maps: bool) -> bool:
+        """Is Triton's launcher one of KNOWN_LAUNCHERS, built as they are, and does the kernel want no scratch
+        memory?"""
+        run = binary.run if triton.__version__.startswith(KNOWN_LAUNCHERS) else None
+        if run is None or run.global_scratch_size or run.profile_scratch_size:
+            return False
+        try:
+            # Without its description a map would be encoded from, and keep alive, the tensor itself.
+            return not has_maps or all(cls.unwrapped(run.launch)[2])
+        except (KeyError, TypeError):
+            return False
+
+    @staticmethod
+    def observed() -> bool:
+        """Has a profiler hooked launches? This way round Triton's Python would hide them from it."""
+        hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+        return any(getattr(hook, "calls", hook) for hook in hooks)
 
 
 class TensorMaps:
@@ -121,34 +147,16 @@ class TensorMaps:
                 if len(known) >= MAX_MAPS:
                     known.clear()
                 pattern, metadata = self._described[slot]
-                encoded = known[address] = self._encode(_filled(pattern, tensor), metadata)
+                encoded = known[address] = self._encode(self.filled(pattern, tensor), metadata)
             maps += encoded
         return maps
 
-
-def _unwrapped(launch: Any) -> tuple[Any, Any, Sequence[Any]]:
-    """(launcher in C, encoder of maps, what it wants to know of each map) out of Triton's function around the first;
-    KeyError where that is not as in KNOWN_LAUNCHERS."""
-    inside = inspect.getclosurevars(launch).nonlocals
-    return inside["launcher"], launch.__globals__["make_tensordesc_arg"], inside["tensordesc_meta"]
-
-
-def _goes_direct(binary: Any, has_maps: bool) -> bool:
-    """Is Triton's launcher one of KNOWN_LAUNCHERS and built as they are, and does the kernel want no scratch memory?"""
-    run = binary.run if triton.__version__.startswith(KNOWN_LAUNCHERS) else None
-    if run is None or run.global_scratch_size or run.profile_scratch_size:
-        return False
-    try:
-        # Without its description a map would be encoded from, and keep alive, the tensor itself.
-        return not has_maps or all(_unwrapped(run.launch)[2])
-    except (KeyError, TypeError):
-        return False
-
-
-def _observed() -> bool:
-    """Does a profiler want to be told of launches?"""
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    return any(getattr(hook, "calls", hook) for hook in hooks)
+    @staticmethod
+    def filled(pattern: dict[str, Any], tensor: Tensor) -> TensorDescriptor:
+        """A checked descriptor's copy for another tensor of the same shape and strides."""
+        descriptor = object.__new__(TensorDescriptor)
+        vars(descriptor).update(pattern, base=tensor)
+        return descriptor
 
 
 def tensor_map(tensor: Tensor, rows: int, columns: int, heads: int = 1) -> TensorDescriptor:
@@ -156,10 +164,3 @@ def tensor_map(tensor: Tensor, rows: int, columns: int, heads: int = 1) -> Tenso
     (B, H, N, D)."""
     by_head = tensor.transpose(1, 2)
     return TensorDescriptor(tensor, [*by_head.shape], [*by_head.stride()], [1, heads, rows, columns])
-
-
-def _filled(pattern: dict[str, Any], tensor: Tensor) -> TensorDescriptor:
-    """A checked descriptor's copy for another tensor of the same shape and strides."""
-    descriptor = object.__new__(TensorDescriptor)
-    vars(descriptor).update(pattern, base=tensor)
-    return descriptor

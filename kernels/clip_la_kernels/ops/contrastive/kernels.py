@@ -1,12 +1,14 @@
 # ruff: noqa: RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""What lies between the products of a block of logits, as Triton kernels: the functions of `torch_path`, for float32
-cosines.
+"""What lies between the products of a block of logits, as Triton kernels: the methods of `torch_path.TorchBlock`,
+for float32 cosines.
 
 A program has one tile of the block in registers: it reads the cosines once and writes at most their gradient, in their
 place, so the block passes through memory as seldom as can be. Sums over rows and columns leave the tiles as partial
 results, under 3 % of the block's size, which PyTorch adds up in a fixed order: no atomics, so results repeat.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -89,16 +91,6 @@ def logsumexp_grad_tile(
     tl.store(GRAD + cells, grad.to(GRAD.dtype.element_ty), mask=(r < rows)[:, None] & (c < columns)[None, :])
 
 
-@triton.jit
-def log1p(x):
-    """log(1 + x) for x in [0, 1], without losing the small ones to the rounding of 1 + x: nearly all losses of a batch
-    are such. 2 artanh(x / (2 + x)), whose series is exact to float32 after seven terms."""
-    t = x / (2.0 + x)
-    s = t * t
-    series = 1 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s * (1 / 13))))))
-    return 2.0 * t * series
-
-
 @triton.jit(do_not_specialize=["rows", "columns", "first"])
 def sigmoid_tile(
     COSINES, SCALE, ROW_IDS, COLUMN_IDS, GRAD, SUMS, BIAS, share, rows, columns, first, BR: tl.constexpr,
@@ -112,7 +104,12 @@ def sigmoid_tile(
     sign = tl.where(own, -1.0, 1.0)
     wrong = sign * (logits + tl.load(BIAS).to(tl.float32))
     small = tl.exp(-tl.abs(wrong))
-    loss = tl.where(counts, tl.maximum(wrong, 0.0) + log1p(small), 0.0)
+    # log(1 + small) without losing the small ones to the rounding of 1 + small: nearly all losses of a batch are such.
+    # 2 artanh(small / (2 + small)), whose series is exact to float32 after seven terms.
+    t = small / (2.0 + small)
+    s = t * t
+    series = 1 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s * (1 / 13))))))
+    loss = tl.where(counts, tl.maximum(wrong, 0.0) + 2.0 * t * series, 0.0)
     program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     programs = tl.num_programs(0) * tl.num_programs(1)
     tl.store(SUMS + program, tl.sum(tl.sum(loss, 1), 0))
@@ -126,51 +123,48 @@ def sigmoid_tile(
         )
 
 
-def _launch(kernel, cosines: Tensor, scale: Tensor, first: int, ids: Ids, rest: tuple, **more) -> None:
-    """Launches a kernel on all tiles; `rest` comes between the ids and the sizes."""
-    rows, columns = cosines.shape
-    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
-    # Something that is never read in place of ids that are absent.
-    ids_or_dummies = ids or (cosines, cosines)
-    with torch.cuda.device_of(cosines):
-        kernel[grid](
-            cosines, scale, *ids_or_dummies, *rest, rows, columns, first, BR=ROWS, BC=COLUMNS, HAS_IDS=ids is not None,
-            num_warps=WARPS, **more,
-        )  # fmt: skip
+class KernelBlock(NamedTuple):
+    """As `torch_path.TorchBlock`, for float32 cosines; gradients in float32 take the place of the cosines."""
 
+    cosines: Tensor
+    scale: Tensor
+    first: int
+    ids: Ids
 
-def logsumexp(cosines: Tensor, scale: Tensor, first: int, ids: Ids) -> tuple[Tensor, Tensor, Tensor]:
-    """As `torch_path.logsumexp`."""
-    rows, columns = cosines.shape
-    row_lse = cosines.new_empty(rows, triton.cdiv(columns, COLUMNS))
-    column_lse = cosines.new_empty(triton.cdiv(rows, ROWS), columns)
-    own = cosines.new_empty(rows)
-    _launch(logsumexp_tile, cosines, scale, first, ids, (row_lse, column_lse, own))
-    return row_lse.logsumexp(1), column_lse.logsumexp(0), own
+    def tiles(self) -> tuple[int, int]:
+        """(tiles down, tiles across) that cover the block, a program each."""
+        rows, columns = self.cosines.shape
+        return triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS)
 
+    def launch(self, kernel, rest: tuple, **more) -> None:
+        """Launches a kernel on all tiles; `rest` comes between the ids and the sizes."""
+        # Something that is never read in place of ids that are absent.
+        ids_or_dummies = self.ids or (self.cosines, self.cosines)
+        with torch.cuda.device_of(self.cosines):
+            kernel[self.tiles()[::-1]](
+                self.cosines, self.scale, *ids_or_dummies, *rest, *self.cosines.shape, self.first, BR=ROWS, BC=COLUMNS,
+                HAS_IDS=self.ids is not None, num_warps=WARPS, **more,
+            )  # fmt: skip
 
-def logsumexp_grad(
-    cosines: Tensor,
-    scale: Tensor,
-    first: int,
-    ids: Ids,
-    lse: tuple[Tensor, Tensor],
-    weights: tuple[Tensor, Tensor, Tensor],
-    dtype: torch.dtype,
-) -> Tensor:
-    """As `torch_path.logsumexp_grad`; float32 gradients take the place of the cosines."""
-    grad = cosines if dtype == torch.float32 else torch.empty_like(cosines, dtype=dtype)
-    # The gradient of a mean is one number, expanded.
-    dense = (w.contiguous() for w in weights)
-    _launch(logsumexp_grad_tile, cosines, scale, first, ids, (grad, *lse, *dense))
-    return grad
+    def logsumexp(self) -> tuple[Tensor, Tensor, Tensor]:
+        (rows, columns), (down, across) = self.cosines.shape, self.tiles()
+        row_lse, column_lse = self.cosines.new_empty(rows, across), self.cosines.new_empty(down, columns)
+        own = self.cosines.new_empty(rows)
+        self.launch(logsumexp_tile, (row_lse, column_lse, own))
+        return row_lse.logsumexp(1), column_lse.logsumexp(0), own
 
+    def logsumexp_grad(
+        self, lse: tuple[Tensor, Tensor], weights: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype
+    ) -> Tensor:
+        grad = self.cosines if dtype == torch.float32 else torch.empty_like(self.cosines, dtype=dtype)
+        # The gradient of a mean is one number, expanded.
+        dense = (w.contiguous() for w in weights)
+        self.launch(logsumexp_grad_tile, (grad, *lse, *dense))
+        return grad
 
-def sigmoid(
-    cosines: Tensor, scale: Tensor, bias: Tensor, first: int, ids: Ids, share: float, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `torch_path.sigmoid`; float32 gradients take the place of the cosines."""
-    grad = cosines if dtype in (None, torch.float32) else torch.empty_like(cosines, dtype=dtype)
-    sums = cosines.new_zeros(2, triton.cdiv(cosines.shape[0], ROWS) * triton.cdiv(cosines.shape[1], COLUMNS))
-    _launch(sigmoid_tile, cosines, scale, first, ids, (grad, sums, bias, share), WANTED=dtype is not None)
-    return *(sums.sum(1) * share).unbind(), None if dtype is None else grad
+    def sigmoid(self, bias: Tensor, share: float, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        grad = self.cosines if dtype in (None, torch.float32) else torch.empty_like(self.cosines, dtype=dtype)
+        down, across = self.tiles()
+        sums = self.cosines.new_zeros(2, down * across)
+        self.launch(sigmoid_tile, (grad, sums, bias, share), WANTED=dtype is not None)
+        return *(sums.sum(1) * share).unbind(), None if dtype is None else grad

@@ -14,7 +14,6 @@ count. float32, float64, bfloat16 or float16; sums are in float32, in float64 fo
 """
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +51,7 @@ def contrastive_logsumexp(
 
     Gradients flow from all three results to rows, columns and scale. Raises ValueError for what does not fit.
     """
-    pairs = _pairs(rows, columns, (scale,), offset, row_ids, column_ids, block_rows)
+    pairs = _Pairs.checked(rows, columns, (scale,), offset, row_ids, column_ids, block_rows)
     with torch.autocast(rows.device.type, enabled=False):
         return _LogSumExp.apply(rows, columns, scale, pairs)
 
@@ -83,7 +82,7 @@ def sigmoid_loss(
     bias: scalar tensor; the other arguments and errors as for `contrastive_logsumexp`. Gradients flow to rows, columns,
     scale and bias.
     """
-    pairs = _pairs(rows, columns, (scale, bias), offset, row_ids, column_ids, block_rows)
+    pairs = _Pairs.checked(rows, columns, (scale, bias), offset, row_ids, column_ids, block_rows)
     wanted = wants_gradient(rows, columns, scale, bias)
     with torch.autocast(rows.device.type, enabled=False):
         return _SigmoidLoss.apply(rows, columns, scale, bias, pairs, wanted)
@@ -97,8 +96,49 @@ class _Pairs(NamedTuple):
     column_ids: Tensor | None
     block: int
 
-    def blocks(self, rows: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor, int, torch_path.Ids]]:
-        """(rows, their cosines in float32 or float64, the column of the first one's own pair, ids) of each block."""
+    @classmethod
+    def checked(
+        cls,
+        rows: Tensor,
+        columns: Tensor,
+        scalars: tuple[Tensor, ...],
+        offset: int,
+        row_ids: Tensor | None,
+        column_ids: Tensor | None,
+        block_rows: int | None,
+    ) -> "_Pairs":
+        """Of the arguments of a loss; raises ValueError for what does not fit."""
+        if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
+            raise ValueError(f"rows (n, E) and columns (m, E) do not fit: {tuple(rows.shape)}, {tuple(columns.shape)}")
+        if not rows.shape[0]:
+            raise ValueError("the loss of no rows is not defined")
+        for name, value in zip(("scale", "bias"), scalars, strict=False):
+            if value.ndim:
+                raise ValueError(f"{name} must be a scalar tensor, got shape {tuple(value.shape)}")
+        if not 0 <= offset <= columns.shape[0] - rows.shape[0]:
+            raise ValueError(
+                f"offset {offset} with {rows.shape[0]} rows does not lie within {columns.shape[0]} columns"
+            )
+        if (row_ids is None) != (column_ids is None):
+            raise ValueError("give both row_ids and column_ids, or neither")
+        if row_ids is not None and column_ids is not None:
+            if row_ids.shape != rows.shape[:1] or column_ids.shape != columns.shape[:1]:
+                shapes = f"{tuple(row_ids.shape)}, {tuple(column_ids.shape)}"
+                raise ValueError(f"caption ids {shapes} do not fit rows and columns")
+            row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
+        block = max(1, rows.shape[1], LOGITS_AT_ONCE // columns.shape[0]) if block_rows is None else block_rows
+        if block < 1:
+            raise ValueError(f"block_rows must be at least 1, got {block}")
+        return cls(offset, row_ids, column_ids, block)
+
+    def blocks(self, rows: Tensor, columns: Tensor, scale: Tensor) -> Iterator[tuple[slice, Any]]:
+        """(rows, their `TorchBlock` or `KernelBlock`) of each block; its cosines are float32, or float64 for that."""
+        block: Any = torch_path.TorchBlock
+        if runs_kernels(rows):
+            # Triton need not be installed where nothing asks for its kernels.
+            from clip_la_kernels.ops.contrastive import kernels
+
+            block = kernels.KernelBlock
         work = torch.promote_types(rows.dtype, torch.float32)
         for start in range(0, rows.shape[0], self.block):
             here = slice(start, min(start + self.block, rows.shape[0]))
@@ -108,49 +148,7 @@ class _Pairs(NamedTuple):
             else:
                 cosines = (rows[here] @ columns.T).to(work)
             ids = None if self.row_ids is None or self.column_ids is None else (self.row_ids[here], self.column_ids)
-            yield here, cosines, self.offset + start, ids
-
-
-def _pairs(
-    rows: Tensor,
-    columns: Tensor,
-    scalars: tuple[Tensor, ...],
-    offset: int,
-    row_ids: Tensor | None,
-    column_ids: Tensor | None,
-    block_rows: int | None,
-) -> _Pairs:
-    """Checks the arguments of a loss. Raises ValueError."""
-    if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
-        raise ValueError(f"rows (n, E) and columns (m, E) do not fit: {tuple(rows.shape)}, {tuple(columns.shape)}")
-    if not rows.shape[0]:
-        raise ValueError("the loss of no rows is not defined")
-    for name, value in zip(("scale", "bias"), scalars, strict=False):
-        if value.ndim:
-            raise ValueError(f"{name} must be a scalar tensor, got shape {tuple(value.shape)}")
-    if not 0 <= offset <= columns.shape[0] - rows.shape[0]:
-        raise ValueError(f"offset {offset} with {rows.shape[0]} rows does not lie within {columns.shape[0]} columns")
-    if (row_ids is None) != (column_ids is None):
-        raise ValueError("give both row_ids and column_ids, or neither")
-    if row_ids is not None and column_ids is not None:
-        if row_ids.shape != rows.shape[:1] or column_ids.shape != columns.shape[:1]:
-            shapes = f"{tuple(row_ids.shape)}, {tuple(column_ids.shape)}"
-            raise ValueError(f"caption ids {shapes} do not fit rows and columns")
-        row_ids, column_ids = row_ids.contiguous(), column_ids.contiguous()
-    block = max(1, rows.shape[1], LOGITS_AT_ONCE // columns.shape[0]) if block_rows is None else block_rows
-    if block < 1:
-        raise ValueError(f"block_rows must be at least 1, got {block}")
-    return _Pairs(offset, row_ids, column_ids, block)
-
-
-def _between_products(rows: Tensor) -> ModuleType:
-    """`kernels` or `torch_path`: two modules of the same functions."""
-    if not runs_kernels(rows):
-        return torch_path
-    # Triton need not be installed where nothing asks for its kernels.
-    from clip_la_kernels.ops.contrastive import kernels
-
-    return kernels
+            yield here, block(cosines, scale, self.offset + start, ids)
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -158,10 +156,10 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, pairs: _Pairs) -> tuple[Tensor, ...]:
-        between, row_lse, owns = _between_products(rows), [], []
+        row_lse, owns = [], []
         column_lse: Tensor | None = None
-        for _, cosines, first, ids in pairs.blocks(rows, columns):
-            row, column, own = between.logsumexp(cosines, scale, first, ids)
+        for _, block in pairs.blocks(rows, columns, scale):
+            row, column, own = block.logsumexp()
             row_lse.append(row)
             owns.append(own)
             column_lse = column if column_lse is None else torch.logaddexp(column_lse, column)
@@ -175,10 +173,10 @@ class _LogSumExp(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor, grad_own: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, scale, row_lse, column_lse = ctx.saved_tensors
-        between, gradients = _between_products(rows), _Gradients(rows, columns)
-        for here, cosines, first, ids in ctx.pairs.blocks(rows, columns):
+        gradients = _Gradients(rows, columns)
+        for here, block in ctx.pairs.blocks(rows, columns, scale):
             lse, weights = (row_lse[here], column_lse), (grad_rows[here], grad_columns, grad_own[here])
-            gradients.add(here, between.logsumexp_grad(cosines, scale, first, ids, lse, weights, rows.dtype))
+            gradients.add(here, block.logsumexp_grad(lse, weights, rows.dtype))
         wanted = ctx.needs_input_grad[:3]
         return (*(t if w else None for t, w in zip(gradients.scaled(scale), wanted, strict=True)), None)
 
@@ -190,12 +188,11 @@ class _SigmoidLoss(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, pairs: _Pairs, wanted: bool
     ) -> Tensor:
-        between, count = _between_products(rows), rows.shape[0]
+        share = 1 / rows.shape[0]
         loss, dbias = torch.zeros(2, dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)
         gradients = _Gradients(rows, columns) if wanted else None
-        for here, cosines, first, ids in pairs.blocks(rows, columns):
-            dtype = rows.dtype if wanted else None
-            part, dbias_part, grad = between.sigmoid(cosines, scale, bias, first, ids, 1 / count, dtype)
+        for here, block in pairs.blocks(rows, columns, scale):
+            part, dbias_part, grad = block.sigmoid(bias, share, rows.dtype if wanted else None)
             loss += part
             if gradients is not None:
                 gradients.add(here, grad)

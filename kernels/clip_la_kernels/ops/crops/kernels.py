@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Crop and resize many pictures of different sizes in one launch: a program makes one row of one result."""
+"""Crop and resize many images of different sizes in one launch: a program makes one row of one result."""
 
 import torch
 import triton
@@ -22,16 +22,16 @@ def cubic(x):
 
 @kernel
 def crop_row(FLAT, OFFSETS, SIZES, BOXES, MIRRORED, OUT, SIZE, BLOCK: tl.constexpr):
-    """Row program_id(0) of result program_id(1). FLAT: bytes of all pictures, each [3, height, width], from OFFSETS."""
+    """Row program_id(0) of result program_id(1). FLAT: bytes of all images, each [3, height, width], from OFFSETS."""
     row = tl.program_id(0)
-    picture = tl.program_id(1)
-    height = tl.load(SIZES + 2 * picture)
-    width = tl.load(SIZES + 2 * picture + 1)
-    left = tl.load(BOXES + 4 * picture)
-    top = tl.load(BOXES + 4 * picture + 1)
-    right = tl.load(BOXES + 4 * picture + 2)
-    bottom = tl.load(BOXES + 4 * picture + 3)
-    red = FLAT + tl.load(OFFSETS + picture)
+    image = tl.program_id(1)
+    height = tl.load(SIZES + 2 * image)
+    width = tl.load(SIZES + 2 * image + 1)
+    left = tl.load(BOXES + 4 * image)
+    top = tl.load(BOXES + 4 * image + 1)
+    right = tl.load(BOXES + 4 * image + 2)
+    bottom = tl.load(BOXES + 4 * image + 3)
+    red = FLAT + tl.load(OFFSETS + image)
     green = red + height * width
     blue = green + height * width
 
@@ -69,8 +69,8 @@ def crop_row(FLAT, OFFSETS, SIZES, BOXES, MIRRORED, OUT, SIZE, BLOCK: tl.constex
 
     # Columns beyond the result, which nobody stores, have no weights.
     scale = 1.0 / (tl.where(column < SIZE, sum_x, 1.0) * sum_y)
-    to = tl.where(tl.load(MIRRORED + picture) != 0, SIZE - 1 - column, column)
-    out = OUT + picture.to(tl.int64) * (3 * SIZE * SIZE) + row * SIZE + to
+    to = tl.where(tl.load(MIRRORED + image) != 0, SIZE - 1 - column, column)
+    out = OUT + image.to(tl.int64) * (3 * SIZE * SIZE) + row * SIZE + to
     plane = SIZE * SIZE
     written = column < SIZE
     tl.store(out, tl.clamp(r * scale + 0.5, 0.0, 255.0).to(tl.uint8), mask=written)

@@ -1,6 +1,6 @@
 # ruff: noqa: E741, RUF059 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
-"""Fastmax of degree 2, backward; names as in `polynomial`.
+"""Fastmax of degree 2, backward; names as in `forward_kernels`.
 
 With g_i = do_i / z_i and delta_i = g_i.o_i: dv_j = sum_i w_ij g_i, ds_ij = y_ij (g_i.v_j - delta_i), and dq^_i, dk^_j
 are 2 alpha / temperature times sum_j ds_ij k^_j, sum_i ds_ij q^_i. 1 / z comes with the power of two `shift`, about N,
@@ -47,14 +47,14 @@ def query_grad_tile(
 
 @kernel
 def fastmax_query_grad(
-    Q, K, V, O, DO, DQ, ROWS, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, unit, alpha, shift,
+    Q, K, V, O, DO, DQ, ROWS, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, unit, alpha, shift,
     factor, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     CAUSAL: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq of BM queries of one head, and their delta for the keys. factor: what turns the sum into dq^."""
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     if CAUSAL:
-        part = PARTS - 1 - part
+        split = SPLITS - 1 - split
     at = (seq, h)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, TMA)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, TMA)
@@ -64,7 +64,7 @@ def fastmax_query_grad(
     DQ = rows_of(DQ, seq, h, 0, sdb, sdn, sdh, False, TMA)
     ROWS = head_rows(ROWS, seq, h, H, N, 5)
     DELTA = head_rows(DELTA, seq, h, H, N, 1)
-    q0 = part * BM
+    q0 = split * BM
     d = tl.arange(0, DP)
     rm = tl.arange(0, BM)
     n = q0 + rm
@@ -127,12 +127,12 @@ def key_grad_tile(
 
 @kernel
 def fastmax_key_grad(
-    Q, K, V, DO, DK, DV, ROWS, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, unit, alpha, shift,
+    Q, K, V, DO, DK, DV, ROWS, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, unit, alpha, shift,
     factor, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     CAUSAL: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BM keys of one head."""
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     at = (seq, h)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, TMA)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, TMA)
@@ -142,7 +142,7 @@ def fastmax_key_grad(
     DV = rows_of(DV, seq, h, 0, sdb, sdn, sdh, False, TMA)
     ROWS = head_rows(ROWS, seq, h, H, N, 5)
     DELTA = head_rows(DELTA, seq, h, H, N, 1)
-    k0 = part * BM
+    k0 = split * BM
     d = tl.arange(0, DP)
     rm = tl.arange(0, BM)
     k = load_tile(K, at, k0, sn, rm, d, N, D, TMA)

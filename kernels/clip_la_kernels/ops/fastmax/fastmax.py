@@ -50,6 +50,14 @@ def fastmax(qkv: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool =
 
 def _polynomial(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: bool) -> Tensor:
     """p = 2 in plain PyTorch, float32 (or float64) inside, ROW_BLOCK rows of weights at a time in both directions."""
+
+    def outputs(q: Tensor, k: Tensor, v: Tensor, start: int | None) -> Tensor:
+        """Of the query rows q, the first of which is number `start` if causal."""
+        weights = 0.5 * (q @ k.transpose(-1, -2) + 1).square() + 0.5
+        if start is not None:
+            weights = weights.tril(start)
+        return weights @ v / weights.sum(-1, keepdim=True)
+
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     qs, ks, vs = (t.transpose(1, 2).to(work) for t in (q / temperature, k, v))
     parts = []
@@ -58,13 +66,5 @@ def _polynomial(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: boo
         stop = start + rows.shape[2] if causal else q.shape[1]
         # The backward pass forms a block's weights again, or all of them would be held.
         first = start if causal else None
-        parts.append(checkpoint(_rows, rows, ks[:, :, :stop], vs[:, :, :stop], first, use_reentrant=False))
+        parts.append(checkpoint(outputs, rows, ks[:, :, :stop], vs[:, :, :stop], first, use_reentrant=False))
     return torch.cat(parts, dim=2).transpose(1, 2).to(q.dtype)
-
-
-def _rows(q: Tensor, k: Tensor, v: Tensor, start: int | None) -> Tensor:
-    """Outputs of the query rows q, the first of which is number `start` if causal."""
-    weights = 0.5 * (q @ k.transpose(-1, -2) + 1).square() + 0.5
-    if start is not None:
-        weights = weights.tril(start)
-    return weights @ v / weights.sum(-1, keepdim=True)

@@ -79,14 +79,14 @@ def store_statistics(ROWS, r, mr, n, N, PLACE: tl.constexpr):
 
 @kernel
 def token_statistics(
-    Q, K, ROWS, sb, sn, sh, N, H, PARTS, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr,
+    Q, K, ROWS, sb, sn, sh, N, H, SPLITS, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """r and m r of queries and keys, for sequences so long that every program would find them anew too often."""
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     ROWS = head_rows(ROWS, seq, h, H, N, 5)
     d = tl.arange(0, DP)
     rn = tl.arange(0, BM)
-    n0 = part * BM
+    n0 = split * BM
     q = load_tile(rows_of(Q, seq, h, 0, sb, sn, sh, False, False), (seq, h), n0, sn, rn, d, N, D, False)
     k = load_tile(rows_of(K, seq, h, 0, sb, sn, sh, False, False), (seq, h), n0, sn, rn, d, N, D, False)
     unused, r, mr = centred(q, d, D)
@@ -120,7 +120,7 @@ def forward_tile(
 
 @kernel
 def fastmax_forward(
-    Q, K, V, O, OWN, ROWS, sb, sn, sh, N, H, PARTS, unit, alpha, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    Q, K, V, O, OWN, ROWS, sb, sn, sh, N, H, SPLITS, unit, alpha, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, KNOWN: tl.constexpr, SAVE: tl.constexpr,
     TMA: tl.constexpr, UP: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
@@ -128,17 +128,17 @@ def fastmax_forward(
 
     OWN: K in tiles of BM rows.
     """
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     if CAUSAL:
         # The longest first.
-        part = PARTS - 1 - part
+        split = SPLITS - 1 - split
     at = (seq, h)
     Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, TMA)
     K = rows_of(K, seq, h, 0, sb, sn, sh, False, TMA)
     V = rows_of(V, seq, h, 0, sb, sn, sh, False, TMA)
     O = rows_of(O, seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False, TMA)
     ROWS = head_rows(ROWS, seq, h, H, N, 5)
-    q0 = part * BM
+    q0 = split * BM
     d = tl.arange(0, DP)
     rm = tl.arange(0, BM)
     q = load_tile(Q, at, q0, sn, rm, d, N, D, TMA)

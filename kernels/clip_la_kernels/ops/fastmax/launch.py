@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clip_la_kernels.ops.fastmax import backward_kernels as polynomial_backward
-from clip_la_kernels.ops.fastmax import forward_kernels as polynomial
+from clip_la_kernels.ops.fastmax import backward_kernels, forward_kernels
 from clip_la_kernels.ops.linear_attention import configs
 from clip_la_kernels.ops.linear_attention.plan import MAX_CALLS, TRITON_DTYPE, is_aligned, mappable, padded
 from clip_la_kernels.runtime.dispatch import interpreting
@@ -26,22 +25,25 @@ STATISTICS_ROWS = 64
 
 
 class Numbers(NamedTuple):
-    """Constants of one call, see `polynomial` and `polynomial_backward`."""
+    """Constants of one call, see `forward_kernels` and `backward_kernels`."""
 
     unit: float
     alpha: float
     shift: float
     factor: float
 
+    @classmethod
+    def of(cls, tokens: int, width: int, temperature: float) -> "Numbers":
+        """alpha and shift are powers of two; |x| is at most width / temperature, since standardised rows have norm
+        sqrt(width)."""
+        largest_y = width / temperature + 1
+        alpha = 2.0 ** min(0, math.floor(math.log2(math.sqrt(LARGEST_WEIGHT) / largest_y)))
+        # A row's weights sum to alpha^2 tokens at least.
+        shift = 2.0 ** min(LARGEST_SHIFT, math.floor(math.log2(alpha * alpha * tokens)))
+        return cls(alpha / temperature, alpha, shift, 2 * alpha / (temperature * shift))
 
-def numbers(tokens: int, width: int, temperature: float) -> Numbers:
-    """alpha and shift are powers of two; |x| is at most width / temperature, since standardised rows have norm
-    sqrt(width)."""
-    largest_y = width / temperature + 1
-    alpha = 2.0 ** min(0, math.floor(math.log2(math.sqrt(LARGEST_WEIGHT) / largest_y)))
-    # A row's weights sum to alpha^2 tokens at least.
-    shift = 2.0 ** min(LARGEST_SHIFT, math.floor(math.log2(alpha * alpha * tokens)))
-    return Numbers(alpha / temperature, alpha, shift, 2 * alpha / (temperature * shift))
+
+_launchers: dict[Any, Launcher] = {}
 
 
 class FastmaxPlan(NamedTuple):
@@ -60,7 +62,7 @@ class FastmaxPlan(NamedTuple):
     def of(cls, q: Tensor, k: Tensor, v: Tensor, causal: bool, *others: Tensor) -> "FastmaxPlan":
         """q, k, v: (B, N, H, D), the same strides; others: what the launches read or write besides."""
         aligned, precision = is_aligned(q, k, v, *others), configs.precision(q.dtype)
-        return cls(q.shape, q.stride(), q.dtype, q.device, causal, aligned, precision, configs.version())
+        return cls(q.shape, q.stride(), q.dtype, q.device, causal, aligned, precision, configs.overrides.version)
 
     @property
     def heads(self) -> int:
@@ -75,75 +77,71 @@ class FastmaxPlan(NamedTuple):
         fits = interpreting() or (on_gpu and configs.device_numbers(self.device.index)[0] >= configs.HOPPER)
         return fits and all(mappable(self.shape, s, self.dtype.itemsize) for s in (self.strides, *strides))
 
+    def launch(
+        self, name: str, kernel: Any, tiles: Sequence[Tensor], own: Sequence[bool], rest: Sequence[Any],
+        strides: tuple[tuple[int, ...], ...] = (), **flags: Any,
+    ) -> None:  # fmt: skip
+        """Launches `kernel` on this call's heads.
 
-_launchers: dict[Any, Launcher] = {}
+        own: does a tile have the rows that the program owns, or those that stream through it? rest: an Ellipsis stands
+        for SPLITS.
+        """
+        rows, stream, warps, stages = configs.polynomial(name, padded(self.shape[3]), self.dtype, self.device)
+        splits = -(-self.shape[1] // rows)
+        key = (name, self, strides, tuple(flags.items()))
+        launcher = _launchers.get(key)
+        if launcher is None:
+            tma = self.has_tma(*strides)
+            width = padded(self.shape[3])
+            everything = {
+                "DT": TRITON_DTYPE[self.dtype], "D": self.shape[3], "DP": width, "BM": rows, "BN": stream,
+                "CAUSAL": self.causal, "TMA": tma, "UP": interpreting(), "PREC": self.precision, **flags,
+            }  # fmt: skip
+            known = {k: v for k, v in everything.items() if k in kernel.arg_names}
+            blocks = [(rows if mine else stream, width) for mine in own] if tma else None
+            known |= {"num_warps": warps, "num_stages": stages}
+            if len(_launchers) >= MAX_CALLS:
+                _launchers.clear()
+            launcher = _launchers[key] = Launcher(kernel, self.heads * splits, known, blocks, self.aligned)
+        launcher(tiles, [splits if value is ... else value for value in rest])
 
 
-def _launch(
-    call: FastmaxPlan, name: str, kernel: Any, tiles: Sequence[Tensor], own: Sequence[bool], rest: Sequence[Any],
-    strides: tuple[tuple[int, ...], ...] = (), **flags: Any,
-) -> None:  # fmt: skip
-    """own: does a tile have the rows that the program owns, or the rows that stream through it; rest gets PARTS in the
-    place of an Ellipsis."""
-    rows, stream, warps, stages = configs.polynomial(name, padded(call.shape[3]), call.dtype, call.device)
-    parts = -(-call.shape[1] // rows)
-    key = (name, call, strides, tuple(flags.items()))
-    launcher = _launchers.get(key)
-    if launcher is None:
-        tma = call.has_tma(*strides)
-        width = padded(call.shape[3])
-        everything = {
-            "DT": TRITON_DTYPE[call.dtype], "D": call.shape[3], "DP": width, "BM": rows, "BN": stream,
-            "CAUSAL": call.causal, "TMA": tma, "UP": interpreting(), "PREC": call.precision, **flags,
-        }  # fmt: skip
-        known = {k: v for k, v in everything.items() if k in kernel.arg_names}
-        blocks = [(rows if mine else stream, width) for mine in own] if tma else None
-        known |= {"num_warps": warps, "num_stages": stages}
-        if len(_launchers) >= MAX_CALLS:
-            _launchers.clear()
-        launcher = _launchers[key] = Launcher(kernel, call.heads * parts, known, blocks, call.aligned)
-    launcher(tiles, [parts if value is ... else value for value in rest])
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, temperature: float, causal: bool, save: bool) -> tuple[Tensor, Tensor]:
-    """(o, per-token numbers for the backward pass: float32 (B H, 5, N)). q, k, v: (B, N, H, D), the same strides."""
+def forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
+    """[o (B, N, H, D), numbers of each token for the backward pass: float32 (B H, 5, N)]. qkv: (B, N, 3, H, D)."""
+    q, k, v = (qkv if qkv.stride(4) == 1 else qkv.contiguous()).unbind(2)
     call = FastmaxPlan.of(q, k, v, causal)
     tokens, heads, width = q.shape[1:]
-    const = numbers(tokens, width, temperature)
+    const = Numbers.of(tokens, width, temperature)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    rows = torch.empty(call.heads, polynomial.PER_TOKEN, tokens, dtype=torch.float32, device=q.device)
+    rows = torch.empty(call.heads, forward_kernels.PER_TOKEN, tokens, dtype=torch.float32, device=q.device)
     known = tokens >= KNOWN_FROM_TOKENS
     if known:
-        parts = -(-tokens // STATISTICS_ROWS)
-        polynomial.token_statistics[(call.heads * parts,)](
-            q, k, rows, *q.stride()[:3], tokens, heads, parts, D=width, DP=padded(width), BM=STATISTICS_ROWS
-        )  # fmt: skip
+        splits = -(-tokens // STATISTICS_ROWS)
+        forward_kernels.token_statistics[(call.heads * splits,)](
+            q, k, rows, *q.stride()[:3], tokens, heads, splits, D=width, DP=padded(width), BM=STATISTICS_ROWS
+        )
     rest = (rows, *q.stride()[:3], tokens, heads, ..., const.unit, const.alpha)
-    _launch(
-        call, "fastmax_forward", polynomial.fastmax_forward, (q, k, v, out, k), (True, False, False, True, True), rest,
-        KNOWN=known, SAVE=save,
-    )  # fmt: skip
-    return out, rows
+    kernel, own = forward_kernels.fastmax_forward, (True, False, False, True, True)
+    call.launch("fastmax_forward", kernel, (q, k, v, out, k), own, rest, KNOWN=known, SAVE=save)
+    return [out, rows]
 
 
-def backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, rows: Tensor, grad: Tensor, grads: Sequence[Tensor],
-    temperature: float, causal: bool, needs: tuple[bool, bool],
-) -> None:  # fmt: skip
-    """Writes dq, dk, dv. needs: dq; dk and dv (which take dq's launch too, for its delta)."""
-    dq, dk, dv = grads
+def backward(qkv: Tensor, out: Tensor, rows: Tensor, grad: Tensor, temperature: float, causal: bool) -> Tensor:
+    """The packed gradient (B, N, 3, H, D), contiguous. out, rows: as `forward` returns them; grad: (B, N, H, D)."""
+    q, k, v = (qkv if qkv.stride(4) == 1 else qkv.contiguous()).unbind(2)
+    if grad.stride(3) != 1:
+        grad = grad.contiguous()
+    whole = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    dq, dk, dv = whole.unbind(2)
     call = FastmaxPlan.of(q, k, v, causal, grad)
     tokens, heads = q.shape[1:3]
-    const = numbers(tokens, q.shape[3], temperature)
+    const = Numbers.of(tokens, q.shape[3], temperature)
     delta = torch.empty(call.heads, tokens, dtype=torch.float32, device=q.device)
-    shared = (*q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3], tokens, heads, ..., *const)
+    rest = (rows, delta, *q.stride()[:3], *grad.stride()[:3], *dq.stride()[:3], tokens, heads, ..., *const)
     strides = (grad.stride(), dq.stride())
-    _launch(
-        call, "fastmax_query_grad", polynomial_backward.fastmax_query_grad, (q, k, v, out, grad, dq),
-        (True, False, False, True, True, True), (rows, delta, *shared), strides,
-    )  # fmt: skip
-    if needs[1]:
-        _launch(
-            call, "fastmax_key_grad", polynomial_backward.fastmax_key_grad, (q, k, v, grad, dk, dv),
-            (False, True, True, False, True, True), (rows, delta, *shared), strides,
-        )  # fmt: skip
+    # The queries' launch first: it leaves the delta that the keys' reads.
+    kernel, own = backward_kernels.fastmax_query_grad, (True, False, False, True, True, True)
+    call.launch("fastmax_query_grad", kernel, (q, k, v, out, grad, dq), own, rest, strides)
+    kernel, own = backward_kernels.fastmax_key_grad, (False, True, True, False, True, True)
+    call.launch("fastmax_key_grad", kernel, (q, k, v, grad, dk, dv), own, rest, strides)
+    return whole

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_la_kernels.ops.fastmax import launch as fastmax_launch
+from clip_la_kernels.ops.fastmax import launch
 from clip_la_kernels.ops.fastmax.forward_kernels import PER_TOKEN
-from clip_la_kernels.ops.linear_attention.launch import packed_room
-from clip_la_kernels.ops.linear_attention.library import library, on_device_of
+from clip_la_kernels.ops.linear_attention.library import library, on_device_of, register
 from clip_la_kernels.runtime.autograd import first_order_only
 
 library.define("fastmax(Tensor qkv, float temperature, bool causal, bool save) -> Tensor[]")
@@ -17,36 +16,31 @@ library.define(
 )
 
 
-def _forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
-    with on_device_of(qkv):
-        q, k, v = (qkv if qkv.stride(4) == 1 else qkv.contiguous()).unbind(2)
-        return list(fastmax_launch.forward(q, k, v, temperature, causal, save))
+class FastmaxOperators:
+    """qkv: (B, N, 3, H, D); out (B, N, H, D) and rows (B H, 5, N) float32 as `forward` returns them."""
+
+    @staticmethod
+    def forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
+        with on_device_of(qkv):
+            return launch.forward(qkv, temperature, causal, save)
+
+    @staticmethod
+    def backward(qkv: Tensor, out: Tensor, rows: Tensor, grad: Tensor, temperature: float, causal: bool) -> Tensor:
+        with on_device_of(qkv):
+            return launch.backward(qkv, out, rows, grad, temperature, causal)
+
+    @staticmethod
+    def fake_forward(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
+        batch, tokens, _, heads, width = qkv.shape
+        rows = qkv.new_empty(batch * heads, PER_TOKEN, tokens, dtype=torch.float32)
+        return [qkv.new_empty(batch, tokens, heads, width), rows]
+
+    @staticmethod
+    def fake_backward(qkv: Tensor, out: Tensor, rows: Tensor, grad: Tensor, temperature: float, causal: bool) -> Tensor:
+        return qkv.new_empty(qkv.shape)
 
 
-def _backward(qkv: Tensor, out: Tensor, rows: Tensor, grad: Tensor, temperature: float, causal: bool) -> Tensor:
-    with on_device_of(qkv):
-        q, k, v = (qkv if qkv.stride(4) == 1 else qkv.contiguous()).unbind(2)
-        whole, grads = packed_room(q.shape, q.dtype, q.device)
-        if grad.stride(3) != 1:
-            grad = grad.contiguous()
-        fastmax_launch.backward(q, k, v, out, rows, grad, grads, temperature, causal, (True, True))
-        return whole
-
-
-def _forward_fake(qkv: Tensor, temperature: float, causal: bool, save: bool) -> list[Tensor]:
-    batch, tokens, _, heads, width = qkv.shape
-    rows = qkv.new_empty(batch * heads, PER_TOKEN, tokens, dtype=torch.float32)
-    return [qkv.new_empty(batch, tokens, heads, width), rows]
-
-
-def _backward_fake(qkv: Tensor, out: Tensor, rows: Tensor, grad: Tensor, temperature: float, causal: bool) -> Tensor:
-    return qkv.new_empty(qkv.shape)
-
-
-for _name, _real, _fake in (("fastmax", _forward, _forward_fake), ("fastmax_backward", _backward, _backward_fake)):
-    for _key in ("CUDA", "CPU"):
-        library.impl(_name, _real, _key)
-    torch.library.register_fake(f"clip_la_kernels::{_name}", _fake, lib=library)
+register("fastmax", FastmaxOperators)
 
 
 class KernelFastmax(torch.autograd.Function):

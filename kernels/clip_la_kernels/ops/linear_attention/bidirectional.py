@@ -1,4 +1,4 @@
-# ruff: noqa: E501, E741, RUF059 (what Triton compiles is not quite Python)
+# ruff: noqa: E501, E741, RUF059, SIM108 (what Triton compiles is not quite Python)
 # mypy: ignore-errors
 """Bidirectional kernels, forward. Two phases: the keys' phase reads k and v once and keeps a head's state, D x D numbers whatever
 the length; the queries' phase reads q once, applies the state and writes o. Nothing of size N x N exists.
@@ -8,7 +8,7 @@ State of a head: S = sum k^ v^T, ks = sum k^, vs = sum v; of its gradient: dS = 
 States are kept transposed, [v, k]: the raw tile of v (or do) then is the transposed operand, which the tensor cores read from
 shared memory as it was loaded. Stored states are scaled: S' = b c S, ks' = b c ks, vs' = a c vs, with c = 1 / n for "length"
 and "sum" and 1 for "none", so that o = (q^ S' + vs') / zeta with zeta = a + q^.ks' ("sum") or 1. AUX holds ks' and vs' in
-float32, S' has the inputs' dtype: it is rounded to that for the products anyway. With several parts a head the states are raw
+float32, S' has the inputs' dtype: it is rounded to that for the products anyway. With several splits a head the states are raw
 and float32, and `combine` sums them in order.
 """
 
@@ -26,7 +26,6 @@ from clip_la_kernels.runtime.common import (
     feature,
     guarded,
     kernel,
-    keys_seen,
     load_keys,
     load_tile,
     place,
@@ -42,10 +41,14 @@ from clip_la_kernels.runtime.common import (
 
 @triton.jit
 def scale_of(b, tokens, COUNT, DEN: tl.constexpr, HAS_MASK: tl.constexpr):
-    """c of the module's docstring."""
+    """c of the module's docstring: 1 over the real keys of sequence b (COUNT where there is a mask), at least one."""
     c = 1.0
     if DEN != DEN_NONE:
-        c = 1.0 / keys_seen(b, tokens, COUNT, HAS_MASK)
+        if HAS_MASK:
+            n = tl.load(COUNT + b)
+        else:
+            n = tokens.to(tl.float32)
+        c = 1.0 / tl.maximum(n, 1.0)
     return c
 
 
@@ -154,7 +157,7 @@ def forward_fused(
 ):  # fmt: skip
     """One program a head, where heads fill the GPU: keys and values once, then queries, the state in registers between. 4T bytes,
     the least there can be. KEYS and VALUES are K and V as pointers, for the prefetch."""
-    seq, h, part = place(tl.program_id(0), H, 1)
+    seq, h, split = place(tl.program_id(0), H, 1)
     # The keys' phase comes first, so their rows are what to bring while the kernel before ends.
     ask_for_rows(KEYS, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
     ask_for_rows(VALUES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
@@ -183,26 +186,26 @@ def forward_fused(
 
 
 @kernel
-def key_state_part(
-    K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, PARTS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+def key_state_split(
+    K, V, STATE, AUX, MASK, COUNT, CU, sb, sn, sh, N, H, SPLITS, SIZE, a, b, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, SUMS: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
     VARLEN: tl.constexpr, RAW: tl.constexpr, PAST: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """State of one part (SIZE rows) of a head, where heads alone would leave SMs idle: the raw sums if RAW, which `combine` adds
-    up, else scaled and final (one part).
+    """State of one split (SIZE rows) of a head, where heads alone would leave SMs idle: the raw sums if RAW, which `combine` adds
+    up, else scaled and final (one split).
 
-    PAST: only what comes before another part is asked for, so the last part's sum may be zero.
+    PAST: only what comes before another split is asked for, so the last split's sum may be zero.
     """
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
     V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
-    lo = part * SIZE
+    lo = split * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     if PAST:
-        hi = tl.where(part == PARTS - 1, lo, hi)
+        hi = tl.where(split == SPLITS - 1, lo, hi)
     St, ks, vs = key_state(
         K, V, (seq, h), MASK, lo, hi, sn, DT, D, DP, BL, MAP, SUMS, VSUM, HAS_MASK, TMA, BY_MMA, UP, PREC
     )
@@ -211,15 +214,15 @@ def key_state_part(
         St = St * (b * c)
         ks = ks * (b * c)
         vs = vs * (a * c)
-    store_state(STATE, AUX, (seq * H + h) * PARTS + part, St, ks, vs, DP)
+    store_state(STATE, AUX, (seq * H + h) * SPLITS + split, St, ks, vs, DP)
 
 
 @kernel
 def combine(
-    PART, PAUX, STATE, AUX, COUNT, CU, N, H, PARTS, a, b, DP: tl.constexpr, ROWS: tl.constexpr, DEN: tl.constexpr,
+    SPLIT, SPLIT_AUX, STATE, AUX, COUNT, CU, N, H, SPLITS, a, b, DP: tl.constexpr, ROWS: tl.constexpr, DEN: tl.constexpr,
     HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Sums the PARTS partial states of a head and scales them; a program does ROWS rows of the state.
+    """Sums the SPLITS partial states of a head and scales them; a program does ROWS rows of the state.
 
     In order and without atomics, so that results repeat bit for bit.
     """
@@ -233,33 +236,33 @@ def combine(
     d = tl.arange(0, DP)
     cells = (block * ROWS + tl.arange(0, ROWS))[:, None] * DP + d[None, :]
     acc = tl.zeros([ROWS, DP], tl.float32)
-    for p in range(0, PARTS):
-        acc += tl.load(PART + (index * PARTS + p) * DP * DP + cells)
+    for p in range(0, SPLITS):
+        acc += tl.load(SPLIT + (index * SPLITS + p) * DP * DP + cells)
     tl.store(STATE + index * DP * DP + cells, (acc * (b * c)).to(STATE.dtype.element_ty))
     # The vectors are little work: one of the head's programs does them besides.
     if block == 0:
         ks = tl.zeros([DP], tl.float32)
         vs = tl.zeros([DP], tl.float32)
-        for p in range(0, PARTS):
-            ks += tl.load(PAUX + (index * PARTS + p) * 2 * DP + d)
-            vs += tl.load(PAUX + (index * PARTS + p) * 2 * DP + DP + d)
+        for p in range(0, SPLITS):
+            ks += tl.load(SPLIT_AUX + (index * SPLITS + p) * 2 * DP + d)
+            vs += tl.load(SPLIT_AUX + (index * SPLITS + p) * 2 * DP + DP + d)
         tl.store(AUX + index * 2 * DP + d, ks * (b * c))
         tl.store(AUX + index * 2 * DP + DP + d, vs * (a * c))
 
 
 @kernel
-def output_part(
-    Q, O, STATE, AUX, CU, sb, sn, sh, N, H, PARTS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
+def output_split(
+    Q, O, STATE, AUX, CU, sb, sn, sh, N, H, SPLITS, SIZE, a, eps, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr,
     MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
     PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """o of one part of a head, from the head's whole state, which all its parts read."""
+    """o of one split of a head, from the head's whole state, which all its splits read."""
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
     O = rows_of(O, seq, h, start, tl.cast(N, tl.int64) * H * D, H * D, D, VARLEN, TMA)
-    lo = part * SIZE
+    lo = split * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
     outputs(

@@ -174,7 +174,7 @@ def backward_fused(
 ):  # fmt: skip
     """One program a head: queries with their gradients, then keys and values; the state of the gradient stays in registers between.
     7T bytes, the least there can be, and the saved state. QUERIES and GRADS are Q and DO as pointers, for the prefetch."""
-    seq, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), H, 1)
+    seq, h, split = place(tl.num_programs(0) - 1 - tl.program_id(0), H, 1)
     ask_for_rows(QUERIES, seq, h, sb, sn, sh, N, D, AHEAD, FIRST)
     ask_for_rows(GRADS, seq, h, sdob, sdon, sdoh, N, D, AHEAD, FIRST)
     take_over(PDL)
@@ -227,20 +227,20 @@ def backward_fused(
 
 
 @kernel
-def query_grad_part(
-    Q, DO, DQ, STATE, AUX, DSTATE, DAUX, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, SIZE, a, b, eps,
+def query_grad_split(
+    Q, DO, DQ, STATE, AUX, DSTATE, DAUX, COUNT, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, RAW: tl.constexpr, NEED_Q: tl.constexpr,
     NEED_KV: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dq of one part of a head, and that part's state of the gradient: raw if RAW, else scaled and final (one part)."""
+    """dq of one split of a head, and that split's state of the gradient: raw if RAW, else scaled and final (one split)."""
     take_over(PDL)
-    seq, h, part = place(tl.num_programs(0) - 1 - tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.num_programs(0) - 1 - tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
     DO = rows_of(DO, seq, h, start, sdob, sdon, sdoh, VARLEN, TMA)
     DQ = rows_of(DQ, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
-    lo = part * SIZE
+    lo = split * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     St, ks, vs = load_state(STATE, AUX, seq * H + h, DP)
     dSt, dks, dvs = query_grads(
@@ -253,25 +253,25 @@ def query_grad_part(
             dSt = dSt * (b * c)
             dks = dks * (b * c)
             dvs = dvs * (a * c)
-        store_state(DSTATE, DAUX, (seq * H + h) * PARTS + part, dSt, dks, dvs, DP)
+        store_state(DSTATE, DAUX, (seq * H + h) * SPLITS + split, dSt, dks, dvs, DP)
 
 
 @kernel
-def key_grad_part(
-    K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, PARTS, SIZE, DT: tl.constexpr, D: tl.constexpr,
+def key_grad_split(
+    K, V, DK, DV, MASK, DSTATE, DAUX, CU, sb, sn, sh, sdb, sdn, sdh, N, H, SPLITS, SIZE, DT: tl.constexpr, D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr, HAS_MASK: tl.constexpr,
     VARLEN: tl.constexpr, TMA: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv of one part of a head."""
+    """dk, dv of one split of a head."""
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     K = rows_of(K, seq, h, start, sb, sn, sh, VARLEN, TMA)
     V = rows_of(V, seq, h, start, sb, sn, sh, VARLEN, TMA)
     DK = rows_of(DK, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     DV = rows_of(DV, seq, h, start, sdb, sdn, sdh, VARLEN, TMA)
     MASK += tl.cast(seq, tl.int64) * N
-    lo = part * SIZE
+    lo = split * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     dSt, dks, dvs = load_state(DSTATE, DAUX, seq * H + h, DP)
     key_grads(

@@ -3,8 +3,8 @@
 """Causal kernels: a scan over chunks of BL tokens, the past in a running state, the chunk itself as a small quadratic
 tile.
 
-A head may be cut in PARTS of SIZE tokens. Then the raw states of the parts (`key_state_part`, `grad_state_part`) are
-summed in order by `scan_parts`, and each part starts its scan from the sum before (queries) or after (keys) it. States
+A head may be cut in SPLITS of SIZE tokens. Then `scan_splits` sums the raw states of the splits (`key_state_split`,
+`grad_state_split`) in order, and each split starts its scan from the sum before (queries) or after (keys) it. States
 are unscaled here and, as in `bidirectional`, transposed; z_i = a n_i + b q^_i.ks_i with n_i the real keys up to i. Raw
 tiles are the left operands wherever the norm can scale the product's rows instead; only k^ (forward in time) or q^ / z
 (backward) is formed.
@@ -37,8 +37,10 @@ from clip_la_kernels.runtime.common import (
 
 
 @kernel
-def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr, PDL: tl.constexpr):
-    """In place: each part's state becomes the sum of the parts before it (after it if REVERSE), in order."""
+def scan_splits(
+    SPLIT, SPLIT_AUX, SPLITS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE: tl.constexpr, PDL: tl.constexpr
+):
+    """In place: each split's state becomes the sum of the splits before it (after it if REVERSE), in order."""
     take_over(PDL)
     pid = tl.program_id(0)
     block = pid % (DP // ROWS)
@@ -46,18 +48,18 @@ def scan_parts(PART, PAUX, PARTS, DP: tl.constexpr, ROWS: tl.constexpr, REVERSE:
     d = tl.arange(0, DP)
     cells = (block * ROWS + tl.arange(0, ROWS))[:, None] * DP + d[None, :]
     acc = tl.zeros([ROWS, DP], tl.float32)
-    for step in range(0, PARTS):
-        p = PARTS - 1 - step if REVERSE else step
-        pointers = PART + (index * PARTS + p) * DP * DP + cells
+    for step in range(0, SPLITS):
+        p = SPLITS - 1 - step if REVERSE else step
+        pointers = SPLIT + (index * SPLITS + p) * DP * DP + cells
         own = tl.load(pointers)
         tl.store(pointers, acc)
         acc += own
     if block == 0:
         e = tl.arange(0, 2 * DP)
         sums = tl.zeros([2 * DP], tl.float32)
-        for step in range(0, PARTS):
-            p = PARTS - 1 - step if REVERSE else step
-            pointers = PAUX + (index * PARTS + p) * 2 * DP + e
+        for step in range(0, SPLITS):
+            p = SPLITS - 1 - step if REVERSE else step
+            pointers = SPLIT_AUX + (index * SPLITS + p) * 2 * DP + e
             own = tl.load(pointers)
             tl.store(pointers, sums)
             sums += own
@@ -130,7 +132,7 @@ def up(x, steps, DT: tl.constexpr):
 
 @triton.jit
 def start_state(STATE, AUX, index, v0, DP: tl.constexpr, BV: tl.constexpr, HAS_STATE: tl.constexpr):
-    """(S transposed [BV, DP], ks [DP], vs [BV]) that a part starts from: zeros, or what `scan_parts` left."""
+    """(S transposed [BV, DP], ks [DP], vs [BV]) that a split starts from: zeros, or what `scan_splits` left."""
     d = tl.arange(0, DP)
     e = v0 + tl.arange(0, BV)
     St = tl.zeros([BV, DP], tl.float32)
@@ -142,18 +144,6 @@ def start_state(STATE, AUX, index, v0, DP: tl.constexpr, BV: tl.constexpr, HAS_S
         ks += tl.load(AUX + index * 2 * DP + d)
         vs += tl.load(AUX + index * 2 * DP + DP + e)
     return St, ks, vs
-
-
-@triton.jit
-def save_state(STATE, AUX, index, v0, St, ks, vs, DP: tl.constexpr, BV: tl.constexpr):
-    """The inverse of `start_state`; ks is the first block of columns' to store."""
-    d = tl.arange(0, DP)
-    e = v0 + tl.arange(0, BV)
-    index = tl.cast(index, tl.int64)
-    tl.store(STATE + index * DP * DP + e[:, None] * DP + d[None, :], St)
-    if v0 == 0:
-        tl.store(AUX + index * 2 * DP + d, ks)
-    tl.store(AUX + index * 2 * DP + DP + e, vs)
 
 
 @triton.jit
@@ -180,23 +170,23 @@ def load_norms(NORM, n, hi, MAP: tl.constexpr):
 
 @kernel
 def causal_forward(
-    Q, K, V, O, Z, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, N, H, PARTS, SIZE, RUN, a, b, eps, DT: tl.constexpr,
+    Q, K, V, O, Z, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, N, H, SPLITS, SIZE, RUN, a, b, eps, DT: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, BV: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, SAVE_STATE: tl.constexpr,
     SAVE_NORMS: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr,
     PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """o (BV of its columns) of RUN parts (1, or all of a head) one after the other, and the raw z.
+    """o (BV of its columns) of RUN splits (1, or all of a head) one after the other, and the raw z.
 
     A step reads BL rows of q, k, v and writes as many of o: what the chunk's own keys give, by the BL x BL tile of
     weights, plus what all keys before it give, by the state S (BV x DP), ks and vs, which then takes the chunk in.
 
-    Kept for the backward pass: the norms (SAVE_NORMS), and the state that each part starts from (SAVE_STATE).
+    Kept for the backward pass: the norms (SAVE_NORMS), and the state that each split starts from (SAVE_STATE).
     """
     take_over(PDL)
     pid = tl.program_id(0)
     v0 = (pid % (DP // BV)) * BV
-    seq, h, group = place(pid // (DP // BV), H, PARTS // RUN)
+    seq, h, group = place(pid // (DP // BV), H, SPLITS // RUN)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -207,7 +197,7 @@ def causal_forward(
     NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    index = (seq * H + h) * PARTS
+    index = (seq * H + h) * SPLITS
     St, ks, vs0 = start_state(STATE, AUX, index + group * RUN, v0, DP, BV, HAS_STATE)
     V1 = tl.zeros([BV, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
@@ -216,11 +206,16 @@ def causal_forward(
     rn = tl.arange(0, BL)
     # Rows that are not real are zero in k and v, so the triangle is all there is to mask.
     seen = rn[:, None] >= rn[None, :]
-    for part in range(group * RUN, (group + 1) * RUN):
-        hi = tl.minimum((part + 1) * SIZE, tokens)
+    for split in range(group * RUN, (group + 1) * RUN):
+        hi = tl.minimum((split + 1) * SIZE, tokens)
         if SAVE_STATE:
-            save_state(STATE, AUX, index + part, v0, St, ks, vs0 + tl.sum(V1, 1), DP, BV)
-        for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
+            # What `start_state` reads; all blocks of columns have the same ks, and the first one stores it.
+            begin = tl.cast(index + split, tl.int64)
+            tl.store(STATE + begin * DP * DP + e[:, None] * DP + d[None, :], St)
+            if v0 == 0:
+                tl.store(AUX + begin * 2 * DP + d, ks)
+            tl.store(AUX + begin * 2 * DP + DP + e, vs0 + tl.sum(V1, 1))
+        for n0 in tl.range(split * SIZE, hi, BL, num_stages=STAGES):
             n = n0 + rn
             real = n < hi
             if HAS_MASK:

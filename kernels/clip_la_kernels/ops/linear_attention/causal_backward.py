@@ -32,19 +32,19 @@ from clip_la_kernels.runtime.common import (
 @kernel
 def causal_query_grad(
     Q, K, V, DO, DQ, Z, DELTA, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
-    PARTS, SIZE, a, b, eps,
+    SPLITS, SIZE, a, b, eps,
     DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
     STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dq of one part, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
+    """dq of one split, forward in time; stores delta_i z_i = do_i.o_i (0 where z is held), which the keys' sweep
     needs.
 
     A step reads BL rows of q, k, v, do and writes dq: from the chunk's own keys by the tile A_ij = do_i.v_j / z_i, from
     the past by the state S, ks and vs, which is the forward pass's, taken in once more.
     """
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -57,14 +57,14 @@ def causal_query_grad(
     NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
+    St, ks, vs0 = start_state(STATE, AUX, (seq * H + h) * SPLITS + split, 0, DP, DP, HAS_STATE)
     V1 = tl.zeros([DP, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     seen = rn[:, None] >= rn[None, :]
-    hi = tl.minimum((part + 1) * SIZE, tokens)
-    for n0 in tl.range(part * SIZE, hi, BL, num_stages=STAGES):
+    hi = tl.minimum((split + 1) * SIZE, tokens)
+    for n0 in tl.range(split * SIZE, hi, BL, num_stages=STAGES):
         n = n0 + rn
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
@@ -131,20 +131,20 @@ def divided(
 
 
 @kernel
-def grad_state_part(
-    Q, DO, Z, DELTA, NORM, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, PARTS, SIZE, eps, DT: tl.constexpr,
+def grad_state_split(
+    Q, DO, Z, DELTA, NORM, STATE, AUX, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, N, H, SPLITS, SIZE, eps, DT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr, VSUM: tl.constexpr,
     HAS_MASK: tl.constexpr,
     VARLEN: tl.constexpr, TMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """Raw state of the gradient of one part: dS = sum q^ g^T (transposed), -sum delta q^, sum g.
+    """Raw state of the gradient of one split: dS = sum q^ g^T (transposed), -sum delta q^, sum g.
 
-    Reads the part's q and do once and writes D x D numbers; `scan_parts` then sums them from the last part to the
-    first, so that every part of `causal_key_grad` can start at once.
+    Reads the split's q and do once and writes D x D numbers; `scan_splits` then sums them from the last split to the
+    first, so that every split of `causal_key_grad` can start at once.
     """
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -160,10 +160,10 @@ def grad_state_part(
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     dks = tl.zeros([DP], tl.float32)
     dvs = tl.zeros([DP], tl.float32)
-    hi = tl.minimum((part + 1) * SIZE, tokens)
-    # Nobody starts from the first part's sum: no keys come before it.
-    hi = tl.where(part == 0, 0, hi)
-    for n0 in range(part * SIZE, hi, BL):
+    hi = tl.minimum((split + 1) * SIZE, tokens)
+    # Nobody starts from the first split's sum: no keys come before it.
+    hi = tl.where(split == 0, 0, hi)
+    for n0 in range(split * SIZE, hi, BL):
         n = n0 + rn
         q = load_tile(Q, at, n0, sn, rn, d, hi, D, TMA, 0)
         do = load_tile(DO, at, n0, sdon, rn, d, hi, D, TMA, 0)
@@ -177,18 +177,18 @@ def grad_state_part(
         if DEN == DEN_SUM:
             dz = tl.load(DELTA + n, mask=n < hi, other=0.0)
             dks -= tl.sum(yg * dz[:, None], 0)
-    store_state(STATE, AUX, (seq * H + h) * PARTS + part, dSt, dks, dvs + tl.sum(G1, 1), DP)
+    store_state(STATE, AUX, (seq * H + h) * SPLITS + split, dSt, dks, dvs + tl.sum(G1, 1), DP)
 
 
 @kernel
 def causal_key_grad(
     Q, K, V, DO, DK, DV, Z, DELTA, NORM, STATE, AUX, MASK, CUM, CU, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H,
-    PARTS, SIZE, a, b,
+    SPLITS, SIZE, a, b,
     eps, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BL: tl.constexpr, MAP: tl.constexpr, DEN: tl.constexpr,
     VSUM: tl.constexpr, HAS_MASK: tl.constexpr, VARLEN: tl.constexpr, HAS_STATE: tl.constexpr, TMA: tl.constexpr,
     STAGES: tl.constexpr, BY_MMA: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv of one part, backward in time. Transposed tiles are computed as such: no product of a transposed
+    """dk, dv of one split, backward in time. Transposed tiles are computed as such: no product of a transposed
     product.
 
     A step reads BL rows of q, k, v, do and writes dk and dv: from the chunk's own queries by the tiles W^T and A^T,
@@ -198,7 +198,7 @@ def causal_key_grad(
     z_i) q'_i.
     """
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, PARTS)
+    seq, h, split = place(tl.program_id(0), H, SPLITS)
     start, tokens = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -212,14 +212,14 @@ def causal_key_grad(
     NORM += 2 * per_row(seq, h, start, N, H, VARLEN)
     MASK += tl.cast(seq, tl.int64) * N
     CUM += tl.cast(seq, tl.int64) * N
-    dSt, dks, dvs = start_state(STATE, AUX, (seq * H + h) * PARTS + part, 0, DP, DP, HAS_STATE)
+    dSt, dks, dvs = start_state(STATE, AUX, (seq * H + h) * SPLITS + split, 0, DP, DP, HAS_STATE)
     G1 = tl.zeros([DP, THIN], tl.float32)
     ones = thin(tl.full([BL], 1.0, tl.float32), DT)
     d = tl.arange(0, DP)
     rn = tl.arange(0, BL)
     # Rows that are not real are zero in every tile, so the triangle is all there is to mask.
     seen = rn[None, :] >= rn[:, None]
-    lo = part * SIZE
+    lo = split * SIZE
     hi = tl.minimum(lo + SIZE, tokens)
     chunks = tl.cdiv(tl.maximum(hi - lo, 0), BL)
     for step in tl.range(0, chunks, num_stages=STAGES):

@@ -6,7 +6,7 @@ but the state of the block is kept untransposed, [y, w]: that takes a tenth of a
 All three have the form of the forward pass, out_i = sum_j (x_i.y_j) w_j over the past or, backward in time, the
 future: (x, y, w) = (do, v, k^) for dq^, (k, q^, do) for dv, (v, do, q^) for dk^. So a program keeps the state of its
 own columns only, few enough registers for one group of warps, and whole heads fill the GPU without an extra pass for
-the states of parts. The gradient of a norm wants a sum over all columns, which the programs of one launch leave by
+the states of splits. The gradient of a norm wants a sum over all columns, which the programs of one launch leave by
 blocks and the next launch adds up: q^.dq^ by those of dq^, whose columns those of dk^ then project; k^.dk^ by those of
 dv, since it equals v.dv less its constant part.
 """
@@ -39,7 +39,7 @@ def causal_columns(
     blocks: tl.constexpr = DP // BV
     block = pid % blocks
     v0 = block * BV
-    seq, h, part = place(pid // blocks, H, 1)
+    seq, h, split = place(pid // blocks, H, 1)
     at = (seq, h)
     X = rows_of(X, seq, h, 0, xb, xn, xh, False, TMA)
     Y = rows_of(Y, seq, h, 0, yb, yn, yh, False, TMA)
@@ -89,7 +89,7 @@ def causal_columns(
             if ROLE == DV:
                 tl.store(TURN + n * 2 * blocks + blocks + block, tl.sum(mf * o, 1), mask=n < N)
             if ROLE == DK:
-                # The last launch: all columns' parts of both sums lie ready, and dq lacks its own.
+                # The last launch: all columns' shares of both sums lie ready, and dq lacks its own.
                 turn_q = tl.zeros([BL], tl.float32)
                 turn_k = tl.zeros([BL], tl.float32)
                 for other in tl.static_range(blocks):

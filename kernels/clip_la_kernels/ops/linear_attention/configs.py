@@ -22,7 +22,7 @@ SHORT_WIDTH = 128
 # how many programs per SM do so. Twice the rows crowd out what that kernel needs.
 ROWS_AHEAD = 256
 PDL_WAVES = 3
-# Rows of a state that one program of `combine` or `scan_parts` sums.
+# Rows of a state that one program of `combine` or `scan_splits` sums.
 COMBINE_ROWS = 16
 
 
@@ -42,10 +42,10 @@ class Config(NamedTuple):
 SM90 = {
     ("forward_fused", 64, False): Config(64, 4, 3), ("forward_fused", 64, True): Config(64, 4, 4),
     ("backward_fused", 64, False): Config(64, 4, 3), ("backward_fused", 64, True): Config(64, 4, 4),
-    ("key_state_part", 64, False): Config(64, 4, 4), ("key_state_part", 64, True): Config(64, 4, 4),
-    ("output_part", 64, False): Config(64, 4, 4), ("output_part", 64, True): Config(64, 4, 4),
-    ("query_grad_part", 64, False): Config(64, 4, 3, 168), ("query_grad_part", 64, True): Config(64, 4, 3),
-    ("key_grad_part", 64, False): Config(64, 4, 3), ("key_grad_part", 64, True): Config(64, 4, 3),
+    ("key_state_split", 64, False): Config(64, 4, 4), ("key_state_split", 64, True): Config(64, 4, 4),
+    ("output_split", 64, False): Config(64, 4, 4), ("output_split", 64, True): Config(64, 4, 4),
+    ("query_grad_split", 64, False): Config(64, 4, 3, 168), ("query_grad_split", 64, True): Config(64, 4, 3),
+    ("key_grad_split", 64, False): Config(64, 4, 3), ("key_grad_split", 64, True): Config(64, 4, 3),
     ("causal_forward", 64, False): Config(64, 4, 3), ("causal_forward", 64, True): Config(64, 4, 3),
     ("causal_query_grad", 64, False): Config(64, 4, 3), ("causal_query_grad", 64, True): Config(64, 4, 2),
     ("causal_key_grad", 64, False): Config(64, 4, 3), ("causal_key_grad", 64, True): Config(64, 4, 2),
@@ -95,34 +95,35 @@ POLYNOMIAL = {
 POLYNOMIAL_DEFAULT = (64, 64, 4, 2)
 POLYNOMIAL_FLOAT32 = (32, 32, 4, 1)
 
-_overrides: dict[str, Config] = {}
-_plan: dict[str, int] = {}
-_version = 0
-_versions = itertools.count(1)
+
+class Overrides:
+    """What the tuner and tests set in place of the tables above and the limits below; empty otherwise.
+
+    configs: by kernel name; plan: by the names that `forced` takes; version: of both, so that launches prepared under
+    one setting are not used under another.
+    """
+
+    def __init__(self) -> None:
+        self.configs: dict[str, Config] = {}
+        self.plan: dict[str, int] = {}
+        self.version = 0
+        self._versions = itertools.count(1)
+
+    @contextmanager
+    def forced(self, configs: dict[str, Config], **plan: int) -> Iterator[None]:
+        """Inside the block: these configurations by kernel name; plan: splits=, causal_splits=, whole=, columns=,
+        short=, multiple=, tma_bytes=. Blocks nest."""
+        before = self.configs, self.plan, self.version
+        self.configs, self.plan = {**self.configs, **configs}, {**self.plan, **plan}
+        self.version = next(self._versions)
+        try:
+            yield
+        finally:
+            self.configs, self.plan, self.version = before
 
 
-def version() -> int:
-    """Changes whenever `forced` does, so that launches prepared before are not taken for launches under it."""
-    return _version
-
-
-@contextmanager
-def forced(configs: dict[str, Config], **plan: int) -> Iterator[None]:
-    """For the tuner and tests: these configurations by kernel name; plan: parts=, causal_parts=, whole=, columns=,
-    short=, multiple=, tma_bytes=."""
-    global _version
-    before = dict(_overrides), dict(_plan)
-    outer, _version = _version, next(_versions)
-    _overrides.update(configs)
-    _plan.update(plan)
-    try:
-        yield
-    finally:
-        _version = outer
-        _overrides.clear()
-        _overrides.update(before[0])
-        _plan.clear()
-        _plan.update(before[1])
+overrides = Overrides()
+forced = overrides.forced
 
 
 @functools.lru_cache
@@ -134,15 +135,10 @@ def device_numbers(index: int | None) -> tuple[int, int]:
     return properties.major, properties.multi_processor_count
 
 
-def forced_config(kernel: str) -> Config | None:
-    """What `forced` asks for this kernel, if anything."""
-    return _overrides.get(kernel)
-
-
 def config(kernel: str, device: torch.device, width: int, total: bool, dtype: torch.dtype, tokens: int) -> Config:
     """The configuration of one kernel; `total`: is the denominator the sum of weights."""
-    if kernel in _overrides:
-        return _overrides[kernel]
+    if kernel in overrides.configs:
+        return overrides.configs[kernel]
     if dtype == torch.float32:
         return FLOAT32[width]
     major, _ = device_numbers(device.index if device.type == "cuda" else None)
@@ -156,8 +152,8 @@ def config(kernel: str, device: torch.device, width: int, total: bool, dtype: to
 
 def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int, int]:
     """(rows a program owns, rows that stream by, warps, stages) of a fastmax kernel; "polynomial" overrides all."""
-    if "polynomial" in _overrides:
-        rows, warps, stages, _ = _overrides["polynomial"]
+    if "polynomial" in overrides.configs:
+        rows, warps, stages, _ = overrides.configs["polynomial"]
         return rows, rows, warps, stages
     if dtype == torch.float32:
         return POLYNOMIAL_FLOAT32
@@ -165,20 +161,13 @@ def polynomial(kernel: str, width: int, dtype: torch.dtype, device: torch.device
     return POLYNOMIAL.get((kernel, width), POLYNOMIAL_DEFAULT) if major == HOPPER else POLYNOMIAL_DEFAULT
 
 
-class Plan(NamedTuple):
-    """parts: 0 = one fused program a head, else programs a head, `size` tokens each."""
-
-    parts: int
-    size: int
-
-
 # One fused program a head is best wherever heads alone make this many waves over the SMs.
 FUSED_WAVES = 1.4
-# Tokens a part at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
-PART_TOKENS = 512
-# Waves that parts should make: few long programs beat many, which all start from a state of their head's.
+# Tokens a split at least: below, its state (16 KB in float32 at D = 64) costs more than the waves it fills.
+SPLIT_TOKENS = 512
+# Waves that splits should make: few long programs beat many, which all start from a state of their head's.
 WANTED_WAVES = 1.5
-# A causal part reads its keys and values twice, so there are only as many as make this many waves.
+# A causal split reads its keys and values twice, so there are only as many as make this many waves.
 CAUSAL_WAVES = 2
 # Waves that whole heads (times blocks of columns) must make for the causal forward pass to go through them unparted.
 SERIAL_WAVES = 0.75
@@ -186,48 +175,55 @@ SERIAL_WAVES = 0.75
 # L2 cache becomes the limit.
 CAUSAL_COLUMNS = 64
 # Every tile height divides it.
-PART_MULTIPLE = 128
+SPLIT_MULTIPLE = 128
 
 
-def plan(heads: int, tokens: int, width: int, device: torch.device) -> Plan:
-    """The structure of a bidirectional call over `heads` = sequences x heads."""
-    _, sms = device_numbers(device.index if device.type == "cuda" else None)
-    parts = 0
-    if heads < FUSED_WAVES * sms and tokens > PART_TOKENS:
-        parts = max(1, min(tokens // PART_TOKENS, round(WANTED_WAVES * sms / heads)))
-    parts = _plan.get("parts", parts)
-    return Plan(parts, part_size(tokens, parts))
+class Plan(NamedTuple):
+    """A bidirectional head in `splits` of `size` tokens, a program each; splits = 0: one fused program a head."""
+
+    splits: int
+    size: int
+
+    @classmethod
+    def of(cls, heads: int, tokens: int, device: torch.device) -> "Plan":
+        """The structure of a call over `heads` = sequences x heads."""
+        _, sms = device_numbers(device.index if device.type == "cuda" else None)
+        splits = 0
+        if heads < FUSED_WAVES * sms and tokens > SPLIT_TOKENS:
+            splits = max(1, min(tokens // SPLIT_TOKENS, round(WANTED_WAVES * sms / heads)))
+        splits = limit("splits", splits)
+        return cls(splits, split_size(tokens, splits))
 
 
 class Scan(NamedTuple):
-    """A causal head cut in `parts` of `size` tokens. whole: a program of the forward pass goes through all of them."""
+    """A causal head in `splits` of `size` tokens. whole: a program of the forward pass goes through all of them."""
 
-    parts: int
+    splits: int
     size: int
     whole: bool
 
+    @classmethod
+    def of(cls, heads: int, tokens: int, width: int, device: torch.device) -> "Scan":
+        """The structure of a call over `heads` = sequences x heads of this padded width.
 
-def scan(heads: int, tokens: int, width: int, device: torch.device) -> Scan:
-    """The structure of a causal call.
-
-    Where whole heads fill the GPU, the forward pass goes through them, reading everything once, and leaves the states
-    that the parts of the backward pass start from; else an extra pass over keys and values makes those.
-    """
-    _, sms = device_numbers(device.index if device.type == "cuda" else None)
-    parts = max(1, min(tokens // (2 * PART_TOKENS), CAUSAL_WAVES * sms // heads))
-    parts = _plan.get("causal_parts", parts)
-    programs = heads * (width // column_block(width, device))
-    whole = bool(_plan.get("whole", programs >= SERIAL_WAVES * sms))
-    return Scan(parts, part_size(tokens, parts), whole)
+        Where whole heads fill the GPU, the forward pass goes through them, reading everything once, and leaves the
+        states that the splits of the backward pass start from; else an extra pass over keys and values makes those.
+        """
+        _, sms = device_numbers(device.index if device.type == "cuda" else None)
+        splits = max(1, min(tokens // (2 * SPLIT_TOKENS), CAUSAL_WAVES * sms // heads))
+        splits = limit("causal_splits", splits)
+        programs = heads * (width // column_block(width))
+        whole = bool(limit("whole", programs >= SERIAL_WAVES * sms))
+        return cls(splits, split_size(tokens, splits), whole)
 
 
-def part_size(tokens: int, parts: int) -> int:
-    """Tokens a part, a multiple of every tile height in use."""
-    if parts < 1:
+def split_size(tokens: int, splits: int) -> int:
+    """Tokens a split, a multiple of every tile height in use."""
+    if splits < 1:
         return tokens
-    size = -(-tokens // parts)
-    multiple = _plan.get("multiple", PART_MULTIPLE)
-    return -(-size // multiple) * multiple if parts > 1 else size
+    size = -(-tokens // splits)
+    multiple = limit("multiple", SPLIT_MULTIPLE)
+    return -(-size // multiple) * multiple if splits > 1 else size
 
 
 # Encoding tensor maps can cost the host some microseconds a launch: only tensors from this size on go through TMA.
@@ -236,12 +232,12 @@ TMA_LEAST_BYTES = 4 << 20
 
 def limit(name: str, value: int) -> int:
     """A limit of this table, or what `forced` has in its place."""
-    return _plan.get(name, value)
+    return overrides.plan.get(name, value)
 
 
-def column_block(width: int, device: torch.device) -> int:
-    """Columns of v that one program of the causal forward kernel does."""
-    return min(width, _plan.get("columns", CAUSAL_COLUMNS))
+def column_block(width: int) -> int:
+    """Columns of v that one program of the causal forward kernel computes, of heads of this padded width."""
+    return min(width, limit("columns", CAUSAL_COLUMNS))
 
 
 def precision(dtype: torch.dtype) -> str:

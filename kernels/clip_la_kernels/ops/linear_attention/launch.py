@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clip_la_kernels.ops.linear_attention import bidirectional_launch, causal_launch
-from clip_la_kernels.ops.linear_attention.plan import plan_for
+from clip_la_kernels.ops.linear_attention.bidirectional_launch import BidirectionalPass
+from clip_la_kernels.ops.linear_attention.causal_launch import CausalPass
+from clip_la_kernels.ops.linear_attention.plan import KernelPlan
 from clip_la_kernels.runtime.options import Options
 
 Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -23,13 +24,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, masks: Masks, opt: Options, save: b
     """[o (B, N, H, D) contiguous, then what `KernelPlan.saved` lists]. masks: uint8 (B, N), counts float32, cu_seqlens,
     or None each."""
     q, k, v = uniform(q, k, v)
-    call = plan_for(q, k, v, *masks, opt)
+    call = KernelPlan.of(q, k, v, *masks, opt)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     saved = call.empty(call.saved(save))
-    run = causal_launch.forward if opt.causal else bidirectional_launch.forward
     # Something that is never read in place of what is absent.
     mask, counts, cu = (out if t is None else t for t in masks)
-    run(call, (q, k, v), out, saved, (mask, counts, cu), save)
+    (CausalPass if opt.causal else BidirectionalPass)(call, (mask, counts, cu)).forward((q, k, v), out, saved, save)
     return [out, *saved]
 
 
@@ -39,27 +39,19 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """[dqkv] if packed, else [dq, dk, dv]; what is not needed (needs: dq, dk and dv) is left unwritten."""
     q, k, v = uniform(q, k, v)
-    call = plan_for(q, k, v, *masks, opt)
+    call = KernelPlan.of(q, k, v, *masks, opt)
     if not call.readable(grad):
         grad = grad.contiguous()
     shape = call.signature.shape
     results: list[Tensor]
     if packed:
-        whole, (dq, dk, dv) = packed_room(shape, call.dtype, call.device)
-        results = [whole]
+        batch, tokens, heads, width = shape
+        results = [torch.empty(batch, tokens, 3, heads, width, dtype=call.dtype, device=call.device)]
+        dq, dk, dv = results[0].unbind(2)
     else:
         results = [torch.empty(shape, dtype=call.dtype, device=call.device) for _ in range(3)]
         dq, dk, dv = results
-    run = causal_launch.backward if opt.causal else bidirectional_launch.backward
     mask, counts, cu = (grad if t is None else t for t in masks)
-    run(call, (q, k, v), grad, saved, (dq, dk, dv), (mask, counts, cu), needs)
+    run = (CausalPass if opt.causal else BidirectionalPass)(call, (mask, counts, cu))
+    run.backward((q, k, v), grad, saved, (dq, dk, dv), needs)
     return results
-
-
-def packed_room(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """(B, N, 3, H, D) and its three views of `shape`, (B, N, H, D) each."""
-    batch, tokens, heads, width = shape
-    whole = torch.empty(batch, tokens, 3, heads, width, dtype=dtype, device=device)
-    return whole, whole.unbind(2)  # type: ignore[return-value]

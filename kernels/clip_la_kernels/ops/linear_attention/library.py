@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from clip_la_kernels.ops.linear_attention import launch
-from clip_la_kernels.ops.linear_attention.plan import plan_of_fakes
+from clip_la_kernels.ops.linear_attention.plan import KernelPlan
 from clip_la_kernels.runtime.autograd import first_order_only
 from clip_la_kernels.runtime.options import Options
 
@@ -28,20 +28,6 @@ library.define(
     f"linear_attention_backward({_INPUTS}, {_OPTIONS}, Tensor grad, Tensor[] saved, bool packed, bool need_q,"
     " bool need_kv) -> Tensor[]"
 )
-
-
-def _forward(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
-    opt = Options(a, b, feature_map, denominator, causal, eps)
-    with on_device_of(q):
-        return launch.forward(q, k, v, (mask, counts, cu), opt, save)
-
-
-def _backward(  # type: ignore[no-untyped-def]
-    q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, saved, packed, need_q, need_kv
-):
-    opt = Options(a, b, feature_map, denominator, causal, eps)
-    with on_device_of(q):
-        return launch.backward(q, k, v, (mask, counts, cu), opt, grad, saved, packed, (need_q, need_kv))
 
 
 def unobserved(*tensors: Tensor) -> bool:
@@ -59,23 +45,50 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device)
 
 
-def _forward_fake(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
-    call = plan_of_fakes(q, mask, cu, Options(a, b, feature_map, denominator, causal, eps))
-    return [q.new_empty(q.shape), *(q.new_empty(shape, dtype=dtype) for shape, dtype in call.saved(save))]
+def register(name: str, operators: Any) -> None:
+    """Gives the defined operators `name` and `name`_backward their functions: the static methods forward and backward
+    of `operators` on tensors, fake_forward and fake_backward for the shapes of the results."""
+    for suffix in ("", "_backward"):
+        method = suffix.strip("_") or "forward"
+        # The CPU only ever interprets the kernels, in tests.
+        for key in ("CUDA", "CPU"):
+            library.impl(name + suffix, getattr(operators, method), key)
+        torch.library.register_fake(
+            f"clip_la_kernels::{name}{suffix}", getattr(operators, f"fake_{method}"), lib=library
+        )
 
 
-def _backward_fake(  # type: ignore[no-untyped-def]
-    q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, saved, packed, need_q, need_kv
-):
-    batch, tokens, heads, width = q.shape
-    return [q.new_empty(batch, tokens, 3, heads, width)] if packed else [q.new_empty(q.shape) for _ in range(3)]
+class LinearAttentionOperators:
+    """q, k, v: (B, N, H, D). The options come one by one, as an operator has no tuples."""
+
+    @staticmethod
+    def forward(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
+        opt = Options(a, b, feature_map, denominator, causal, eps)
+        with on_device_of(q):
+            return launch.forward(q, k, v, (mask, counts, cu), opt, save)
+
+    @staticmethod
+    def backward(  # type: ignore[no-untyped-def]
+        q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, saved, packed, need_q, need_kv
+    ):
+        opt = Options(a, b, feature_map, denominator, causal, eps)
+        with on_device_of(q):
+            return launch.backward(q, k, v, (mask, counts, cu), opt, grad, saved, packed, (need_q, need_kv))
+
+    @staticmethod
+    def fake_forward(q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, save):  # type: ignore[no-untyped-def]
+        plan = KernelPlan.of_fakes(q, mask, cu, Options(a, b, feature_map, denominator, causal, eps))
+        return [q.new_empty(q.shape), *(q.new_empty(shape, dtype=dtype) for shape, dtype in plan.saved(save))]
+
+    @staticmethod
+    def fake_backward(  # type: ignore[no-untyped-def]
+        q, k, v, mask, counts, cu, a, b, feature_map, denominator, causal, eps, grad, saved, packed, need_q, need_kv
+    ):
+        batch, tokens, heads, width = q.shape
+        return [q.new_empty(batch, tokens, 3, heads, width)] if packed else [q.new_empty(q.shape) for _ in range(3)]
 
 
-for _name, _real, _fake in (("", _forward, _forward_fake), ("_backward", _backward, _backward_fake)):
-    library.impl(f"linear_attention{_name}", _real, "CUDA")
-    # The CPU only ever interprets the kernels, in tests.
-    library.impl(f"linear_attention{_name}", _real, "CPU")
-    torch.library.register_fake(f"clip_la_kernels::linear_attention{_name}", _fake, lib=library)
+register("linear_attention", LinearAttentionOperators)
 
 
 class KernelAttention(torch.autograd.Function):
@@ -91,7 +104,8 @@ class KernelAttention(torch.autograd.Function):
             # Launchers are remembered by the shape, not by the dtype; the kernels read it as one dense row.
             cu = cu.to(torch.int32).contiguous()
         q, k, v = tensors[0].unbind(2) if len(tensors) == 1 else tensors
-        run: Any = _forward if unobserved(*tensors) else torch.ops.clip_la_kernels.linear_attention
+        operators, plain = LinearAttentionOperators, unobserved(*tensors)
+        run: Any = operators.forward if plain else torch.ops.clip_la_kernels.linear_attention
         out, *saved = run(q, k, v, mask, counts, cu, *opt, save)
         ctx.save_for_backward(mask, counts, cu, *tensors, *saved)
         ctx.opt, ctx.inputs = opt, len(tensors)
@@ -105,7 +119,8 @@ class KernelAttention(torch.autograd.Function):
         packed = len(tensors) == 1
         q, k, v = tensors[0].unbind(2) if packed else tensors
         wanted = (True,) * 3 if packed else ctx.needs_input_grad[4:]
-        run: Any = _backward if unobserved(grad, *tensors) else torch.ops.clip_la_kernels.linear_attention_backward
+        operators, plain = LinearAttentionOperators, unobserved(grad, *tensors)
+        run: Any = operators.backward if plain else torch.ops.clip_la_kernels.linear_attention_backward
         grads = run(q, k, v, mask, counts, cu, *ctx.opt, grad, saved, packed, wanted[0], wanted[1] or wanted[2])
         if packed:
             return None, None, None, None, grads[0]

@@ -2,7 +2,7 @@
 launchers."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import triton.language as tl
@@ -63,7 +63,10 @@ def mappable(shape: Sequence[int], strides: Sequence[int], size: int) -> bool:
 
 
 class KernelPlan:
-    """The static side of a call; its launchers live as long as it does."""
+    """The static side of a call; its launchers live as long as it does. Training repeats a handful of calls, so `of`
+    remembers their plans."""
+
+    _plans: ClassVar[dict[Signature, "KernelPlan"]] = {}
 
     def __init__(self, signature: Signature) -> None:
         self.signature, self.opt = signature, signature.opt
@@ -76,8 +79,8 @@ class KernelPlan:
         self.device, self.dtype = signature.device, signature.dtype
         major, self.sms = configs.device_numbers(self.device.index if self.device.type == "cuda" else None)
         self.hopper = self.device.type == "cuda" and major >= configs.HOPPER
-        self.plan = configs.plan(self.heads, self.tokens, self.width, self.device)
-        self.scan = configs.scan(self.heads, self.tokens, self.width, self.device)
+        self.plan = configs.Plan.of(self.heads, self.tokens, self.device)
+        self.scan = configs.Scan.of(self.heads, self.tokens, self.width, self.device)
         longest = configs.limit("short", configs.SHORT_TOKENS)
         self.short = self.opt.causal and self.tokens <= longest and self.width <= configs.SHORT_WIDTH
         self.by_columns = self._goes_by_columns()
@@ -85,6 +88,36 @@ class KernelPlan:
         self._launchers: dict[Any, Launcher] = {}
         self._saved: dict[bool, Kinds] = {}
         self._readable: dict[tuple[int, ...], bool] = {}
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        counts: Tensor | None,
+        cu: Tensor | None,
+        opt: Options,
+    ) -> "KernelPlan":
+        """The (remembered) plan of a call on these tensors; q, k, v (B, N, H, D) share their strides."""
+        signature = Signature(
+            q.shape, q.stride(), q.dtype, q.device, opt, mask is not None, None if cu is None else cu.shape[0] - 1,
+            is_aligned(q, k, v, mask, counts, cu), configs.precision(q.dtype), configs.overrides.version,
+        )  # fmt: skip
+        plan = cls._plans.get(signature)
+        if plan is None:
+            if len(cls._plans) >= MAX_CALLS:
+                cls._plans.clear()
+            plan = cls._plans[signature] = cls(signature)
+        return plan
+
+    @classmethod
+    def of_fakes(cls, q: Tensor, mask: Tensor | None, cu: Tensor | None, opt: Options) -> "KernelPlan":
+        """The plan of a call on tensors without memory, for the shapes of its results alone."""
+        sequences, precision = None if cu is None else cu.shape[0] - 1, configs.precision(q.dtype)
+        masked = mask is not None
+        return cls(Signature(q.shape, q.stride(), q.dtype, q.device, opt, masked, sequences, False, precision, -1))
 
     def _has_tma(self) -> bool:
         """One dense rectangle a head, on hardware that copies such by itself (or the interpreter, which can too)."""
@@ -98,7 +131,7 @@ class KernelPlan:
         plain = (
             not s.masked and s.sequences is None and opt.denominator == DEN_NONE and opt.feature_map in (L2, IDENTITY)
         )
-        wide = self.width > configs.column_block(self.width, self.device)
+        wide = self.width > configs.column_block(self.width)
         return opt.causal and plain and wide and self.scan.whole
 
     def readable(self, grad: Tensor) -> bool:
@@ -112,7 +145,7 @@ class KernelPlan:
 
     def saved(self, save: bool) -> Kinds:
         """Shape and dtype of what the forward pass hands to the backward pass beside its inputs: the states of the
-        heads, or of each part of them, with their sums; causal: the raw z ("sum") and the norms of q and k ("l2")."""
+        heads, or of each split of them, with their sums; causal: the raw z ("sum") and the norms of q and k ("l2")."""
         if save not in self._saved:
             self._saved[save] = self._list_saved(save)
         return self._saved[save]
@@ -121,20 +154,20 @@ class KernelPlan:
         if self.short:
             return []
         if not self.opt.causal:
-            wanted = self.plan.parts > 0 or save
+            wanted = self.plan.splits > 0 or save
             return self.state(1, self.dtype) if wanted else []
         saved = []
-        if self.scan.parts > 1 and not self.by_columns and (save or not self.scan.whole):
-            saved += self.state(self.scan.parts, torch.float32)
+        if self.scan.splits > 1 and not self.by_columns and (save or not self.scan.whole):
+            saved += self.state(self.scan.splits, torch.float32)
         if self.opt.denominator == DEN_SUM:
             saved.append(((self.rows,), torch.float32))
         if self.opt.feature_map == L2 and save:
             saved.append(((2, self.rows), torch.float32))
         return saved
 
-    def state(self, parts: int, dtype: torch.dtype) -> Kinds:
-        """S and (ks, vs) of each part of each head."""
-        shape = (self.heads, parts)
+    def state(self, splits: int, dtype: torch.dtype) -> Kinds:
+        """S and (ks, vs) of each split of each head."""
+        shape = (self.heads, splits)
         return [((*shape, self.width, self.width), dtype), ((*shape, 2, self.width), torch.float32)]
 
     def empty(self, kinds: Kinds) -> list[Tensor]:
@@ -187,29 +220,3 @@ class KernelPlan:
             known = {name: value for name, value in flags.items() if name in wanted}
             launcher = self._launchers[key] = Launcher(kernel, programs, known, blocks, self.signature.aligned)
         launcher(tiles, rest)
-
-
-_calls: dict[Signature, KernelPlan] = {}
-
-
-def plan_for(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, counts: Tensor | None, cu: Tensor | None, opt: Options
-) -> KernelPlan:
-    """The (remembered) call of these tensors; q, k, v share their strides."""
-    signature = Signature(
-        q.shape, q.stride(), q.dtype, q.device, opt, mask is not None, None if cu is None else cu.shape[0] - 1,
-        is_aligned(q, k, v, mask, counts, cu), configs.precision(q.dtype), configs.version(),
-    )  # fmt: skip
-    call = _calls.get(signature)
-    if call is None:
-        if len(_calls) >= MAX_CALLS:
-            _calls.clear()
-        call = _calls[signature] = KernelPlan(signature)
-    return call
-
-
-def plan_of_fakes(q: Tensor, mask: Tensor | None, cu: Tensor | None, opt: Options) -> KernelPlan:
-    """The call of tensors without memory, for shapes alone."""
-    sequences = None if cu is None else cu.shape[0] - 1
-    masked, precision = mask is not None, configs.precision(q.dtype)
-    return KernelPlan(Signature(q.shape, q.stride(), q.dtype, q.device, opt, masked, sequences, False, precision, -1))

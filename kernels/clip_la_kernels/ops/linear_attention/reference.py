@@ -86,21 +86,16 @@ def guard(z: Tensor, floor: Tensor) -> Tensor:
     return torch.where(z.abs() > floor, z, torch.where(z < 0, -floor, floor))
 
 
-def standardise(x: Tensor) -> Tensor:
-    """Zero mean and unit (population) deviation over the last dimension, arXiv 2402.07901; STANDARDISE_EPS is added
-    to the variance."""
-    return F.layer_norm(x, x.shape[-1:], eps=STANDARDISE_EPS)
-
-
 def fastmax_reference(
     q: Tensor, k: Tensor, v: Tensor, *, p: int = 2, temperature: float = 1.0, causal: bool = False
 ) -> Tensor:
-    """Weights 1 + x (p = 1) or 1 + x + x^2 / 2 (p = 2) of x = q^_i.k^_j / temperature on standardised q, k, divided
-    by their row sum.
+    """Weights 1 + x (p = 1) or 1 + x + x^2 / 2 (p = 2) of x = q^_i.k^_j / temperature, divided by their row sum.
 
+    q^, k^: zero mean and unit (population) deviation over the last dimension, STANDARDISE_EPS added to the variance.
     q, k, v, o: (B, N, H, D). For p = 1 the row sum is guarded as in `linear_attention_reference` with eps = 1e-6.
     """
-    x = torch.einsum("bihd,bjhd->bhij", standardise(q), standardise(k)) / temperature
+    q, k = (F.layer_norm(t, t.shape[-1:], eps=STANDARDISE_EPS) for t in (q, k))
+    x = torch.einsum("bihd,bjhd->bhij", q, k) / temperature
     weights = 1 + x if p == 1 else 1 + x + x.square() / 2
     seen = allowed_keys(q.shape, causal, None, None, q.device)[:, None]
     weights = weights.masked_fill(~seen, 0.0)

@@ -31,7 +31,7 @@ def short_forward(
 ):  # fmt: skip
     """o of one causal head of at most BL tokens: one tile of weights, no state."""
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, 1)
+    seq, h, split = place(tl.program_id(0), H, 1)
     start, hi = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)
@@ -70,7 +70,7 @@ def short_backward(
     Tiles needed transposed are computed as such: a product of a transposed product goes wrong in some releases of Triton.
     """
     take_over(PDL)
-    seq, h, part = place(tl.program_id(0), H, 1)
+    seq, h, split = place(tl.program_id(0), H, 1)
     start, hi = span(seq, N, CU, VARLEN)
     at = (seq, h)
     Q = rows_of(Q, seq, h, start, sb, sn, sh, VARLEN, TMA)

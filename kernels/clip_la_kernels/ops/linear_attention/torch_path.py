@@ -92,7 +92,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, opt: Options, mask: Tensor | None) 
         count = torch.arange(1, q.shape[2] + 1, dtype=work, device=q.device).view(1, 1, -1, 1)
     else:
         count = torch.full((1, 1, 1, 1), q.shape[2], dtype=work, device=q.device)
-    out, total = (_causal_sums if opt.causal else _full_sums)(qf, kf, v, opt, real, count, product)
+    total: Tensor | None
+    if opt.causal:
+        out, total = _Chunks(q.shape[2]).sums(qf, kf, v, opt, real, product)
+    else:
+        # Numerator and, where it divides, sum of the weights: every key is seen.
+        out, total = _mm(qf, _mm(kf.transpose(-1, -2), v, product) * opt.b, product), None
+        if opt.a:
+            out = out.add_(v.sum(2, keepdim=True), alpha=opt.a)
+        if opt.denominator == DEN_SUM:
+            total = (qf @ kf.sum(2).unsqueeze(-1)) * opt.b
+            total = total + opt.a * (real.sum(2, keepdim=True) if real.numel() else count)
     z, alive = count, torch.empty(0)
     if total is not None:
         # The divisor is held away from zero, and where it is held no gradient flows through it.
@@ -103,25 +113,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, opt: Options, mask: Tensor | None) 
     return out, Saved(qf, kf, v, q, k, q_aux, k_aux, z, alive, real)
 
 
-def _full_sums(
-    q: Tensor, k: Tensor, v: Tensor, opt: Options, real: Tensor, count: Tensor, product: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Numerator and sum of weights, every key seen."""
-    out = _mm(q, _mm(k.transpose(-1, -2), v, product) * opt.b, product)
-    if opt.a:
-        out = out.add_(v.sum(2, keepdim=True), alpha=opt.a)
-    if opt.denominator != DEN_SUM:
-        return out, None
-    total = (q @ k.sum(2).unsqueeze(-1)) * opt.b
-    seen = real.sum(2, keepdim=True) if real.numel() else count
-    return out, total + opt.a * seen
-
-
 def backward(saved: Saved, grad: Tensor, opt: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk, dv in the working dtype. grad: (B, H, N, D) in it; dtype: of the operands of products."""
     g = grad if opt.denominator == DEN_NONE else grad / saved.z
-    sweep = _causal_backward if opt.causal else _full_backward
-    dq, dk, dv = sweep(saved, g, opt, dtype)
+    if opt.causal:
+        dq, dk, dv = _Chunks(g.shape[2]).gradients(saved, g, opt, dtype)
+    else:
+        dq, dk, dv = _full_backward(saved, g, opt, dtype)
     dq = phi_backward(dq, saved.q_raw, saved.q, saved.q_aux, opt.feature_map)
     dk = phi_backward(dk, saved.k_raw, saved.k, saved.k_aux, opt.feature_map)
     if saved.real.numel():
@@ -179,56 +177,55 @@ class _Chunks:
         lower = torch.ones(self.size, self.size, dtype=v.dtype, device=v.device).tril_()
         return lower * self.split(real).transpose(-1, -2) if real.numel() else lower
 
+    def sums(
+        self, q: Tensor, k: Tensor, v: Tensor, opt: Options, real: Tensor, product: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """Numerator and, where it divides, sum of the weights, over the keys j <= i of each row i."""
+        qc, kc, vc = self.split(q), self.split(k), self.split(v)
+        # Within a chunk the weights are formed; what lies before it comes as a state.
+        weights = (_mm(qc, kc.transpose(-1, -2), product) * opt.b + opt.a) * self.seen(real, v)
+        out = _mm(weights, vc, product)
+        total = weights.sum(-1, keepdim=True)
+        if self.size < self.tokens:
+            state = self.before(_mm(kc.transpose(-1, -2), vc, product))
+            out = out + _mm(qc, state * opt.b, product) + opt.a * self.before(vc.sum(3, keepdim=True))
+            past = (
+                self.before(self.split(real).sum(3, keepdim=True))
+                if real.numel()
+                else self.size * torch.arange(qc.shape[2], device=q.device).view(-1, 1, 1)
+            )
+            total = total + opt.b * qc @ self.before(kc.sum(3, keepdim=True)).transpose(-1, -2) + opt.a * past
+        return self.join(out), self.join(total) if opt.denominator == DEN_SUM else None
 
-def _causal_sums(
-    q: Tensor, k: Tensor, v: Tensor, opt: Options, real: Tensor, count: Tensor, product: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Numerator and sum of weights, keys j <= i."""
-    chunks = _Chunks(q.shape[2])
-    qc, kc, vc = chunks.split(q), chunks.split(k), chunks.split(v)
-    # Within a chunk the weights are formed; what lies before it comes as a state.
-    weights = (_mm(qc, kc.transpose(-1, -2), product) * opt.b + opt.a) * chunks.seen(real, v)
-    out = _mm(weights, vc, product)
-    total = weights.sum(-1, keepdim=True)
-    if chunks.size < chunks.tokens:
-        state = chunks.before(_mm(kc.transpose(-1, -2), vc, product))
-        out = out + _mm(qc, state * opt.b, product) + opt.a * chunks.before(vc.sum(3, keepdim=True))
-        past = (
-            chunks.before(chunks.split(real).sum(3, keepdim=True))
-            if real.numel()
-            else chunks.size * torch.arange(qc.shape[2], device=q.device).view(-1, 1, 1)
+    def gradients(self, saved: Saved, g: Tensor, opt: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk by the mapped q and k, and dv; g = do / z.
+
+        Within a chunk the weights are formed once more; dq gets its past from the state before the chunk, dk and dv get
+        their future from the state of the gradient after it.
+        """
+        q, k, v, gc = (self.split(t) for t in (saved.q, saved.k, saved.v, g))
+        seen = self.seen(saved.real, saved.v)
+        weights = (_mm(q, k.transpose(-1, -2), dtype) * opt.b + opt.a) * seen
+        dweights = _mm(gc, v.transpose(-1, -2), dtype) * seen
+        state = self.before(_mm(k.transpose(-1, -2), v, dtype)) * opt.b
+        dq_past = _mm(gc, state.transpose(-1, -2), dtype)
+        dks = None
+        if opt.denominator == DEN_SUM:
+            past = opt.a * (gc @ self.before(v.sum(3, keepdim=True)).transpose(-1, -2)) + torch.einsum(
+                "...d,...d->...", q, dq_past
+            ).unsqueeze(-1)
+            delta = self.split(self.join((weights * dweights).sum(-1, keepdim=True) + past) / saved.z * saved.alive)
+            dweights = dweights - delta * seen
+            dq_past = dq_past - opt.b * delta * self.before(k.sum(3, keepdim=True))
+            dks = -opt.b * self.after((delta * q).sum(3, keepdim=True))
+        dstate = self.after(_mm(q.transpose(-1, -2), gc, dtype)) * opt.b
+        dq = opt.b * _mm(dweights, k, dtype) + dq_past
+        dk = opt.b * _mm(dweights.transpose(-1, -2), q, dtype) + _mm(v, dstate.transpose(-1, -2), dtype)
+        dv = (
+            _mm(weights.transpose(-1, -2), gc, dtype)
+            + _mm(k, dstate, dtype)
+            + opt.a * self.after(gc.sum(3, keepdim=True))
         )
-        total = total + opt.b * qc @ chunks.before(kc.sum(3, keepdim=True)).transpose(-1, -2) + opt.a * past
-    return chunks.join(out), chunks.join(total) if opt.denominator == DEN_SUM else None
-
-
-def _causal_backward(saved: Saved, g: Tensor, opt: Options, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The chunks' own weights formed once more; the past of dq from states before a chunk, the future of dk and dv from
-    states of the gradient after it."""
-    chunks = _Chunks(g.shape[2])
-    q, k, v, gc = (chunks.split(t) for t in (saved.q, saved.k, saved.v, g))
-    seen = chunks.seen(saved.real, saved.v)
-    weights = (_mm(q, k.transpose(-1, -2), dtype) * opt.b + opt.a) * seen
-    dweights = _mm(gc, v.transpose(-1, -2), dtype) * seen
-    state = chunks.before(_mm(k.transpose(-1, -2), v, dtype)) * opt.b
-    dq_past = _mm(gc, state.transpose(-1, -2), dtype)
-    dks = None
-    if opt.denominator == DEN_SUM:
-        past = opt.a * (gc @ chunks.before(v.sum(3, keepdim=True)).transpose(-1, -2)) + torch.einsum(
-            "...d,...d->...", q, dq_past
-        ).unsqueeze(-1)
-        delta = chunks.split(chunks.join((weights * dweights).sum(-1, keepdim=True) + past) / saved.z * saved.alive)
-        dweights = dweights - delta * seen
-        dq_past = dq_past - opt.b * delta * chunks.before(k.sum(3, keepdim=True))
-        dks = -opt.b * chunks.after((delta * q).sum(3, keepdim=True))
-    dstate = chunks.after(_mm(q.transpose(-1, -2), gc, dtype)) * opt.b
-    dq = opt.b * _mm(dweights, k, dtype) + dq_past
-    dk = opt.b * _mm(dweights.transpose(-1, -2), q, dtype) + _mm(v, dstate.transpose(-1, -2), dtype)
-    dv = (
-        _mm(weights.transpose(-1, -2), gc, dtype)
-        + _mm(k, dstate, dtype)
-        + opt.a * chunks.after(gc.sum(3, keepdim=True))
-    )
-    if dks is not None:
-        dk = dk + dks
-    return chunks.join(dq), chunks.join(dk), chunks.join(dv)
+        if dks is not None:
+            dk = dk + dks
+        return self.join(dq), self.join(dk), self.join(dv)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from clip_la_kernels.ops.softmax_attention.whole import logits
-from clip_la_kernels.runtime.common import dot, kernel, load_tile, place, row_base, store_tile, take_over
+from clip_la_kernels.runtime.common import dot, kernel, load_tile, place, rows_of, store_tile, take_over
 
 
 @triton.jit
@@ -66,21 +66,20 @@ def forward_block(
 
 @kernel
 def softmax_forward_blocks(
-    Q, K, V, O, LSE, sb, sn, sh, N, H, PARTS, scale, BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr,
-    DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    Q, K, V, O, LSE, sb, sn, sh, N, H, SPLITS, scale, BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr,
+    DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """o of a block of queries of one head; LSE: float32 (B H, N)."""
-    take_over(EARLY)
-    part = tl.program_id(0) % PARTS
-    seq, h, _ = place(tl.program_id(0) // PARTS, H, 1)
-    base = row_base(seq, h, 0, sb, sn, sh, False)
-    Q += base
-    K += base
-    V += base
-    O += row_base(seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False)
+    take_over(PDL)
+    split = tl.program_id(0) % SPLITS
+    seq, h, _ = place(tl.program_id(0) // SPLITS, H, 1)
+    Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
+    K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
+    V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
+    O = rows_of(O, seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False, False)
     LSE += (tl.cast(seq, tl.int64) * H + h) * N
-    m0 = part * BM
+    m0 = split * BM
     if m0 + BM <= N:
         forward_block(Q, K, V, O, LSE, m0, sn, H * D, N, scale, BM, BM, BR, CAUSAL, DT, D, DP, UP, PREC, STAGES)
     elif BR > 0:
@@ -131,29 +130,31 @@ def query_grad_block(
 
 @kernel
 def softmax_query_grad(
-    Q, K, V, O, DO, DQ, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, scale, factor,
+    Q, K, V, O, DO, DQ, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, scale, factor,
     BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
+    UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries of one head, and their delta for the keys; LSE, DELTA: float32 (B H, N)."""
-    take_over(EARLY)
-    part = tl.program_id(0) % PARTS
-    seq, h, _ = place(tl.program_id(0) // PARTS, H, 1)
-    base = row_base(seq, h, 0, sb, sn, sh, False)
-    O += row_base(seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False)
-    DO += row_base(seq, h, 0, sdob, sdon, sdoh, False)
-    DQ += row_base(seq, h, 0, sdb, sdn, sdh, False)
+    take_over(PDL)
+    split = tl.program_id(0) % SPLITS
+    seq, h, _ = place(tl.program_id(0) // SPLITS, H, 1)
+    Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
+    K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
+    V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
+    O = rows_of(O, seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False, False)
+    DO = rows_of(DO, seq, h, 0, sdob, sdon, sdoh, False, False)
+    DQ = rows_of(DQ, seq, h, 0, sdb, sdn, sdh, False, False)
     LSE += (tl.cast(seq, tl.int64) * H + h) * N
     DELTA += (tl.cast(seq, tl.int64) * H + h) * N
-    m0 = part * BM
+    m0 = split * BM
     if m0 + BM <= N:
         query_grad_block(
-            Q + base, K + base, V + base, O, DO, DQ, LSE, DELTA, m0, sn, H * D, sdon, sdn, N, scale, factor, BM, BM,
+            Q, K, V, O, DO, DQ, LSE, DELTA, m0, sn, H * D, sdon, sdn, N, scale, factor, BM, BM,
             BR, CAUSAL, DT, D, DP, UP, PREC, STAGES,
         )  # fmt: skip
     elif BR > 0:
         query_grad_block(
-            Q + base, K + base, V + base, O, DO, DQ, LSE, DELTA, m0, sn, H * D, sdon, sdn, N, scale, factor, BR, BM,
+            Q, K, V, O, DO, DQ, LSE, DELTA, m0, sn, H * D, sdon, sdn, N, scale, factor, BR, BM,
             BR, CAUSAL, DT, D, DP, UP, PREC, STAGES,
         )  # fmt: skip
 
@@ -211,27 +212,30 @@ def key_grad_block(
 
 @kernel
 def softmax_key_grad(
-    Q, K, V, DO, DK, DV, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, PARTS, scale, factor,
+    Q, K, V, DO, DK, DV, LSE, DELTA, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, SPLITS, scale, factor,
     BM: tl.constexpr, BR: tl.constexpr, CAUSAL: tl.constexpr, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
+    UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys of one head."""
-    take_over(EARLY)
-    part = tl.program_id(0) % PARTS
-    seq, h, _ = place(tl.program_id(0) // PARTS, H, 1)
-    base = row_base(seq, h, 0, sb, sn, sh, False)
-    out = row_base(seq, h, 0, sdb, sdn, sdh, False)
-    DO += row_base(seq, h, 0, sdob, sdon, sdoh, False)
+    take_over(PDL)
+    split = tl.program_id(0) % SPLITS
+    seq, h, _ = place(tl.program_id(0) // SPLITS, H, 1)
+    Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
+    K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
+    V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
+    DK = rows_of(DK, seq, h, 0, sdb, sdn, sdh, False, False)
+    DV = rows_of(DV, seq, h, 0, sdb, sdn, sdh, False, False)
+    DO = rows_of(DO, seq, h, 0, sdob, sdon, sdoh, False, False)
     LSE += (tl.cast(seq, tl.int64) * H + h) * N
     DELTA += (tl.cast(seq, tl.int64) * H + h) * N
-    n0 = part * BM
+    n0 = split * BM
     if n0 + BM <= N:
         key_grad_block(
-            Q + base, K + base, V + base, DO, DK + out, DV + out, LSE, DELTA, n0, sn, sdon, sdn, N, scale, factor, BM,
+            Q, K, V, DO, DK, DV, LSE, DELTA, n0, sn, sdon, sdn, N, scale, factor, BM,
             BM, BR, CAUSAL, DT, D, DP, UP, PREC, STAGES,
         )  # fmt: skip
     elif BR > 0:
         key_grad_block(
-            Q + base, K + base, V + base, DO, DK + out, DV + out, LSE, DELTA, n0, sn, sdon, sdn, N, scale, factor, BR,
+            Q, K, V, DO, DK, DV, LSE, DELTA, n0, sn, sdon, sdn, N, scale, factor, BR,
             BM, BR, CAUSAL, DT, D, DP, UP, PREC, STAGES,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from clip_la_kernels.runtime.launcher import Launcher
 LOG2_E = math.log2(math.e)
 # Tokens up to which a program has a whole head of this width: more would not fit the registers of a backward pass.
 WHOLE_TOKENS = {32: 128, 64: 160, 128: 128}
-# Rows of the larger of two tiles at least, and of a block: what the matrix unit takes at a time is never cut.
+# Rows of the larger of two tiles at least, and of a block: what the tensor cores take at a time is never cut.
 LEAST_FIRST = 64
 # Rows of the smaller one at least.
 LEAST_REST = 16
@@ -41,7 +41,7 @@ def tiling(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiling:
     spilled: from 64 on, not in float32. `configs.forced` may set the first tile or the blocks (rows), warps, stages and
     registers.
     """
-    asked = configs.forced_config(kernel)
+    asked = configs.overrides.configs.get(kernel)
     blocks = in_blocks(tokens, width)
     first = asked.rows if asked else LEAST_FIRST if blocks else max(16, 1 << (tokens.bit_length() - 1))
     left = tokens % first if blocks else max(0, tokens - first)
@@ -50,26 +50,13 @@ def tiling(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiling:
         first, rest = padded(tokens), 0
     if asked:
         return Tiling(first, rest, asked.warps, asked.stages, asked.registers)
-    # A group of four warps and 64 rows is what Hopper's matrix unit works on; smaller tiles are a warp's for 16 rows.
+    # A group of four warps and 64 rows is what Hopper's tensor cores work on; smaller tiles are a warp's for 16 rows.
     warps = min(8, first // 16 * (2 if width * dtype.itemsize > 128 else 1))
     return Tiling(first, rest, warps, 2 if blocks else 1, 0)
 
 
-class SoftmaxPlan(NamedTuple):
-    """What decides how a pass is computed; launchers are kept by it. strides: of each tensor that it reads."""
-
-    kernel: str
-    shape: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype
-    device: torch.device
-    causal: bool
-    aligned: bool
-    precision: str
-    version: int
-
-
-_launchers: dict[SoftmaxPlan, Launcher] = {}
+# By all that decides how a pass is computed.
+_launchers: dict[Any, Launcher] = {}
 
 
 def in_blocks(tokens: int, width: int) -> bool:
@@ -97,8 +84,8 @@ def forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
     return [out, sums]
 
 
-def backward(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
-    """The packed gradient (B, N, 3, H, D), contiguous. kept: what `forward` returned if `in_blocks`; grad: (B, N, H,
+def backward(qkv: Tensor, saved: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
+    """The packed gradient (B, N, 3, H, D), contiguous. saved: what `forward` returned if `in_blocks`; grad: (B, N, H,
     D)."""
     if qkv.stride(4) != 1:
         qkv = qkv.contiguous()
@@ -114,7 +101,7 @@ def backward(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, ca
         tensors = (q, k, v, grad, dq, dk, dv)
         _launch("softmax_backward", softmax_backward, tensors, (*strides, tokens, heads, *factors), causal, grad)
         return whole
-    out, sums = kept
+    out, sums = saved
     rest = (sums, torch.empty_like(sums), *strides, tokens, heads, ..., *factors)
     _launch("softmax_query_grad", softmax_query_grad, (q, k, v, out, grad, dq), rest, causal, grad)
     _launch("softmax_key_grad", softmax_key_grad, (q, k, v, grad, dk, dv), rest, causal, grad)
@@ -128,30 +115,28 @@ def _launch(
     the blocks of a head in the place of an Ellipsis."""
     q = tensors[0]
     batch, tokens, heads, width = q.shape
-    precision = configs.precision(q.dtype)
-    plan = SoftmaxPlan(
-        name, q.shape, (q.stride(), other.stride()), q.dtype, q.device, causal, is_aligned(*tensors), precision,
-        configs.version(),
-    )  # fmt: skip
+    aligned, precision = is_aligned(*tensors), configs.precision(q.dtype)
+    strides = (q.stride(), other.stride())
+    key = (name, q.shape, strides, q.dtype, q.device, causal, aligned, precision, configs.overrides.version)
     cut = tiling(name, tokens, width, q.dtype)
-    parts = -(-tokens // cut.first) if ... in rest else 1
-    launcher = _launchers.get(plan)
+    splits = -(-tokens // cut.first) if ... in rest else 1
+    launcher = _launchers.get(key)
     if launcher is None:
-        programs = batch * heads * parts
+        programs = batch * heads * splits
         on_gpu = q.device.type == "cuda"
-        major, multiprocessors = configs.device_numbers(q.device.index if on_gpu else None)
+        major, sms = configs.device_numbers(q.device.index if on_gpu else None)
         # As in KernelPlan.flags: few programs placed early would pile up where room comes free first.
-        early = on_gpu and major >= configs.HOPPER and programs > multiprocessors
+        early = on_gpu and major >= configs.HOPPER and programs > sms
         flags = {
             "BA": cut.first, "BB": cut.rest, "BM": cut.first, "BR": cut.rest, "STAGES": cut.stages, "CAUSAL": causal,
-            "DT": TRITON_DTYPE[q.dtype], "D": width, "DP": padded(width), "UP": interpreting(), "EARLY": early,
+            "DT": TRITON_DTYPE[q.dtype], "D": width, "DP": padded(width), "UP": interpreting(), "PDL": early,
             "PREC": precision,
         }  # fmt: skip
-        flags = {key: value for key, value in flags.items() if key in kernel.arg_names}
+        flags = {flag: value for flag, value in flags.items() if flag in kernel.arg_names}
         flags |= {"num_warps": cut.warps, "num_stages": cut.stages}
         flags |= {"launch_pdl": True} if early else {}
         flags |= {"maxnreg": cut.registers} if cut.registers else {}
         if len(_launchers) >= MAX_CALLS:
             _launchers.clear()
-        launcher = _launchers[plan] = Launcher(kernel, programs, flags, None, plan.aligned)
-    launcher(tensors, [parts if value is ... else value for value in rest])
+        launcher = _launchers[key] = Launcher(kernel, programs, flags, None, aligned)
+    launcher(tensors, [splits if value is ... else value for value in rest])

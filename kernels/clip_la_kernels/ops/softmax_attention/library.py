@@ -6,39 +6,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_la_kernels.ops.linear_attention.library import library, on_device_of, unobserved
+from clip_la_kernels.ops.linear_attention.library import library, on_device_of, register, unobserved
 from clip_la_kernels.ops.softmax_attention import launch
 from clip_la_kernels.runtime.autograd import first_order_only
 
 library.define("softmax_attention(Tensor qkv, float scale, bool causal) -> Tensor[]")
-library.define("softmax_attention_backward(Tensor qkv, Tensor[] kept, Tensor grad, float scale, bool causal) -> Tensor")
+library.define(
+    "softmax_attention_backward(Tensor qkv, Tensor[] saved, Tensor grad, float scale, bool causal) -> Tensor"
+)
 
 
-def _forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
-    with on_device_of(qkv):
-        return launch.forward(qkv, scale, causal)
+class SoftmaxOperators:
+    """qkv: (B, N, 3, H, D); saved: what `forward` returns if the head is computed in blocks, else nothing."""
+
+    @staticmethod
+    def forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
+        with on_device_of(qkv):
+            return launch.forward(qkv, scale, causal)
+
+    @staticmethod
+    def backward(qkv: Tensor, saved: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
+        with on_device_of(qkv):
+            return launch.backward(qkv, saved, grad, scale, causal)
+
+    @staticmethod
+    def fake_forward(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
+        batch, tokens, _, heads, width = qkv.shape
+        out = qkv.new_empty(batch, tokens, heads, width)
+        sums = [qkv.new_empty(batch * heads, tokens, dtype=torch.float32)] if launch.in_blocks(tokens, width) else []
+        return [out, *sums]
+
+    @staticmethod
+    def fake_backward(qkv: Tensor, saved: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
+        return qkv.new_empty(qkv.shape)
 
 
-def _backward(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
-    with on_device_of(qkv):
-        return launch.backward(qkv, kept, grad, scale, causal)
-
-
-def _forward_fake(qkv: Tensor, scale: float, causal: bool) -> list[Tensor]:
-    batch, tokens, _, heads, width = qkv.shape
-    out = qkv.new_empty(batch, tokens, heads, width)
-    sums = [qkv.new_empty(batch * heads, tokens, dtype=torch.float32)] if launch.in_blocks(tokens, width) else []
-    return [out, *sums]
-
-
-def _backward_fake(qkv: Tensor, kept: Sequence[Tensor], grad: Tensor, scale: float, causal: bool) -> Tensor:
-    return qkv.new_empty(qkv.shape)
-
-
-for _name, _real, _fake in (("", _forward, _forward_fake), ("_backward", _backward, _backward_fake)):
-    for _key in ("CUDA", "CPU"):
-        library.impl(f"softmax_attention{_name}", _real, _key)
-    torch.library.register_fake(f"clip_la_kernels::softmax_attention{_name}", _fake, lib=library)
+register("softmax_attention", SoftmaxOperators)
 
 
 class KernelSoftmaxAttention(torch.autograd.Function):
@@ -47,7 +50,7 @@ class KernelSoftmaxAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, scale: float, causal: bool, save: bool) -> Tensor:
-        run: Any = _forward if unobserved(qkv) else torch.ops.clip_la_kernels.softmax_attention
+        run: Any = SoftmaxOperators.forward if unobserved(qkv) else torch.ops.clip_la_kernels.softmax_attention
         out, *sums = run(qkv, scale, causal)
         if save:
             ctx.save_for_backward(qkv, *((out, *sums) if sums else ()))
@@ -57,6 +60,7 @@ class KernelSoftmaxAttention(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, *kept = ctx.saved_tensors
-        run: Any = _backward if unobserved(grad, qkv) else torch.ops.clip_la_kernels.softmax_attention_backward
-        return run(qkv, kept, grad, ctx.scale, ctx.causal), None, None, None
+        qkv, *saved = ctx.saved_tensors
+        plain = unobserved(grad, qkv)
+        run: Any = SoftmaxOperators.backward if plain else torch.ops.clip_la_kernels.softmax_attention_backward
+        return run(qkv, saved, grad, ctx.scale, ctx.causal), None, None, None

@@ -14,7 +14,7 @@ of 128 would take 3.9 times as many. BB = 0: one tile has them all.
 import triton
 import triton.language as tl
 
-from clip_la_kernels.runtime.common import dot, kernel, load_tile, place, row_base, store_tile, take_over
+from clip_la_kernels.runtime.common import dot, kernel, load_tile, place, rows_of, store_tile, take_over
 
 
 @triton.jit
@@ -56,24 +56,25 @@ def forward_rows(
 @kernel
 def softmax_forward(
     Q, K, V, O, sb, sn, sh, N, H, scale, BA: tl.constexpr, BB: tl.constexpr, CAUSAL: tl.constexpr, DT: tl.constexpr,
-    D: tl.constexpr, DP: tl.constexpr, UP: tl.constexpr, EARLY: tl.constexpr, PREC: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, UP: tl.constexpr, PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """o of one head. scale: includes log2(e), for exp2."""
-    take_over(EARLY)
-    seq, h, part = place(tl.program_id(0), H, 1)
-    base = row_base(seq, h, 0, sb, sn, sh, False)
-    Q += base
-    O += row_base(seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False)
+    take_over(PDL)
+    seq, h, split = place(tl.program_id(0), H, 1)
+    Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
+    K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
+    V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
+    O = rows_of(O, seq, h, 0, tl.cast(N, tl.int64) * H * D, H * D, D, False, False)
     d = tl.arange(0, DP)
     na = tl.arange(0, BA)
-    ka = load_tile(K + base, 0, 0, sn, na, d, N, D, False)
-    va = load_tile(V + base, 0, 0, sn, na, d, N, D, False)
+    ka = load_tile(K, 0, 0, sn, na, d, N, D, False)
+    va = load_tile(V, 0, 0, sn, na, d, N, D, False)
     kb = ka
     vb = va
     if BB > 0:
         nb = tl.arange(0, BB if BB > 0 else 1)
-        kb = load_tile(K + base, 0, BA, sn, nb, d, N, D, False)
-        vb = load_tile(V + base, 0, BA, sn, nb, d, N, D, False)
+        kb = load_tile(K, 0, BA, sn, nb, d, N, D, False)
+        vb = load_tile(V, 0, BA, sn, nb, d, N, D, False)
     forward_rows(Q, O, ka, va, kb, vb, 0, sn, H * D, N, scale, BA, BB, CAUSAL, DT, D, DP, UP, PREC)
     if BB > 0:
         forward_rows(Q, O, ka, va, kb, vb, BA, sn, H * D, N, scale, BB, BB, CAUSAL, DT, D, DP, UP, PREC)
@@ -127,28 +128,28 @@ def backward_rows(
 def softmax_backward(
     Q, K, V, DO, DQ, DK, DV, sb, sn, sh, sdob, sdon, sdoh, sdb, sdn, sdh, N, H, scale, factor, BA: tl.constexpr,
     BB: tl.constexpr, CAUSAL: tl.constexpr, DT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, UP: tl.constexpr,
-    EARLY: tl.constexpr, PREC: tl.constexpr,
+    PDL: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dv of one head. scale: factor log2(e), for exp2."""
-    take_over(EARLY)
-    seq, h, part = place(tl.program_id(0), H, 1)
-    base = row_base(seq, h, 0, sb, sn, sh, False)
-    out = row_base(seq, h, 0, sdb, sdn, sdh, False)
-    Q += base
-    DO += row_base(seq, h, 0, sdob, sdon, sdoh, False)
-    DQ += out
-    DK += out
-    DV += out
+    take_over(PDL)
+    seq, h, split = place(tl.program_id(0), H, 1)
+    Q = rows_of(Q, seq, h, 0, sb, sn, sh, False, False)
+    K = rows_of(K, seq, h, 0, sb, sn, sh, False, False)
+    V = rows_of(V, seq, h, 0, sb, sn, sh, False, False)
+    DO = rows_of(DO, seq, h, 0, sdob, sdon, sdoh, False, False)
+    DQ = rows_of(DQ, seq, h, 0, sdb, sdn, sdh, False, False)
+    DK = rows_of(DK, seq, h, 0, sdb, sdn, sdh, False, False)
+    DV = rows_of(DV, seq, h, 0, sdb, sdn, sdh, False, False)
     d = tl.arange(0, DP)
     na = tl.arange(0, BA)
-    ka = load_tile(K + base, 0, 0, sn, na, d, N, D, False)
-    va = load_tile(V + base, 0, 0, sn, na, d, N, D, False)
+    ka = load_tile(K, 0, 0, sn, na, d, N, D, False)
+    va = load_tile(V, 0, 0, sn, na, d, N, D, False)
     kb = ka
     vb = va
     if BB > 0:
         nb = tl.arange(0, BB if BB > 0 else 1)
-        kb = load_tile(K + base, 0, BA, sn, nb, d, N, D, False)
-        vb = load_tile(V + base, 0, BA, sn, nb, d, N, D, False)
+        kb = load_tile(K, 0, BA, sn, nb, d, N, D, False)
+        vb = load_tile(V, 0, BA, sn, nb, d, N, D, False)
         # The few queries first: the weights that they leave for the keys are small, where sums begun for the keys would
         # lie in registers all along (243 a thread instead of 130).
         qr, dor, par, dsar, pbr, dsbr = backward_rows(

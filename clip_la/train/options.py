@@ -165,6 +165,8 @@ class FolderOptions(Checked):
     """of the initial weights, the order of the data and its augmentation"""
     tensorboard: bool = True
     """also write event files, if TensorBoard is installed"""
+    wandb: str | None = None
+    """project of Weights & Biases that gets the figures as well (pip install 'clip_la[wandb]')"""
     zeroshot_suite: str | None = None
     """YAML file as for `clip-la eval --config`, evaluated on while training by all processes together, at the end of
     the budget and at `zeroshot_samples`; results are appended to RUN/results.jsonl"""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from clip_la import results
 from clip_la.atomic import atomic_write, remove_unfinished
@@ -18,7 +18,8 @@ from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
 from clip_la.runs import TENSORBOARD, RunFolder
 from clip_la.train.beginning import LINEAGE
-from clip_la.train.callbacks import MetricsLogger, Progress, StopOnSignal
+from clip_la.train.advice import Advice
+from clip_la.train.callbacks import Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints
 from clip_la.train.hardware import (
     cluster_plugins,
@@ -30,6 +31,7 @@ from clip_la.train.hardware import (
 )
 from clip_la.train.lightning_private import ask_for_no_signals
 from clip_la.train.logger import CsvMetrics
+from clip_la.train.meter import MetricsLogger
 from clip_la.train.options import RunOptions
 from clip_la.train.start import ResumePoint, find_resume_point
 from clip_la.train.task import ContrastiveTask
@@ -83,6 +85,8 @@ def train_run(
     beyond = [samples for samples in options.zeroshot_samples if samples > task.budget_samples]
     if beyond:
         raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {task.budget_samples:,} samples")
+    if options.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb needs Weights & Biases: pip install 'clip_la[wandb]'")
     hardware = trainer_hardware(options)
     task.check_accelerator(hardware["accelerator"])
     folder = RunFolder(Path(options.out))
@@ -109,7 +113,7 @@ def train_run(
         trainer = pl.Trainer(
             **hardware,
             plugins=[io, *cluster_plugins()],
-            logger=_loggers(folder, start.samples_seen, options.tensorboard),
+            logger=_loggers(folder, start.samples_seen, options, origin["run_id"]),
             callbacks=callbacks,
             default_root_dir=folder.path,
             max_steps=task.budget_samples // task.batch_size,
@@ -163,7 +167,7 @@ def _callbacks(
     """What happens around the steps. Raises UserError where the zero-shot suite, or data it names, is not there."""
     folder, window = RunFolder(Path(options.out)), options.log_every_samples
     window_batches = -(-window // task.batch_size) if window else DEFAULT_WINDOW_BATCHES
-    meter = MetricsLogger(window_batches, lambda: data.skipped.total(), stop)
+    meter = MetricsLogger(window_batches, lambda: data.skipped.total(), lambda: stop.requested)
     checkpoints = SampleCheckpoints(
         folder.checkpoints,
         origin=origin,
@@ -175,15 +179,23 @@ def _callbacks(
     zeroshots = during_training(options, folder.results, origin, accelerator, meter)
     # In this order at the end of a step: the position in the data moves before a checkpoint holds it, a request to stop
     # is seen before the checkpoints look for one, and a window is closed before it is saved.
-    return [StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots]
+    return [StreamPosition(), stop, meter, Progress(meter), Advice(meter), checkpoints, *zeroshots]
 
 
-def _loggers(folder: RunFolder, resume_samples: int, tensorboard: bool) -> list[Logger]:
-    """metrics.csv, and event files where TensorBoard is installed; rows after `resume_samples` are dropped."""
+def _loggers(folder: RunFolder, resume_samples: int, options: RunOptions, run_id: str) -> list[Logger]:
+    """metrics.csv, event files where TensorBoard is installed, W&B if asked for; no rows after `resume_samples`."""
     loggers: list[Logger] = [CsvMetrics(folder.metrics, resume_samples)]
-    if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is not None:
         purge = resume_samples or None
         loggers.append(TensorBoardLogger(folder.path, name="", version=TENSORBOARD, purge_step=purge))
+    if options.wandb is not None and is_first_process():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        # The id is the run's, so a resumed run goes on with its curves.
+        loggers.append(
+            WandbLogger(
+                folder.path.name, folder.path, project=options.wandb, id=run_id, resume="allow", log_model=False
+            )
+        )
     return loggers
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
-from clip_la.train.callbacks import MetricsLogger
+from clip_la.train.meter import MetricsLogger
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process, note
 from clip_la.train.optim import whole_batches

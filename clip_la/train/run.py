@@ -1,5 +1,6 @@
 """One training run in its folder: from its start to its budget, or to where it is stopped."""
 
+import contextlib
 import importlib.util
 import random
 import uuid
@@ -17,8 +18,8 @@ from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
 from clip_la.runs import TENSORBOARD, RunFolder
-from clip_la.train.beginning import LINEAGE
 from clip_la.train.advice import Advice
+from clip_la.train.beginning import LINEAGE
 from clip_la.train.callbacks import Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints
 from clip_la.train.hardware import (
@@ -30,6 +31,7 @@ from clip_la.train.hardware import (
     trainer_hardware,
 )
 from clip_la.train.lightning_private import ask_for_no_signals
+from clip_la.train.lock import locked
 from clip_la.train.logger import CsvMetrics
 from clip_la.train.meter import MetricsLogger
 from clip_la.train.options import RunOptions
@@ -90,6 +92,23 @@ def train_run(
     hardware = trainer_hardware(options)
     task.check_accelerator(hardware["accelerator"])
     folder = RunFolder(Path(options.out))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path} is a file; --out must name a folder")
+    # The first process alone: it writes for all, and ends the others if it is refused.
+    with locked(folder.path, note) if is_first_process() else contextlib.nullcontext():
+        return _train(task, data, options, hardware, train_data, config_text)
+
+
+def _train(
+    task: ContrastiveTask,
+    data: ShardDataModule,
+    options: RunOptions,
+    hardware: dict[str, Any],
+    train_data: str,
+    config_text: str,
+) -> Run:
+    """train_run with the run's folder locked."""
+    folder = RunFolder(Path(options.out))
     # The global generators, for whatever draws from them; Lightning's function leaves environment variables.
     random.seed(options.seed)
     np.random.seed(options.seed)  # noqa: NPY002 (libraries still read the global generator)
@@ -100,7 +119,7 @@ def train_run(
     start = find_resume_point(task, options, read=io.read, report=note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         note(f"{folder.path} has seen its {task.budget_samples:,} samples: nothing to do")
-        after_training(options.zeroshot_suite, folder.results, start.checkpoint, hardware["accelerator"])
+        after_training(options, folder.results, start.checkpoint, hardware["accelerator"])
         return Run(folder.path, start.samples_seen, task.budget_samples, folder.saved_checkpoints())
     stop = StopOnSignal()
     origin = _origin(start, options.seed, train_data, task.lineage)
@@ -152,8 +171,6 @@ def _prepare(folder: RunFolder, resume: bool) -> None:
             remove_unfinished(each)
     elif folder.is_begun:
         raise UserError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
-    elif folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"{folder.path} is a file; --out must name a folder")
 
 
 def _callbacks(

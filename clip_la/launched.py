@@ -33,7 +33,9 @@ _ENDING_S = ((None, 1.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0))
 # How long a process waits for the one that has spoken to end it.
 _WAITING_S = 15.0
 # What a collective call raises when a process of the job is gone or silent: of gloo, NCCL, and their sockets.
-_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|closed by peer|timed out waiting|broken pipe", re.I)
+_LOST = re.compile(
+    r"gloo|nccl|connection (was )?(likely )?(closed|reset)|closed by peer|timed out waiting|broken pipe", re.I
+)
 _PLACES = re.compile(r"\[[^\]]*\]:?\S*")
 GONE = "is gone: killed, or out of memory"
 SIGNAL_EXIT_CODE = 128

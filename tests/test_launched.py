@@ -90,6 +90,9 @@ def test_only_what_comes_of_other_ranks_is_told_of_them(monkeypatch):
     assert told is not None
     assert "another rank of 2 does not answer (seen by rank 1: Read error  Connection reset by peer);" in told
     assert launched.lost_rank(RuntimeError("shapes do not match")) is None
+    # The first rank was refused before the processes met.
+    unmet = RuntimeError("Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server crash?")
+    assert launched.lost_rank(unmet) is not None
 
 
 @pytest.mark.parametrize(("given", "seconds"), [("", 900), ("7.5", 7.5), ("0", 900), ("x", 900), ("inf", 900)])

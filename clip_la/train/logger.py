@@ -1,6 +1,8 @@
 """RUN/metrics.csv: one row a logging window, keyed by samples seen, continued when a run is resumed."""
 
 import csv
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +41,32 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Writes one row; `step` is the number of samples seen. Every row has the first row's columns."""
+        """Writes one row; `step` is the number of samples seen. A figure that the table lacks becomes a column."""
         row = {KEY: step, **metrics}
-        is_new = not self._columns
-        self._columns = self._columns or list(row)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        more = [name for name in row if name not in self._columns]
+        if more:
+            # Rows of a run that an earlier version began have no value there.
+            self._rewrite(math.inf, more)
         with self._path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, self._columns, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.DictWriter(stream, self._columns, lineterminator="\n").writerow(row)
 
     @rank_zero_only
     def _drop_rows_after(self, samples: int) -> None:
-        if not self._path.is_file():
-            return
-        if samples == 0:
+        if self._path.is_file() and samples == 0:
             self._path.unlink()
-            return
-        with self._path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            self._columns = list(reader.fieldnames or [])
-            # A row that a kill cut short lacks values.
-            kept = [row for row in reader if None not in row.values() and int(row[KEY]) <= samples]
+        elif self._path.is_file():
+            self._rewrite(samples)
+
+    def _rewrite(self, last_samples: float, more_columns: Sequence[str] = ()) -> None:
+        """Writes the table anew with the rows up to `last_samples`, and further columns."""
+        kept: list[dict[str, str]] = []
+        if self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream)
+                self._columns = list(reader.fieldnames or [])
+                # A row that a kill cut short lacks values.
+                kept = [row for row in reader if None not in row.values() and int(row[KEY]) <= last_samples]
+        self._columns += more_columns
         with atomic_write(self._path, "w") as stream:
             writer = csv.DictWriter(stream, self._columns, lineterminator="\n")
             writer.writeheader()

@@ -165,15 +165,23 @@ class FolderOptions(Checked):
     """of the initial weights, the order of the data and its augmentation"""
     tensorboard: bool = True
     """also write event files, if TensorBoard is installed"""
+    wandb: str | None = None
+    """project of Weights & Biases that gets the figures as well (pip install 'clip_la[wandb]')"""
     zeroshot_suite: str | None = None
     """YAML file as for `clip-la eval --config`, evaluated on while training by all processes together, at the end of
     the budget and at `zeroshot_samples`; results are appended to RUN/results.jsonl"""
     zeroshot_samples: tuple[int, ...] = ()
     """numbers of samples seen to evaluate at; rounded up to batches"""
+    validate_on: str | None = None
+    """held-out shards, or a folder of them: contrastive loss (in batches of 256) and retrieval on all their pairs, at
+    the end of the budget and every `validate_every_samples`, into RUN/results.jsonl; val_loss and val_recall (at 1,
+    mean of both directions) are curves of TensorBoard and W&B"""
+    validate_every_samples: int | None = None
+    """distance of the validations; rounded up to batches"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("save_every_samples", "log_every_samples"):
+        for name in ("save_every_samples", "log_every_samples", "validate_every_samples"):
             samples = getattr(self, name)
             if samples is not None and samples < 1:
                 raise UserError(f"{name} must be at least 1, not {samples}")
@@ -182,6 +190,8 @@ class FolderOptions(Checked):
             raise UserError(f"zeroshot_samples must be at least 1, not {wrong[0]}")
         if self.zeroshot_samples and self.zeroshot_suite is None:
             raise UserError("zeroshot_samples says when to evaluate; say on what: zeroshot_suite (see configs/eval)")
+        if self.validate_every_samples and self.validate_on is None:
+            raise UserError("validate_every_samples says when to validate; say on what shards: validate_on")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """One training run in its folder: from its start to its budget, or to where it is stopped."""
 
+import contextlib
 import importlib.util
 import random
 import uuid
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from clip_la import results
 from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
 from clip_la.errors import UserError
 from clip_la.runs import TENSORBOARD, RunFolder
+from clip_la.train.advice import Advice
 from clip_la.train.beginning import LINEAGE
-from clip_la.train.callbacks import MetricsLogger, Progress, StopOnSignal
+from clip_la.train.callbacks import Progress, StopOnSignal
 from clip_la.train.checkpoint import AtomicCheckpointIO, SampleCheckpoints
 from clip_la.train.hardware import (
     cluster_plugins,
@@ -29,7 +31,9 @@ from clip_la.train.hardware import (
     trainer_hardware,
 )
 from clip_la.train.lightning_private import ask_for_no_signals
+from clip_la.train.lock import locked
 from clip_la.train.logger import CsvMetrics
+from clip_la.train.meter import MetricsLogger
 from clip_la.train.options import RunOptions
 from clip_la.train.start import ResumePoint, find_resume_point
 from clip_la.train.task import ContrastiveTask
@@ -83,8 +87,27 @@ def train_run(
     beyond = [samples for samples in options.zeroshot_samples if samples > task.budget_samples]
     if beyond:
         raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {task.budget_samples:,} samples")
+    if options.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("--wandb needs Weights & Biases: pip install 'clip_la[wandb]'")
     hardware = trainer_hardware(options)
     task.check_accelerator(hardware["accelerator"])
+    folder = RunFolder(Path(options.out))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path} is a file; --out must name a folder")
+    # The first process alone: it writes for all, and ends the others if it is refused.
+    with locked(folder.path, note) if is_first_process() else contextlib.nullcontext():
+        return _train(task, data, options, hardware, train_data, config_text)
+
+
+def _train(
+    task: ContrastiveTask,
+    data: ShardDataModule,
+    options: RunOptions,
+    hardware: dict[str, Any],
+    train_data: str,
+    config_text: str,
+) -> Run:
+    """train_run with the run's folder locked."""
     folder = RunFolder(Path(options.out))
     # The global generators, for whatever draws from them; Lightning's function leaves environment variables.
     random.seed(options.seed)
@@ -96,7 +119,7 @@ def train_run(
     start = find_resume_point(task, options, read=io.read, report=note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         note(f"{folder.path} has seen its {task.budget_samples:,} samples: nothing to do")
-        after_training(options.zeroshot_suite, folder.results, start.checkpoint, hardware["accelerator"])
+        after_training(options, folder.results, start.checkpoint, hardware["accelerator"])
         return Run(folder.path, start.samples_seen, task.budget_samples, folder.saved_checkpoints())
     stop = StopOnSignal()
     origin = _origin(start, options.seed, train_data, task.lineage)
@@ -109,7 +132,7 @@ def train_run(
         trainer = pl.Trainer(
             **hardware,
             plugins=[io, *cluster_plugins()],
-            logger=_loggers(folder, start.samples_seen, options.tensorboard),
+            logger=_loggers(folder, start.samples_seen, options, origin["run_id"]),
             callbacks=callbacks,
             default_root_dir=folder.path,
             max_steps=task.budget_samples // task.batch_size,
@@ -148,8 +171,6 @@ def _prepare(folder: RunFolder, resume: bool) -> None:
             remove_unfinished(each)
     elif folder.is_begun:
         raise UserError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
-    elif folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"{folder.path} is a file; --out must name a folder")
 
 
 def _callbacks(
@@ -163,7 +184,7 @@ def _callbacks(
     """What happens around the steps. Raises UserError where the zero-shot suite, or data it names, is not there."""
     folder, window = RunFolder(Path(options.out)), options.log_every_samples
     window_batches = -(-window // task.batch_size) if window else DEFAULT_WINDOW_BATCHES
-    meter = MetricsLogger(window_batches, lambda: data.skipped.total(), stop)
+    meter = MetricsLogger(window_batches, lambda: data.skipped.total(), lambda: stop.requested)
     checkpoints = SampleCheckpoints(
         folder.checkpoints,
         origin=origin,
@@ -175,15 +196,23 @@ def _callbacks(
     zeroshots = during_training(options, folder.results, origin, accelerator, meter)
     # In this order at the end of a step: the position in the data moves before a checkpoint holds it, a request to stop
     # is seen before the checkpoints look for one, and a window is closed before it is saved.
-    return [StreamPosition(), stop, meter, Progress(meter), checkpoints, *zeroshots]
+    return [StreamPosition(), stop, meter, Progress(meter), Advice(meter), checkpoints, *zeroshots]
 
 
-def _loggers(folder: RunFolder, resume_samples: int, tensorboard: bool) -> list[Logger]:
-    """metrics.csv, and event files where TensorBoard is installed; rows after `resume_samples` are dropped."""
+def _loggers(folder: RunFolder, resume_samples: int, options: RunOptions, run_id: str) -> list[Logger]:
+    """metrics.csv, event files where TensorBoard is installed, W&B if asked for; no rows after `resume_samples`."""
     loggers: list[Logger] = [CsvMetrics(folder.metrics, resume_samples)]
-    if tensorboard and importlib.util.find_spec("tensorboard") is not None:
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is not None:
         purge = resume_samples or None
         loggers.append(TensorBoardLogger(folder.path, name="", version=TENSORBOARD, purge_step=purge))
+    if options.wandb is not None and is_first_process():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        # The id is the run's, so a resumed run goes on with its curves.
+        loggers.append(
+            WandbLogger(
+                folder.path.name, folder.path, project=options.wandb, id=run_id, resume="allow", log_model=False
+            )
+        )
     return loggers
 
 

@@ -1,29 +1,45 @@
-"""Zero-shot evaluation while training: at given numbers of samples seen, by the functions of clip_la.zeroshot."""
+"""Zero-shot evaluation and validation while training, by the functions of clip_la.zeroshot."""
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
-from clip_la.train.callbacks import MetricsLogger
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process, note
+from clip_la.train.logger import CsvMetrics
+from clip_la.train.meter import MetricsLogger
 from clip_la.train.optim import whole_batches
 from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
 from clip_la.zeroshot.model.eval_model import EvalModel, default_precision, of_model
 from clip_la.zeroshot.model.load import choose_device
+from clip_la.zeroshot.options import SuiteEntry
 from clip_la.zeroshot.runner.loop import EvalSettings
 from clip_la.zeroshot.suite import describe, evaluate_tasks, prepare, read_suite, run_suite
 from clip_la.zeroshot.tasks.task import Evaluation, Task
+
+# What the held-out shards are called in results.
+VALIDATION = "validation"
+
+
+def suite_curves(line: dict[str, Any]) -> dict[str, float]:
+    """Every metric of a result line, by task and data set."""
+    return {f"{line['task']}/{line['dataset']}/{name}": own["value"] for name, own in line["metrics"].items()}
+
+
+def validation_curves(line: dict[str, Any]) -> dict[str, float]:
+    """val_loss, the contrastive loss, and val_recall: recall at 1, mean of images by caption and captions by image."""
+    values = {name: own["value"] for name, own in line["metrics"].items()}
+    recall = (values["image_retrieval_recall@1"] + values["text_retrieval_recall@1"]) / 2
+    return {"val_loss": values["contrastive_loss"], "val_recall": recall}
 
 
 class ZeroShotEvaluation(Callback):
@@ -36,6 +52,8 @@ class ZeroShotEvaluation(Callback):
     Args:
         jobs: what to evaluate on, from `clip_la.zeroshot.suite.prepare`.
         at_samples: numbers of samples seen; each is rounded up to whole batches.
+        every_samples: evaluate at its multiples as well; rounded up to whole batches.
+        curves: a result line -> what TensorBoard and W&B draw of it, by name.
         out: the result file (RUN/results.jsonl).
         origin: what the run's checkpoints carry: run_id, seed, train_data, ...
         how: precision, batch size and worker processes of the evaluation.
@@ -46,14 +64,17 @@ class ZeroShotEvaluation(Callback):
         self,
         jobs: Sequence[Task],
         *,
-        at_samples: Sequence[int],
+        at_samples: Sequence[int] = (),
+        every_samples: int | None = None,
+        curves: Callable[[dict[str, Any]], dict[str, float]] = suite_curves,
         out: Path,
         origin: Mapping[str, Any],
         how: EvalSettings,
         meter: MetricsLogger | None = None,
     ) -> None:
         self._jobs = jobs
-        self._at_samples = at_samples
+        self._at_samples, self._every_samples = at_samples, every_samples
+        self._curves = curves
         self._out = out
         self._origin = origin
         self._how = how
@@ -62,7 +83,10 @@ class ZeroShotEvaluation(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, ContrastiveTask)
-        if pl_module.samples_seen in {whole_batches(samples, pl_module.batch_size) for samples in self._at_samples}:
+        samples, batch_size = pl_module.samples_seen, pl_module.batch_size
+        every = whole_batches(self._every_samples, batch_size) if self._every_samples else None
+        is_multiple = every is not None and samples > 0 and samples % every == 0
+        if is_multiple or samples in {whole_batches(each, batch_size) for each in self._at_samples}:
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,12 +110,11 @@ class ZeroShotEvaluation(Callback):
         finally:
             task.model.train(was_training)
         self.latest = [evaluation for evaluation in found if evaluation.line not in before]
-        # Curves for TensorBoard; metrics.csv keeps to what every window has, results.jsonl has these figures in full.
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        # Curves alone; metrics.csv keeps to what every window has, results.jsonl has these figures in full.
+        boards = [logger for logger in trainer.loggers if not isinstance(logger, CsvMetrics)]
         for line in [evaluation.line for evaluation in self.latest if trainer.is_global_zero]:
-            values = {f"{line['task']}/{line['dataset']}/{name}": own["value"] for name, own in line["metrics"].items()}
             for board in boards:
-                board.log_metrics(values, step=task.samples_seen)
+                board.log_metrics(self._curves(line), step=task.samples_seen)
 
     def _subject(self, task: ContrastiveTask) -> EvalModel:
         meta = {
@@ -107,29 +130,44 @@ class ZeroShotEvaluation(Callback):
 def during_training(
     options: RunOptions, out: Path, origin: Mapping[str, Any], accelerator: str, meter: MetricsLogger
 ) -> list[Callback]:
-    """The callback that a run's options ask for, or none; `accelerator` is "gpu" or "cpu".
+    """The callbacks that a run's options ask for; `accelerator` is "gpu" or "cpu".
 
     Raises:
-        UserError: the suite, or data that it names, is not there.
+        UserError: the suite, data that it names, or the held-out shards are not there.
     """
-    if options.zeroshot_suite is None:
-        return []
+    suite, validation = _entries(options)
     # Models that the suite may name are not looked at.
-    jobs = [prepare(entry) for entry in read_suite(options.zeroshot_suite)[1]]
-    for test_set in {id(job.test_set): job.test_set for job in jobs}.values():
+    jobs, held_out = [prepare(entry) for entry in suite], [prepare(entry) for entry in validation]
+    for test_set in {id(job.test_set): job.test_set for job in (*jobs, *held_out)}.values():
         describe(test_set, note)
     how = EvalSettings(
         default_precision("cpu" if accelerator == "cpu" else "cuda"),
         num_workers=ranks.default_workers(),
     )
-    return [ZeroShotEvaluation(jobs, at_samples=options.zeroshot_samples, out=out, origin=origin, how=how, meter=meter)]
+    given: dict[str, Any] = {"out": out, "origin": origin, "how": how, "meter": meter}
+    callbacks: list[Callback] = []
+    if jobs:
+        callbacks.append(ZeroShotEvaluation(jobs, at_samples=options.zeroshot_samples, **given))
+    if held_out:
+        every = options.validate_every_samples
+        callbacks.append(ZeroShotEvaluation(held_out, every_samples=every, curves=validation_curves, **given))
+    return callbacks
 
 
-def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: str) -> None:
+def _entries(options: RunOptions) -> tuple[list[SuiteEntry], list[SuiteEntry]]:
+    """What a run is evaluated on: its suite, and its held-out shards."""
+    suite = read_suite(options.zeroshot_suite)[1] if options.zeroshot_suite is not None else []
+    if options.validate_on is None:
+        return suite, []
+    return suite, [SuiteEntry(data=options.validate_on, name=VALIDATION, task=results.RETRIEVAL)]
+
+
+def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator: str) -> None:
     """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint."""
-    if suite is None:
+    suite, validation = _entries(options)
+    entries = [*suite, *validation]
+    if not entries:
         return
-    entries = read_suite(suite)[1]
     local_rank = ranks.join_from_environment()
     # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
     if ranks.world_size() > 1 or is_first_process():

@@ -125,7 +125,7 @@ def test_progress_shows_what_matters(run_options, tmp_path, capsys):
     train(tmp_path / "run", run_options, "--budget_samples", 4 * BATCH, "--log_every_samples", BATCH)
     shown = capsys.readouterr()
     line = shown.err.replace("\r", "\n").strip().splitlines()[-1]
-    for part in ("64.0/64.0 samples", "pairs/s", "(ln 16 = 2.77)", "lr ", "data wait ", " left"):
+    for part in ("64.0/64.0 samples", "pairs/s", "(ln 16 = 2.77)", "lr ", "data wait ", " GiB", " left"):
         assert part in line
     assert (
         shown.out
@@ -138,8 +138,8 @@ def test_progress_in_a_file_is_whole_lines(run_options, tmp_path, capsys, monkey
     train(tmp_path / "run", run_options, "--budget_samples", 3 * BATCH)
     shown = capsys.readouterr().err
     assert "\r" not in shown
-    # A line for each batch and one for the end, after the line that says what the run will do.
-    heads = [line.split(" samples")[0] for line in shown.splitlines()[1:]]
+    # A line for each batch and one for the end, after those that say what the run will do and warn of its batch size.
+    heads = [line.split(" samples")[0] for line in shown.splitlines()[2:]]
     assert heads == [f"vit_pico: {seen}/48.0" for seen in ("16.0", "32.0", "48.0", "48.0")]
 
 
@@ -149,7 +149,7 @@ def test_progress_on_a_terminal_is_drawn_over(run_options, tmp_path, capsys, mon
     shown = capsys.readouterr().err
     assert "\rvit_pico: 0.00/48.0 samples" in shown
     assert "\rvit_pico: 48.0/48.0 samples" in shown
-    assert shown.count("\n") == 2
+    assert shown.count("\n") == 3
 
 
 def test_a_finished_run_is_left_alone(uninterrupted, capsys):

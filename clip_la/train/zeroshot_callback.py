@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
+from clip_la.runs import EMA, TRAINED
 from clip_la.train.callbacks import MetricsLogger
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process, note
@@ -28,6 +29,8 @@ from clip_la.zeroshot.tasks.task import Evaluation, Task
 
 class ZeroShotEvaluation(Callback):
     """Evaluates the model at given numbers of samples seen and at the end, into the run's results.jsonl.
+
+    Where the run averages its weights, these are evaluated after the trained ones; their lines say `weights: "ema"`.
 
     All ranks share the work and meet in it, so none waits at a later step; weights, optimiser, order of the data and
     random state stay as they are. It happens before the next step, when a checkpoint of the last one is saved: a run
@@ -83,17 +86,22 @@ class ZeroShotEvaluation(Callback):
         try:
             with self._meter.away() if self._meter else contextlib.nullcontext(), uncompiled():
                 found = list(evaluate_tasks(self._subject(task), self._jobs, self._how, self._out, report=report))
+                if task.average is not None:
+                    with task.average.applied():
+                        subject = self._subject(task, EMA)
+                        found += evaluate_tasks(subject, self._jobs, self._how, self._out, report=report)
         finally:
             task.model.train(was_training)
         self.latest = [evaluation for evaluation in found if evaluation.line not in before]
         # Curves for TensorBoard; metrics.csv keeps to what every window has, results.jsonl has these figures in full.
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         for line in [evaluation.line for evaluation in self.latest if trainer.is_global_zero]:
-            values = {f"{line['task']}/{line['dataset']}/{name}": own["value"] for name, own in line["metrics"].items()}
+            curve = "/".join([line["task"], line["dataset"], *([EMA] if line["weights"] else [])])
+            values = {f"{curve}/{name}": own["value"] for name, own in line["metrics"].items()}
             for board in boards:
                 board.log_metrics(values, step=task.samples_seen)
 
-    def _subject(self, task: ContrastiveTask) -> EvalModel:
+    def _subject(self, task: ContrastiveTask, weights: str = TRAINED) -> EvalModel:
         meta = {
             **self._origin,
             "samples_seen": task.samples_seen,
@@ -101,7 +109,7 @@ class ZeroShotEvaluation(Callback):
             "batch_size": task.batch_size,
             "schedule": task.schedule.name,
         }
-        return of_model(task.model, **meta)
+        return of_model(task.model, weights=weights, **meta)
 
 
 def during_training(
@@ -125,8 +133,11 @@ def during_training(
     return [ZeroShotEvaluation(jobs, at_samples=options.zeroshot_samples, out=out, origin=origin, how=how, meter=meter)]
 
 
-def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: str) -> None:
-    """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint."""
+def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: str, *, averaged: bool) -> None:
+    """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint.
+
+    `averaged` says whether that has averaged weights too.
+    """
     if suite is None:
         return
     entries = read_suite(suite)[1]
@@ -135,6 +146,7 @@ def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: 
     if ranks.world_size() > 1 or is_first_process():
         device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
         how = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
-        for _ in run_suite([str(checkpoint)], entries, how, device=device, out=out, report=note):
-            pass
+        for weights in (TRAINED, EMA) if averaged else (TRAINED,):
+            for _ in run_suite([str(checkpoint)], entries, how, device=device, out=out, weights=weights, report=note):
+                pass
     ranks.leave()

@@ -44,7 +44,12 @@ class Preprocess:
 
 
 def load_model(
-    name: PathLike, *, device: str = "cpu", transform: str = "clip_la", image_size: int | None = None
+    name: PathLike,
+    *,
+    device: str = "cpu",
+    transform: str = "clip_la",
+    weights: str = "trained",
+    image_size: int | None = None,
 ) -> "tuple[nn.Module, Preprocess, Callable[[str | Sequence[str]], Int64[Tensor, 'batch context_length']]]":
     """A trained model with what it takes to encode images and texts, as users of open_clip expect.
 
@@ -61,6 +66,7 @@ def load_model(
             "ViT-B-16:FILE", "ViT-B-16:TAG" or "hf-hub:ORG/NAME".
         device: where the model goes ("cpu", "cuda", "cuda:1").
         transform: how images are prepared: clip_la (upright, transparency on white) or open_clip (its own).
+        weights: of a checkpoint: trained, or ema: their average, which a run with `model.ema_samples` saves.
         image_size: side of the images in pixels, if not what the model was trained at: its position embeddings are
             interpolated.
 
@@ -76,7 +82,11 @@ def load_model(
     from clip_la.zeroshot.model.load import choose_device, expand_models, load_eval_model
 
     loaded = load_eval_model(
-        expand_models([os.fspath(name)])[0], choose_device(device), transform=transform, image_size=image_size
+        expand_models([os.fspath(name)])[0],
+        choose_device(device),
+        transform=transform,
+        weights=weights,
+        image_size=image_size,
     )
 
     def tokenizer(texts: str | Sequence[str]) -> "Int64[Tensor, 'batch context_length']":

@@ -19,6 +19,9 @@ import yaml
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.csv", "results.jsonl"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+# The weights of a checkpoint: as they were trained, or their average, which runs with `model.ema_samples` save too.
+# "ema" is its key in the file, and what result lines say of it in their field `weights`.
+WEIGHTS = TRAINED, EMA = "trained", "ema"
 # The column of metrics.csv that its rows are in order of.
 SAMPLES_SEEN = "samples_seen"
 _CHECKPOINT = re.compile(r"samples=(\d+)\.ckpt")

@@ -100,6 +100,7 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
             again=options.again,
             compiled=options.compile,
             transform=options.transform,
+            weights=options.weights,
             image_size=options.image_size,
             report=report,
         )

@@ -1,6 +1,7 @@
 """`clip-la export`: a softmax model as an open_clip checkpoint."""
 
 from clip_la.cli import Parser
+from clip_la.runs import TRAINED, WEIGHTS
 
 
 def main(argv: list[str]) -> int | None:
@@ -13,6 +14,7 @@ def main(argv: list[str]) -> int | None:
         "checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its last checkpoint) or a file"
     )
     parser.add_argument("out", metavar="OUT.pt", help="the file to write; OUT.json goes beside it")
+    parser.add_argument("--weights", default=TRAINED, choices=WEIGHTS, help="as trained, or their average")
     parser.add_argument("--force", action="store_true", help="write over files that are there")
     parser.add_argument("--json", action="store_true", help="print what was written, as JSON on stdout")
     options = parser.parse_args(argv)
@@ -31,7 +33,7 @@ def main(argv: list[str]) -> int | None:
     present = [path for path in (out, out.with_suffix(".json")) if path.exists()]
     if present and not options.force:
         raise UserError(f"{present[0]} is there already; --force writes over it")
-    model, _ = load_checkpoint(expand_models([options.checkpoint])[0])
+    model, _ = load_checkpoint(expand_models([options.checkpoint])[0], options.weights)
     written = export(model, out)
     human = sys.stderr if options.json else sys.stdout
     # How open_clip reads the files.

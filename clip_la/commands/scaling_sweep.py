@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
     from clip_la.sweep.costs import cost_table, flops_per_sample
     from clip_la.sweep.places import LOGS_NAME, Place, Worker, slots, visible_gpus
-    from clip_la.sweep.plan import read_plan
+    from clip_la.sweep.plan import PlannedRun, read_plan
     from clip_la.sweep.runner import KEEP, Sweep, count_evaluations
 
     options = parser().parse_args(argv)
@@ -76,6 +76,11 @@ def main(argv: list[str]) -> int:
         flops_per_sample(run)
     suites = {run.options.get("zeroshot_suite") for run in runs}
     evaluations = {suite: count_evaluations(suite) for suite in suites}
+
+    def num_evaluations(run: PlannedRun) -> int:
+        # Averaged weights are evaluated beside the trained ones.
+        return evaluations[run.options.get("zeroshot_suite")] * (2 if run.options.get("model.ema_samples") else 1)
+
     places: list[Place]
     if by_slurm:
         from clip_la.sweep.slurm import job_places
@@ -87,7 +92,7 @@ def main(argv: list[str]) -> int:
         runs,
         options.out,
         places,
-        num_evaluations=lambda run: evaluations[run.options.get("zeroshot_suite")],
+        num_evaluations=num_evaluations,
         report=lambda text: print(text, file=sys.stderr, flush=True),
         keep=options.keep,
         measured=options.rates,

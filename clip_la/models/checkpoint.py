@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError, shown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.models.clip import CLIP, empty_model
 from clip_la.models.spec import ModelSpec
 from clip_la.models.state_dicts import OWNERS, as_numbers, find_weights, plain_names
+from clip_la.runs import EMA, TRAINED, WEIGHTS
 
 # The key of our block in a checkpoint, ours or Lightning's, and the version of its layout.
 BLOCK = "clip_la"
@@ -43,20 +44,34 @@ def save_checkpoint(path: str | os.PathLike[str], model: CLIP, **meta: Any) -> N
         torch.save(checkpoint, stream)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]:
+def load_checkpoint(path: str | os.PathLike[str], weights: str = TRAINED) -> tuple[CLIP, dict[str, Any]]:
     """Reads a checkpoint of save_checkpoint or of our training: (model on the CPU, meta).
+
+    Args:
+        path: the file.
+        weights: one of WEIGHTS; "ema" needs a run with `model.ema_samples`.
 
     Raises UserError for a file that is missing, damaged, foreign, of a newer format, that says of itself what cannot
     be, or whose weights do not fit its own architecture or hold NaN. Nothing but tensors and plain values is unpickled.
     """
-    return model_of(read_torch_file(path), path)
+    return model_of(read_torch_file(path), path, weights)
 
 
-def model_of(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> tuple[CLIP, dict[str, Any]]:
+def model_of(
+    checkpoint: dict[str, Any], path: str | os.PathLike[str], weights: str = TRAINED
+) -> tuple[CLIP, dict[str, Any]]:
     """As load_checkpoint, of what read_torch_file has read from `path`."""
     block, spec = read_block(checkpoint, path)
-    weights = checkpoint.get(STATE_DICT)
-    found = find_weights(weights if isinstance(weights, dict) else {}, str(path))
+    if weights not in WEIGHTS:
+        raise unknown("choice of weights", weights, WEIGHTS)
+    saved = checkpoint.get(STATE_DICT)
+    found = find_weights(saved if isinstance(saved, dict) else {}, str(path))
+    if weights == EMA:
+        average = checkpoint.get(EMA)
+        if not isinstance(average, dict):
+            raise UserError(f"{path} holds no averaged weights; a run with --model.ema_samples saves them")
+        # What a run keeps frozen has no average: it is what it was.
+        found = {**found, **find_weights(average, str(path))}
     # Ours holds the model alone; Lightning's is the task's, whose other parameters (a logit bias) belong to no owner.
     owned = {name: tensor for name, tensor in found.items() if OWNERS & set(name.split(".")[:-1])}
     model = empty_model(spec)

@@ -44,7 +44,7 @@ BY = ("attention", "image_attention", "text_attention", "model", "train_data")
 # Two lines compare only where the test set and the classifier were the same.
 EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash", "data_hash")
 # Lines that differ in these answer different questions: a later one does not take the place of an earlier.
-QUESTION_FIELDS = ("task", "train_dataset", "shots")
+QUESTION_FIELDS = ("task", "train_dataset", "shots", "weights")
 DATA_HASH = "data_hash"
 
 

@@ -37,7 +37,8 @@ def figures(folder: Path) -> list[str]:
     for line in result_lines(folder):
         for metric, value in line["metrics"].items():
             if "loss" not in metric:
-                found.append(f"{line['dataset']} {metric} {100 * value['value']:.1f} %")
+                averaged = " (averaged weights)" if line.get("weights") else ""
+                found.append(f"{line['dataset']}{averaged} {metric} {100 * value['value']:.1f} %")
                 break
     return found
 
@@ -95,7 +96,8 @@ def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:
         for line in result_lines(folder):
             row |= {name: line.get(name) for name in MODEL_FIGURES}
             for metric, value in line["metrics"].items():
-                row[f"{line['dataset']}/{metric}"] = value["value"] if isinstance(value, Mapping) else value
+                name = "/".join([line["dataset"], *([line["weights"]] if line.get("weights") else []), metric])
+                row[name] = value["value"] if isinstance(value, Mapping) else value
         rows.append(row)
     columns: Sequence[str] = list(dict.fromkeys(name for each in rows for name in each))
     path = out / TABLE_NAME

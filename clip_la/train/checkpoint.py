@@ -21,6 +21,8 @@ from clip_la.train.task import ContrastiveTask
 
 # What a run that goes on has to know of the one before.
 NEEDED = ("run_id", "samples_seen", "budget_samples", "schedule")
+# Options that a run keeps to its end -> what they were before there were such options.
+FIXED: dict[str, Any] = {"optimizer": "adamw", "freeze": None, "layer_decay": 1.0}
 
 
 def read_block(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -143,6 +145,7 @@ class SampleCheckpoints(Checkpoint):
             "batch_size": pl_module.batch_size,
             "schedule": pl_module.schedule.name,
             "loss": pl_module.loss_name,
+            **{name: getattr(pl_module.options, name) for name in (*FIXED, "ema_samples")},
             **self._origin,
         }
 

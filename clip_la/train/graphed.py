@@ -130,7 +130,8 @@ class GraphedTower:
     """Runs functions of a tower by CUDA graphs, recorded when a shape is met first.
 
     Args:
-        tower: its weights must stay where they are; optimisers and load_state_dict change them in place.
+        tower: its weights must stay where they are; optimisers and load_state_dict change them in place. Which of them
+            train must not change either; where none does, the forward pass alone is recorded.
     """
 
     def __init__(self, tower: nn.Module) -> None:
@@ -167,9 +168,9 @@ class GraphedTower:
         return result
 
     def _recording(self, part: Part) -> _Recording | None:
-        """The recording of a part's shape, made if there is none yet; None where there can be none, or no gradient is
-        wanted."""
-        if not torch.is_grad_enabled() or not any(weight.requires_grad for weight in self._tower.parameters()):
+        """The recording of a part's shape, made if there is none yet; None where there can be none, or outside of
+        training."""
+        if not torch.is_grad_enabled():
             return None
         kind = part.inputs[0].device.type
         key = (part.key, torch.is_autocast_enabled(kind), *((x.shape, x.dtype) for x in part.inputs))
@@ -209,6 +210,9 @@ class GraphedTower:
             return result
 
         def backward(output: Tensor, output_grad: Tensor) -> None:
+            # A frozen tower, as in locked-image tuning, has no backward pass.
+            if not weights:
+                return
             # A weight that the function does not touch has no gradient; its place keeps its zeros.
             grads = torch.autograd.grad(output, weights, output_grad, allow_unused=True)
             used = [(own, grad) for own, grad in zip(self._weight_grads, grads, strict=True) if grad is not None]
@@ -229,8 +233,9 @@ class GraphedTower:
             options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
             with torch.cuda.graph(recording.forward_graph, **options):
                 output = forward()
-            with torch.cuda.graph(recording.backward_graph, **options):
-                backward(output, recording.output_grad)
+            if weights:
+                with torch.cuda.graph(recording.backward_graph, **options):
+                    backward(output, recording.output_grad)
         recording.output = output.detach()
         return recording
 

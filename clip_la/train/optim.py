@@ -1,15 +1,15 @@
-"""AdamW as open_clip sets it up, and the learning rate as a function of the samples seen."""
+"""The learning rate as a function of the samples seen, and the bound on gradients."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_la.errors import UserError, unknown
-from clip_la.train.options import OptimOptions, ScheduleName
+from clip_la.train.options import ScheduleName
 
 SCHEDULES = get_args(ScheduleName)
 
@@ -68,22 +68,6 @@ class Schedule:
             done = (samples - self.cooldown_start) / self.cooldown_samples
             return self.peak_lr * (1 - math.sqrt(min(done, 1.0)))
         return self.peak_lr
-
-
-def adamw(
-    parameters: Iterable[tuple[str, nn.Parameter]], options: OptimOptions, *, undecayed: Collection[str]
-) -> torch.optim.AdamW:
-    """Fused AdamW over named parameters that train; those named in `undecayed` are spared the weight decay.
-
-    Fused on the CPU too: with the token embedding's dense gradient the foreach form takes four times as long there.
-    """
-    trained = [(name, p) for name, p in parameters if p.requires_grad]
-    # By name, not by shape: the models say which of theirs are gains, biases and tokens (no_weight_decay).
-    groups = [
-        {"params": [p for name, p in trained if name not in undecayed], "weight_decay": options.weight_decay},
-        {"params": [p for name, p in trained if name in undecayed], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, options.lr, (options.beta1, options.beta2), options.eps, fused=True)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:

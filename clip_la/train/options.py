@@ -18,6 +18,8 @@ Reduction = Literal["float32", "bfloat16"]
 Loss = Literal["contrastive", "sigmoid"]
 ScheduleName = Literal["cosine", "constant", "cooldown"]
 Unit = Literal["block", "tower"]
+OptimizerName = Literal["adamw", "muon"]
+Tower = Literal["image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +77,24 @@ class LossOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimOptions(Checked):
-    """AdamW and its learning rate; what of the schedule fits which budget is checked by optim.Schedule."""
+    """What trains, by which optimiser, at what rate; whether a schedule fits a budget is checked by optim.Schedule."""
 
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon for the matrices inside the blocks and adamw for everything else"""
     lr: float = 5e-4
     """peak learning rate"""
+    muon_lr: float | None = None
+    """peak learning rate of what muon trains, whose steps are scaled to the size of AdamW's; null: lr"""
+    layer_decay: float = 1.0
+    """factor on the learning rate from each layer to the one before it, in both towers; the projections have all of it,
+    the embeddings least"""
+    freeze: Tower | None = None
+    """tower that keeps the weights of init_from: image is locked-image tuning"""
+    ema_samples: int | None = None
+    """also average the weights, those of so many samples ago counting half; the average is saved and evaluated beside
+    the weights themselves; null: no average"""
     weight_decay: float = 0.2
-    """of AdamW; gains, biases and scales are spared"""
+    """of either optimiser; gains, biases and scales are spared"""
     beta1: float = 0.9
     """of AdamW"""
     beta2: float = 0.98
@@ -105,6 +119,14 @@ class OptimOptions(Checked):
             raise UserError(f"eps must be positive, not {self.eps}")
         if not self.weight_decay >= 0:
             raise UserError(f"weight_decay must not be negative, not {self.weight_decay}")
+        if self.muon_lr is not None and self.optimizer != "muon":
+            raise UserError(f"muon_lr is for optimizer muon, not for {self.optimizer}")
+        if self.muon_lr is not None and not 0 < self.muon_lr < math.inf:
+            raise UserError(f"muon_lr must be positive and finite, not {self.muon_lr}")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay must be above 0 and at most 1 (all layers alike), not {self.layer_decay}")
+        if self.ema_samples is not None and self.ema_samples < 1:
+            raise UserError(f"ema_samples must be at least 1, or null for no average, not {self.ema_samples}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UserError(f"max_grad_norm must be positive, or null for no limit, not {self.max_grad_norm}")
 
@@ -142,6 +164,11 @@ class StepOptions(Checked):
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(StepOptions, OptimOptions, LossOptions, StartOptions):
     """All options under `model.`: what ContrastiveTask is made from. Raises UserError for values that cannot be."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze and self.init_from is None:
+            raise UserError(f"freeze {self.freeze}: that tower would keep random weights; give trained ones: init_from")
 
 
 @dataclass(frozen=True, kw_only=True)

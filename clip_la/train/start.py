@@ -7,7 +7,7 @@ from typing import Any
 
 from clip_la.errors import UserError
 from clip_la.runs import RunFolder
-from clip_la.train.checkpoint import check_same_model, read_block
+from clip_la.train.checkpoint import FIXED, check_same_model, read_block
 from clip_la.train.options import RunOptions
 from clip_la.train.task import ContrastiveTask
 
@@ -39,6 +39,12 @@ class ResumePoint:
                 raise UserError(
                     f"{path} was trained with {key} {block.get(key)}, not {wanted}: the run cannot go on from it"
                 )
+        # These decide which parameters the optimiser's state is of, and what it holds; older checkpoints do not say.
+        for key, default in FIXED.items():
+            saved, wanted = block.get(key, default), getattr(task.options, key)
+            if saved != wanted:
+                hint = "init_from begins a new run with its weights"
+                raise UserError(f"{path} was trained with {key} {saved}, not {wanted}: no run goes on from it; {hint}")
         (self._check_branch if self.is_branch else self._check_schedule)(task)
 
     def _check_schedule(self, task: ContrastiveTask) -> None:

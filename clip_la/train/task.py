@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
+from clip_la.runs import EMA
+from clip_la.train.averaging import WeightAverage
 from clip_la.train.beginning import begin
 from clip_la.train.features import BatchEncoder
-from clip_la.train.optim import Schedule, adamw, clip_gradients, whole_batches
+from clip_la.train.optim import Schedule, clip_gradients, whole_batches
+from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
@@ -30,6 +33,7 @@ class ContrastiveTask(pl.LightningModule):
         seed: of the initial weights.
 
     Attributes:
+        average: of the weights, if there is one.
         lineage: trainings whose weights the run began with, as in Beginning; empty for fresh ones.
 
     Raises UserError for values that do not fit, unknown models and unknown attention kinds.
@@ -59,6 +63,9 @@ class ContrastiveTask(pl.LightningModule):
         self._set_up_loss(options.loss, beginning.logit_bias)
         self.model.set_grad_checkpointing(options.grad_checkpointing)
         self.model.set_narrow_residual(options.narrow_residual)
+        if options.freeze:
+            getattr(self.model, options.freeze).requires_grad_(False)
+        self.average = WeightAverage(options.ema_samples, batch_size) if options.ema_samples else None
         # Last: it compiles the towers in place, as they are then.
         self._encoder = BatchEncoder(self.model, options)
         self.grad_norm = torch.zeros(())
@@ -105,7 +112,7 @@ class ContrastiveTask(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # The bias of the sigmoid loss is a scalar of the loss, like the logit scale.
         undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
-        return adamw(self.named_parameters(), self.options, undecayed=undecayed)
+        return make_optimizer(self.named_parameters(), self.options, undecayed=undecayed)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         self.grad_norm = clip_gradients(self._trained, self.options.max_grad_norm)
@@ -113,14 +120,27 @@ class ContrastiveTask(pl.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the learning rate of the batch's middle sample, then the bound on the logit scale."""
         for group in optimizer.param_groups:
-            group["lr"] = self.schedule.lr(self.samples_seen + self.batch_size / 2)
+            group["lr"] = self.schedule.lr(self.samples_seen + self.batch_size / 2) * group["lr_scale"]
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # As CLIP does: a scale without bound makes training unstable (arXiv 2103.00020, Sec. 2.5).
         with torch.no_grad():
             self.model.logit_scale.clamp_(0.0, math.log(self.options.max_logit_scale))
+        if self.average is not None:
+            self.average.update()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average is not None:
+            checkpoint[EMA] = self.average.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Where the checkpoint has no average, it begins with the next step."""
+        if self.average is not None and EMA in checkpoint:
+            self.average.load_state_dict(checkpoint[EMA])
 
     def on_train_start(self) -> None:
-        """A run that goes on takes AdamW's moments from its checkpoint, but its settings from its options."""
+        """A run that goes on takes its optimiser's moments from its checkpoint, but its settings from its options."""
+        if self.average is not None:
+            self.average.start(self.named_parameters())
         # Listed once: walking through all modules takes the host a millisecond a step.
         self._trained = list(self.parameters())
         restored, wanted = self.trainer.optimizers[0], self.configure_optimizers()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from clip_la import distributed as ranks
 from clip_la import results
+from clip_la.runs import EMA, TRAINED
 from clip_la.train.compiled import uncompiled
 from clip_la.train.hardware import is_first_process, note
 from clip_la.train.logger import CsvMetrics
@@ -32,18 +33,22 @@ VALIDATION = "validation"
 
 def suite_curves(line: dict[str, Any]) -> dict[str, float]:
     """Every metric of a result line, by task and data set."""
-    return {f"{line['task']}/{line['dataset']}/{name}": own["value"] for name, own in line["metrics"].items()}
+    curve = "/".join([line["task"], line["dataset"], *([EMA] if line["weights"] else [])])
+    return {f"{curve}/{name}": own["value"] for name, own in line["metrics"].items()}
 
 
 def validation_curves(line: dict[str, Any]) -> dict[str, float]:
     """val_loss, the contrastive loss, and val_recall: recall at 1, mean of images by caption and captions by image."""
     values = {name: own["value"] for name, own in line["metrics"].items()}
     recall = (values["image_retrieval_recall@1"] + values["text_retrieval_recall@1"]) / 2
-    return {"val_loss": values["contrastive_loss"], "val_recall": recall}
+    suffix = f"_{EMA}" if line["weights"] else ""
+    return {f"val_loss{suffix}": values["contrastive_loss"], f"val_recall{suffix}": recall}
 
 
 class ZeroShotEvaluation(Callback):
     """Evaluates the model at given numbers of samples seen and at the end, into the run's results.jsonl.
+
+    Where the run averages its weights, these are evaluated after the trained ones; their lines say `weights: "ema"`.
 
     All ranks share the work and meet in it, so none waits at a later step; weights, optimiser, order of the data and
     random state stay as they are. It happens before the next step, when a checkpoint of the last one is saved: a run
@@ -107,6 +112,10 @@ class ZeroShotEvaluation(Callback):
         try:
             with self._meter.away() if self._meter else contextlib.nullcontext(), uncompiled():
                 found = list(evaluate_tasks(self._subject(task), self._jobs, self._how, self._out, report=report))
+                if task.average is not None:
+                    with task.average.applied():
+                        subject = self._subject(task, EMA)
+                        found += evaluate_tasks(subject, self._jobs, self._how, self._out, report=report)
         finally:
             task.model.train(was_training)
         self.latest = [evaluation for evaluation in found if evaluation.line not in before]
@@ -116,7 +125,7 @@ class ZeroShotEvaluation(Callback):
             for board in boards:
                 board.log_metrics(self._curves(line), step=task.samples_seen)
 
-    def _subject(self, task: ContrastiveTask) -> EvalModel:
+    def _subject(self, task: ContrastiveTask, weights: str = TRAINED) -> EvalModel:
         meta = {
             **self._origin,
             "samples_seen": task.samples_seen,
@@ -124,7 +133,7 @@ class ZeroShotEvaluation(Callback):
             "batch_size": task.batch_size,
             "schedule": task.schedule.name,
         }
-        return of_model(task.model, **meta)
+        return of_model(task.model, weights=weights, **meta)
 
 
 def during_training(
@@ -162,8 +171,11 @@ def _entries(options: RunOptions) -> tuple[list[SuiteEntry], list[SuiteEntry]]:
     return suite, [SuiteEntry(data=options.validate_on, name=VALIDATION, task=results.RETRIEVAL)]
 
 
-def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator: str) -> None:
-    """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint."""
+def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator: str, *, averaged: bool) -> None:
+    """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint.
+
+    `averaged` says whether that has averaged weights too.
+    """
     suite, validation = _entries(options)
     entries = [*suite, *validation]
     if not entries:
@@ -173,6 +185,7 @@ def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator
     if ranks.world_size() > 1 or is_first_process():
         device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
         how = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
-        for _ in run_suite([str(checkpoint)], entries, how, device=device, out=out, report=note):
-            pass
+        for weights in (TRAINED, EMA) if averaged else (TRAINED,):
+            for _ in run_suite([str(checkpoint)], entries, how, device=device, out=out, weights=weights, report=note):
+                pass
     ranks.leave()

@@ -11,6 +11,7 @@ from typing import Any
 from clip_la import results
 from clip_la.errors import UserError, shown, unknown
 from clip_la.options import check_types, option
+from clip_la.runs import TRAINED, WEIGHTS
 
 # What becomes of an image whose class the class set lacks.
 SKIP, ERROR = "skip", "error"
@@ -76,6 +77,8 @@ class EvalOptions:
     """A YAML suite of data sets (see configs/eval)."""
     checkpoints: str = "last"
     """Of a run: last or all."""
+    weights: str = option(TRAINED, metavar="trained|ema")
+    """Of a checkpoint: as trained, or their average, which a run with --model.ema_samples saves."""
     out: str | None = option(None, metavar="FILE")
     """Where results are appended (default: RUN/results.jsonl, else here)."""
     again: bool = False
@@ -111,6 +114,8 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.weights not in WEIGHTS:
+            raise unknown("choice of weights", self.weights, WEIGHTS)
 
     def models_and_entries(self, entry: Mapping[str, Any]) -> tuple[list[str], list[SuiteEntry]]:
         """The models as they are named, and what to evaluate them on.

@@ -11,7 +11,7 @@ import torch
 from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
-from clip_la.runs import RESULTS, RunFolder
+from clip_la.runs import RESULTS, TRAINED, RunFolder
 from clip_la.zeroshot.datasets.find import default_name, open_dataset
 from clip_la.zeroshot.datasets.records import UNKNOWN, EvalDataset
 from clip_la.zeroshot.datasets.shards import open_caption_shards
@@ -67,6 +67,7 @@ def run_suite(
     again: bool = False,
     compiled: bool = False,
     transform: str = OWN,
+    weights: str = TRAINED,
     image_size: int | None = None,
     report: Report = say,
 ) -> Iterator[Evaluation]:
@@ -78,7 +79,7 @@ def run_suite(
         settings: by what means; the state folder is chosen here, beside the result file.
         out: the result file; by default RUN/results.jsonl for a checkpoint of a run, else results.jsonl here.
         again: evaluate also what the result file already has.
-        compiled, transform, image_size: as for `load_eval_model`.
+        compiled, transform, weights, image_size: as for `load_eval_model`.
         report: takes lines for a person.
 
     Raises:
@@ -88,7 +89,9 @@ def run_suite(
     for test_set in {id(used): used for task in tasks for used in task.test_sets.values()}.values():
         describe(test_set, report)
     for model in models:
-        eval_model = load_eval_model(model, device, compiled=compiled, transform=transform, image_size=image_size)
+        eval_model = load_eval_model(
+            model, device, compiled=compiled, transform=transform, weights=weights, image_size=image_size
+        )
         for note in eval_model.notes:
             report(note)
         run = RunFolder.of_checkpoint(Path(model).resolve()) if Path(model).is_file() else None
@@ -229,5 +232,6 @@ def summary(line: dict[str, Any]) -> str:
         others += f", templates {line['templates']}"
     task = "" if line["task"] == results.CLASSIFICATION else f", {line['task']}"
     size = f"{line['num_samples']} images, {others}{task}{skipped}"
+    averaged = ", averaged weights," if line.get("weights") else ""
     at = f" at {line['eval_image_size']} px" if line.get("eval_image_size") else ""
-    return f"{line['checkpoint'] or line['model']}{at} on {line['dataset']} ({size}): {', '.join(figures)}"
+    return f"{line['checkpoint'] or line['model']}{averaged}{at} on {line['dataset']} ({size}): {', '.join(figures)}"

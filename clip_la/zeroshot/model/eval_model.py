@@ -24,6 +24,7 @@ from clip_la.data.text.tokenizer import get_tokenizer
 from clip_la.errors import unknown
 from clip_la.models.clip import CLIP
 from clip_la.models.flops import flops
+from clip_la.runs import TRAINED
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.options import OWN
 
@@ -192,8 +193,11 @@ def model_hash(module: nn.Module, settings: Mapping[str, Any], without: str | No
     return digest.hexdigest()[:HASH_DIGITS]
 
 
-def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> EvalModel:
-    """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...)."""
+def of_model(model: CLIP, *, checkpoint: str | None = None, weights: str = TRAINED, **meta: Any) -> EvalModel:
+    """One of our models; `meta` as in our checkpoints (samples_seen, run_id, seed, ...).
+
+    Its result lines say which weights it has only where these are averaged ones, "ema": other lines hold null.
+    """
     spec = model.spec
     numbers = {name: value for name, value in spec.to_dict().items() if name != "name"}
     # What a plugin brings changes without a new version of clip_la, so its source counts: the whole file of a class,
@@ -226,6 +230,7 @@ def of_model(model: CLIP, *, checkpoint: str | None = None, **meta: Any) -> Eval
         "batch_size": meta.get("batch_size"),
         "train_data": meta.get("train_data"),
         "checkpoint": checkpoint,
+        "weights": None if weights == TRAINED else weights,
         "transform": OWN,
     }
     if meta.get("lineage"):

@@ -13,7 +13,7 @@ from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
 from clip_la.models.resize import at_image_size, describe_resize
-from clip_la.runs import samples_of
+from clip_la.runs import TRAINED, samples_of
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.model.open_clip import of_open_clip, with_own_transform
 from clip_la.zeroshot.options import OPEN_CLIP, OWN
@@ -53,6 +53,7 @@ def load_eval_model(
     *,
     compiled: bool = False,
     transform: str = OWN,
+    weights: str = TRAINED,
     image_size: int | None = None,
 ) -> EvalModel:
     """A model ready to evaluate: a checkpoint of ours, `NAME:FILE` or `NAME:TAG` of open_clip, `hf-hub:ORG/NAME`.
@@ -60,6 +61,7 @@ def load_eval_model(
     Args:
         compiled: whether torch compiles the towers: minutes at the start, quicker afterwards; digits may move a little.
         transform: one of TRANSFORMS.
+        weights: one of WEIGHTS: "ema" takes the averaged weights of a checkpoint of ours.
         image_size: side of the images in pixels, if not what the model was trained at: its position embeddings are
             interpolated.
 
@@ -68,7 +70,7 @@ def load_eval_model(
     """
     if transform not in TRANSFORMS:
         raise unknown("transform", transform, TRANSFORMS)
-    eval_model = _load(text, image_size)
+    eval_model = _load(text, image_size, weights)
     eval_model = eval_model if transform == OWN else with_own_transform(eval_model)
     # Nothing is trained here: no dropout, no gradients.
     eval_model.module.eval().requires_grad_(False).to(device)
@@ -78,19 +80,21 @@ def load_eval_model(
     return eval_model
 
 
-def _load(text: str, image_size: int | None) -> EvalModel:
+def _load(text: str, image_size: int | None, weights: str) -> EvalModel:
     if Path(text).suffix == ".safetensors" and Path(text).is_file():
         raise UserError(f"{text} says not which architecture its weights are of; give NAME:FILE, as in ViT-B-16:{text}")
     # A file before a name: "ViT-B-16:x.pt" is no file, and "run.ckpt" no name.
     if Path(text).is_file():
-        model, meta = load_checkpoint(text)
+        model, meta = load_checkpoint(text, weights)
         try:
-            return _at_size(of_model(model, checkpoint=text, **meta), image_size)
+            return _at_size(of_model(model, checkpoint=text, weights=weights, **meta), image_size)
         except UserError as error:  # a tokenizer that there is not
             raise UserError(f"{text}: {error}") from None
-    name, _, weights = text.partition(":")
+    if weights != TRAINED:
+        raise UserError(f"weights {weights} are for checkpoints of ours; {text} has one set of weights")
+    name, _, source = text.partition(":")
     is_hub = text.startswith(HUB_SCHEMES)
-    if not is_hub and not weights:
+    if not is_hub and not source:
         import open_clip
 
         if text in open_clip.list_models() or text in list_models():
@@ -99,11 +103,11 @@ def _load(text: str, image_size: int | None) -> EvalModel:
         if "/" in text or Path(text).suffix in (".pt", ".ckpt", ".safetensors", ".bin"):
             raise UserError(f"no run or checkpoint at {text}")
         raise unknown("model", text, open_clip.list_models())
-    if not is_hub and _is_ours(name, weights):
+    if not is_hub and _is_ours(name, source):
         return _at_size(of_model(load_open_clip(text), checkpoint=text), image_size)
     if image_size is not None:
         raise UserError(f"{text} is evaluated by open_clip's own module, at its own size; leave out --image-size")
-    return of_open_clip(text, "") if is_hub else of_open_clip(name, weights)
+    return of_open_clip(text, "") if is_hub else of_open_clip(name, source)
 
 
 def _at_size(eval_model: EvalModel, image_size: int | None) -> EvalModel:

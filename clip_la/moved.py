@@ -21,6 +21,7 @@ MODULES = {
     "clip_la.zeroshot.classes": "clip_la.zeroshot.labels.classes",
     "clip_la.zeroshot.classifier": "clip_la.zeroshot.model.classifier",
     "clip_la.zeroshot.evaluate": "clip_la.zeroshot.tasks.classification",
+    "clip_la.zeroshot.metrics": "clip_la.zeroshot.tasks.metrics",
     "clip_la.zeroshot.load": "clip_la.zeroshot.model.load",
     "clip_la.zeroshot.prompts": "clip_la.zeroshot.labels.prompts",
     "clip_la.zeroshot.tasks.entries": "clip_la.zeroshot.suite",

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from clip_la.zeroshot import metrics
+from clip_la.zeroshot.tasks import metrics
 
 
 def scores_with_ties(rows: int, classes: int, seed: int = 0) -> torch.Tensor:

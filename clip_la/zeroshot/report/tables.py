@@ -11,8 +11,8 @@ import numpy as np
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
-from clip_la.zeroshot import metrics
 from clip_la.zeroshot.runner.rows import pair
+from clip_la.zeroshot.tasks import metrics
 from clip_la.zeroshot.tasks.task import Evaluation
 
 COLUMNS = ("id", "name", "pictures", "recall", "mistaken_for")

@@ -14,7 +14,6 @@ from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.data.corpora.imagenet_names import is_wordnet_id
 from clip_la.models.clip import CLIP
-from clip_la.zeroshot import metrics
 from clip_la.zeroshot.datasets.find import open_dataset
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels import prompts, wordnet
@@ -25,6 +24,7 @@ from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.runner.batches import ImageBatch
 from clip_la.zeroshot.runner.loop import EvalSettings, run_images
 from clip_la.zeroshot.runner.rows import PartialResults, Predictions
+from clip_la.zeroshot.tasks import metrics
 from clip_la.zeroshot.tasks.task import Evaluation, Task
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.errors import UserError
-from clip_la.zeroshot import metrics
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.model.eval_model import EvalModel
 from clip_la.zeroshot.runner.loop import EvalSettings
+from clip_la.zeroshot.tasks import metrics
 from clip_la.zeroshot.tasks.task import Evaluation, Task, encode_images
 
 # Wu et al. 2018 (arXiv 1805.01978, section 3.4): votes weighted by exp(similarity / temperature).

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_la import distributed as ranks
 from clip_la import results
-from clip_la.zeroshot import metrics
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.classifier import encode_tokens
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
 from clip_la.zeroshot.runner.loop import EvalSettings, run_units
 from clip_la.zeroshot.runner.rows import Features, PartialResults, Unit
+from clip_la.zeroshot.tasks import metrics
 from clip_la.zeroshot.tasks.task import FEATURES_FOLDER, Evaluation, Task, encode_images, features_id
 
 RECALL_AT = (1, 5, 10)

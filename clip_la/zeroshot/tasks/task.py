@@ -11,13 +11,13 @@ import torch
 
 from clip_la import results
 from clip_la.errors import UserError
-from clip_la.zeroshot import metrics
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.labels.classes import content_hash
 from clip_la.zeroshot.model.eval_model import EvalModel
 from clip_la.zeroshot.runner.batches import ImageBatch
 from clip_la.zeroshot.runner.loop import EvalSettings, run_images
 from clip_la.zeroshot.runner.rows import ImageFeatures, PartialResults, Predictions, UnitRows
+from clip_la.zeroshot.tasks import metrics
 
 # Beside the predictions: features that several tasks on one model share, until all of them are done.
 FEATURES_FOLDER = "features"

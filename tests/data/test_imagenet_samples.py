@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_la.zeroshot.tasks.entries import prepare, read_suite
 from PIL import Image
 
 from clip_la import results
@@ -16,6 +15,7 @@ from clip_la.data.corpora.imagenet_photos import build_imagenet_samples
 from clip_la.data.shards.reader import read_samples
 from clip_la.errors import UserError
 from clip_la.models import create_model, save_checkpoint
+from clip_la.zeroshot.suite import prepare, read_suite
 
 SUITES = Path(__file__).parents[2] / "configs" / "eval"
 # Names as the sample images have them; the teddy is the one class of ImageNet-1K that fall11 lacks.
@@ -60,12 +60,12 @@ def test_each_image_is_there_once_with_its_id_and_its_own_bytes(folder: Path, tm
     assert manifest["left_out"] == {"not an image file": 1}
     by_origin = {Path(name).name: (wnid, (folder / name).read_bytes()) for name, wnid in FILES.items()}
     for sample in samples(tmp_path / "out"):
-        fields = json.loads(sample[".json"])
+        fields = json.loads(sample["json"])
         wnid, data = by_origin.pop(fields["origin"])
         assert fields["wnid"] == wnid
-        assert data == sample.get(".jpg", sample.get(".png"))
+        assert data == sample.get("jpg", sample.get("png"))
         assert fields["name"] in fields["caption"]
-        assert sorted(FILES.values())[int(sample[".cls"])] == wnid
+        assert sorted(FILES.values())[int(sample["cls"])] == wnid
     assert not by_origin
     assert build_imagenet_samples(folder, tmp_path / "out", quiet=True)["built"] is False
 
@@ -89,7 +89,7 @@ def test_what_is_no_image_of_a_class_is_counted(folder: Path, tmp_path: Path) ->
         "same image in several classes": 2,
     }
     assert manifest["splits"]["samples"]["pairs"] == len(FILES) - 1
-    origins = {json.loads(sample[".json"])["origin"] for sample in samples(tmp_path / "out")}
+    origins = {json.loads(sample["json"])["origin"] for sample in samples(tmp_path / "out")}
     assert "n01440764_tench.JPEG" in origins
 
 
@@ -108,7 +108,7 @@ def test_suites_know_each_image_by_its_id(folder, tmp_path, monkeypatch, suite, 
     _, entries = read_suite(SUITES / f"{suite}.yaml")
     for place in {entry.data for entry in entries}:
         shutil.copytree(tmp_path / "out" / "samples", tmp_path / place)
-    truth = [json.loads(sample[".json"])["wnid"] for sample in samples(tmp_path / "out")]
+    truth = [json.loads(sample["json"])["wnid"] for sample in samples(tmp_path / "out")]
     sets = [prepare(entry).test_set for entry in entries if entry.data == split]
     assert [len(found.classes) for found in sets] == sizes
     for found in sets:

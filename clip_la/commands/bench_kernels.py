@@ -35,31 +35,26 @@ def main(argv: list[str]) -> int | None:
     parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="shapes of these sequence lengths only")
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing table again")
     args = parser.parse_args(argv)
-    if args.plot_only:
-        if not args.out.exists():
-            raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
-        _draw(args.out)
-        return None
     # Whatever is wrong is said before anything is measured or written.
-    chosen, shapes = _chosen(args)
+    chosen, shapes = ([], []) if args.plot_only else _chosen(args)
+    if args.plot_only and not args.out.exists():
+        raise UserError(f"bench kernels: {args.out} does not exist; leave --plot-only away to measure it")
+    if not args.plot_only:
+        import torch
 
-    import torch
-
-    if not torch.cuda.is_available() and args.only != [LOSS]:
-        raise UserError("bench kernels: needs a CUDA GPU; none is visible here (--only contrastive runs on a CPU too)")
-    if LOSS in args.only if args.only else not (args.quick or args.tokens):
-        _measure_loss(args.out.with_name("contrastive.csv"))
+        if not torch.cuda.is_available() and args.only != [LOSS]:
+            text = "needs a CUDA GPU; none is visible here (--only contrastive runs on a CPU too)"
+            raise UserError(f"bench kernels: {text}")
+        if LOSS in args.only if args.only else not (args.quick or args.tokens):
+            _measure_loss(args.out.with_name("contrastive.csv"))
     if chosen:
         _measure(chosen, shapes, args.out)
-        _draw(args.out)
+    if chosen or args.plot_only:
+        from clip_la.bench.kernel_plot import draw
+
+        for path in draw(args.out):
+            print(f"wrote {path}")
     return None
-
-
-def _draw(table: Path) -> None:
-    from clip_la.bench.kernel_plot import draw
-
-    for path in draw(table):
-        print(f"wrote {path}")
 
 
 def _chosen(args: argparse.Namespace) -> "tuple[list[Provider], list[Shape]]":

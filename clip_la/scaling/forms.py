@@ -63,7 +63,7 @@ class Form:
                 raise UserError(f"{len(np.unique(column))} different values of {name}, {self.text} needs at least 3")
 
     def at_bound(self, theta: Theta) -> list[str]:
-        """Nonlinear parameters that the search drove to the end of their range: the points do not determine them."""
+        """The nonlinear parameters at the end of their search range: the points do not determine them."""
         ends = zip(self.nonlinear, theta, self.bounds, strict=True)
         return [name for name, value, (low, high) in ends if min(value - low, high - value) < 1e-3 * (high - low)]
 

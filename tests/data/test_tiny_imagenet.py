@@ -206,7 +206,7 @@ def test_other_layouts_hold_the_same(folder, tmp_path):
     (folder / "val" / "val_annotations.txt").write_bytes("\r\n".join("\t".join(row) for row in rows).encode())
     assert read_folder(folder) == before
     (folder / "val" / "val_annotations.txt").write_text("\n".join(f"{row[0]}\t{row[1]}" for row in rows))
-    assert [picture.box for picture in read_folder(folder).pictures if picture.half == "val"] == [None] * 30
+    assert [picture.box for picture in read_folder(folder).images if picture.half == "val"] == [None] * 30
     for name, wnid, *_ in rows:
         (folder / "val" / wnid).mkdir(exist_ok=True)
         (folder / "val" / "images" / name).rename(folder / "val" / wnid / name)
@@ -216,10 +216,10 @@ def test_other_layouts_hold_the_same(folder, tmp_path):
         path.rename(path.parent.parent / path.name)
     found = read_folder(folder)
     assert found.wnids == sorted(WNIDS)
-    assert {(p.path.name, p.half, p.wnid) for p in found.pictures} == {
-        (p.path.name, p.half, p.wnid) for p in before.pictures
+    assert {(p.path.name, p.half, p.wnid) for p in found.images} == {
+        (p.path.name, p.half, p.wnid) for p in before.images
     }
-    assert {picture.box for picture in found.pictures} == {None}
+    assert {picture.box for picture in found.images} == {None}
 
 
 def test_webp_is_smaller_and_looks_alike(folder, tmp_path):

@@ -71,7 +71,8 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         except (UserError, TypeError, ValueError):
             # A model of a plugin that is not loaded here, or a config that was edited.
             pass
-    seconds = training_seconds(folder).get(fields.get("samples_seen") or -1)
+    seen = fields.get("samples_seen")
+    seconds = training_seconds(folder).get(seen) if isinstance(seen, int) else None
     if seconds is not None:
         gpus = (number(config, "devices") or 1) * (number(config, "num_nodes") or 1)
         more["gpu_seconds"] = seconds * gpus / (number(_read_json(folder / PLACE_NAME), "runs_per_gpu") or 1)

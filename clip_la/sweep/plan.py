@@ -194,12 +194,15 @@ def _branched(name: str, place: Mapping[str, Any], options: dict[str, Any]) -> l
     batch = options.get("data.batch_size")
     if not isinstance(batch, int) or batch < 1:
         raise UserError(f"options.data.batch_size is missing: with {BUDGETS}, branches leave at whole batches")
+    warmup = options.get("model.warmup_samples") or 0
+    if not isinstance(warmup, int):
+        raise UserError(f"the option model.warmup_samples must be a whole number of samples, not {warmup!r}")
     branches = []
     for budget in sorted(budgets):
         whole = -(-budget // batch) * batch
         cooldown = max(1, round(share * whole / batch)) * batch
         leaves_at = whole - cooldown
-        if leaves_at < max(batch, int(options.get("model.warmup_samples") or 0)):
+        if leaves_at < max(batch, warmup):
             raise UserError(f"budgets: {budget} samples are too few for warm-up and a cool-down of {cooldown}")
         own = {"budget_samples": whole, "model.schedule": "cooldown", "model.cooldown_samples": cooldown}
         # A branch begins with its trunk's configuration, whose checkpoints are not its own.

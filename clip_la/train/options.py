@@ -212,9 +212,10 @@ class FolderOptions(Checked):
             samples = getattr(self, name)
             if samples is not None and samples < 1:
                 raise UserError(f"{name} must be at least 1, not {samples}")
-        wrong = [samples for samples in self.zeroshot_samples if samples < 1]
-        if wrong:
-            raise UserError(f"zeroshot_samples must be at least 1, not {wrong[0]}")
+        for name in ("checkpoint_samples", "zeroshot_samples"):
+            wrong = [samples for samples in getattr(self, name) if samples < 1]
+            if wrong:
+                raise UserError(f"{name} must be at least 1, not {wrong[0]}")
         if self.zeroshot_samples and self.zeroshot_suite is None:
             raise UserError("zeroshot_samples says when to evaluate; say on what: zeroshot_suite (see configs/eval)")
         if self.validate_every_samples and self.validate_on is None:

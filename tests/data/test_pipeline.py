@@ -153,6 +153,12 @@ def test_a_position_of_another_stream_is_refused(make_shards, change):
         loader_of(urls, **change).load_state_dict(state)
 
 
+@pytest.mark.parametrize("state", [{}, {"a": 1}, None, {"layout": None}], ids=str)
+def test_what_is_no_position_is_refused(make_shards, state):
+    with pytest.raises(UserError, match="not a state_dict of a StreamLoader"):
+        loader_of(make_shards(4, 6)).load_state_dict(state)
+
+
 @pytest.mark.parametrize("stage", [wds.shuffle(10), wds.slice(5), wds.rsample(0.5), wds.unbatched()], ids=str)
 def test_stages_that_cannot_be_exact_are_refused(make_shards, stage):
     pipeline = StreamPipeline(stream_of(make_shards(1, 4)))

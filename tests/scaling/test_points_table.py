@@ -169,6 +169,9 @@ def test_the_run_folder_adds_rate_resolution_and_seconds(write_lines, result_lin
     assert (first.learning_rate, first.image_size, first.gpu_seconds) == (0.002, 128, 201.0)
     # What the line says itself stands.
     assert second.learning_rate == 5e-4
+    write_lines([result_line(0.3, samples_seen=[1])], "runs/a/results.jsonl")
+    with pytest.raises(UserError, match="no point for target 'renditions' enters the fit"):
+        result_points([tmp_path / "runs"])
 
 
 def test_the_run_folder_adds_tokens_pairs_and_its_share_of_a_gpu(write_lines, result_line, tmp_path) -> None:

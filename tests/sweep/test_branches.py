@@ -98,6 +98,7 @@ def test_a_list_of_grids_gives_more_seeds_to_some_sizes() -> None:
         ({"budgets": [128], "model.schedule": "cosine"}, "model.schedule is set by the sweep itself"),
         ({"budgets": [32]}, "32 samples are too few"),
         ({"budgets": [128], "model.warmup_samples": 1000}, "128 samples are too few"),
+        ({"budgets": [128], "model.warmup_samples": "few"}, "model.warmup_samples must be a whole number"),
         ({"budgets": [128], "data.batch_size": None}, "data.batch_size is missing"),
         ({"budget_samples": 128, "cooldown_share": 0.2}, "cooldown_share belongs to options.budgets"),
     ],

@@ -59,6 +59,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--validate_on", "gone/00000.tar"], "gone/00000.tar"),
         (["--model.cuda_graphs", "true"], "model.cuda_graphs needs a GPU"),
         (["--model.micro_batches", "0"], "micro_batches must be from 1 to batch_size"),
+        (["--checkpoint_samples", "[-5]"], "checkpoint_samples must be at least 1, not -5"),
         (["--checkpoint_samples", "64"], "checkpoint_samples: 64 is not a list such as [1, 2]"),
         (["--zeroshot_suit", "x.yaml"], "did you mean zeroshot_suite"),
     ],

@@ -217,8 +217,12 @@ class StreamLoader(_TrackedPipeline):
         The stages are the caller's to keep as they were; they are not compared.
 
         Raises:
-            UserError: the position was taken with other shards, seed, ranks, workers or block size; says which.
+            UserError: this is no position, or one taken with other shards, seed, ranks, workers or block size; says
+                which.
         """
+        names = ("layout", "rank", "next_worker", "positions")
+        if not isinstance(state_dict, dict) or any(state_dict.get(name) is None for name in names):
+            raise UserError(f"not a state_dict of a StreamLoader, which holds {', '.join(names)}")
         differences = self._layout().differences(state_dict["layout"])
         if state_dict["rank"] != self._pipeline.stream.rank:
             differences.append(f"rank {state_dict['rank']}, now {self._pipeline.stream.rank}")

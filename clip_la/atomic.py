@@ -45,9 +45,10 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
 
 
 def remove_unfinished(folder: Path, pattern: str = "*", older_than_s: float = 0.0) -> None:
-    """Removes what killed writers of files `pattern` have left in a folder.
+    """Removes the temporary files that killed writers of files `pattern` have left in a folder.
 
-    Nobody may be writing such a file there, unless `older_than_s` seconds without a change say that he is gone.
+    A file that changed less than `older_than_s` seconds ago stays: its writer may be at work. With the default of 0 no
+    other process may be writing there.
     """
     for path in folder.glob(f".{pattern}.*{PART}"):
         try:

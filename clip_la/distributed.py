@@ -1,7 +1,7 @@
 """Sharing work over the ranks of a torch.distributed job; with no job there is one rank.
 
-An error on one rank must not leave the others waiting: whatever a rank did, it comes to `all_gather`, and if one rank
-brings an error all of them raise it.
+An error on one rank must not leave the others waiting: every rank reaches `all_gather`, with a result or with an error,
+and if one brings an error all of them raise it.
 """
 
 import os

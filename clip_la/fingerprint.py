@@ -1,7 +1,7 @@
-"""What files hold, as hashes: each file is read once, then known again by its path, size, times and inode.
+"""Hashes of files' contents. A file is read once; from then on its path, size, times and inode identify it.
 
-The hashes that are known lie in one small database, `$XDG_CACHE_HOME/clip_la/file_hashes.sqlite`. It is a help, not a
-need: where it is locked, damaged or cannot be written, files are read again.
+One small database, `$XDG_CACHE_HOME/clip_la/file_hashes.sqlite`, keeps the hashes. Where it is locked, damaged or
+cannot be written, files are read again.
 """
 
 import hashlib

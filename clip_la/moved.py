@@ -28,10 +28,12 @@ MODULES = {
 }
 NAMES = {
     "NUM_DRAWS": "NUM_UNIFORMS",
+    "Picture": "FolderImage",
     "StreamedRows": "SampleDecoder",
     "Subject": "EvalModel",
     "TestSet": "EvalDataset",
     "load_subject": "load_eval_model",
+    "pictures_below": "images_below",
     "read_picture": "read_image",
 }
 

@@ -104,7 +104,7 @@ def _value_type(hint: Any) -> tuple[type, bool]:
 
 
 def split_values(values: Mapping[str, Any], who: str, *classes: type) -> list[dict[str, Any]]:
-    """Options by name, as a command line or a Python caller gives them, as the share of each dataclass; paths as text.
+    """Divides options, by name, among dataclasses: the keyword arguments of each. Paths become text.
 
     Raises:
         UserError: a name that none of them has, with the nearest.

@@ -30,9 +30,12 @@ PLACES = ("checkpoint", "data", "train_path")
 
 
 def append(path: str | os.PathLike[str], line: Mapping[str, Any]) -> None:
-    """Appends one line in one write, so that lines of several processes never mix. NaN is no JSON: ValueError.
+    """Appends one line in one write, so that lines of several processes never mix.
 
-    A last line that a kill cut short is dropped first: it is no JSON, and what follows it would be spoilt too.
+    A last line that a kill cut short is removed first: it is no JSON, and would spoil the new line too.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON does not have.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

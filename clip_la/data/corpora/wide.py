@@ -166,8 +166,8 @@ def wide_entries(
     words = sorted({re.escape(text.lower()) for name in held_names for text in (name.name, *name.tags)})
     named = re.compile(rf"\b(?:{'|'.join(words)})(?:s|es)?\b")
     added.take(game_icons(modules, named), "game-icons")
-    drawings = [drawing.entry() for drawing in clip_art(art) if not named.search(drawing.words)]
-    added.take(drawings, CLIP_ART, least_covered=MIN_COVERED)
+    clip_art_entries = [drawing.entry() for drawing in clip_art(art) if not named.search(drawing.words)]
+    added.take(clip_art_entries, CLIP_ART, least_covered=MIN_COVERED)
     credits = {artist.name: artist.credit() for artist in artists}
     return Wide(added.entries, {**credits, "game-icons": ICON_CREDIT, CLIP_ART: CLIP_ART_CREDIT})
 

@@ -53,10 +53,10 @@ class Axis:
                 ]
         # Multiples of the smallest round step that gives no more.
         size = 10.0 ** math.floor(math.log10((self.high - self.low) / most))
-        for step in (size * each for each in (*ROUND_STEPS, 20, 25, 50)):
-            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        for apart in (size * each for each in (*ROUND_STEPS, 20, 25, 50)):
+            first, last = math.ceil(self.low / apart - 1e-9), math.floor(self.high / apart + 1e-9)
             if last - first + 1 <= most:
-                return [(number * step, number_text(number * step)) for number in range(first, last + 1)]
+                return [(number * apart, number_text(number * apart)) for number in range(first, last + 1)]
         raise AssertionError(f"no step between {self.low} and {self.high}")
 
 

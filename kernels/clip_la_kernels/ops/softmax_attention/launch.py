@@ -35,11 +35,10 @@ class Tiling(NamedTuple):
 
 
 def tiling(kernel: str, tokens: int, width: int, dtype: torch.dtype) -> Tiling:
-    """How `kernel` takes heads of so many tokens.
+    """How `kernel` takes heads of so many tokens: whole, in one or two tiles, or (see `in_blocks`) in blocks.
 
-    Whole heads: two powers of two that hold them where that makes fewer weights than one does and no register is
-    spilled: from 64 on, not in float32. `configs.forced` may set the first tile or the blocks (rows), warps, stages and
-    registers.
+    Two tiles, powers of two, where they form fewer weights than one tile would and spill no registers: from 64 rows on,
+    not in float32. `configs.forced` may set the first tile or the blocks (rows), warps, stages and registers.
     """
     asked = configs.overrides.configs.get(kernel)
     blocks = in_blocks(tokens, width)
@@ -111,8 +110,11 @@ def backward(qkv: Tensor, saved: Sequence[Tensor], grad: Tensor, scale: float, c
 def _launch(
     name: str, kernel: Any, tensors: Sequence[Tensor], rest: Sequence[Any], causal: bool, other: Tensor
 ) -> None:
-    """tensors: q, k, v, then what else is read or written; other: the one of them whose strides may differ; rest gets
-    the blocks of a head in the place of an Ellipsis."""
+    """Launches one kernel of a pass; its launcher is remembered.
+
+    tensors: q, k, v, then what else is read or written. other: the one of them whose strides may differ from call to
+    call. rest: an Ellipsis stands for the number of blocks of a head.
+    """
     q = tensors[0]
     batch, tokens, heads, width = q.shape
     aligned, precision = is_aligned(*tensors), configs.precision(q.dtype)

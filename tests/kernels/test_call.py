@@ -18,12 +18,13 @@ from clip_la_kernels.ops.linear_attention import (
     short,
 )
 from clip_la_kernels.ops.linear_attention.plan import KernelPlan
+from clip_la_kernels.ops.softmax_attention import blocks, whole
 
-MODULES = (bidirectional, bidirectional_backward, causal, causal_backward, causal_columns, short)
+MODULES = (bidirectional, bidirectional_backward, causal, causal_backward, causal_columns, short, blocks, whole)
 
 
 # What reads and writes no memory: where a program is, and hints to the cache.
-HARMLESS = ("seq, h, part = place(tl.program_id(", "seq, h, part = place(tl.num_programs(", "ask_for_rows(")
+HARMLESS = ("seq, h, split = place(tl.program_id(", "seq, h, split = place(tl.num_programs(", "ask_for_rows(")
 
 
 def kernels_of(module):

@@ -6,6 +6,7 @@ import torch
 
 from clip_la.bench.train_steps import StepCase, make_batch
 from clip_la.train.optim import clip_gradients
+from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -20,11 +21,13 @@ def batches():
     return [make_batch(case.spec, case, seed, DEVICE) for seed, case in enumerate(cases)]
 
 
-def steps(attention, options, weights=None):
-    """(loss, gradients, weights before) of each step; with `weights`, each step begins with those."""
+def steps(attention, options, weights=None, frozen=None):
+    """(loss, gradients, weights before) of each step; with `weights`, each step begins with those; `frozen`: a tower."""
     torch.compiler.reset()
     sizes = {"batch_size": BATCH, "budget_samples": BATCH * len(LENGTHS)}
-    task = ContrastiveTask("vit_pico", attention=attention, seed=0, **sizes, **options).to(DEVICE)
+    task = ContrastiveTask(ModelOptions(name="vit_pico", attention=attention, **options), seed=0, **sizes).to(DEVICE)
+    if frozen:
+        getattr(task.model, frozen).requires_grad_(False)
     optimizer, found = task.configure_optimizers(), []
     for number, batch in enumerate(batches()):
         with torch.no_grad():
@@ -42,12 +45,13 @@ def steps(attention, options, weights=None):
     return found
 
 
+@pytest.mark.parametrize("frozen", [None, "image", "text"])
 @pytest.mark.parametrize("attention", ["softmax", "linear_mean"])
-def test_no_way_to_compile_changes_a_gradient(attention):
-    plain = steps(attention, {})
+def test_no_way_to_compile_changes_a_gradient(attention, frozen):
+    plain = steps(attention, {}, frozen=frozen)
     weights = [before for _, _, before in plain]
     for options in ({"compile": True}, {"compile": True, "compile_unit": "tower"}, {"cuda_graphs": True}):
-        for number, (one, other) in enumerate(zip(steps(attention, options, weights), plain, strict=True)):
+        for number, (one, other) in enumerate(zip(steps(attention, options, weights, frozen), plain, strict=True)):
             torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
             assert one[1].keys() == other[1].keys()
             whole = torch.cat([g.flatten() for g in other[1].values()]).norm()

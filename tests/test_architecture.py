@@ -98,7 +98,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.train.parser": {"jsonargparse"},
     "clip_la.convert.options": {"clip_la.data.options", "clip_la.train.options"},
     "clip_la.train": {
-        *("torch", "torchvision", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
+        *("torch", "torchvision", "torchao", "pytorch_lightning", "lightning_fabric", "jsonargparse"),
         *("clip_la.train", "clip_la.models", "clip_la.data", "clip_la.losses", "clip_la.zeroshot"),
         "clip_la.distributed",
     },

@@ -155,6 +155,10 @@ class StepOptions(Checked):
     """add up the blocks' results in bfloat16 under mixed precision, as open_clip does: less memory and time, for
     the low bits of small additions"""
 
+    float8: bool = False
+    """multiply in float8 inside the blocks, through torchao, on Ada, Hopper and later: for large models; rounds more
+    than bfloat16 does"""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cuda_graphs and self.grad_checkpointing:

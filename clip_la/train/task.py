@@ -14,6 +14,7 @@ from clip_la.runs import EMA
 from clip_la.train.averaging import WeightAverage
 from clip_la.train.beginning import begin
 from clip_la.train.features import BatchEncoder
+from clip_la.train.float8 import check_float8, use_float8
 from clip_la.train.optim import Schedule, clip_gradients, whole_batches
 from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
@@ -66,6 +67,8 @@ class ContrastiveTask(pl.LightningModule):
         if options.freeze:
             getattr(self.model, options.freeze).requires_grad_(False)
         self.average = WeightAverage(options.ema_samples, batch_size) if options.ema_samples else None
+        if options.float8:
+            use_float8(self.model)
         # Last: it compiles the towers in place, as they are then.
         self._encoder = BatchEncoder(self.model, options)
         self.grad_norm = torch.zeros(())
@@ -152,9 +155,11 @@ class ContrastiveTask(pl.LightningModule):
         self._encoder.release()
 
     def check_accelerator(self, accelerator: str) -> None:
-        """Raises UserError where the task wants a GPU and the run has none."""
+        """Raises UserError where the task wants a GPU and the run has none, or one that cannot do what it wants."""
         if self.options.cuda_graphs and accelerator != "gpu":
             raise UserError("model.cuda_graphs needs a GPU, and this run is on the CPU; leave it out")
+        if self.options.float8:
+            check_float8(accelerator)
 
     def on_fit_start(self) -> None:
         """Refuses what would change the loss without a word."""

@@ -23,11 +23,13 @@ def batches():
     return [make_batch(case.spec, case, seed, DEVICE) for seed, case in enumerate(cases)]
 
 
-def steps(attention, options, weights=None):
-    """(loss, gradients, weights before) of each step; with `weights`, each step begins with those."""
+def steps(attention, options, weights=None, frozen=None):
+    """(loss, gradients, weights before) of each step; with `weights`, each step begins with those; `frozen`: a tower."""
     torch.compiler.reset()
     model = ModelOptions(name="vit_pico", attention=attention, **options)
     task = ContrastiveTask(model, batch_size=BATCH, budget_samples=BATCH * len(LENGTHS), seed=0).to(DEVICE)
+    if frozen:
+        getattr(task.model, frozen).requires_grad_(False)
     optimizer, found = task.configure_optimizers(), []
     for number, batch in enumerate(batches()):
         with torch.no_grad():
@@ -61,9 +63,10 @@ def test_graphs_give_their_memory_back():
     assert used[2] <= used[0]
 
 
+@pytest.mark.parametrize("frozen", [None, "image", "text"])
 @pytest.mark.parametrize("attention", ["softmax", "linear_mean"])
-def test_no_way_to_compile_changes_a_gradient(attention):
-    plain = steps(attention, {})
+def test_no_way_to_compile_changes_a_gradient(attention, frozen):
+    plain = steps(attention, {}, frozen=frozen)
     weights = [before for _, _, before in plain]
     ways = (
         {"compile": True, "cuda_graphs": False},
@@ -73,7 +76,7 @@ def test_no_way_to_compile_changes_a_gradient(attention):
         {"cuda_graphs": True, "micro_batches": 2},
     )
     for options in ways:
-        for number, (one, other) in enumerate(zip(steps(attention, options, weights), plain, strict=True)):
+        for number, (one, other) in enumerate(zip(steps(attention, options, weights, frozen), plain, strict=True)):
             torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
             assert one[1].keys() == other[1].keys()
             whole = torch.cat([g.flatten() for g in other[1].values()]).norm()

@@ -14,6 +14,7 @@ from clip_la.train.beginning import begin
 from clip_la.train.features import BatchEncoder
 from clip_la.train.optim import Schedule, adamw, clip_gradients, whole_batches
 from clip_la.train.options import ModelOptions
+from clip_la.train.sharded import ShardedStrategy, whole
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
 SIGMOID_INIT_SCALE = 10.0
@@ -102,13 +103,18 @@ class ContrastiveTask(pl.LightningModule):
         """Lengths of captions in this batch that the step will be compiled for."""
         return self._encoder.new_shapes(batch)
 
+    def configure_model(self) -> None:
+        """Divides the weights among the processes, where the run's strategy does so; before the optimiser is made."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self, self.model)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # The bias of the sigmoid loss is a scalar of the loss, like the logit scale.
         undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
         return adamw(self.named_parameters(), self.options, undecayed=undecayed)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        self.grad_norm = clip_gradients(self._trained, self.options.max_grad_norm)
+        self.grad_norm = whole(clip_gradients(self._trained, self.options.max_grad_norm))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the learning rate of the batch's middle sample, then the bound on the logit scale."""
@@ -131,10 +137,12 @@ class ContrastiveTask(pl.LightningModule):
         """Gives back what a step keeps on the device besides weights; the next step makes it anew."""
         self._encoder.release()
 
-    def check_accelerator(self, accelerator: str) -> None:
-        """Raises UserError where the task wants a GPU and the run has none."""
+    def check_hardware(self, accelerator: str, strategy: object) -> None:
+        """Raises UserError where the task wants a GPU and the run has none, or CUDA graphs of weights that move."""
         if self.options.cuda_graphs and accelerator != "gpu":
             raise UserError("model.cuda_graphs needs a GPU, and this run is on the CPU; leave it out")
+        if isinstance(strategy, ShardedStrategy) and self._encoder.has_graphs and accelerator == "gpu":
+            raise UserError("strategy fsdp excludes CUDA graphs: give --model.cuda_graphs false")
 
     def on_fit_start(self) -> None:
         """Refuses what would change the loss without a word."""

@@ -18,6 +18,7 @@ from clip_la.train.logger import CsvMetrics
 from clip_la.train.meter import MetricsLogger
 from clip_la.train.optim import whole_batches
 from clip_la.train.options import RunOptions
+from clip_la.train.sharded import whole_model
 from clip_la.train.task import ContrastiveTask
 from clip_la.zeroshot.model.eval_model import EvalModel, default_precision, of_model
 from clip_la.zeroshot.model.load import choose_device
@@ -124,7 +125,7 @@ class ZeroShotEvaluation(Callback):
             "batch_size": task.batch_size,
             "schedule": task.schedule.name,
         }
-        return of_model(task.model, **meta)
+        return of_model(whole_model(task.model), **meta)
 
 
 def during_training(

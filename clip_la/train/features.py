@@ -35,6 +35,11 @@ class BatchEncoder:
             compile_model(model, options.compile_unit)
             self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether towers are recorded as CUDA graphs, where batches are on a GPU."""
+        return bool(self._graphed)
+
     def release(self) -> None:
         """Gives back the memory of the CUDA graphs."""
         for graphed in self._graphed.values():

@@ -17,6 +17,7 @@ from clip_la.errors import UserError
 from clip_la.launched import rank_timeout
 from clip_la.train.lightning_private import process_rank
 from clip_la.train.options import HardwareOptions
+from clip_la.train.sharded import ShardedStrategy
 
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 
@@ -35,8 +36,11 @@ def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
         num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
         per_node = int(os.environ.get("SLURM_NTASKS", "1")) // num_nodes
     num_devices = options.devices or per_node
-    strategy: DDPStrategy | str = "auto"
-    if num_devices * num_nodes > 1:
+    strategy: DDPStrategy | ShardedStrategy | str = "auto"
+    if num_devices * num_nodes > 1 and options.strategy == "fsdp":
+        reduce_dtype = torch.bfloat16 if options.reduction == "bfloat16" else None
+        strategy = ShardedStrategy(num_devices * num_nodes, reduce_dtype, rank_timeout())
+    elif num_devices * num_nodes > 1:
         hook = bf16_compress_hook if options.reduction == "bfloat16" else None
         # A process that waits longer than this for another one ends with an error.
         strategy = DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook, timeout=rank_timeout())

@@ -20,6 +20,7 @@ ScheduleName = Literal["cosine", "constant", "cooldown"]
 Unit = Literal["block", "tower"]
 OptimizerName = Literal["adamw", "muon"]
 Tower = Literal["image", "text"]
+Strategy = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +237,9 @@ class HardwareOptions(Checked):
     """auto is a GPU where there is one"""
     devices: int | None = None
     """processes on this machine; null: as many as torchrun or SLURM started here, else 1"""
+    strategy: Strategy = "ddp"
+    """of several processes: ddp gives each the whole model; fsdp (FSDP2) divides weights, gradients and moments among
+    them, for models that do not fit, and excludes CUDA graphs; checkpoints are the same"""
     reduction: Reduction = "float32"
     """what gradients are sent in when processes average them; bfloat16 halves what is sent"""
 

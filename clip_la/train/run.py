@@ -90,7 +90,7 @@ def train_run(
     if options.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs Weights & Biases: pip install 'clip_la[wandb]'")
     hardware = trainer_hardware(options)
-    task.check_accelerator(hardware["accelerator"])
+    task.check_hardware(hardware["accelerator"], hardware["strategy"])
     folder = RunFolder(Path(options.out))
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"{folder.path} is a file; --out must name a folder")

@@ -18,6 +18,7 @@ from clip_la.train.float8 import check_float8, use_float8
 from clip_la.train.optim import Schedule, clip_gradients, whole_batches
 from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
+from clip_la.train.sharded import ShardedStrategy, whole
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
 SIGMOID_INIT_SCALE = 10.0
@@ -112,13 +113,18 @@ class ContrastiveTask(pl.LightningModule):
         """Lengths of captions in this batch that the step will be compiled for."""
         return self._encoder.new_shapes(batch)
 
+    def configure_model(self) -> None:
+        """Divides the weights among the processes, where the run's strategy does so; before the optimiser is made."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.shard(self, self.model)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # The bias of the sigmoid loss is a scalar of the loss, like the logit scale.
         undecayed = {f"model.{name}" for name in self.model.no_weight_decay()} | {"logit_bias"}
         return make_optimizer(self.named_parameters(), self.options, undecayed=undecayed)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        self.grad_norm = clip_gradients(self._trained, self.options.max_grad_norm)
+        self.grad_norm = whole(clip_gradients(self._trained, self.options.max_grad_norm))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the learning rate of the batch's middle sample, then the bound on the logit scale."""
@@ -154,12 +160,25 @@ class ContrastiveTask(pl.LightningModule):
         """Gives back what a step keeps on the device besides weights; the next step makes it anew."""
         self._encoder.release()
 
-    def check_accelerator(self, accelerator: str) -> None:
-        """Raises UserError where the task wants a GPU and the run has none, or one that cannot do what it wants."""
+    def check_hardware(self, accelerator: str, strategy: object) -> None:
+        """Raises UserError where the task wants a GPU and the run has none, or one that cannot do what it wants; and
+        for what divided weights cannot do."""
         if self.options.cuda_graphs and accelerator != "gpu":
             raise UserError("model.cuda_graphs needs a GPU, and this run is on the CPU; leave it out")
         if self.options.float8:
             check_float8(accelerator)
+        if not isinstance(strategy, ShardedStrategy):
+            return
+        if self._encoder.has_graphs and accelerator == "gpu":
+            raise UserError("strategy fsdp excludes CUDA graphs: give --model.cuda_graphs false")
+        untried = {
+            "model.ema_samples": self.options.ema_samples,
+            "model.optimizer muon": self.options.optimizer == "muon",
+            "model.float8": self.options.float8,
+        }
+        for name, wanted in untried.items():
+            if wanted:
+                raise UserError(f"strategy fsdp and {name} exclude each other: leave one out")
 
     def on_fit_start(self) -> None:
         """Refuses what would change the loss without a word."""

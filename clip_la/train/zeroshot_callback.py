@@ -19,6 +19,7 @@ from clip_la.train.logger import CsvMetrics
 from clip_la.train.meter import MetricsLogger
 from clip_la.train.optim import whole_batches
 from clip_la.train.options import RunOptions
+from clip_la.train.sharded import whole_model
 from clip_la.train.task import ContrastiveTask
 from clip_la.zeroshot.model.eval_model import EvalModel, default_precision, of_model
 from clip_la.zeroshot.model.load import choose_device
@@ -133,7 +134,7 @@ class ZeroShotEvaluation(Callback):
             "batch_size": task.batch_size,
             "schedule": task.schedule.name,
         }
-        return of_model(task.model, weights=weights, **meta)
+        return of_model(whole_model(task.model), weights=weights, **meta)
 
 
 def during_training(

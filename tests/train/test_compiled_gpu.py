@@ -24,7 +24,7 @@ def batches():
 
 
 def steps(attention, options, weights=None, frozen=None):
-    """(loss, gradients, weights before) of each step; with `weights`, each step begins with those; `frozen`: a tower."""
+    """(loss, gradients, weights before) of each step, which begins with `weights` if given; `frozen`: a tower."""
     torch.compiler.reset()
     model = ModelOptions(name="vit_pico", attention=attention, **options)
     task = ContrastiveTask(model, batch_size=BATCH, budget_samples=BATCH * len(LENGTHS), seed=0).to(DEVICE)

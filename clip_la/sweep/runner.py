@@ -12,6 +12,7 @@ from clip_la.sweep.plan import PlannedRun, folder_of, keep_manifest
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import PLACE_NAME, drop_checkpoints, figures, is_finished, last_row, write_table
 from clip_la.sweep.status import Status
+from clip_la.train.lock import locked
 
 # Which checkpoints stay when nothing of the sweep needs them any more.
 KEEP = ("all", "branches", "none")
@@ -54,8 +55,13 @@ class Sweep:
         """Trains until nothing is left; returns the names of the runs that failed.
 
         Raises:
-            UserError: `out` holds another sweep's runs.
+            UserError: `out` holds another sweep's runs, or another process has a sweep at work in it.
         """
+        # Two sweeps would train the same runs, and each would take the other's for its own failures.
+        with locked(self._out, self._report):
+            return self._run()
+
+    def _run(self) -> list[str]:
         runs, out, places = self._runs, self._out, self._places
         keep_manifest(out, runs)
         self._queue = queue = RunQueue(

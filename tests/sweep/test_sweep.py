@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -194,3 +196,50 @@ def test_places_spread_over_the_gpus_first() -> None:
 def test_a_run_is_given_all_digits_of_a_number() -> None:
     (run,) = expand(OPTIONS, {"model.lr": [0.00123456789]})
     assert "--model.lr=0.00123456789" in run.arguments(Path("x"))
+
+
+class Idle:
+    """A place whose runs end at once."""
+
+    runs_per_gpu = 1
+
+    def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+        return {"error": None, "seconds": 0.0}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_second_sweep_in_the_same_folder_ends_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump({"options": {**OPTIONS, "data.shards": "x"}, "grid": {"seed": [0]}})
+    )
+    out = tmp_path / "out"
+    # The place of the first sweep trains until its standard input ends.
+    first = (
+        "import sys\nfrom pathlib import Path\nfrom clip_la.sweep.plan import read_plan\n"
+        "from clip_la.sweep.runner import Sweep\n"
+        "class Place:\n"
+        "    runs_per_gpu = 1\n"
+        "    def train(self, name, arguments):\n"
+        "        print('at work', flush=True)\n"
+        "        sys.stdin.read()\n"
+        "        return {'error': None, 'seconds': 0.0}\n"
+        "    def close(self): pass\n"
+        "file, out = map(Path, sys.argv[1:])\n"
+        "Sweep(read_plan(file), out, [Place()], num_evaluations=lambda _: 0, report=lambda _: None).run()\n"
+    )
+    command = [sys.executable, "-c", first, str(tmp_path / "s.yaml"), str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        second = Sweep(read_plan(tmp_path / "s.yaml"), out, [Idle()], num_evaluations=lambda _: 0, report=print)
+        with pytest.raises(UserError, match=rf"^{out} is in use: process {process.pid} on [^\n]*$"):
+            second.run()
+    finally:
+        process.kill()
+        process.communicate()
+    # The lock ends with its process, even one that was killed.
+    assert second.run() == []

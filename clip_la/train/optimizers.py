@@ -38,7 +38,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__([*self._adamw.param_groups, *self._muon.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; returns what `closure` does, which computes the gradients."""
         loss = None
         if closure is not None:

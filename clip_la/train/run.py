@@ -96,10 +96,7 @@ def train_run(
     start = find_resume_point(task, options, read=io.read, report=note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         note(f"{folder.path} has seen its {task.budget_samples:,} samples: nothing to do")
-        averaged = bool(start.block.get("ema_samples"))
-        after_training(
-            options.zeroshot_suite, folder.results, start.checkpoint, hardware["accelerator"], averaged=averaged
-        )
+        after_training(options, folder.results, start.checkpoint, hardware["accelerator"], start.has_average)
         return Run(folder.path, start.samples_seen, task.budget_samples, folder.saved_checkpoints())
     stop = StopOnSignal()
     origin = _origin(start, options.seed, train_data, task.lineage)

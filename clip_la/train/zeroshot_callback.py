@@ -133,14 +133,14 @@ def during_training(
     return [ZeroShotEvaluation(jobs, at_samples=options.zeroshot_samples, out=out, origin=origin, how=how, meter=meter)]
 
 
-def after_training(suite: str | None, out: Path, checkpoint: Path, accelerator: str, *, averaged: bool) -> None:
+def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator: str, averaged: bool) -> None:
     """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint.
 
     `averaged` says whether that has averaged weights too.
     """
-    if suite is None:
+    if options.zeroshot_suite is None:
         return
-    entries = read_suite(suite)[1]
+    entries = read_suite(options.zeroshot_suite)[1]
     local_rank = ranks.join_from_environment()
     # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
     if ranks.world_size() > 1 or is_first_process():

@@ -22,7 +22,7 @@ def batches():
 
 
 def steps(attention, options, weights=None, frozen=None):
-    """(loss, gradients, weights before) of each step; with `weights`, each step begins with those; `frozen`: a tower."""
+    """(loss, gradients, weights before) of each step; with `weights`, each begins with those; `frozen` is a tower."""
     torch.compiler.reset()
     sizes = {"batch_size": BATCH, "budget_samples": BATCH * len(LENGTHS)}
     task = ContrastiveTask(ModelOptions(name="vit_pico", attention=attention, **options), seed=0, **sizes).to(DEVICE)

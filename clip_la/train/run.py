@@ -119,8 +119,7 @@ def _train(
     start = find_resume_point(task, options, read=io.read, report=note)
     if start.checkpoint and start.samples_seen >= task.budget_samples:
         note(f"{folder.path} has seen its {task.budget_samples:,} samples: nothing to do")
-        averaged = bool(start.block.get("ema_samples"))
-        after_training(options, folder.results, start.checkpoint, hardware["accelerator"], averaged=averaged)
+        after_training(options, folder.results, start.checkpoint, hardware["accelerator"], start.has_average)
         return Run(folder.path, start.samples_seen, task.budget_samples, folder.saved_checkpoints())
     stop = StopOnSignal()
     origin = _origin(start, options.seed, train_data, task.lineage)

@@ -28,6 +28,11 @@ class ResumePoint:
         """Pairs that have gone into the weights; 0 at the beginning."""
         return self.block.get("samples_seen", 0)
 
+    @property
+    def has_average(self) -> bool:
+        """Whether the checkpoint has averaged weights beside the trained ones."""
+        return self.block.get("ema_samples") is not None
+
     def check(self, task: ContrastiveTask, seed: int) -> None:
         """Raises UserError naming the file and what does not fit: architecture, batch size, seed, loss or schedule."""
         if self.checkpoint is None:

@@ -172,7 +172,7 @@ def _entries(options: RunOptions) -> tuple[list[SuiteEntry], list[SuiteEntry]]:
     return suite, [SuiteEntry(data=options.validate_on, name=VALIDATION, task=results.RETRIEVAL)]
 
 
-def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator: str, *, averaged: bool) -> None:
+def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator: str, averaged: bool) -> None:
     """What a finished run's evaluation at the end lacks, as it was killed, from its last checkpoint.
 
     `averaged` says whether that has averaged weights too.

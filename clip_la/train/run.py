@@ -92,8 +92,7 @@ def train_run(
     hardware = trainer_hardware(options)
     task.check_accelerator(hardware["accelerator"])
     folder = RunFolder(Path(options.out))
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"{folder.path} is a file; --out must name a folder")
+    folder.check_is_no_file()
     # The first process alone: it writes for all, and ends the others if it is refused.
     with locked(folder.path, note) if is_first_process() else contextlib.nullcontext():
         return _train(task, data, options, hardware, train_data, config_text)
@@ -170,8 +169,8 @@ def _prepare(folder: RunFolder, resume: bool) -> None:
         # A kill in the middle of saving leaves a file as large as a checkpoint.
         for each in (folder.path, folder.checkpoints):
             remove_unfinished(each)
-    elif folder.is_begun:
-        raise UserError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
+    else:
+        folder.check_not_begun()
 
 
 def _callbacks(

@@ -39,6 +39,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--branch_from", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["stray"], "unknown option stray"),
+        (["--resume", "maybe"], "resume: maybe is not true or false"),
+        (["--resume=maybe"], "resume: maybe is not true or false"),
         (["--budget_samples", "0"], "budget_samples must be at least 1"),
         (["--log_every_samples", "-1"], "log_every_samples must be at least 1"),
         (["--save_every_samples", "0"], "save_every_samples must be at least 1"),
@@ -95,6 +97,26 @@ def test_torchrun_inside_a_slurm_job_counts_the_processes(monkeypatch):
     hardware = trainer_hardware(HardwareOptions(accelerator="cpu"))
     assert (hardware["devices"], hardware["num_nodes"]) == (8, 2)
     assert cluster_plugins() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "resumes"),
+    [
+        (["--resume"], True),
+        (["--resume", "true"], True),
+        (["--resume=true"], True),
+        (["--resume", "yes"], True),
+        (["--resume", "false"], False),
+        (["--resume=false"], False),
+        ([], False),
+    ],
+)
+def test_resume_is_a_flag_and_an_option(words, resumes, run_options, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    for given in ([*words, "--out", str(tmp_path)], ["--out", str(tmp_path), *words]):
+        options = parse([*run_options, "--budget_samples", "32", *given])
+        # A run that goes on has the options of its folder.
+        assert (options.resume, options.seed) == (resumes, 7 if resumes else 0)
 
 
 def test_a_missing_option_is_named(run_options, tmp_path, capsys):

@@ -84,9 +84,7 @@ def train_run(
     Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a GPU that is not
     there, a loss that is not finite, and whatever is wrong with the data. Can be called many times in one process.
     """
-    beyond = [samples for samples in options.zeroshot_samples if samples > task.budget_samples]
-    if beyond:
-        raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {task.budget_samples:,} samples")
+    options.check_within(task.budget_samples)
     if options.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs Weights & Biases: pip install 'clip_la[wandb]'")
     hardware = trainer_hardware(options)

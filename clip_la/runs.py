@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from clip_la.errors import UserError
+
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.csv", "results.jsonl"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 # The weights of a checkpoint: as they were trained, or their average, which runs with `model.ema_samples` save too.
@@ -36,6 +38,11 @@ def samples_of(checkpoint: Path) -> int | None:
     """The samples that a checkpoint's file name says, None for a file that is called otherwise."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
+
+
+def _has_rows(table: Path) -> bool:
+    """Whether a file has a line below its first, whatever the bytes: a damaged table is a run's too."""
+    return table.is_file() and len(table.read_bytes().split(b"\n", 1)[-1]) > 0
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,21 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run has written here."""
-        return self.config.exists() or self.checkpoints.exists()
+        """Whether anything was trained here: there is a checkpoint, or a row of metrics.
+
+        A start that failed leaves config.yaml and event files; the corrected command may write over those.
+        """
+        return bool(self.saved_checkpoints()) or _has_rows(self.metrics)
+
+    def check_is_no_file(self) -> None:
+        """Raises UserError where a file lies at the path of the folder."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --out must name a folder")
+
+    def check_not_begun(self) -> None:
+        """Raises UserError for a folder in which something was trained: nothing is overwritten unasked."""
+        if self.is_begun:
+            raise UserError(f"{self.path} holds a run already: add --resume to go on with it, or give another --out")
 
     def checkpoint(self, samples: int) -> Path:
         """The file of the checkpoint after `samples` samples, whether or not it is there."""

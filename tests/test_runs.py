@@ -39,9 +39,11 @@ def test_checkpoints_are_in_order_of_samples_not_of_names(tmp_path: Path) -> Non
 def test_a_row_cut_short_is_left_out(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.rows() == []
-    assert not run.is_begun
+    run.config.write_text("seed: 3\n")
+    run.checkpoints.mkdir()
+    run.metrics.write_text("samples_seen,loss\n")
+    assert not run.is_begun  # a start that failed: nothing was trained
     run.metrics.write_text("samples_seen,loss\n64,3.5\n128")
     assert run.rows() == [{"samples_seen": "64", "loss": "3.5"}]
-    run.config.write_text("seed: 3\n")
     assert run.is_begun
     assert run.read_config() == {"seed": 3}

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from clip_la.errors import UserError, one_line
 from clip_la.models.attention.base import UNDECAYED
 from clip_la.models.image_tower import ImageTower
 from clip_la.models.initialise import Initialiser
@@ -80,7 +81,15 @@ def empty_model(spec: ModelSpec) -> CLIP:
 
 def model_from_spec(spec: ModelSpec, seed: int | None = None) -> CLIP:
     """A new model with the initial weights of initialise.py, on the CPU in float32; `seed` as in create_model."""
-    model = empty_model(spec).to_empty(device="cpu")
+    try:
+        model = empty_model(spec).to_empty(device="cpu")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"model {spec.name!r} does not fit into memory at image_size {spec.image_size}, patch_size"
+            f" {spec.patch_size} and context_length {spec.context_length}: {one_line(error)}"
+        ) from error
     initialiser = Initialiser(None if seed is None else torch.Generator().manual_seed(seed))
     initialiser.image_tower(model.image)
     initialiser.text_tower(model.text)

@@ -36,6 +36,8 @@ _COUNTS = (
 # Far beyond any model; a number above it is a mistake, and would take for ever to build.
 _MOST = 1 << 24
 _MOST_LAYERS = 1 << 10
+# Of either tower. An image of 16,384 pixels in patches of 16 has so many; the embeddings of its places alone take GiBs.
+_MOST_TOKENS = 1 << 20
 _NAMES = ("name", "image_attention", "text_attention", "activation", "tokenizer")
 
 
@@ -86,6 +88,16 @@ class ModelSpec:
         self._must_divide("patch_size", "image_size")
         self._must_divide("image_heads", "image_width")
         self._must_divide("text_heads", "text_width")
+        sizes = f"image_size {self.image_size} with patch_size {self.patch_size}"
+        for option, tokens in (
+            (sizes, self.num_image_tokens),
+            (f"context_length {self.context_length}", self.context_length),
+        ):
+            if tokens - 1 > _MOST_TOKENS:
+                raise UserError(
+                    f"model {shown(self.name)}: {option} makes {tokens:,} tokens, above the {_MOST_TOKENS:,} that are"
+                    " allowed"
+                )
         if self.activation not in ACTIVATIONS:
             raise unknown("activation", self.activation, ACTIVATIONS)
         for tower in ("image", "text"):

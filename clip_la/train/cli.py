@@ -29,8 +29,10 @@ DESCRIPTION = """\
 Trains image and text towers on shards of image-text pairs. Options come from YAML files and the command line, later
 ones win; --print_config prints the outcome. A run that resumes or branches off keeps its options, but for those that
 are given."""
-# A flag for the user, who would have to write `--resume true` if it were like all others.
+# A flag too: without a value it is true, where the parser wants `--resume true`.
 RESUME = "--resume"
+# What the parser, which reads values as YAML, takes for true.
+YES = ("true", "yes", "on")
 
 
 def make_parser() -> OneLineParser:
@@ -43,7 +45,12 @@ def parse(argv: Sequence[str]) -> TrainOptions:
 
     A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top.
     """
-    words = [f"{RESUME}=true" if word == RESUME else word for word in argv]
+    rest, words = list(argv), []
+    while rest:
+        word = rest.pop(0)
+        if word == RESUME:
+            word = f"{RESUME}={rest.pop(0) if rest and not rest[0].startswith('-') else 'true'}"
+        words.append(word)
     begun = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--out", "--branch_from", RESUME):
         begun.add_argument(option)
@@ -51,7 +58,7 @@ def parse(argv: Sequence[str]) -> TrainOptions:
         known, _ = begun.parse_known_args(words)
     except argparse.ArgumentError:
         known = begun.parse_args([])  # an option without its value; the full parser says so
-    own = RunFolder(Path(known.out)) if known.resume == "true" and known.out else None
+    own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
     configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
     parser = make_parser()

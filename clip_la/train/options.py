@@ -227,6 +227,16 @@ class FolderOptions(Checked):
             raise UserError("validate_every_samples says when to validate; say on what shards: validate_on")
 
 
+    def check_within(self, budget_samples: int) -> None:
+        """Raises UserError for a number of samples seen that a run of this budget does not reach."""
+        if self.branch_from is not None:
+            return  # its options are those of a longer run, but for the budget
+        for name in ("checkpoint_samples", "zeroshot_samples"):
+            beyond = [samples for samples in getattr(self, name) if samples > budget_samples]
+            if beyond:
+                raise UserError(f"{name} {beyond[0]:,} lies beyond the budget of {budget_samples:,} samples")
+
+
 @dataclass(frozen=True, kw_only=True)
 class HardwareOptions(Checked):
     """What a run is given to run on."""

@@ -22,6 +22,7 @@ _REWORDED = (
     (r"Parser key \"([\w.]+)\": ?", r"\1: "),
     (r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", r"\2 is not one of \1"),
     (r"Expected a <class '(\w+)'>\. Got value: (.*)", r"\2 is not of type \1"),
+    (r"is not of type bool", "is not true or false"),
     (r"is not of type tuple", "is not a list such as [1, 2]"),
     (r"Problems parsing config: ", "not valid YAML: "),
     (r' in "<unicode string>",', " at"),

@@ -84,16 +84,13 @@ def train_run(
     Raises UserError for a folder that holds a run (without `resume`), a checkpoint that does not fit, a GPU that is not
     there, a loss that is not finite, and whatever is wrong with the data. Can be called many times in one process.
     """
-    beyond = [samples for samples in options.zeroshot_samples if samples > task.budget_samples]
-    if beyond:
-        raise UserError(f"zeroshot_samples {beyond[0]:,} lies beyond the budget of {task.budget_samples:,} samples")
+    options.check_within(task.budget_samples)
     if options.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise UserError("--wandb needs Weights & Biases: pip install 'clip_la[wandb]'")
     hardware = trainer_hardware(options)
     task.check_hardware(hardware["accelerator"], hardware["strategy"])
     folder = RunFolder(Path(options.out))
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"{folder.path} is a file; --out must name a folder")
+    folder.check_is_no_file()
     # The first process alone: it writes for all, and ends the others if it is refused.
     with locked(folder.path, note) if is_first_process() else contextlib.nullcontext():
         return _train(task, data, options, hardware, train_data, config_text)
@@ -169,8 +166,8 @@ def _prepare(folder: RunFolder, resume: bool) -> None:
         # A kill in the middle of saving leaves a file as large as a checkpoint.
         for each in (folder.path, folder.checkpoints):
             remove_unfinished(each)
-    elif folder.is_begun:
-        raise UserError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
+    else:
+        folder.check_not_begun()
 
 
 def _callbacks(

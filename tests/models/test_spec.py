@@ -1,6 +1,7 @@
 """Attention patterns and specifications: what is read, what is refused, what comes back."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from clip_la.errors import UserError
 from clip_la.models import create_model, load_checkpoint, save_checkpoint
 from clip_la.models.attention.pattern import canonical_pattern, layer_choices
+from clip_la.models.clip import model_from_spec
 from clip_la.models.flops import flops
 from clip_la.models.registry import list_models, model_spec, register_model
 from clip_la.models.spec import ModelSpec
@@ -176,3 +178,31 @@ def test_sizes_of_a_study_span_what_it_needs() -> None:
     cost = [flops(spec)["total"] for spec in specs]
     assert cost == sorted(cost)
     assert cost[-1] / cost[0] > 10**1.5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"image_size": 100_000}, "image_size 100000 with patch_size 16 makes 39,062,501 tokens, above the 1,048,576"),
+        ({"context_length": 2_000_000}, "context_length 2000000 makes 2,000,000 tokens, above the 1,048,576"),
+    ],
+)
+def test_towers_of_too_many_tokens_are_refused(sizes: dict[str, int], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        model_spec("vit_ti16", **sizes)
+    # So is a trained model at another size, as `clip-la eval --image-size` makes it.
+    with pytest.raises(UserError, match=says):
+        model_spec("vit_ti16").replace(**sizes)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_one_line() -> None:
+    spec = model_spec("vit_pico", context_length=1 << 20)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), hard))
+    try:
+        with pytest.raises(UserError, match="does not fit into memory at image_size .* context_length 1048576") as error:
+            model_from_spec(spec)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert "\n" not in str(error.value)

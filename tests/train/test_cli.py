@@ -32,6 +32,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--model.schedule", "linear"], "model.schedule: linear is not one of 'cosine', 'constant', 'cooldown'"),
         (["--model.batch_size", "4"], '"model.batch_size" must be given via "data.batch_size"'),
         (["--model.name", "vit_pic"], "unknown model 'vit_pic'; did you mean vit_pico"),
+        (["--model.image_size", "100000"], "image_size 100000 with patch_size"),
         (["--model.attention", "liner"], "'liner'; did you mean linear"),
         (["--model.warmup_samples", "1000"], "do not fit into budget_samples 32"),
         (["--data.batch_size", "1"], "batch_size must be at least 2"),
@@ -39,6 +40,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--branch_from", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["stray"], "unknown option stray"),
+        (["--resume", "maybe"], "resume: maybe is not true or false"),
+        (["--resume=maybe"], "resume: maybe is not true or false"),
         (["--budget_samples", "0"], "budget_samples must be at least 1"),
         (["--log_every_samples", "-1"], "log_every_samples must be at least 1"),
         (["--save_every_samples", "0"], "save_every_samples must be at least 1"),
@@ -54,6 +57,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--zeroshot_samples", "[0]"], "zeroshot_samples must be at least 1, not 0"),
         (["--zeroshot_samples", "[often]"], "zeroshot_samples: often is not of type int"),
         (["--zeroshot_suite", "x", "--zeroshot_samples", "[64]"], "zeroshot_samples 64 lies beyond the budget of 32"),
+        (["--checkpoint_samples", "[16, 99999]"], "checkpoint_samples 99,999 lies beyond the budget of 32 samples"),
         (["--validate_every_samples", "16"], "validate_every_samples says when to validate; say on what shards"),
         (["--validate_every_samples", "0", "--validate_on", "x"], "validate_every_samples must be at least 1"),
         (["--validate_on", "gone/00000.tar"], "gone/00000.tar"),
@@ -95,6 +99,26 @@ def test_torchrun_inside_a_slurm_job_counts_the_processes(monkeypatch):
     hardware = trainer_hardware(HardwareOptions(accelerator="cpu"))
     assert (hardware["devices"], hardware["num_nodes"]) == (8, 2)
     assert cluster_plugins() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "resumes"),
+    [
+        (["--resume"], True),
+        (["--resume", "true"], True),
+        (["--resume=true"], True),
+        (["--resume", "yes"], True),
+        (["--resume", "false"], False),
+        (["--resume=false"], False),
+        ([], False),
+    ],
+)
+def test_resume_is_a_flag_and_an_option(words, resumes, run_options, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 7\n")
+    for given in ([*words, "--out", str(tmp_path)], ["--out", str(tmp_path), *words]):
+        options = parse([*run_options, "--budget_samples", "32", *given])
+        # A run that goes on has the options of its folder.
+        assert (options.resume, options.seed) == (resumes, 7 if resumes else 0)
 
 
 def test_a_missing_option_is_named(run_options, tmp_path, capsys):

@@ -164,6 +164,17 @@ def test_a_run_is_not_overwritten(uninterrupted, shared):
         train(uninterrupted, shared)
 
 
+def test_a_start_that_failed_leaves_its_folder_to_the_corrected_command(run_options, shared, tmp_path, capsys):
+    options = [*run_options, "--budget_samples", str(BATCH), "--tensorboard", "true"]
+    with pytest.raises(UserError, match="no caption"):
+        train(tmp_path / "run", options, "--data.caption_fields", "[nosuch]")
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert train(tmp_path / "run", options) == 0
+    assert "nosuch" not in (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(UserError, match="holds a run already: add --resume"):
+        train(tmp_path / "run", options)
+
+
 def test_resume_where_nothing_is_yet_starts_from_the_beginning(uninterrupted, shared, tmp_path, capsys):
     assert train(tmp_path / "run", shared, "--resume") == 0
     assert "starting from the beginning" in capsys.readouterr().err

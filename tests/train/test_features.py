@@ -120,8 +120,9 @@ def one_rank(init, out, rank):
     results = {}
     for loss, micro_batches, tiled in CASES:
         clip_la.losses.TILED_FROM_LOGITS = 1 if tiled else 1 << 30
-        options = {"micro_batches": micro_batches, "batch_size": len(LENGTHS), "budget_samples": len(LENGTHS)}
-        step = DistributedDataParallel(Step(ContrastiveTask("vit_pico", loss=loss, **options)))
+        options = ModelOptions(name="vit_pico", loss=loss, micro_batches=micro_batches)
+        sizes = {"batch_size": len(LENGTHS), "budget_samples": len(LENGTHS)}
+        step = DistributedDataParallel(Step(ContrastiveTask(options, **sizes)))
         value = step(share_of(batch_of(), slice(4 * rank, 4 * rank + 4)))
         value.backward()
         mean = value.detach() / 2

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_la.errors import UserError
 from clip_la.models.flops import TRAINING_FACTOR, flops
 from clip_la.models.registry import model_spec
 from clip_la.sweep.plan import PlannedRun, folder_of, read_manifest
@@ -19,10 +18,7 @@ _SPEC_OPTIONS = tuple(name for name in inspect.signature(model_spec).parameters 
 def flops_per_sample(run: PlannedRun) -> int:
     """Forward FLOPs of a pair. Raises UserError for an unknown model or attention, and where none is named."""
     given = {name: run.options[_PREFIX + name] for name in _SPEC_OPTIONS if _PREFIX + name in run.options}
-    try:
-        return flops(model_spec(str(run.options.get(_PREFIX + "name")), **given))["total"]
-    except UserError as error:
-        raise UserError(f"run {run.name}: {error}") from None
+    return flops(model_spec(str(run.options.get(_PREFIX + "name")), **given))["total"]
 
 
 def training_flops(run: PlannedRun) -> int:

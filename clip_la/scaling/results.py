@@ -25,6 +25,7 @@ from clip_la.scaling.points import (
 from clip_la.scaling.run_folder import completed
 
 DEFAULT_METRIC = "top1"
+NO_LINES = "no results in its file, which is empty or was cut short"
 FINISHING_SCHEDULES = ("cosine", "cooldown")
 # Without these a line is no result line; a value may be null, which leaves the line out instead.
 FIELDS = (
@@ -65,12 +66,28 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_results(paths: Iterable[Path]) -> list[ResultRow]:
-    """All result lines of files and folders, in order. Raises UserError naming file and line of what is wrong."""
+    """All result lines of files and folders, in order.
+
+    Raises:
+        UserError: naming file and line of what is wrong; a file without a whole line that was named itself.
+    """
+    return read_with_empty(paths)[0]
+
+
+def read_with_empty(paths: Iterable[Path]) -> tuple[list[ResultRow], list[LeftOut]]:
+    """As `read_results`, and the files in folders that hold no whole line: a run was killed while it wrote its first.
+
+    One such run among a hundred takes nothing from the others. Raises UserError where no file holds one.
+    """
+    paths = list(paths)
     rows: list[ResultRow] = []
+    empty: list[LeftOut] = []
     for path in find_files(paths):
         here = [(f"{path}:{number}", fields) for number, fields in numbered_lines(path)]
-        if not here:
+        if not here and path in paths:
             raise UserError(f"{path}: no results in it")
+        if not here:
+            empty.append(LeftOut(str(path), path.parent.name, NO_LINES))
         for where, fields in here:
             missing = [name for name in FIELDS if name not in fields]
             if missing:
@@ -78,7 +95,9 @@ def read_results(paths: Iterable[Path]) -> list[ResultRow]:
             if not isinstance(fields["metrics"], dict):
                 raise UserError(f"{where}: 'metrics' is not a JSON object")
             rows.append(ResultRow(where, completed(fields, path.parent)))
-    return rows
+    if not rows and empty:
+        raise UserError(f"{empty[0].where}: no results in it")
+    return rows, empty
 
 
 def _reason_against(fields: Mapping[str, Any]) -> str | None:
@@ -201,8 +220,9 @@ def result_points(
         UserError: absent, empty or damaged files (with the line), unknown target, metric or field (with the nearest
             names), lines that do not compare, an accuracy of 1, no line that enters.
     """
-    rows = apply_filters(read_results(paths), filters or {})
-    return select_points(rows, targets=targets, metric=metric).along(axis)
+    rows, empty = read_with_empty(paths)
+    rows = apply_filters(rows, filters or {})
+    return select_points(rows, targets=targets, metric=metric, empty=empty).along(axis)
 
 
 def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) -> tuple[list[Selection], list[str]]:
@@ -211,14 +231,21 @@ def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) 
     Raises:
         UserError: absent or damaged files, no data set with a point.
     """
-    rows = apply_filters(read_results(paths), filters or {})
+    rows, empty = read_with_empty(paths)
+    rows = apply_filters(rows, filters or {})
     kinds = dict.fromkeys((str(row.fields["dataset"]), name) for row in rows for name in row.fields["metrics"])
     known = [(target, metric) for target, metric in kinds if has_direction(metric)]
-    return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric))
+    return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric, empty=empty))
 
 
-def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
-    """As `result_points`, of lines that have been read."""
+def select_points(
+    rows: Sequence[ResultRow],
+    *,
+    targets: Sequence[str] = (),
+    metric: str | None = None,
+    empty: Sequence[LeftOut] = (),
+) -> Selection:
+    """As `result_points`, of lines that have been read; `empty` are the files that none could be read from."""
     metric = metric or DEFAULT_METRIC
     held = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
     for target in targets:
@@ -228,7 +255,7 @@ def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), met
         raise UserError(
             f"results on {len(held)} data sets ({', '.join(held)}): choose with --target, or several for a mean"
         )
-    left_out: list[LeftOut] = []
+    left_out = list(empty)
     by_target: list[dict[tuple[Any, ...], ResultRow]] = []
     for target in targets or held:
         lines = [row for row in rows if row.fields["dataset"] == target]

@@ -6,7 +6,7 @@ import pytest
 
 from clip_la.errors import UserError
 from clip_la.scaling.points import parse_filters
-from clip_la.scaling.results import finished, read_results, result_points
+from clip_la.scaling.results import all_points, finished, read_results, result_points
 
 
 def test_the_error_and_compute_of_a_line(write_lines, result_line) -> None:
@@ -65,6 +65,27 @@ def test_a_folder_stands_for_the_results_below_it(write_lines, result_line, tmp_
     write_lines([result_line(0.3, run_id="a")], "runs/a/results.jsonl")
     write_lines([result_line(0.4, run_id="b")], "runs/b/results.jsonl")
     assert [point.run for point in result_points([tmp_path / "runs"]).points] == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", ["", '{"run_id": "c", "see'])
+def test_a_run_killed_at_its_first_line_is_left_out_of_its_folder(
+    write_lines, result_line, tmp_path, capsys, content: str
+) -> None:
+    folder = tmp_path / "runs"
+    write_lines([result_line(0.3, run_id="a")], "runs/a/results.jsonl")
+    cut = write_lines([], "runs/b/results.jsonl")
+    cut.write_text(content)
+    for selection in (result_points([folder]), *all_points([folder])[0]):
+        assert [point.run for point in selection.points] == ["a"]
+        (left_out,) = selection.left_out
+        assert (left_out.where, left_out.what) == (str(cut), "b")
+        assert left_out.reason == "no results in its file, which is empty or was cut short"
+    # Named by itself it is what was asked for.
+    with pytest.raises(UserError, match=f"^{cut}: no results in it$"):
+        result_points([folder, cut])
+    (folder / "a/results.jsonl").unlink()
+    with pytest.raises(UserError, match=f"^{cut}: no results in it$"):
+        result_points([folder])
 
 
 def test_filters_leave_only_matching_lines(write_lines, result_line) -> None:

@@ -209,6 +209,7 @@ def analyse(
     Raises:
         UserError: unknown `by`, baseline, frontier or method, or too few points for any kind.
     """
+    selection.require_points()
     by = by or selection.by_choices[0]
     if by not in selection.by_choices:
         raise unknown("field to fit by", by, selection.by_choices)

@@ -64,7 +64,7 @@ def laion_points(
     """The points of one target of the LAION table; every model of it is a run trained to its end, so all enter.
 
     Raises:
-        UserError: foreign or damaged file, unknown target or metric (with the nearest names), an accuracy of 1.
+        UserError: foreign or damaged file, unknown target or metric (with the nearest names), no point to fit.
     """
     rows = apply_filters([row for path in paths for row in read_laion(path)], filters or {})
     targets = {row.fields["downstream_dataset"] for row in rows}
@@ -80,7 +80,7 @@ def laion_points(
             raise UserError(f"the target has none of the metrics {', '.join(DEFAULT_METRICS)}: name one with --metric")
     if metric not in held:
         raise unknown("metric", metric, held)
-    return _selection(rows, target, metric)
+    return _selection(rows, target, metric).along("compute")
 
 
 def _selection(rows: Sequence[ResultRow], target: str, metric: str) -> Selection:

@@ -33,13 +33,16 @@ SAME = ("run", "source", "model", "attention", "seed", "schedule", "samples_seen
 
 
 def write_points(selections: Iterable[Selection], path: Path) -> int:
-    """Writes the points of some selections, each of one data set and metric; returns how many rows."""
+    """Writes the points of some selections, each of one data set and metric, those with an error of 0 or 1 too.
+
+    Returns how many rows.
+    """
     count = 0
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for selection in selections:
-            for point in selection.points:
+            for point in (*selection.points, *selection.off_law):
                 forward = point.flops_per_sample * point.samples_seen
                 row = {
                     **{name: getattr(point, name) for name in COLUMNS if hasattr(point, name)},
@@ -90,7 +93,7 @@ def table_points(
 
     Raises:
         UserError: absent or foreign files, several data sets or metrics and none chosen, a run twice, a number that is
-            none (with its line), an error of 0, no point that enters.
+            none (with its line), no point that enters.
     """
     rows = apply_filters([row for path in paths for row in read_table(path)], filters or {})
     if len(targets) > 1:
@@ -116,7 +119,7 @@ def table_points(
         except ValueError:
             raise UserError(f"{where}: 'value' is {fields['value']!r}, not a number") from None
         error = row.metric_error(metric, value)
-        bounds = row.optional("error_low"), row.optional("error_high")
+        bounds = row.bound("error_low"), row.bound("error_high")
         source = fields.get("source") or fields["run"]
         points.append(Point.of(row, run=fields["run"], source=source, error=error, bounds=bounds))
     return Selection.of(points, (), target=target, metric=metric, by_choices=BY).along(axis)

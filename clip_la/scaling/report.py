@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from clip_la.scaling.analysis import Analysis, SeriesFit
@@ -74,7 +75,7 @@ def to_data(analysis: Analysis) -> dict[str, Any]:
         "seed": analysis.seed,
         "fits": [fit.data() for fit in analysis.fits],
         "comparisons": [comparison_data(found, selection.axis) for found in analysis.comparisons],
-        "left_out": [{"where": item.where, "what": item.what, "reason": item.reason} for item in selection.left_out],
+        "left_out": [asdict(item) for item in selection.left_out],
         "notes": list(analysis.notes),
     }
 
@@ -182,12 +183,18 @@ def to_text(analysis: Analysis) -> str:
         for found in analysis.comparisons:
             lines += _comparison_lines(found, selection.axis)
         lines.append("")
-    lines.append(f"{len(selection.points)} points entered, {len(selection.left_out)} left out")
+    lines += entered_lines(selection)
+    lines += [f"note: {note}" for note in analysis.notes]
+    return "\n".join(lines)
+
+
+def entered_lines(selection: Selection) -> list[str]:
+    """How many points entered, and which records did not: a few of each reason."""
+    lines = [f"{len(selection.points)} points entered, {len(selection.left_out)} left out"]
     for reason, count in selection.reasons():
         lines.append(f"  {count} x {reason}")
         alike = [item for item in selection.left_out if item.reason == reason]
         lines += [f"      {item.what}, {item.where}" for item in alike[:MAX_EXAMPLES]]
         if count > MAX_EXAMPLES:
             lines.append(f"      and {count - MAX_EXAMPLES} more (all with --json)")
-    lines += [f"note: {note}" for note in analysis.notes]
-    return "\n".join(lines)
+    return lines

@@ -218,7 +218,7 @@ def result_points(
 
     Raises:
         UserError: absent, empty or damaged files (with the line), unknown target, metric or field (with the nearest
-            names), lines that do not compare, an accuracy of 1, no line that enters.
+            names), lines that do not compare, no line that enters.
     """
     rows, empty = read_with_empty(paths)
     rows = apply_filters(rows, filters or {})

@@ -104,7 +104,7 @@ def test_unknown_target_and_metric(tmp_path: Path, target: str | None, metric: s
         (HEADER, [], "no results, only a header"),
         ("a,b", ["1,2"], "no column arch, samples_seen"),
         (HEADER, ["a,1e9,x,3,LAION-2B,imagenet1k,0.5,,m"], "zeroshot_results.csv:2: 'gmacs_total' is 'x'"),
-        (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,1.0,,m"], "zeroshot_results.csv:2: acc1 is 1"),
+        (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,1.0,,m"], "1 x nothing wrong: an error of 0"),
         (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,oops,,m"], "zeroshot_results.csv:2: 'acc1' is 'oops'"),
         (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,,,m"], "none of the metrics acc1"),
         (HEADER, ["a,1e9,3e9"], "zeroshot_results.csv:2: 3 columns, the header has 9"),

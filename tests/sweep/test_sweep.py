@@ -272,3 +272,14 @@ def test_a_second_sweep_in_the_same_folder_ends_with_one_line(tmp_path: Path) ->
         process.communicate()
     # The lock ends with its process, even one that was killed.
     assert second.run() == []
+
+
+def test_one_run_on_one_place_is_said_in_the_singular(tmp_path: Path) -> None:
+    (run,) = expand({**OPTIONS, "data.shards": "x"}, {"seed": [0]})
+    last = cost_table([run], tmp_path, 1).splitlines()[-1]
+    assert last.startswith("1 run, ")
+    assert last.endswith(", 1 run is of an architecture not measured yet")
+    (tmp_path / "runs/seed0").mkdir(parents=True)
+    (tmp_path / "runs/seed0/metrics.csv").write_text("samples_seen,train_s\n64,3600.0\n")
+    keep_manifest(tmp_path, [run])
+    assert cost_table([run], tmp_path, 1).endswith(" FLOPs, 1.00 device hours, 1.00 hours on 1 place")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, counted, unknown
 from clip_la.scaling.analysis import group_points
 from clip_la.scaling.bootstrap import Interval, draw_counts, interval
 from clip_la.scaling.cautions import carrying
@@ -184,7 +184,8 @@ def analyse_form(
             notes.append(f"no fit for {name}: {error}")
             continue
         if series[-1].intervals[form.names[0]] is None:
-            why = f"{series[-1].num_runs} runs are too few, or do not determine this law"
+            too_few = "is too few, or does" if series[-1].num_runs == 1 else "are too few, or do"
+            why = f"{counted(series[-1].num_runs, 'run')} {too_few} not determine this law"
             why = why if choose is choose_all else f"what {frontier} picks hangs on the errors themselves"
             notes.append(f"no intervals for {name}: {why}")
         notes += [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.points import LeftOut, Point, ResultRow, Selection, apply_filters, collect
+from clip_la.scaling.points_table import require_table
 
 # What the paper plots for each kind of target: the first of these that the target's rows hold.
 DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")
@@ -22,8 +23,7 @@ FLOPS_PER_GMAC = 2e9
 
 def read_laion(path: Path) -> list[ResultRow]:
     """The table's rows. Raises UserError for an absent, empty or foreign file."""
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
+    require_table(path, "laion")
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)

@@ -59,10 +59,17 @@ def write_points(selections: Iterable[Selection], path: Path) -> int:
     return count
 
 
-def read_table(path: Path) -> list[ResultRow]:
-    """The rows of a table, as text. Raises UserError for an absent, empty or foreign file."""
+def require_table(path: Path, form: str) -> None:
+    """Raises UserError where there is no such file, or a folder, which `--format FORM` does not read."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: --format {form} reads a table (CSV); folders of runs are read without it")
     if not path.is_file():
         raise UserError(f"no such file: {path}")
+
+
+def read_table(path: Path) -> list[ResultRow]:
+    """The rows of a table, as text. Raises UserError for an absent, empty or foreign file."""
+    require_table(path, "points")
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restkey="", restval=None)

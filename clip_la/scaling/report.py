@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from clip_la.errors import counted
 from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 from clip_la.scaling.comparison import Comparison, T
@@ -125,9 +126,10 @@ def sentence(found: Comparison, digits: str = ".2f", axis: str = "compute") -> s
 
 def _comparison_lines(found: Comparison, axis: str) -> list[str]:
     said = sentence(found, axis=axis)
+    pairs, runs = counted(found.num_pairs, "pair"), counted(found.num_runs, "pair of runs", "pairs of runs")
     lines = [
         *([said] if said else []),
-        f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
+        f"{found.name} against {found.baseline}: {pairs} of {runs}",
         f"  error ratio           {number(found.error_ratio, found.error_ratio_interval, '.4f')}",
     ]
     if found.num_repeated:
@@ -190,7 +192,7 @@ def to_text(analysis: Analysis) -> str:
 
 def entered_lines(selection: Selection) -> list[str]:
     """How many points entered, and which records did not: a few of each reason."""
-    lines = [f"{len(selection.points)} points entered, {len(selection.left_out)} left out"]
+    lines = [f"{counted(len(selection.points), 'point')} entered, {len(selection.left_out)} left out"]
     for reason, count in selection.reasons():
         lines.append(f"  {count} x {reason}")
         alike = [item for item in selection.left_out if item.reason == reason]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.results import numbered_lines
 from clip_la.runs import RESULTS
 from clip_la.scaling.points import (
@@ -41,6 +41,10 @@ FIELDS = (
     "dataset",
     "metrics",
 )
+# What a line's fields hold, where they are not null.
+TEXTS = ("model", "attention", "image_attention", "text_attention", "schedule", "train_data", "dataset", "checkpoint")
+COUNTS = ("samples_seen", "budget_samples")
+RUN_IDS = ("run_id", "parent_run_id")
 BY = ("attention", "image_attention", "text_attention", "model", "train_data")
 # Two lines compare only where the test set and the classifier were the same.
 EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash", "data_hash")
@@ -69,7 +73,7 @@ def read_results(paths: Iterable[Path]) -> list[ResultRow]:
     """All result lines of files and folders, in order.
 
     Raises:
-        UserError: naming file and line of what is wrong; a file without a whole line that was named itself.
+        UserError: naming file and line of what is wrong; a file without a whole line that was named itself; a table.
     """
     return read_with_empty(paths)[0]
 
@@ -83,21 +87,38 @@ def read_with_empty(paths: Iterable[Path]) -> tuple[list[ResultRow], list[LeftOu
     rows: list[ResultRow] = []
     empty: list[LeftOut] = []
     for path in find_files(paths):
+        if path.suffix.lower() == ".csv":
+            raise UserError(f"{path}: a table, not result lines: give --format points (or laion, for LAION's)")
         here = [(f"{path}:{number}", fields) for number, fields in numbered_lines(path)]
         if not here and path in paths:
             raise UserError(f"{path}: no results in it")
         if not here:
             empty.append(LeftOut(str(path), path.parent.name, NO_LINES))
         for where, fields in here:
-            missing = [name for name in FIELDS if name not in fields]
-            if missing:
-                raise UserError(f"{where}: no field {', '.join(missing)}")
-            if not isinstance(fields["metrics"], dict):
-                raise UserError(f"{where}: 'metrics' is not a JSON object")
+            _check(where, fields)
             rows.append(ResultRow(where, completed(fields, path.parent)))
     if not rows and empty:
         raise UserError(f"{empty[0].where}: no results in it")
     return rows, empty
+
+
+def _check(where: str, fields: Mapping[str, Any]) -> None:
+    """Raises UserError for a line that lacks a field or whose values are not what the field holds."""
+    missing = [name for name in FIELDS if name not in fields]
+    if missing:
+        raise UserError(f"{where}: no field {', '.join(missing)}")
+    if not isinstance(fields["metrics"], dict):
+        raise UserError(f"{where}: 'metrics' is not a JSON object")
+    for name in TEXTS:
+        if not isinstance(fields.get(name), str | None):
+            raise UserError(f"{where}: '{name}' is {shown(fields[name])}, not a text")
+    for name in COUNTS:
+        if not isinstance(fields.get(name), int | float | None):
+            raise UserError(f"{where}: '{name}' is {shown(fields[name])}, not a number")
+    # Lines are told apart by these: text or number, by whoever wrote them.
+    for name in (*RUN_IDS, *QUESTION_FIELDS, *EVALUATION_FIELDS):
+        if isinstance(fields.get(name), list | dict):
+            raise UserError(f"{where}: '{name}' is {shown(fields[name])}, not a text or a number")
 
 
 def _reason_against(fields: Mapping[str, Any]) -> str | None:

@@ -76,8 +76,8 @@ class Status:
             unknown = counted(len(left) - len(known), "run")
             time += f" without {unknown} of architectures not measured yet"
         failed = f", {len(queue.failed)} failed" if queue.failed else ""
-        done = f"{len(queue.finished)} of {counted(len(self._runs), 'run')} finished{failed}, {len(queue.running)} training"
-        return f"{done}, {time}"
+        done = f"{len(queue.finished)} of {counted(len(self._runs), 'run')} finished{failed}"
+        return f"{done}, {len(queue.running)} training, {time}"
 
     def _line(self, run: PlannedRun, state: str) -> str:
         if run.name in self._ended and state in ("finished", "FAILED"):

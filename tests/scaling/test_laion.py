@@ -80,7 +80,7 @@ def test_a_known_law_from_a_small_table(tmp_path: Path) -> None:
     (fit,) = analysis.fits
     assert (fit.law.beta, fit.law.alpha) == pytest.approx((2, -0.1), rel=1e-9)
     assert fit.mean_absolute_error == pytest.approx(0, abs=1e-12)
-    assert "no fit for OpenAI: 1 points" in analysis.notes[0]
+    assert "no fit for OpenAI: 1 point" in analysis.notes[0]
     retrieval = analyse(laion_points([path], target="flickr30k"), num_resamples=10).fits[0]
     assert (retrieval.law.beta, retrieval.law.alpha) == pytest.approx((1, -0.1), rel=1e-9)
 

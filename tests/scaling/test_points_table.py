@@ -171,7 +171,7 @@ def test_the_run_folder_adds_rate_resolution_and_seconds(write_lines, result_lin
     # What the line says itself stands.
     assert second.learning_rate == 5e-4
     write_lines([result_line(0.3, samples_seen=[1])], "runs/a/results.jsonl")
-    with pytest.raises(UserError, match="no point for target 'renditions' enters the fit"):
+    with pytest.raises(UserError, match=r"results.jsonl:1: 'samples_seen' is \[1\], not a number"):
         result_points([tmp_path / "runs"])
 
 

@@ -17,11 +17,15 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file beside `path`; renames it onto `path` once the block ends well, removes it otherwise.
 
-    Raises OSError naming `path` where the disk is full.
+    Raises OSError naming `path` where the disk is full or nothing can be written there.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=PART)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=PART)
+    except OSError as error:
+        # Of the temporary file nobody has heard.
+        raise OSError(error.errno, error.strerror, str(target)) from None
     try:
         # mkstemp gives 0600; a result is as readable as any other file of this user.
         umask = os.umask(0)

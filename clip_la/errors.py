@@ -27,6 +27,11 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun, for a person: "1 run", "2 runs", "3 categories" (a plural without -s is given)."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], listed_by: str | None = None) -> UserError:
     """The error for a name outside a registry, with the nearest names or, if none is near, what lists them, or all."""
     known = sorted(set(choices))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from clip_la.cli import Parser
-from clip_la.errors import EXIT_CODE, UserError, unknown
+from clip_la.errors import EXIT_CODE, UserError, counted, unknown
 
 if TYPE_CHECKING:
     from clip_la.scaling.analysis import Analysis
@@ -151,7 +151,7 @@ def _plot(argv: list[str]) -> None:
 
 def _points(argv: list[str]) -> None:
     from clip_la.scaling.laion import laion_all
-    from clip_la.scaling.points import parse_filters
+    from clip_la.scaling.points import OFF_LAW, parse_filters
     from clip_la.scaling.points_table import write_points
     from clip_la.scaling.results import all_points
 
@@ -166,9 +166,11 @@ def _points(argv: list[str]) -> None:
     count = write_points(selections, options.out)
     for reason in refused:
         print(f"left out: {reason}")
-    left_out = {(item.where, item.reason) for each in selections for item in each.left_out}
-    lines = f", {len(left_out)} lines left out (clip-la scaling fit says why)" if left_out else ""
-    print(f"wrote {options.out}: {count} points of {len(selections)} data sets and metrics{lines}")
+    # Points that no law takes are rows of the table all the same.
+    left_out = {(i.where, i.reason) for each in selections for i in each.left_out if i.reason not in OFF_LAW}
+    lines = f", {counted(len(left_out), 'line')} left out (clip-la scaling fit says why)" if left_out else ""
+    kinds = counted(len(selections), "data set and metric", "data sets and metrics")
+    print(f"wrote {options.out}: {counted(count, 'point')} of {kinds}{lines}")
 
 
 def _coverage(argv: list[str]) -> None:

@@ -47,7 +47,8 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
-    from clip_la.sweep.costs import cost_table, flops_per_sample
+    from clip_la.sweep.check import check_runs
+    from clip_la.sweep.costs import cost_table
     from clip_la.sweep.places import LOGS_NAME, Place, Worker, slots, visible_gpus
     from clip_la.sweep.plan import PlannedRun, read_plan
     from clip_la.sweep.runner import KEEP, Sweep, count_evaluations
@@ -65,15 +66,14 @@ def main(argv: list[str]) -> int:
     if jobs < 1 or (not by_slurm and (options.slurm or options.jobs)):
         raise UserError("--jobs (a number from 1) and --slurm belong to --launcher slurm")
     runs = read_plan(options.file)
+    # Before a folder is made or a GPU looked for; --dry-run says as much as the real run would.
+    check_runs(options.file, options.out, runs)
     gpus = visible_gpus() if options.gpus is None else [gpu for gpu in options.gpus.split(",") if gpu]
     local = slots(gpus, options.per_gpu)
     if options.dry_run:
         num_places = jobs if by_slurm else len(local)
         print(cost_table(runs, options.out, num_places, options.rates))
         return 0
-    for run in runs:
-        # Before anything is trained: an attention that does not fit is refused here.
-        flops_per_sample(run)
     suites = {run.options.get("zeroshot_suite") for run in runs}
     evaluations = {suite: count_evaluations(suite) for suite in suites}
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, counted, unknown
 from clip_la.scaling.bootstrap import (
     DEFAULT_RESAMPLES,
     MIN_RUNS,
@@ -209,6 +209,7 @@ def analyse(
     Raises:
         UserError: unknown `by`, baseline, frontier or method, or too few points for any kind.
     """
+    selection.require_points()
     by = by or selection.by_choices[0]
     if by not in selection.by_choices:
         raise unknown("field to fit by", by, selection.by_choices)
@@ -242,16 +243,16 @@ def analyse(
 
 def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparison], method: str) -> list[str]:
     """Why an interval is missing, for each kind and comparison."""
-    why = (
-        "are too few, or one alone decides the slope"
-        if method == T
-        else f"are too few to resample (at least {MIN_RUNS})"
-    )
-    notes = [f"no interval for {fit.name}: {fit.num_runs} runs {why}" for fit in fits if fit.alpha_interval is None]
+    why = "too few, or one alone decides the slope" if method == T else f"too few to resample (at least {MIN_RUNS})"
+
+    def few(number: int, noun: str, plural: str | None = None) -> str:
+        return f"{counted(number, noun, plural)} {'is' if number == 1 else 'are'} {why}"
+
+    notes = [f"no interval for {fit.name}: {few(fit.num_runs, 'run')}" for fit in fits if fit.alpha_interval is None]
     for found in comparisons:
         if any(each.interval is None for each in found.multipliers):
             notes.append(
-                f"no interval for the compute multiplier of {found.name}: {found.num_runs} pairs of runs {why}, or the "
-                "slope may be 0"
+                f"no interval for the compute multiplier of {found.name}: "
+                f"{few(found.num_runs, 'pair of runs', 'pairs of runs')}, or the slope may be 0"
             )
     return notes

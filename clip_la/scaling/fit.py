@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, counted, unknown
 
 MIN_POINTS = 3
 # Two computes nearer than this are one scale: sample counts are rounded to whole batches.
@@ -136,7 +136,7 @@ def fit_power_law(
         UserError: fewer than three points or fewer than two scales of compute are left to fit.
     """
     if len(compute) < MIN_POINTS:
-        raise UserError(f"{len(compute)} points, a fit needs at least {MIN_POINTS}")
+        raise UserError(f"{counted(len(compute), 'point')}, a fit needs at least {MIN_POINTS}")
     chosen = frontier(np.log10(compute), np.log10(error))
     if len(chosen.index) < MIN_POINTS:
         raise UserError(

@@ -1,13 +1,13 @@
 """Laws with a floor, and L(N, D), for each kind: parameters with intervals, what they predict, and what kinds share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, counted, unknown
 from clip_la.scaling.analysis import group_points
 from clip_la.scaling.bootstrap import Interval, draw_counts, interval
 from clip_la.scaling.cautions import carrying
@@ -16,7 +16,7 @@ from clip_la.scaling.fit import SAME_COMPUTE_LOG10, Frontier, HeldOut, choose_al
 from clip_la.scaling.forms import FORMS, PARAMETRIC, Form, FormFit, Inputs, fit_form
 from clip_la.scaling.joint import JointFit, best, shared_fits
 from clip_la.scaling.points import Point, Selection
-from clip_la.scaling.report import error_label, number
+from clip_la.scaling.report import entered_lines, error_label, number
 from clip_la.scaling.table import Table
 
 FORM_RESAMPLES = 300
@@ -164,6 +164,7 @@ def analyse_form(
     """
     if law not in FORMS:
         raise unknown("law", law, ("power", *FORMS))
+    selection.require_points()
     form, loss = FORMS[law], loss or DEFAULT_LOSS[law]
     by = by or selection.by_choices[0]
     if by not in selection.by_choices:
@@ -183,7 +184,8 @@ def analyse_form(
             notes.append(f"no fit for {name}: {error}")
             continue
         if series[-1].intervals[form.names[0]] is None:
-            why = f"{series[-1].num_runs} runs are too few, or do not determine this law"
+            too_few = "is too few, or does" if series[-1].num_runs == 1 else "are too few, or do"
+            why = f"{counted(series[-1].num_runs, 'run')} {too_few} not determine this law"
             why = why if choose is choose_all else f"what {frontier} picks hangs on the errors themselves"
             notes.append(f"no intervals for {name}: {why}")
         notes += [
@@ -233,6 +235,7 @@ def form_data(analysis: FormAnalysis) -> dict[str, Any]:
             }
             for fit in analysis.joint
         ],
+        "left_out": [asdict(item) for item in analysis.selection.left_out],
         "notes": list(analysis.notes),
     }
 
@@ -261,4 +264,6 @@ def form_text(analysis: FormAnalysis) -> str:
             above = f"+{fit.aicc - least:.1f}" if np.isfinite(fit.aicc) else "too few points"
             chance = "" if fit.p_value is None else f"  p = {fit.p_value:.2g}"
             lines.append(f"  {', '.join(fit.shared) or 'nothing':<18}{above}{chance}")
+        lines.append("")
+    lines += entered_lines(analysis.selection)
     return "\n".join([*lines, *(f"note: {note}" for note in analysis.notes)])

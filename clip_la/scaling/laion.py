@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.points import LeftOut, Point, ResultRow, Selection, apply_filters, collect
+from clip_la.scaling.points_table import require_table
 
 # What the paper plots for each kind of target: the first of these that the target's rows hold.
 DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")
@@ -22,8 +23,7 @@ FLOPS_PER_GMAC = 2e9
 
 def read_laion(path: Path) -> list[ResultRow]:
     """The table's rows. Raises UserError for an absent, empty or foreign file."""
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
+    require_table(path, "laion")
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)
@@ -64,7 +64,7 @@ def laion_points(
     """The points of one target of the LAION table; every model of it is a run trained to its end, so all enter.
 
     Raises:
-        UserError: foreign or damaged file, unknown target or metric (with the nearest names), an accuracy of 1.
+        UserError: foreign or damaged file, unknown target or metric (with the nearest names), no point to fit.
     """
     rows = apply_filters([row for path in paths for row in read_laion(path)], filters or {})
     targets = {row.fields["downstream_dataset"] for row in rows}
@@ -80,7 +80,7 @@ def laion_points(
             raise UserError(f"the target has none of the metrics {', '.join(DEFAULT_METRICS)}: name one with --metric")
     if metric not in held:
         raise unknown("metric", metric, held)
-    return _selection(rows, target, metric)
+    return _selection(rows, target, metric).along("compute")
 
 
 def _selection(rows: Sequence[ResultRow], target: str, metric: str) -> Selection:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError
+from clip_la.errors import UserError, counted
 from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.points import Point, Selection, is_loss
@@ -84,8 +84,8 @@ def _legend_label(fit: SeriesFit) -> str:
     # In mathtext, so that a minus is a minus and not a hyphen.
     spread = rf" $[{{{bounds[0]:.3f}}},\, {{{bounds[1]:.3f}}}]$" if bounds else ""
     law = rf"$E = {beta}\, C^{{\,{fit.law.alpha:.3f}}}$"
-    runs = "" if fit.num_runs == len(fit.points) else f" of {fit.num_runs} runs"
-    return f"{fit.name}: {law}{spread}, {len(fit.points)} points{runs}"
+    runs = "" if fit.num_runs == len(fit.points) else f" of {counted(fit.num_runs, 'run')}"
+    return f"{fit.name}: {law}{spread}, {counted(len(fit.points), 'point')}{runs}"
 
 
 def _draw_series(axes: "Axes", fit: SeriesFit, areas: dict[str, float], colour: str, marker: str, dashes: Any) -> None:

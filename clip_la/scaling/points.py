@@ -11,6 +11,8 @@ from clip_la.errors import UserError, unknown
 # An error message names no more data sets or metrics than this.
 MAX_NAMED = 8
 NOTHING_RIGHT = "nothing right: an error of 1 lies on no falling law"
+NOTHING_WRONG = "nothing wrong: an error of 0 has no logarithm, and no power law reaches it"
+OFF_LAW = (NOTHING_RIGHT, NOTHING_WRONG)
 # What the names of metrics say that are shares of right answers: more is better, 1 is perfect.
 SHARES = ("top1", "top5", "acc", "recall", "precision")
 # What errors may be fitted against: its unit, and what it counts.
@@ -39,6 +41,19 @@ class ResultRow:
             raise UserError(f"{self.where}: '{name}' is {value!r}, not a positive number")
         return found
 
+    def bound(self, name: str) -> float | None:
+        """A field as a finite float, which may be 0; None where it is absent or empty. Raises UserError as `number`."""
+        value = self.fields.get(name)
+        if value in (None, ""):
+            return None
+        try:
+            found = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise UserError(f"{self.where}: '{name}' is {value!r}, not a number")
+        return found
+
     def optional(self, name: str) -> float | None:
         """As `number`; None where the field is absent, null or an empty cell."""
         return None if self.fields.get(name) in (None, "") else self.number(name)
@@ -53,16 +68,15 @@ class ResultRow:
         return self.fields.get(name) or None
 
     def metric_error(self, metric: str, value: float) -> float:
-        """The error that a fit sees: a loss as it is, any other metric as 1 - its value.
+        """The error that a fit sees: a loss as it is, any other metric as 1 - its value; 0 where nothing was wrong.
 
         Raises:
-            UserError: a metric that is neither a loss nor a share of right answers, a value outside its range, and an
-                error of 0, which has no logarithm.
+            UserError: a metric that is neither a loss nor a share of right answers, or a value outside its range.
         """
         where = self.where
         if is_loss(metric):
-            if not math.isfinite(value) or value <= 0:
-                raise UserError(f"{where}: {metric} is {value}, not a loss above 0")
+            if not math.isfinite(value) or value < 0:
+                raise UserError(f"{where}: {metric} is {value}, not a loss from 0 on")
             return value
         if not has_direction(metric):
             raise UserError(
@@ -71,8 +85,6 @@ class ResultRow:
             )
         if not math.isfinite(value) or not 0 <= value <= 1:
             raise UserError(f"{where}: {metric} is {value}, not a fraction between 0 and 1")
-        if value == 1:
-            raise UserError(f"{where}: {metric} is 1, and an error of 0 has no logarithm: no power law reaches it")
         return 1 - value
 
 
@@ -169,7 +181,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Selection:
-    """The points of one target and metric. `compute_unit` says what `Point.compute` counts ("FLOPs" or "MACs" ...)."""
+    """The points of one target and metric.
+
+    Attributes:
+        points: what a law may be fitted to.
+        left_out: records that are not, and why.
+        compute_unit: what `Point.compute` counts: "FLOPs", "GMACs", ...
+        off_law: measured points whose error of 0 or 1 no law takes; they are among `left_out` too.
+    """
 
     points: tuple[Point, ...]
     left_out: tuple[LeftOut, ...]
@@ -178,6 +197,7 @@ class Selection:
     compute_unit: str
     axis: str = "compute"
     by_choices: tuple[str, ...] = field(default=("attention", "model", "train_data"))
+    off_law: tuple[Point, ...] = ()
 
     @classmethod
     def of(
@@ -190,19 +210,28 @@ class Selection:
         compute_unit: str = "FLOPs",
         by_choices: tuple[str, ...],
     ) -> "Selection":
-        """The points that can lie on a falling law; those with nothing right are left out too.
+        """Sorts the points into those that can lie on a falling law and those that cannot.
 
-        Raises UserError where no point enters; it says why the records did not.
+        Raises UserError where there is no point at all; it says why the records gave none.
         """
-        found = list(points)
-        nothing = [point for point in found if point.error == 1 and not is_loss(metric)]
-        left_out = (*left_out, *(LeftOut(point.where, point.source, NOTHING_RIGHT) for point in nothing))
-        kept = tuple(point for point in found if point not in nothing)
-        whole = cls(kept, left_out, target, metric, compute_unit, by_choices=by_choices)
-        whole._require_points()
+        kept: list[Point] = []
+        off_law: list[Point] = []
+        reasons = list(left_out)
+        for point in points:
+            if point.error == 0 or (point.error == 1 and not is_loss(metric)):
+                off_law.append(point)
+                reasons.append(LeftOut(point.where, point.source, NOTHING_RIGHT if point.error else NOTHING_WRONG))
+            else:
+                kept.append(point)
+        whole = cls(
+            *(tuple(kept), tuple(reasons), target, metric, compute_unit), by_choices=by_choices, off_law=tuple(off_law)
+        )
+        if not off_law:
+            whole.require_points()
         return whole
 
-    def _require_points(self) -> None:
+    def require_points(self) -> None:
+        """Raises UserError where no point can be fitted; it says why the records were left out."""
         if not self.points:
             why = "; ".join(f"{count} x {reason}" for reason, count in self.reasons()[:3])
             raise UserError(f"no point for target '{self.target}' enters the fit ({why})")
@@ -218,6 +247,7 @@ class Selection:
         """
         if axis not in AXES:
             raise unknown("axis", axis, AXES)
+        self.require_points()
         if axis == "compute":
             return self
         unit, name = AXES[axis][0], {"samples": "samples_seen", "gpu-seconds": "gpu_seconds"}[axis]
@@ -225,7 +255,7 @@ class Selection:
         lacking = [LeftOut(p.where, p.source, f"no {unit} recorded") for p in self.points if not getattr(p, name)]
         left_out = (*self.left_out, *lacking)
         moved = replace(self, points=kept, left_out=left_out, compute_unit=unit, axis=axis)
-        moved._require_points()
+        moved.require_points()
         return moved
 
 

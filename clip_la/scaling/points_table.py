@@ -33,13 +33,16 @@ SAME = ("run", "source", "model", "attention", "seed", "schedule", "samples_seen
 
 
 def write_points(selections: Iterable[Selection], path: Path) -> int:
-    """Writes the points of some selections, each of one data set and metric; returns how many rows."""
+    """Writes the points of some selections, each of one data set and metric, those with an error of 0 or 1 too.
+
+    Returns how many rows.
+    """
     count = 0
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for selection in selections:
-            for point in selection.points:
+            for point in (*selection.points, *selection.off_law):
                 forward = point.flops_per_sample * point.samples_seen
                 row = {
                     **{name: getattr(point, name) for name in COLUMNS if hasattr(point, name)},
@@ -56,10 +59,17 @@ def write_points(selections: Iterable[Selection], path: Path) -> int:
     return count
 
 
-def read_table(path: Path) -> list[ResultRow]:
-    """The rows of a table, as text. Raises UserError for an absent, empty or foreign file."""
+def require_table(path: Path, form: str) -> None:
+    """Raises UserError where there is no such file, or a folder, which `--format FORM` does not read."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: --format {form} reads a table (CSV); folders of runs are read without it")
     if not path.is_file():
         raise UserError(f"no such file: {path}")
+
+
+def read_table(path: Path) -> list[ResultRow]:
+    """The rows of a table, as text. Raises UserError for an absent, empty or foreign file."""
+    require_table(path, "points")
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, restkey="", restval=None)
@@ -90,7 +100,7 @@ def table_points(
 
     Raises:
         UserError: absent or foreign files, several data sets or metrics and none chosen, a run twice, a number that is
-            none (with its line), an error of 0, no point that enters.
+            none (with its line), no point that enters.
     """
     rows = apply_filters([row for path in paths for row in read_table(path)], filters or {})
     if len(targets) > 1:
@@ -116,7 +126,7 @@ def table_points(
         except ValueError:
             raise UserError(f"{where}: 'value' is {fields['value']!r}, not a number") from None
         error = row.metric_error(metric, value)
-        bounds = row.optional("error_low"), row.optional("error_high")
+        bounds = row.bound("error_low"), row.bound("error_high")
         source = fields.get("source") or fields["run"]
         points.append(Point.of(row, run=fields["run"], source=source, error=error, bounds=bounds))
     return Selection.of(points, (), target=target, metric=metric, by_choices=BY).along(axis)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from clip_la.errors import counted
 from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 from clip_la.scaling.comparison import Comparison, T
@@ -74,7 +76,7 @@ def to_data(analysis: Analysis) -> dict[str, Any]:
         "seed": analysis.seed,
         "fits": [fit.data() for fit in analysis.fits],
         "comparisons": [comparison_data(found, selection.axis) for found in analysis.comparisons],
-        "left_out": [{"where": item.where, "what": item.what, "reason": item.reason} for item in selection.left_out],
+        "left_out": [asdict(item) for item in selection.left_out],
         "notes": list(analysis.notes),
     }
 
@@ -124,9 +126,10 @@ def sentence(found: Comparison, digits: str = ".2f", axis: str = "compute") -> s
 
 def _comparison_lines(found: Comparison, axis: str) -> list[str]:
     said = sentence(found, axis=axis)
+    pairs, runs = counted(found.num_pairs, "pair"), counted(found.num_runs, "pair of runs", "pairs of runs")
     lines = [
         *([said] if said else []),
-        f"{found.name} against {found.baseline}: {found.num_pairs} pairs of {found.num_runs} pairs of runs",
+        f"{found.name} against {found.baseline}: {pairs} of {runs}",
         f"  error ratio           {number(found.error_ratio, found.error_ratio_interval, '.4f')}",
     ]
     if found.num_repeated:
@@ -182,12 +185,18 @@ def to_text(analysis: Analysis) -> str:
         for found in analysis.comparisons:
             lines += _comparison_lines(found, selection.axis)
         lines.append("")
-    lines.append(f"{len(selection.points)} points entered, {len(selection.left_out)} left out")
+    lines += entered_lines(selection)
+    lines += [f"note: {note}" for note in analysis.notes]
+    return "\n".join(lines)
+
+
+def entered_lines(selection: Selection) -> list[str]:
+    """How many points entered, and which records did not: a few of each reason."""
+    lines = [f"{counted(len(selection.points), 'point')} entered, {len(selection.left_out)} left out"]
     for reason, count in selection.reasons():
         lines.append(f"  {count} x {reason}")
         alike = [item for item in selection.left_out if item.reason == reason]
         lines += [f"      {item.what}, {item.where}" for item in alike[:MAX_EXAMPLES]]
         if count > MAX_EXAMPLES:
             lines.append(f"      and {count - MAX_EXAMPLES} more (all with --json)")
-    lines += [f"note: {note}" for note in analysis.notes]
-    return "\n".join(lines)
+    return lines

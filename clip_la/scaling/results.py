@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.results import numbered_lines
 from clip_la.runs import RESULTS
 from clip_la.scaling.points import (
@@ -25,6 +25,7 @@ from clip_la.scaling.points import (
 from clip_la.scaling.run_folder import completed
 
 DEFAULT_METRIC = "top1"
+NO_LINES = "no results in its file, which is empty or was cut short"
 FINISHING_SCHEDULES = ("cosine", "cooldown")
 # Without these a line is no result line; a value may be null, which leaves the line out instead.
 FIELDS = (
@@ -40,6 +41,10 @@ FIELDS = (
     "dataset",
     "metrics",
 )
+# What a line's fields hold, where they are not null.
+TEXTS = ("model", "attention", "image_attention", "text_attention", "schedule", "train_data", "dataset", "checkpoint")
+COUNTS = ("samples_seen", "budget_samples")
+RUN_IDS = ("run_id", "parent_run_id")
 BY = ("attention", "image_attention", "text_attention", "model", "train_data")
 # Two lines compare only where the test set and the classifier were the same.
 EVALUATION_FIELDS = ("num_samples", "num_classes", "names_hash", "templates_hash", "data_hash")
@@ -65,20 +70,55 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_results(paths: Iterable[Path]) -> list[ResultRow]:
-    """All result lines of files and folders, in order. Raises UserError naming file and line of what is wrong."""
+    """All result lines of files and folders, in order.
+
+    Raises:
+        UserError: naming file and line of what is wrong; a file without a whole line that was named itself; a table.
+    """
+    return read_with_empty(paths)[0]
+
+
+def read_with_empty(paths: Iterable[Path]) -> tuple[list[ResultRow], list[LeftOut]]:
+    """As `read_results`, and the files in folders that hold no whole line: a run was killed while it wrote its first.
+
+    One such run among a hundred takes nothing from the others. Raises UserError where no file holds one.
+    """
+    paths = list(paths)
     rows: list[ResultRow] = []
+    empty: list[LeftOut] = []
     for path in find_files(paths):
+        if path.suffix.lower() == ".csv":
+            raise UserError(f"{path}: a table, not result lines: give --format points (or laion, for LAION's)")
         here = [(f"{path}:{number}", fields) for number, fields in numbered_lines(path)]
-        if not here:
+        if not here and path in paths:
             raise UserError(f"{path}: no results in it")
+        if not here:
+            empty.append(LeftOut(str(path), path.parent.name, NO_LINES))
         for where, fields in here:
-            missing = [name for name in FIELDS if name not in fields]
-            if missing:
-                raise UserError(f"{where}: no field {', '.join(missing)}")
-            if not isinstance(fields["metrics"], dict):
-                raise UserError(f"{where}: 'metrics' is not a JSON object")
+            _check(where, fields)
             rows.append(ResultRow(where, completed(fields, path.parent)))
-    return rows
+    if not rows and empty:
+        raise UserError(f"{empty[0].where}: no results in it")
+    return rows, empty
+
+
+def _check(where: str, fields: Mapping[str, Any]) -> None:
+    """Raises UserError for a line that lacks a field or whose values are not what the field holds."""
+    missing = [name for name in FIELDS if name not in fields]
+    if missing:
+        raise UserError(f"{where}: no field {', '.join(missing)}")
+    if not isinstance(fields["metrics"], dict):
+        raise UserError(f"{where}: 'metrics' is not a JSON object")
+    for name in TEXTS:
+        if not isinstance(fields.get(name), str | None):
+            raise UserError(f"{where}: '{name}' is {shown(fields[name])}, not a text")
+    for name in COUNTS:
+        if not isinstance(fields.get(name), int | float | None):
+            raise UserError(f"{where}: '{name}' is {shown(fields[name])}, not a number")
+    # Lines are told apart by these: text or number, by whoever wrote them.
+    for name in (*RUN_IDS, *QUESTION_FIELDS, *EVALUATION_FIELDS):
+        if isinstance(fields.get(name), list | dict):
+            raise UserError(f"{where}: '{name}' is {shown(fields[name])}, not a text or a number")
 
 
 def _reason_against(fields: Mapping[str, Any]) -> str | None:
@@ -199,10 +239,11 @@ def result_points(
 
     Raises:
         UserError: absent, empty or damaged files (with the line), unknown target, metric or field (with the nearest
-            names), lines that do not compare, an accuracy of 1, no line that enters.
+            names), lines that do not compare, no line that enters.
     """
-    rows = apply_filters(read_results(paths), filters or {})
-    return select_points(rows, targets=targets, metric=metric).along(axis)
+    rows, empty = read_with_empty(paths)
+    rows = apply_filters(rows, filters or {})
+    return select_points(rows, targets=targets, metric=metric, empty=empty).along(axis)
 
 
 def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) -> tuple[list[Selection], list[str]]:
@@ -211,14 +252,21 @@ def all_points(paths: Sequence[Path], filters: Mapping[str, str] | None = None) 
     Raises:
         UserError: absent or damaged files, no data set with a point.
     """
-    rows = apply_filters(read_results(paths), filters or {})
+    rows, empty = read_with_empty(paths)
+    rows = apply_filters(rows, filters or {})
     kinds = dict.fromkeys((str(row.fields["dataset"]), name) for row in rows for name in row.fields["metrics"])
     known = [(target, metric) for target, metric in kinds if has_direction(metric)]
-    return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric))
+    return collect(known, lambda target, metric: select_points(rows, targets=[target], metric=metric, empty=empty))
 
 
-def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), metric: str | None = None) -> Selection:
-    """As `result_points`, of lines that have been read."""
+def select_points(
+    rows: Sequence[ResultRow],
+    *,
+    targets: Sequence[str] = (),
+    metric: str | None = None,
+    empty: Sequence[LeftOut] = (),
+) -> Selection:
+    """As `result_points`, of lines that have been read; `empty` are the files that none could be read from."""
     metric = metric or DEFAULT_METRIC
     held = list(dict.fromkeys(str(row.fields["dataset"]) for row in rows))
     for target in targets:
@@ -228,7 +276,7 @@ def select_points(rows: Sequence[ResultRow], *, targets: Sequence[str] = (), met
         raise UserError(
             f"results on {len(held)} data sets ({', '.join(held)}): choose with --target, or several for a mean"
         )
-    left_out: list[LeftOut] = []
+    left_out = list(empty)
     by_target: list[dict[tuple[Any, ...], ResultRow]] = []
     for target in targets or held:
         lines = [row for row in rows if row.fields["dataset"] == target]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_la.errors import UserError
+from clip_la.errors import counted
 from clip_la.models.flops import TRAINING_FACTOR, flops
 from clip_la.models.registry import model_spec
 from clip_la.sweep.plan import PlannedRun, folder_of, read_manifest
@@ -19,10 +19,7 @@ _SPEC_OPTIONS = tuple(name for name in inspect.signature(model_spec).parameters 
 def flops_per_sample(run: PlannedRun) -> int:
     """Forward FLOPs of a pair. Raises UserError for an unknown model or attention, and where none is named."""
     given = {name: run.options[_PREFIX + name] for name in _SPEC_OPTIONS if _PREFIX + name in run.options}
-    try:
-        return flops(model_spec(str(run.options.get(_PREFIX + "name")), **given))["total"]
-    except UserError as error:
-        raise UserError(f"run {run.name}: {error}") from None
+    return flops(model_spec(str(run.options.get(_PREFIX + "name")), **given))["total"]
 
 
 def training_flops(run: PlannedRun) -> int:
@@ -76,13 +73,17 @@ def cost_table(runs: Sequence[PlannedRun], out: Path, num_places: int, measured:
         unknown += time_s is None
         time = "   not measured" if time_s is None else f"{time_s:8.0f} s"
         lines.append(f"{run.name}  {run.own_samples:,} samples  {cost:.2e} FLOPs {time}")
-    hours = f"{total_s / 3600:.2f} device hours, {total_s / 3600 / num_places:.2f} hours on {num_places} places"
+    hours = (
+        f"{total_s / 3600:.2f} device hours, {total_s / 3600 / num_places:.2f} hours on {counted(num_places, 'place')}"
+    )
     if unknown:  # a sum over the others alone is no estimate of all
         known = len(runs) - unknown
         rest = f"; the other {known}: {hours}" if known else ""
-        hours = f"{unknown} runs are of architectures not measured yet{rest}"
+        are = "is of an architecture" if unknown == 1 else "are of architectures"
+        hours = f"{counted(unknown, 'run')} {are} not measured yet{rest}"
     ends = [run for run in runs if not run.is_trunk]
     if len(ends) < len(runs):
         apart = sum(TRAINING_FACTOR * flops_per_sample(run) * run.budget_samples for run in ends)
-        lines.append(f"{len(ends)} budgets from {len(runs) - len(ends)} trunks; trained apart: {apart:.2e} FLOPs")
-    return "\n".join([*lines, f"{len(runs)} runs, {total_flops:.2e} FLOPs, {hours}"])
+        budgets, trunks = counted(len(ends), "budget"), counted(len(runs) - len(ends), "trunk")
+        lines.append(f"{budgets} from {trunks}; trained apart: {apart:.2e} FLOPs")
+    return "\n".join([*lines, f"{counted(len(runs), 'run')}, {total_flops:.2e} FLOPs, {hours}"])

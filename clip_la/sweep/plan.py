@@ -77,9 +77,13 @@ class PlannedRun:
 
     def arguments(self, out: Path, branch_from: Path | None = None) -> list[str]:
         """What `clip-la train` is called with; `branch_from` is the trunk's checkpoint that a branch starts from."""
-        given = [f"--{key}={_as_text(value)}" for key, value in self.options.items()]
         start = [f"--branch_from={branch_from}"] if branch_from else []
-        return [*given, *start, f"--out={folder_of(out, self.name)}", "--resume"]
+        return [*self.option_arguments(out), *start, "--resume"]
+
+    def option_arguments(self, out: Path) -> list[str]:
+        """As `arguments`, but for where the run goes on from: a run in `out`, or a trunk, need not be there."""
+        given = [f"--{key}={_as_text(value)}" for key, value in self.options.items()]
+        return [*given, f"--out={folder_of(out, self.name)}"]
 
     @property
     def budget_samples(self) -> int:

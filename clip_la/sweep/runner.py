@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.atomic import atomic_write
+from clip_la.errors import counted
 from clip_la.sweep.places import Place
 from clip_la.sweep.plan import PlannedRun, folder_of, keep_manifest
 from clip_la.sweep.schedule import RunQueue
@@ -70,9 +71,13 @@ class Sweep:
             is_finished=lambda run: is_finished(out, run, self._num_evaluations(run)),
             fail=lambda run, reason: self._say(run, f"FAILED: {reason}"),
         )
+        # An earlier call may have finished them, and kept more than this one is to keep.
+        if deleted := sum(self._drop_needless(run) for run in queue.finished):
+            self._report(f"--keep {self._keep}: deleted {counted(deleted, 'checkpoint')} that nothing needs any more")
         todo = len(queue.waiting)
         finished = len(runs) - todo
-        self._report(f"{len(runs)} runs, {finished} finished already, {todo} to train on {len(places)} places")
+        where = counted(len(places), "place")
+        self._report(f"{counted(len(runs), 'run')}, {finished} finished already, {todo} to train on {where}")
         threads = [threading.Thread(target=self._work, args=(place,), daemon=True) for place in places[:todo]]
         status = Status(runs, out, queue, len(places), self._measured)
         try:
@@ -124,15 +129,16 @@ class Sweep:
         parts = [f"loss {float(last['loss']):.4f}", f"{float(last['pairs_per_s']):,.0f} pairs/s"] if last else []
         return ", ".join([*parts, *figures(folder), f"{answer['seconds']:.0f} s"])
 
-    def _drop_needless(self, run: PlannedRun) -> None:
-        """Deletes the checkpoints that a finished run leaves behind, as far as `keep` allows."""
-        finished = self._queue.finished
+    def _drop_needless(self, run: PlannedRun) -> int:
+        """Deletes the checkpoints that a finished run leaves behind, as far as `keep` allows; returns how many."""
+        finished, deleted = self._queue.finished, 0
         if self._keep == "none" and not run.is_trunk and run in finished:
-            drop_checkpoints(self._out, run.name)
+            deleted += drop_checkpoints(self._out, run.name)
         # A trunk that is killed goes on from its newest one: they stay until the last branch is finished.
         family = [each for each in self._runs if run.trunk and run.trunk in (each.trunk, each.name)]
         if self._keep != "all" and family and all(each in finished for each in family):
-            drop_checkpoints(self._out, str(run.trunk))
+            deleted += drop_checkpoints(self._out, str(run.trunk))
+        return deleted
 
 
 def count_evaluations(suite: str | None) -> int:

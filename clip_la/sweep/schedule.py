@@ -66,7 +66,10 @@ class RunQueue:
             return start
         self.waiting.remove(branch)
         self.failed.append(branch)
-        self._fail(branch, f"its trunk {branch.trunk} has no checkpoint up to {branch.leaves_at:,} samples")
+        if any(run.name == branch.trunk for run in self.failed):
+            self._fail(branch, f"its trunk failed: see {branch.trunk}")
+        else:
+            self._fail(branch, f"its trunk {branch.trunk} has no checkpoint up to {branch.leaves_at:,} samples")
         return None
 
     def end(self, run: PlannedRun, *, is_failed: bool) -> None:

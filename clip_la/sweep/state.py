@@ -72,10 +72,15 @@ def start_of(out: Path, run: PlannedRun, *, is_trunk_at_work: bool) -> Path | No
     return earlier[-1] if earlier else None
 
 
-def drop_checkpoints(out: Path, name: str) -> None:
-    """Deletes the checkpoints of a run that nothing will go on from; results, metrics and configuration stay."""
-    for path in RunFolder(folder_of(out, name)).saved_checkpoints().values():
+def drop_checkpoints(out: Path, name: str) -> int:
+    """Deletes the checkpoints of a run that nothing will go on from; results, metrics and configuration stay.
+
+    Returns how many there were.
+    """
+    checkpoints = RunFolder(folder_of(out, name)).saved_checkpoints()
+    for path in checkpoints.values():
         path.unlink()
+    return len(checkpoints)
 
 
 def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:

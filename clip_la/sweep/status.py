@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clip_la.atomic import atomic_write
+from clip_la.errors import counted
 from clip_la.sweep.costs import Rates
 from clip_la.sweep.plan import PlannedRun, folder_of
 from clip_la.sweep.schedule import RunQueue
@@ -72,10 +73,11 @@ class Status:
         known = [max(0.0, each) for each in left if each is not None]
         time = f"about {sum(known) / self._num_places / 60:.0f} min left" if left else "done"
         if len(known) < len(left):
-            time += f" without {len(left) - len(known)} runs of architectures not measured yet"
+            unknown = counted(len(left) - len(known), "run")
+            time += f" without {unknown} of architectures not measured yet"
         failed = f", {len(queue.failed)} failed" if queue.failed else ""
-        done = f"{len(queue.finished)} of {len(self._runs)} runs finished{failed}, {len(queue.running)} training"
-        return f"{done}, {time}"
+        done = f"{len(queue.finished)} of {counted(len(self._runs), 'run')} finished{failed}"
+        return f"{done}, {len(queue.running)} training, {time}"
 
     def _line(self, run: PlannedRun, state: str) -> str:
         if run.name in self._ended and state in ("finished", "FAILED"):

@@ -40,10 +40,11 @@ def make_parser() -> OneLineParser:
     return OneLineParser(TrainOptions, prog="clip-la train", usage=USAGE, description=DESCRIPTION)
 
 
-def parse(argv: Sequence[str]) -> TrainOptions:
+def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOptions:
     """The options that a command line stands for, with those of its configuration files. Raises UserError.
 
-    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top.
+    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top. Who parses many
+    command lines hands in one `make_parser()` for all.
     """
     rest, words = list(argv), []
     while rest:
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str]) -> TrainOptions:
     own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
     configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
-    parser = make_parser()
+    parser = parser or make_parser()
     options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
     values = vars(parser.instantiate(options))
     del values["config"]

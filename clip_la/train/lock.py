@@ -17,7 +17,7 @@ HELD = (errno.EACCES, errno.EAGAIN)
 
 @contextlib.contextmanager
 def locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Holds FOLDER/.lock inside the block; the file names this process, for whoever finds it held; it is removed after.
+    """Holds FOLDER/.lock inside the block; the file names this process, for who finds it held, and is removed after.
 
     The lock is the kernel's (POSIX, by process): it ends with the process, also by SIGKILL, whatever the file still
     says, and the workers that a killed process leaves behind do not hold it. Over NFS it holds between machines. A file

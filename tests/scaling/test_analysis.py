@@ -83,12 +83,12 @@ def test_a_kind_with_too_few_points_is_noted_and_the_rest_fitted(write_lines, tw
     lines = [*two_laws, result_line(0.2, run_id="x", attention="linear_mean")]
     analysis = analyse(result_points([write_lines(lines)]), num_resamples=20)
     assert [fit.name for fit in analysis.fits] == ["softmax", "linear"]
-    assert analysis.notes == ("no fit for linear_mean: 1 points, a fit needs at least 3",)
+    assert analysis.notes == ("no fit for linear_mean: 1 point, a fit needs at least 3",)
 
 
 def test_too_few_points_of_every_kind(write_lines, result_line) -> None:
     path = write_lines([result_line(0.2), result_line(0.3, run_id="b", attention="linear")])
-    with pytest.raises(UserError, match="no fit for softmax: 1 points, a fit needs at least 3; no fit for linear"):
+    with pytest.raises(UserError, match="no fit for softmax: 1 point, a fit needs at least 3; no fit for linear"):
         analyse(result_points([path]))
 
 

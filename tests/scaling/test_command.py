@@ -30,6 +30,12 @@ def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> Non
     assert (tmp_path / "law.png").stat().st_size > 10000
 
 
+def test_a_plot_that_cannot_be_written_names_the_file_that_was_given(write_lines, two_laws, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["scaling", "plot", str(write_lines(two_laws)), "--out", "/proc/x", "--resamples", "5"]) == 2
+    assert capsys.readouterr().err == "clip-la: error: /proc/x.png: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -63,6 +69,11 @@ def test_plot_says_what_it_wrote(write_lines, two_laws, tmp_path, capsys) -> Non
         (["fit", "FILE", "--by", "modle"], "unknown field to fit by 'modle'; did you mean model"),
         (["fit", "FILE", "--law", "saturating", "--baseline", "linear"], "--baseline belongs to --law power"),
         (["fit", "FILE", "--where", "seed"], "a filter is FIELD=VALUE"),
+        (["fit", "TABLE"], "table.csv: a table, not result lines: give --format points"),
+        (["fit", "FOLDER", "--format", "points"], "folder is a folder: --format points reads a table (CSV)"),
+        (["fit", "FOLDER", "--format", "laion", "--target", "a"], "folder is a folder: --format laion reads a table"),
+        (["points", "FILE", "--out", "/proc/x.csv"], "clip-la: error: /proc/x.csv: No such file or directory"),
+        (["fit", "ONE"], "no fit for softmax: 1 point, a fit needs at least 3"),
         (["fit", "EMPTY"], "empty.jsonl: no results in it"),
         (["fit", "FEW"], "no fit for softmax: 2 points, a fit needs at least 3"),
         (["fit", "absent.jsonl"], "no such file: absent.jsonl"),
@@ -76,7 +87,11 @@ def test_wrong_input_is_one_line_and_exit_2(
     write_lines, two_laws, tmp_path, capsys, options: list[str], says: str
 ) -> None:
     places = {"EMPTY": tmp_path / "empty.jsonl", "FEW": tmp_path / "few.jsonl", "FILE": write_lines(two_laws)}
+    places |= {"TABLE": tmp_path / "table.csv", "FOLDER": tmp_path / "folder", "ONE": tmp_path / "one.jsonl"}
     places["EMPTY"].touch()
+    places["TABLE"].write_text("run,model\na,b\n")
+    places["FOLDER"].mkdir()
+    places["ONE"].write_text(json.dumps(two_laws[0]))
     softmax = [line for line in two_laws if line["attention"] == "softmax"]
     places["FEW"].write_text("\n".join(map(json.dumps, softmax[:2])))
     argv = [str(places.get(option, option)) for option in options]

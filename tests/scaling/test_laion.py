@@ -80,7 +80,7 @@ def test_a_known_law_from_a_small_table(tmp_path: Path) -> None:
     (fit,) = analysis.fits
     assert (fit.law.beta, fit.law.alpha) == pytest.approx((2, -0.1), rel=1e-9)
     assert fit.mean_absolute_error == pytest.approx(0, abs=1e-12)
-    assert "no fit for OpenAI: 1 points" in analysis.notes[0]
+    assert "no fit for OpenAI: 1 point" in analysis.notes[0]
     retrieval = analyse(laion_points([path], target="flickr30k"), num_resamples=10).fits[0]
     assert (retrieval.law.beta, retrieval.law.alpha) == pytest.approx((1, -0.1), rel=1e-9)
 
@@ -104,7 +104,7 @@ def test_unknown_target_and_metric(tmp_path: Path, target: str | None, metric: s
         (HEADER, [], "no results, only a header"),
         ("a,b", ["1,2"], "no column arch, samples_seen"),
         (HEADER, ["a,1e9,x,3,LAION-2B,imagenet1k,0.5,,m"], "zeroshot_results.csv:2: 'gmacs_total' is 'x'"),
-        (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,1.0,,m"], "zeroshot_results.csv:2: acc1 is 1"),
+        (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,1.0,,m"], "1 x nothing wrong: an error of 0"),
         (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,oops,,m"], "zeroshot_results.csv:2: 'acc1' is 'oops'"),
         (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,,,m"], "none of the metrics acc1"),
         (HEADER, ["a,1e9,3e9"], "zeroshot_results.csv:2: 3 columns, the header has 9"),

@@ -33,7 +33,7 @@ def write_table(tmp_path: Path):
     def write(rows: list[dict], columns: list[str] | None = None) -> Path:
         path = tmp_path / "points.csv"
         with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, columns or [*ROW, "gpu_seconds"], extrasaction="ignore")
+            writer = csv.DictWriter(stream, columns or [*ROW, "gpu_seconds", "error_low"], extrasaction="ignore")
             writer.writeheader()
             writer.writerows([{**ROW, **row} for row in rows])
         return path
@@ -79,8 +79,8 @@ def test_a_loss_is_an_error_as_it_stands(write_lines, result_line) -> None:
     ("metrics", "metric", "says"),
     [
         ({"text_retrieval_median_rank": {"value": 3.0}}, "text_retrieval_median_rank", "more or less .* is not known"),
-        ({"contrastive_loss": {"value": 0.0}}, "contrastive_loss", "is 0.0, not a loss above 0"),
-        ({"contrastive_loss": {"value": float("nan")}}, "contrastive_loss", "is nan, not a loss above 0"),
+        ({"contrastive_loss": {"value": -0.1}}, "contrastive_loss", "is -0.1, not a loss from 0 on"),
+        ({"contrastive_loss": {"value": float("nan")}}, "contrastive_loss", "is nan, not a loss from 0 on"),
         ({"top1": {"value": float("nan")}}, "top1", "is nan, not a fraction"),
         ({"top1": {"value": -0.1}}, "top1", "is -0.1, not a fraction"),
     ],
@@ -110,7 +110,8 @@ def test_an_error_of_one_is_left_out_and_said(write_lines, result_line) -> None:
         ([{}], {"targets": ["a", "b"]}, "one --target at a time"),
         ([{}, {}], {}, "points.csv:3: the same run, samples, data set and metric as in"),
         ([{}, {"run": "r1", "value": "nan"}], {}, "points.csv:3: top1 is nan, not a fraction"),
-        ([{"value": "1"}], {}, "points.csv:2: top1 is 1, and an error of 0 has no logarithm"),
+        ([{"value": "1"}], {}, "no point for target 'scenes' enters the fit (1 x nothing wrong: an error of 0"),
+        ([{"error_low": "nan"}], {}, "points.csv:2: 'error_low' is 'nan', not a number"),
         ([{"value": "0"}], {}, "no point for target 'scenes' enters the fit (1 x nothing right"),
         ([{"value": "much"}], {}, "points.csv:2: 'value' is 'much', not a number"),
         ([{"value": ""}], {}, "points.csv:2: 'value' is empty"),
@@ -136,7 +137,7 @@ def test_missing_columns_and_uneven_rows_are_named(write_table, tmp_path) -> Non
         table_points([write_table([{}], columns)])
     path = write_table([{}])
     path.write_text(path.read_text() + "r2,vit\n")
-    with pytest.raises(UserError, match=r"points.csv:3: not as many cells as the header has columns \(10\)"):
+    with pytest.raises(UserError, match=r"points.csv:3: not as many cells as the header has columns \(11\)"):
         table_points([path])
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a CSV file"):
@@ -170,7 +171,7 @@ def test_the_run_folder_adds_rate_resolution_and_seconds(write_lines, result_lin
     # What the line says itself stands.
     assert second.learning_rate == 5e-4
     write_lines([result_line(0.3, samples_seen=[1])], "runs/a/results.jsonl")
-    with pytest.raises(UserError, match="no point for target 'renditions' enters the fit"):
+    with pytest.raises(UserError, match=r"results.jsonl:1: 'samples_seen' is \[1\], not a number"):
         result_points([tmp_path / "runs"])
 
 
@@ -194,6 +195,52 @@ def test_the_run_folder_adds_tokens_pairs_and_its_share_of_a_gpu(write_lines, re
     assert any("saw their pairs more than 4 times (up to 47)" in note for note in carrying("a", [point]))
 
 
+def test_perfect_and_useless_points_stay_in_the_table_and_leave_the_fit(
+    write_lines, two_laws, result_line, tmp_path, capsys
+) -> None:
+    perfect = result_line(1.0, run_id="perfect", metrics={"top1": {"value": 1.0, "low": 0.99, "high": 1.0}})
+    useless = result_line(0.0, run_id="useless")
+    path = write_lines([*two_laws, perfect, useless])
+    out = tmp_path / "points.csv"
+    assert main(["scaling", "points", str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}: 26 points of 1 data set and metric\n"
+    with out.open() as stream:
+        rows = {row["run"]: row for row in csv.DictReader(stream)}
+    assert [float(rows["perfect"][name]) for name in ("value", "error", "error_low")] == [1, 0, 0]
+    assert [float(rows["useless"][name]) for name in ("value", "error")] == [0, 1]
+    expected = analyse(result_points([write_lines(two_laws, "only.jsonl")])).fits
+    for source in ([str(path)], [str(out), "--format", "points"]):
+        assert main(["scaling", "fit", *source, "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert [fit["alpha"] for fit in data["fits"]] == pytest.approx([fit.law.alpha for fit in expected], rel=1e-12)
+        assert {(item["what"], item["reason"].split(":")[0]) for item in data["left_out"]} == {
+            ("perfect", "nothing wrong"),
+            ("useless", "nothing right"),
+        }
+        assert main(["scaling", "fit", *source]) == 0
+        assert "24 points entered, 2 left out\n  1 x nothing wrong: an error of 0" in capsys.readouterr().out
+        # A law with a floor says it too.
+        assert main(["scaling", "fit", *source, "--law", "saturating", "--resamples", "1"]) == 0
+        assert "24 points entered, 2 left out\n  1 x nothing wrong: an error of 0" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_perfect_throughout_has_rows_and_no_fit(write_lines, result_line, tmp_path, capsys) -> None:
+    lines = [result_line(1.0, run_id="a"), result_line(1.0, run_id="b")]
+    lines += [result_line(0.0, run_id="c", dataset="other", metrics={"contrastive_loss": {"value": 0.0}})]
+    path, out = write_lines(lines), tmp_path / "points.csv"
+    assert main(["scaling", "points", str(path), "--out", str(out)]) == 0
+    with out.open() as stream:
+        assert [(row["run"], row["error"]) for row in csv.DictReader(stream)] == [
+            ("a", "0.0"),
+            ("b", "0.0"),
+            ("c", "0.0"),
+        ]
+    capsys.readouterr()
+    assert main(["scaling", "fit", str(path), "--target", "renditions"]) == 2
+    said = capsys.readouterr().err
+    assert "no point for target 'renditions' enters the fit (2 x nothing wrong: an error of 0 has no logarithm" in said
+
+
 def test_cautions(write_table) -> None:
     columns = [*ROW, "train_pairs", "learning_rate"]
     rows = [
@@ -213,7 +260,7 @@ def test_cautions(write_table) -> None:
 def test_the_commands_write_tables(write_lines, two_laws, tmp_path, capsys) -> None:
     out = tmp_path / "points.csv"
     assert main(["scaling", "points", str(write_lines(two_laws)), "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"wrote {out}: 24 points of 1 data sets and metrics\n"
+    assert capsys.readouterr().out == f"wrote {out}: 24 points of 1 data set and metric\n"
     assert main(["scaling", "fit", str(out), "--format", "points"]) == 0
     assert "compute multiplier" in capsys.readouterr().out
     arguments = ["scaling", "coverage", "--out", str(tmp_path / "c.csv"), "--studies", "3", "--resamples", "20"]

@@ -6,7 +6,7 @@ import pytest
 
 from clip_la.errors import UserError
 from clip_la.scaling.points import parse_filters
-from clip_la.scaling.results import finished, read_results, result_points
+from clip_la.scaling.results import all_points, finished, read_results, result_points
 
 
 def test_the_error_and_compute_of_a_line(write_lines, result_line) -> None:
@@ -67,6 +67,27 @@ def test_a_folder_stands_for_the_results_below_it(write_lines, result_line, tmp_
     assert [point.run for point in result_points([tmp_path / "runs"]).points] == ["a", "b"]
 
 
+@pytest.mark.parametrize("content", ["", '{"run_id": "c", "see'])
+def test_a_run_killed_at_its_first_line_is_left_out_of_its_folder(
+    write_lines, result_line, tmp_path, capsys, content: str
+) -> None:
+    folder = tmp_path / "runs"
+    write_lines([result_line(0.3, run_id="a")], "runs/a/results.jsonl")
+    cut = write_lines([], "runs/b/results.jsonl")
+    cut.write_text(content)
+    for selection in (result_points([folder]), *all_points([folder])[0]):
+        assert [point.run for point in selection.points] == ["a"]
+        (left_out,) = selection.left_out
+        assert (left_out.where, left_out.what) == (str(cut), "b")
+        assert left_out.reason == "no results in its file, which is empty or was cut short"
+    # Named by itself it is what was asked for.
+    with pytest.raises(UserError, match=f"^{cut}: no results in it$"):
+        result_points([folder, cut])
+    (folder / "a/results.jsonl").unlink()
+    with pytest.raises(UserError, match=f"^{cut}: no results in it$"):
+        result_points([folder])
+
+
 def test_filters_leave_only_matching_lines(write_lines, result_line) -> None:
     path = write_lines([result_line(0.3, run_id="a"), result_line(0.4, run_id="b", seed=1)])
     (point,) = result_points([path], filters=parse_filters(["seed=1"])).points
@@ -91,10 +112,16 @@ def test_a_damaged_file_names_its_line(write_lines, lines: list[str], says: str)
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"metrics": {"top1": {"value": 1.0}}}, "results.jsonl:2: top1 is 1, and an error of 0 has no logarithm"),
         ({"metrics": {"top1": {"value": 30.0}}}, "results.jsonl:2: top1 is 30.0, not a fraction"),
         ({"metrics": {"top1": {"value": "x"}}}, "results.jsonl:2: metric 'top1' has no numeric 'value'"),
         ({"metrics": []}, "results.jsonl:2: 'metrics' is not a JSON object"),
+        ({"image_attention": 7}, "results.jsonl:2: 'image_attention' is 7, not a text$"),
+        ({"text_attention": ["a"]}, r"results.jsonl:2: 'text_attention' is \['a'\], not a text$"),
+        ({"model": {"a": 1}}, "results.jsonl:2: 'model' is {'a': 1}, not a text$"),
+        ({"dataset": 3}, "results.jsonl:2: 'dataset' is 3, not a text$"),
+        ({"samples_seen": [1], "budget_samples": [1]}, r"results.jsonl:2: 'samples_seen' is \[1\], not a number$"),
+        ({"run_id": {}}, "results.jsonl:2: 'run_id' is {}, not a text or a number$"),
+        ({"data_hash": ["a"]}, r"results.jsonl:2: 'data_hash' is \['a'\], not a text or a number$"),
         ({"flops_per_sample": -1}, "results.jsonl:2: 'flops_per_sample' is -1, not a positive number"),
         ({"num_samples": 100}, "differ in num_samples"),
         ({"templates_hash": "t1"}, "differ in templates_hash .* choose with --where templates_hash=VALUE"),

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +19,7 @@ from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table, training_flops
 from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, read_manifest
+from clip_la.sweep.runner import Sweep
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import last_row, start_of
 
@@ -130,10 +133,43 @@ def test_trunks_come_first_and_branches_as_soon_as_their_checkpoint_is_there(tmp
     schedule.end(by_name["small-trunk"], is_failed=True)
     assert taken() == ("large-n256", last)
     assert schedule.take() is None
-    assert sorted(failed) == [
-        f"small-n{budget}: its trunk small-trunk has no checkpoint up to {leaves} samples"
-        for budget, leaves in ((128, 96), (256, 192))
-    ]
+    assert sorted(failed) == [f"small-n{budget}: its trunk failed: see small-trunk" for budget in (128, 256)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ("all", ["seed0-n128", "seed0-n256", "seed0-trunk", "seed1-n128", "seed1-trunk"]),
+        ("branches", ["seed0-n128", "seed0-n256", "seed1-n128", "seed1-trunk"]),
+        ("none", ["seed1-trunk"]),
+    ],
+)
+def test_what_an_earlier_call_kept_is_deleted_at_the_start(tmp_path: Path, keep: str, kept: list[str]) -> None:
+    runs = expand({**OPTIONS, **BUDGETS}, {"seed": [0, 1]})
+    for run in runs:
+        if run.name != "seed1-n256":
+            log_samples(tmp_path, run.name, run.budget_samples)
+            touch_checkpoint(tmp_path, run.name, run.budget_samples)
+
+    class Broken:
+        """Trains nothing: a branch of the second trunk stays unfinished."""
+
+        runs_per_gpu = 1
+
+        def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+            assert name == "seed1-n256"
+            return {"error": "broken", "seconds": 0.0}
+
+        def close(self) -> None:
+            pass
+
+    said: list[str] = []
+    sweep = Sweep(runs, tmp_path, [Broken()], num_evaluations=lambda _: 0, report=said.append, keep=keep)
+    assert sweep.run() == ["seed1-n256"]
+    assert sorted(path.parts[-3] for path in tmp_path.glob("runs/*/checkpoints/*.ckpt")) == kept
+    first = {"branches": "deleted 1 checkpoint that", "none": "deleted 4 checkpoints that"}.get(keep, "6 runs, ")
+    assert first in said[0]
+    assert "6 runs, 5 finished already, 1 to train on 1 place" in said
 
 
 def test_a_trunk_is_trained_again_only_for_branches_that_lack_their_checkpoint(tmp_path: Path) -> None:

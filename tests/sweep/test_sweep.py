@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,12 +88,8 @@ def test_a_sweep_trains_its_grid_goes_on_and_reports_what_failed(
     assert "3 runs, 2 finished already, 1 to train" in capsys.readouterr().err
     assert (out / "runs/softmax-lr0.001/metrics.csv").stat().st_mtime_ns == before
 
-    wrong = sweep_file(tmp_path, {"arm": {"broken": {"model.attention": "softmax*3"}}})
-    assert main(["scaling", "sweep", str(wrong), "--out", str(tmp_path / "wrong"), "--gpus", ""]) == 2
-    assert "run broken: image tower of 'vit_pico': the attention 'softmax*3' is for 3" in capsys.readouterr().err
-    assert not (tmp_path / "wrong").exists()
-
-    assert main(["scaling", "sweep", str(sweep_file(tmp_path, {"arm": ARMS})), "--out", str(out), "--dry-run"]) == 0
+    shown = sweep_file(tmp_path, {"arm": ARMS}, **{"data.shards": str(scenes)})
+    assert main(["scaling", "sweep", str(shown), "--out", str(out), "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs, ")
 
 
@@ -138,6 +135,38 @@ def test_what_is_wrong_in_a_sweep_file_is_one_line_that_names_it(content: str, s
         read_plan(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"modle.lr": 3}, 'run softmax: clip-la train: "modle.lr" must be given via "model.lr"'),
+        ({"model.lr": ["abc"]}, r"run softmax: clip-la train: model.lr: .*abc"),
+        ({"seed": [1, 2]}, r"run softmax: clip-la train: seed: .*\[1, 2\]"),
+        ({"model.beta1": 2}, "run softmax: .*beta1 must be from 0 to below 1, not 2"),
+        ({"model.attention": "softmax*3"}, r"run softmax: image tower of .*: the attention 'softmax\*3' is for 3"),
+        ({"zeroshot_suite": "/nope"}, "run softmax: option zeroshot_suite: no suite at /nope"),
+    ],
+)
+def test_wrong_options_are_one_line_before_anything_starts(
+    options: dict[str, object], said: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = sweep_file(tmp_path, {"arm": {"softmax": {}}}, **{"data.shards": "x", **options})
+    assert main(["scaling", "sweep", str(path), "--out", str(tmp_path / "out"), "--gpus", "", *more]) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(rf"clip-la: error: {path}: {said}.*\n", printed.err), printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_branch_with_a_wrong_suite_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its trunk is not evaluated, and has no suite."""
+    plan = {key: value for key, value in OPTIONS.items() if key != "budget_samples"}
+    plan |= {"data.shards": "x", "budgets": [8 * BATCH, 16 * BATCH], "zeroshot_suite": "/nope"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"options": plan, "grid": {"seed": [0, 1]}}))
+    assert main(["scaling", "sweep", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "s.yaml: run seed0-n256: option zeroshot_suite: no suite at /nope" in capsys.readouterr().err
 
 
 def test_a_run_keeps_its_options_for_good(tmp_path: Path) -> None:
@@ -243,3 +272,14 @@ def test_a_second_sweep_in_the_same_folder_ends_with_one_line(tmp_path: Path) ->
         process.communicate()
     # The lock ends with its process, even one that was killed.
     assert second.run() == []
+
+
+def test_one_run_on_one_place_is_said_in_the_singular(tmp_path: Path) -> None:
+    (run,) = expand({**OPTIONS, "data.shards": "x"}, {"seed": [0]})
+    last = cost_table([run], tmp_path, 1).splitlines()[-1]
+    assert last.startswith("1 run, ")
+    assert last.endswith(", 1 run is of an architecture not measured yet")
+    (tmp_path / "runs/seed0").mkdir(parents=True)
+    (tmp_path / "runs/seed0/metrics.csv").write_text("samples_seen,train_s\n64,3600.0\n")
+    keep_manifest(tmp_path, [run])
+    assert cost_table([run], tmp_path, 1).endswith(" FLOPs, 1.00 device hours, 1.00 hours on 1 place")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from clip_la import results
+from clip_la.errors import counted
 from clip_la.runs import METRICS, RunFolder
 from clip_la.scaling.html.plots import Axis, Line, Mark, Plot, absent, limits
 from clip_la.scaling.run_folder import read_config
@@ -140,7 +141,7 @@ def curves_plot(curves: Sequence[Curve], kinds: Sequence[str]) -> Plot:
     highest = losses[int((1 - STEEP_SHARE) * (len(losses) - 1))]
     # No run's end lies outside.
     shown = [losses[0], highest, *(mark.y for mark in marks)]
-    caption = f"Training loss of {len(curves)} runs, from their metrics.csv; a mark at each run's end."
+    caption = f"Training loss of {counted(len(curves), 'run')}, from their metrics.csv; a mark at each run's end."
     if any(mark.kind == OTHER for mark in marks):
         caption += " Black or white: of another kind."
     samples = (each for curve in curves for each in curve.samples)

@@ -1,5 +1,6 @@
 """The answer in words: the compute multiplier and the exponents' difference, or what the data cannot carry."""
 
+from clip_la.errors import counted
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.comparison import Comparison
 from clip_la.scaling.report import MULTIPLIED, number, sentence
@@ -41,10 +42,9 @@ def _said(found: Comparison, axis: str) -> str:
     elif found.alpha_difference is not None:
         lacking.append(f"a difference of exponents (the points alone say {found.alpha_difference:+.4f})")
     known.append(f"its error is {number(found.error_ratio, found.error_ratio_interval, '.3f')} times as large")
-    runs = f"{found.num_runs} {'pair' if found.num_runs == 1 else 'pairs'} of runs"
-    text = (
-        f"{found.name} against {found.baseline}, over {found.num_pairs} pairs of points of {runs}: {', '.join(known)}."
-    )
+    points = counted(found.num_pairs, "pair of points", "pairs of points")
+    runs = counted(found.num_runs, "pair of runs", "pairs of runs")
+    text = f"{found.name} against {found.baseline}, over {points} of {runs}: {', '.join(known)}."
     if found.alpha_difference is None:
         return f"{text} The pairs are too few for a difference of exponents or a {quantity} multiplier."
     if not multiplier:

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 
-from clip_la.errors import UserError, shown
+from clip_la.errors import UserError, counted, shown
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.html.curves import Curve, Sheet
 from clip_la.scaling.html.figures import Figures
@@ -75,7 +75,7 @@ def _page(analysis: Analysis, curves: Sequence[Curve], sheets: Sequence[Sheet]) 
         more_headlines=_more(others),
         about=escape(
             f"Error: {error_label(selection)} on {selection.target}. Compute C: {compute_label(selection)} "
-            f"({selection.compute_unit}). {len(selection.points)} points; fitted: {analysis.frontier}. "
+            f"({selection.compute_unit}). {counted(len(selection.points), 'point')}; fitted: {analysis.frontier}. "
             f"{how(analysis).strip('[]')}."
         ),
         cautions=cautions,

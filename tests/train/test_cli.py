@@ -311,3 +311,40 @@ train.main(["--out", "x", "--budget_samples", "3", "--model.name", "n", "--data.
     assert done.returncode == 0, done.stderr
     assert "--model.lr LR" in done.stdout
     assert yaml.safe_load(done.stdout[done.stdout.index("\nout: x") :])["data"]["shards"] == "s"
+
+
+WRONG_WITHOUT_TORCH = {
+    "holds a run already": ["--out", "{begun}"],
+    "is a file; --out must name a folder": ["--out", "{begun}/metrics.csv"],
+    "unknown model 'vit_pic'; did you mean vit_pico": ["--model.name", "vit_pic"],
+    "'liner'; did you mean linear": ["--model.attention", "liner"],
+    "image_size 33 is no multiple of patch_size": ["--model.image_size", "33"],
+    "lr must be positive and finite, not 0": ["--model.lr", "0"],
+    "budget_samples must be at least 1, not 0": ["--budget_samples", "0"],
+    "batch_size must be at least 2": ["--data.batch_size", "1"],
+    "checkpoint_samples 64 lies beyond": ["--checkpoint_samples", "[64]"],
+    "weights has 2 numbers for 1 entries of shards": ["--data.weights", "[1, 2]"],
+    "weights [-1.0] must be positive": ["--data.weights", "[-1]"],
+    "caption_weights has 2 numbers for 1 caption_fields": ["--data.caption_weights", "[1, 2]"],
+    "caption_fields is empty": ["--data.caption_fields", "[]"],
+    "shard 'nowhere.tar' does not exist": ["--data.shards", "nowhere.tar"],
+}
+
+
+def test_what_can_be_refused_without_torch_is(run_options, tmp_path) -> None:
+    """Importing torch and Lightning takes many seconds, after which a misspelt name should not be news."""
+    (tmp_path / "metrics.csv").write_text("samples_seen,loss\n32,3.5\n")
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["pytorch_lightning"] = None
+from clip_la.cli import main
+for words in eval(sys.argv[1]):
+    assert main(["train", *words]) == 2
+"""
+    base = [*run_options, "--budget_samples", "32", "--out", str(tmp_path / "new")]
+    wrong = [[*base, *(word.format(begun=tmp_path) for word in words)] for words in WRONG_WITHOUT_TORCH.values()]
+    done = subprocess.run([sys.executable, "-c", code, repr(wrong)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(wrong)
+    assert [says for says, line in zip(WRONG_WITHOUT_TORCH, lines, strict=True) if says not in line] == []

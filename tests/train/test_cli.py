@@ -66,6 +66,17 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--checkpoint_samples", "[-5]"], "checkpoint_samples must be at least 1, not -5"),
         (["--checkpoint_samples", "64"], "checkpoint_samples: 64 is not a list such as [1, 2]"),
         (["--zeroshot_suit", "x.yaml"], "did you mean zeroshot_suite"),
+        (["--data.weights", "3"], "train: data.weights: 3 is not a list such as [0.5, 2], or null (see"),
+        (["--data.weights", "[a]"], "train: data.weights: ['a'] is not a list such as [0.5, 2], or null (see"),
+        (["--data.caption_fields", "txt"], "train: data.caption_fields: txt is not a list such as [txt] (see"),
+        (["--model.freeze", "foo"], "train: model.freeze: foo is not 'image', 'text', or null (see"),
+        (["--devices", "two"], "train: devices: two is not a whole number, or null (see"),
+        (["--model", "vit_pico"], "model is a group of options, and 'vit_pico' no file of them; write --model.name V"),
+        (["--data", "[1,2]"], "data is a group of options, and '[1,2]' no file of them; write --data.shards VALUE"),
+        (["--epochs", "3"], "unknown option --epochs; did you mean budget_samples?"),
+        (["--model.learning_rate", "3"], "unknown option --model.learning_rate; did you mean model.lr?"),
+        (["--learning-rate", "3"], "unknown option --learning-rate; did you mean model.lr?"),
+        (["--data.batch-size", "3"], "unknown option --data.batch-size; did you mean data.batch_size"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, tmp_path, capsys):
@@ -141,12 +152,19 @@ def refusal(config, run_options, tmp_path, capsys):
     [
         ("model:\n  attn: linear\n", "unknown option model.attn; did you mean model."),
         ("bugdet_samples: 5\n", "unknown option bugdet_samples; did you mean budget_samples"),
+        ("data: [1, 2]\n", "wrong.yaml: data is [1, 2], not a group of options; write lines NAME: VALUE below it"),
+        ("model: 3\n", "wrong.yaml: model is 3, not a group of options"),
+        ("data:\n  shards:\n", "wrong.yaml: data.shards: null is not a list such as [a.tar, b.tar], or text; give a "),
+        ("data: {batch_size: null}\n", "wrong.yaml: data.batch_size: null is not a whole number; give a value"),
+        ("data: {shards: {a: 1}}\n", "wrong.yaml: data.shards: {'a': 1} is not a list such as [a.tar, b.tar], or text"),
     ],
 )
 def test_wrong_options_in_a_configuration_file_give_one_line(text, says, run_options, tmp_path, capsys):
     config = tmp_path / "wrong.yaml"
     config.write_text(text)
     assert says in refusal(config, run_options, tmp_path, capsys)
+    # The same where the outcome is only to be printed.
+    assert says in refusal(config, [*run_options, "--print_config"], tmp_path, capsys)
 
 
 @pytest.mark.parametrize(

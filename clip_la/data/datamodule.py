@@ -10,7 +10,7 @@ import torch.distributed as dist
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.images.limits import Limits
 from clip_la.data.options import StreamOptions
-from clip_la.data.shards.sources import ShardOpener, expand_urls, place_of
+from clip_la.data.shards.sources import ShardOpener, check_weights, expand_urls, place_of
 from clip_la.data.shards.watch import set_sample_seconds
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
@@ -180,9 +180,6 @@ def make_sources(shards: list[str] | str, weights: list[float] | None) -> list[W
     """
     if weights is None:
         return [WeightedSource(tuple(expand_urls(shards)))]
-    entries = [shards] if isinstance(shards, str) else list(shards)
-    if len(weights) != len(entries):
-        raise UserError(f"weights has {len(weights)} numbers for {len(entries)} entries of shards")
-    if min(weights) <= 0:
-        raise UserError(f"weights {weights} must be positive; leave out an entry of shards that is not wanted")
+    check_weights(shards, weights)
+    entries = [shards] if isinstance(shards, str) else shards
     return [WeightedSource(tuple(expand_urls(entry)), weight) for entry, weight in zip(entries, weights, strict=True)]

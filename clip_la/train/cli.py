@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from clip_la.data.shards.remote import is_remote
+from clip_la.data.shards.sources import check_weights, expand_urls
+from clip_la.data.text.captions import Captions
+from clip_la.models.registry import model_spec
 from clip_la.runs import RunFolder
+from clip_la.train.lock import LOCK
+from clip_la.train.optim import schedule_of
 from clip_la.train.options import TrainOptions
 from clip_la.train.parser import STOPPED_EXIT_CODE, OneLineParser
 
@@ -69,6 +75,30 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
     return TrainOptions(**values)
 
 
+def check(options: TrainOptions) -> None:
+    """Refuses what would be refused later, once torch and Lightning are imported, which takes many seconds.
+
+    Whatever has another source of truth, such as a checkpoint to begin with or a bucket, is left to who reads that.
+    Raises UserError.
+    """
+    folder, model, data = RunFolder(Path(options.out)), options.model, options.data
+    folder.check_is_no_file()
+    # Whoever holds the lock has not finished: that is said instead, by who wants the lock.
+    if not options.resume and not (folder.path / LOCK).exists():
+        folder.check_not_begun()
+    schedule = schedule_of(model, batch_size=data.batch_size, budget_samples=options.budget_samples)
+    options.check_within(schedule.budget_samples)
+    if model.init_from is None:
+        choices = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
+        model_spec(model.name, **{name: getattr(model, name) for name in choices})
+    if data.weights is not None:
+        check_weights(data.shards, data.weights)
+    entries = [data.shards] if isinstance(data.shards, str) else data.shards
+    if not any(is_remote(entry) for entry in entries):
+        expand_urls(entries)
+    Captions(data.caption_fields, data.caption_weights)
+
+
 def config_text(options: TrainOptions) -> str:
     """All options as YAML, which gives the same run again; without `resume`, which concerns one call alone."""
     values = dataclasses.asdict(options)
@@ -94,6 +124,7 @@ def make_task_and_data(options: TrainOptions) -> "tuple[ContrastiveTask, ShardDa
 def run(argv: Sequence[str]) -> "Run":
     """Trains what a command line says, from where it stands; returns the Run. Raises UserError as `train` does."""
     options = parse(argv)
+    check(options)
     from clip_la.train.hardware import quiet_lightning
     from clip_la.train.run import train_run
 

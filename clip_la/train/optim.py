@@ -1,15 +1,18 @@
-"""The learning rate as a function of the samples seen, and the bound on gradients."""
+"""The learning rate as a function of the samples seen, and the bound on gradients.
+
+Without torch until gradients are bounded: a schedule that does not fit is refused before torch is imported.
+"""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, get_args
 
 from clip_la.errors import UserError, unknown
-from clip_la.train.options import ScheduleName
+from clip_la.train.options import ModelOptions, ScheduleName
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEDULES = get_args(ScheduleName)
 
@@ -70,8 +73,36 @@ class Schedule:
         return self.peak_lr
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
+def schedule_of(options: ModelOptions, *, batch_size: int, budget_samples: int) -> Schedule:
+    """The schedule of a run, over whole batches.
+
+    Args:
+        options: name of the schedule, peak rate, lengths in samples, parts of a batch.
+        batch_size: pairs in the batch of all processes together.
+        budget_samples: samples that the run is to see.
+
+    Raises UserError for a batch, its parts, a budget or a schedule that cannot be.
+    """
+    if batch_size < 2:
+        raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
+    if budget_samples < 1:
+        raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
+    for name in ("text_groups", "micro_batches"):
+        if not 1 <= getattr(options, name) <= batch_size:
+            raise UserError(f"{name} must be from 1 to batch_size ({batch_size}), not {getattr(options, name)}")
+    return Schedule(
+        name=options.schedule,
+        peak_lr=options.lr,
+        budget_samples=whole_batches(budget_samples, batch_size),
+        warmup_samples=options.warmup_samples,
+        cooldown_samples=options.cooldown_samples,
+    )
+
+
+def clip_gradients(parameters: "Iterable[Tensor]", max_norm: float | None) -> "Tensor":
     """Scales all gradients down to the common norm `max_norm` (None: leaves them) and returns the norm they had."""
+    import torch
+
     trained = [p for p in parameters if p.grad is not None]
     # Clipped by PyTorch's two halves, so that the norm is known also where nothing is clipped.
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None], foreach=True)

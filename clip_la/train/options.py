@@ -226,7 +226,6 @@ class FolderOptions(Checked):
         if self.validate_every_samples and self.validate_on is None:
             raise UserError("validate_every_samples says when to validate; say on what shards: validate_on")
 
-
     def check_within(self, budget_samples: int) -> None:
         """Raises UserError for a number of samples seen that a run of this budget does not reach."""
         if self.branch_from is not None:

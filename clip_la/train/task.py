@@ -15,7 +15,7 @@ from clip_la.train.averaging import WeightAverage
 from clip_la.train.beginning import begin
 from clip_la.train.features import BatchEncoder
 from clip_la.train.float8 import check_float8, use_float8
-from clip_la.train.optim import Schedule, clip_gradients, whole_batches
+from clip_la.train.optim import clip_gradients, schedule_of
 from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
 from clip_la.train.sharded import ShardedStrategy, whole
@@ -43,23 +43,10 @@ class ContrastiveTask(pl.LightningModule):
 
     def __init__(self, options: ModelOptions, *, batch_size: int, budget_samples: int, seed: int = 0) -> None:
         super().__init__()
-        if batch_size < 2:
-            raise UserError(f"batch_size must be at least 2 (one pair has no negatives), not {batch_size}")
-        if budget_samples < 1:
-            raise UserError(f"budget_samples must be at least 1, not {budget_samples}")
-        for name in ("text_groups", "micro_batches"):
-            if not 1 <= getattr(options, name) <= batch_size:
-                raise UserError(f"{name} must be from 1 to batch_size ({batch_size}), not {getattr(options, name)}")
+        self.schedule = schedule_of(options, batch_size=batch_size, budget_samples=budget_samples)
         self.options = options
         self.batch_size = batch_size
-        self.budget_samples = whole_batches(budget_samples, batch_size)
-        self.schedule = Schedule(
-            name=options.schedule,
-            peak_lr=options.lr,
-            budget_samples=self.budget_samples,
-            warmup_samples=options.warmup_samples,
-            cooldown_samples=options.cooldown_samples,
-        )
+        self.budget_samples = self.schedule.budget_samples
         beginning = begin(options, seed)
         self.model, self.lineage = beginning.model, beginning.lineage
         self._set_up_loss(options.loss, beginning.logit_bias)

@@ -201,7 +201,9 @@ def test_a_model_that_does_not_fit_into_memory_is_one_line() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20), hard))
     try:
-        with pytest.raises(UserError, match=r"not fit into memory at image_size .* context_length 1048576") as error:
+        with pytest.raises(
+            UserError, match=r"does not fit into memory at image_size .* context_length 1048576"
+        ) as error:
             model_from_spec(spec)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -66,6 +66,17 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--checkpoint_samples", "[-5]"], "checkpoint_samples must be at least 1, not -5"),
         (["--checkpoint_samples", "64"], "checkpoint_samples: 64 is not a list such as [1, 2]"),
         (["--zeroshot_suit", "x.yaml"], "did you mean zeroshot_suite"),
+        (["--data.weights", "3"], "train: data.weights: 3 is not a list such as [0.5, 2], or null (see"),
+        (["--data.weights", "[a]"], "train: data.weights: ['a'] is not a list such as [0.5, 2], or null (see"),
+        (["--data.caption_fields", "txt"], "train: data.caption_fields: txt is not a list such as [txt] (see"),
+        (["--model.freeze", "foo"], "train: model.freeze: foo is not 'image', 'text', or null (see"),
+        (["--devices", "two"], "train: devices: two is not a whole number, or null (see"),
+        (["--model", "vit_pico"], "model is a group of options, and 'vit_pico' no file of them; write --model.name V"),
+        (["--data", "[1,2]"], "data is a group of options, and '[1,2]' no file of them; write --data.shards VALUE"),
+        (["--epochs", "3"], "unknown option --epochs; did you mean budget_samples?"),
+        (["--model.learning_rate", "3"], "unknown option --model.learning_rate; did you mean model.lr?"),
+        (["--learning-rate", "3"], "unknown option --learning-rate; did you mean model.lr?"),
+        (["--data.batch-size", "3"], "unknown option --data.batch-size; did you mean data.batch_size"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, tmp_path, capsys):
@@ -141,12 +152,19 @@ def refusal(config, run_options, tmp_path, capsys):
     [
         ("model:\n  attn: linear\n", "unknown option model.attn; did you mean model."),
         ("bugdet_samples: 5\n", "unknown option bugdet_samples; did you mean budget_samples"),
+        ("data: [1, 2]\n", "wrong.yaml: data is [1, 2], not a group of options; write lines NAME: VALUE below it"),
+        ("model: 3\n", "wrong.yaml: model is 3, not a group of options"),
+        ("data:\n  shards:\n", "wrong.yaml: data.shards: null is not a list such as [a.tar, b.tar], or text; give a "),
+        ("data: {batch_size: null}\n", "wrong.yaml: data.batch_size: null is not a whole number; give a value"),
+        ("data: {shards: {a: 1}}\n", "wrong.yaml: data.shards: {'a': 1} is not a list such as [a.tar, b.tar], or text"),
     ],
 )
 def test_wrong_options_in_a_configuration_file_give_one_line(text, says, run_options, tmp_path, capsys):
     config = tmp_path / "wrong.yaml"
     config.write_text(text)
     assert says in refusal(config, run_options, tmp_path, capsys)
+    # The same where the outcome is only to be printed.
+    assert says in refusal(config, [*run_options, "--print_config"], tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
@@ -311,3 +329,40 @@ train.main(["--out", "x", "--budget_samples", "3", "--model.name", "n", "--data.
     assert done.returncode == 0, done.stderr
     assert "--model.lr LR" in done.stdout
     assert yaml.safe_load(done.stdout[done.stdout.index("\nout: x") :])["data"]["shards"] == "s"
+
+
+WRONG_WITHOUT_TORCH = {
+    "holds a run already": ["--out", "{begun}"],
+    "is a file; --out must name a folder": ["--out", "{begun}/metrics.csv"],
+    "unknown model 'vit_pic'; did you mean vit_pico": ["--model.name", "vit_pic"],
+    "'liner'; did you mean linear": ["--model.attention", "liner"],
+    "image_size 33 is no multiple of patch_size": ["--model.image_size", "33"],
+    "lr must be positive and finite, not 0": ["--model.lr", "0"],
+    "budget_samples must be at least 1, not 0": ["--budget_samples", "0"],
+    "batch_size must be at least 2": ["--data.batch_size", "1"],
+    "checkpoint_samples 64 lies beyond": ["--checkpoint_samples", "[64]"],
+    "weights has 2 numbers for 1 entries of shards": ["--data.weights", "[1, 2]"],
+    "weights [-1.0] must be positive": ["--data.weights", "[-1]"],
+    "caption_weights has 2 numbers for 1 caption_fields": ["--data.caption_weights", "[1, 2]"],
+    "caption_fields is empty": ["--data.caption_fields", "[]"],
+    "shard 'nowhere.tar' does not exist": ["--data.shards", "nowhere.tar"],
+}
+
+
+def test_what_can_be_refused_without_torch_is(run_options, tmp_path) -> None:
+    """Importing torch and Lightning takes many seconds, after which a misspelt name should not be news."""
+    (tmp_path / "metrics.csv").write_text("samples_seen,loss\n32,3.5\n")
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["pytorch_lightning"] = None
+from clip_la.cli import main
+for words in eval(sys.argv[1]):
+    assert main(["train", *words]) == 2
+"""
+    base = [*run_options, "--budget_samples", "32", "--out", str(tmp_path / "new")]
+    wrong = [[*base, *(word.format(begun=tmp_path) for word in words)] for words in WRONG_WITHOUT_TORCH.values()]
+    done = subprocess.run([sys.executable, "-c", code, repr(wrong)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(wrong)
+    assert [says for says, line in zip(WRONG_WITHOUT_TORCH, lines, strict=True) if says not in line] == []

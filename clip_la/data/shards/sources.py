@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -47,6 +47,15 @@ def expand_urls(spec: str | Iterable[str]) -> list[str]:
     if not urls:
         raise UserError("no shards given; name a path, a brace range like '/data/{00000..00099}.tar' or a glob")
     return urls
+
+
+def check_weights(shards: str | Sequence[str], weights: Sequence[float]) -> None:
+    """Raises UserError where these are not a positive number for each entry of `shards`."""
+    num_entries = 1 if isinstance(shards, str) else len(shards)
+    if len(weights) != num_entries:
+        raise UserError(f"weights has {len(weights)} numbers for {num_entries} entries of shards")
+    if not all(weight > 0 for weight in weights):
+        raise UserError(f"weights {list(weights)} must be positive; leave out an entry of shards that is not wanted")
 
 
 def _matches(path: str) -> list[str]:

@@ -286,5 +286,5 @@ def attention_kind(name: str) -> AttentionKind:
         plugins.load_plugins()
     if name not in KINDS:
         error = unknown("attention kind", name, KINDS, listed_by="`clip-la models --kinds`")
-        raise UserError(f"{error}; a plugin's kind needs {plugins.OPTION} FILE.py or {plugins.VARIABLE}")
+        raise UserError(f"{error} (a plugin's kind needs {plugins.OPTION} FILE.py or {plugins.VARIABLE})")
     return KINDS[name]

@@ -30,27 +30,24 @@ class ResultRow:
     where: str
     fields: Mapping[str, Any]
 
+    def _finite(self, name: str) -> float | None:
+        try:
+            found = float(self.fields[name])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return found if math.isfinite(found) else None
+
     def number(self, name: str) -> float:
         """A field as a finite positive float. Raises UserError that names field and line for anything else."""
-        value = self.fields.get(name)
-        try:
-            found = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            found = math.nan
-        if isinstance(value, bool) or not math.isfinite(found) or found <= 0:
+        value, found = self.fields.get(name), self._finite(name)
+        if isinstance(value, bool) or found is None or found <= 0:
             raise UserError(f"{self.where}: '{name}' is {value!r}, not a positive number")
         return found
 
     def bound(self, name: str) -> float | None:
         """A field as a finite float, which may be 0; None where it is absent or empty. Raises UserError as `number`."""
-        value = self.fields.get(name)
-        if value in (None, ""):
-            return None
-        try:
-            found = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            found = math.nan
-        if not math.isfinite(found):
+        value, found = self.fields.get(name), self._finite(name)
+        if value not in (None, "") and found is None:
             raise UserError(f"{self.where}: '{name}' is {value!r}, not a number")
         return found
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.images.limits import Limits
 from clip_la.data.options import StreamOptions
-from clip_la.data.shards.sources import ShardOpener, check_weights, expand_urls, place_of
+from clip_la.data.shards.sources import ShardOpener, check_cache_folder, check_weights, expand_urls, place_of
 from clip_la.data.shards.watch import set_sample_seconds
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
@@ -43,6 +43,8 @@ class ShardDataModule(pl.LightningDataModule):
         self.batch_size = options.batch_size
         self.skipped: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
+        if options.local_cache is not None:
+            check_cache_folder(options.local_cache)
         self._sources = make_sources(options.shards, options.weights)
         self._seed = self._order_seed = seed
         self._captions = Captions(options.caption_fields, options.caption_weights)

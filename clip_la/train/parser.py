@@ -94,7 +94,9 @@ class OneLineParser(ArgumentParser):
         self.add_argument("--config", action="config", help="a YAML file of options; may be given several times")
         self.add_class_arguments(options, skip=set(skip))
 
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any
+    ) -> Any:
         # At the end: a file of options that came later would be printed alone, and unchecked.
         words = sys.argv[1:] if args is None else args
         return super().parse_args(sorted(words, key=lambda word: word.startswith("--print_config")), *more, **kwargs)
@@ -116,7 +118,7 @@ class OneLineParser(ArgumentParser):
         for pattern in _OF_A_TYPE:
             if (match := re.fullmatch(pattern, text)) and match[1] in actions:
                 action = actions[match[1]]
-                text = f"{match[1]}: {one_line(match[2])} is not {_described(action._typehint, action.default)}"
+                text = f"{match[1]}: {one_line(match[2])} is not {_described(getattr(action, '_typehint', str), action.default)}"
         if match := re.fullmatch(_NO_GROUP, text):
             first = next((name for name in actions if name.startswith(f"{match[1]}.")), "OPTION")
             text = f"{match[1]} is a group of options, and {match[2]!r} no file of them; write --{first} VALUE"

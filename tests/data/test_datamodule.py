@@ -55,6 +55,16 @@ def data_of(urls, **options):
     return ShardDataModule(StreamOptions(**options), image_size=SIZE, seed=seed)
 
 
+def test_a_cache_folder_that_cannot_be_written_is_named_with_its_option(make_shards, tmp_path):
+    (tmp_path / "file").write_text("")
+    # In /proc nobody, not even root, makes a folder.
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/kept")):
+        with pytest.raises(UserError, match=f"^local_cache {folder}: .*; name a folder that can be written to$"):
+            data_of(make_shards(1, 2), local_cache=str(folder))
+    data_of(make_shards(1, 2), local_cache=str(tmp_path / "new" / "folder"))
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+
+
 def test_a_resumed_fit_sees_what_an_uninterrupted_one_sees(make_shards, tmp_path):
     urls = make_shards(3, 10, spoil={4: {"txt": ""}, 17: {"png": b""}})
     whole = data_of(urls)

@@ -123,10 +123,17 @@ def test_what_does_not_fit_is_decoded_anew(tmp_path, sources, change):
     assert_same(content(filled(sources, None, augmentation)), content(filled(sources, folder, augmentation)))
 
 
-def test_without_room_nothing_is_kept_and_the_run_goes_on(tmp_path, sources, monkeypatch):
+def test_without_room_nothing_is_kept_and_the_run_goes_on(tmp_path, sources, monkeypatch, capsys):
     monkeypatch.setattr("os.statvfs", lambda path: os.statvfs_result((1,) * 10))
     assert_same(content(filled(sources, None)), content(filled(sources, tmp_path / "kept")))
     assert not [path for path in (tmp_path / "kept" / "decoded").iterdir() if path.suffix != ".lock"]
+    (note,) = capsys.readouterr().err.splitlines()
+    assert f"local_cache {tmp_path / 'kept'}: no room for " in note
+    assert "decoded in this process only" in note
+    # Of the processes of a job one says so.
+    monkeypatch.setenv("RANK", "1")
+    filled(sources, tmp_path / "kept")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_kept_corpus_may_not_be_larger_than_allowed(tmp_path, sources):

@@ -159,6 +159,34 @@ def test_what_is_no_position_is_refused(make_shards, state):
         loader_of(make_shards(4, 6)).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("positions", []),
+        ("positions", 3),
+        ("positions", [[1, [[0, 0]]]]),
+        ("positions", [[-1, [[0, 0]]], [0, [[0, 0]]]]),
+        ("positions", [[1, [[0, "x"]]], [0, [[0, 0]]]]),
+        ("positions", [[1, []], [0, [[0, 0]]]]),
+        ("next_worker", "x"),
+        ("next_worker", -1),
+        ("next_worker", 2),
+        ("next_worker", True),
+        ("layout", -1),
+    ],
+)
+def test_a_position_of_wrong_values_is_refused(make_shards, name, value):
+    loader = loader_of(make_shards(4, 6))
+    take(loader, 1)
+    saved = loader.state_dict()
+    with pytest.raises(UserError, match=f"not a state_dict of a StreamLoader: its {name} (is|are) ") as error:
+        loader.load_state_dict({**saved, name: value})
+    assert "\n" not in str(error.value)
+    # What was refused has moved nothing, and a right position, as JSON or not, still does.
+    assert loader.state_dict() == saved
+    loader.load_state_dict(saved)
+
+
 @pytest.mark.parametrize("stage", [wds.shuffle(10), wds.slice(5), wds.rsample(0.5), wds.unbatched()], ids=str)
 def test_stages_that_cannot_be_exact_are_refused(make_shards, stage):
     pipeline = StreamPipeline(stream_of(make_shards(1, 4)))

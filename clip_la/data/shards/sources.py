@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,18 @@ def expand_urls(spec: str | Iterable[str]) -> list[str]:
     if not urls:
         raise UserError("no shards given; name a path, a brace range like '/data/{00000..00099}.tar' or a glob")
     return urls
+
+
+def check_cache_folder(folder: str) -> None:
+    """Makes the folder of the option local_cache. Raises UserError where no file can be written into it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"local_cache {folder}: {error.strerror or error}; name a folder that can be written to"
+        ) from error
 
 
 def check_weights(shards: str | Sequence[str], weights: Sequence[float]) -> None:

@@ -1,10 +1,12 @@
 """Decoded corpora on the disk: the first process decodes, others and later runs map the file and share its pages."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from jaxtyping import UInt8
 
 from clip_la.atomic import atomic_write
 from clip_la.data.shards.problems import Problem
+from clip_la.data.shards.sources import GIB
 
 # Changes whenever decoding or the form of the files does, so that what an older version kept is not used.
 FORM = 1
@@ -71,7 +74,10 @@ class DecodedStore:
         members: Sequence[range],
         problems: Sequence[Sequence[Problem]],
     ) -> None:
-        """Keeps a corpus; channels that an image lacks are filled. A full disk is no error: nothing is kept then."""
+        """Keeps a corpus; channels that an image lacks are filled.
+
+        A full disk is no error: nothing is kept then, and the first process of the job says so.
+        """
         if not images:
             return
         channels = max(image.shape[1] for image in images)
@@ -87,14 +93,21 @@ class DecodedStore:
                     },
                     stream,
                 )
-        except OSError:
+        except OSError as error:
             self._base.with_suffix(".npy").unlink(missing_ok=True)
+            # The others do as this one does, and would say the same.
+            if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
+                print(
+                    f"local_cache {self._base.parent.parent}: {error.strerror or error}, so what cache 'memory' "
+                    "decodes is not kept there: it is decoded in this process only, and in each other one anew",
+                    file=sys.stderr,
+                )
 
     def _save_images(self, images: Sequence[np.ndarray], shape: tuple[int, ...], fill: int) -> None:
         free = os.statvfs(self._base.parent)
         if math.prod(shape) > free.f_bavail * free.f_frsize:
             # A write through a mapping that finds no room ends the process.
-            raise OSError("no room")
+            raise OSError(errno.ENOSPC, f"no room for {math.prod(shape) / GIB:.2g} GiB of decoded images")
         handle, name = tempfile.mkstemp(dir=self._base.parent, prefix=f".{self._base.name}.npy.", suffix=".part")
         os.close(handle)
         try:

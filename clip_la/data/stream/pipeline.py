@@ -18,7 +18,7 @@ from clip_la.data.shards.watch import note, rest
 from clip_la.data.stream.loader import ShardLoader
 from clip_la.data.stream.position import StreamLayout
 from clip_la.data.stream.stream import RankState, ShardStream, StreamFailure
-from clip_la.errors import UserError
+from clip_la.errors import UserError, shown
 
 CURSOR = "cursor"
 # Of webdataset's stages those that are not exact, and why.
@@ -223,12 +223,44 @@ class StreamLoader(_TrackedPipeline):
         names = ("layout", "rank", "next_worker", "positions")
         if not isinstance(state_dict, dict) or any(state_dict.get(name) is None for name in names):
             raise UserError(f"not a state_dict of a StreamLoader, which holds {', '.join(names)}")
+        if not isinstance(state_dict["layout"], dict):
+            raise UserError(f"not a state_dict of a StreamLoader: its layout is {shown(state_dict['layout'])}")
         differences = self._layout().differences(state_dict["layout"])
         if state_dict["rank"] != self._pipeline.stream.rank:
             differences.append(f"rank {state_dict['rank']}, now {self._pipeline.stream.rank}")
         if differences:
             raise UserError(f"the saved place in the data was taken with {'; '.join(differences)}; use the old values")
+        self._check_position(state_dict)
         self._state = RankState.from_plain(state_dict)
+
+    def _check_position(self, state_dict: dict[str, Any]) -> None:
+        """Raises UserError for numbers that are no position of this stream: found later, they would end a worker."""
+        positions = self._pipeline.start.positions
+
+        def is_count(value: Any) -> bool:
+            return type(value) is int and value >= 0
+
+        def is_position(value: Any, num_places: int) -> bool:
+            if not isinstance(value, list | tuple) or len(value) != 2 or not is_count(value[0]):
+                return False
+            places = value[1]
+            return (
+                isinstance(places, list | tuple)
+                and len(places) == num_places
+                and all(isinstance(p, list | tuple) and len(p) == 2 and all(map(is_count, p)) for p in places)
+            )
+
+        given, worker = state_dict["positions"], state_dict["next_worker"]
+        if not is_count(worker) or worker >= len(positions):
+            wanted = f"next_worker is {shown(worker)}, not a number from 0 to {len(positions) - 1}"
+            raise UserError(f"not a state_dict of a StreamLoader: its {wanted}")
+        if (
+            not isinstance(given, list | tuple)
+            or len(given) != len(positions)
+            or not all(is_position(one, len(own.places)) for one, own in zip(given, positions, strict=True))
+        ):
+            wanted = f"{len(positions)} of samples delivered and block and offset in each source"
+            raise UserError(f"not a state_dict of a StreamLoader: its positions are {shown(given)}, not {wanted}")
 
     def _layout(self) -> StreamLayout:
         stream = self._pipeline.stream

@@ -164,16 +164,15 @@ def analyse_form(
     """
     if law not in FORMS:
         raise unknown("law", law, ("power", *FORMS))
-    selection.require_points()
     form, loss = FORMS[law], loss or DEFAULT_LOSS[law]
-    by = by or selection.by_choices[0]
-    if by not in selection.by_choices:
+    if (by := by or selection.by_choices[0]) not in selection.by_choices:
         raise unknown("field to fit by", by, selection.by_choices)
     if form is PARAMETRIC and selection.axis != "compute":
         raise UserError(f"--axis {selection.axis} has no part in {form.text}")
     if form is PARAMETRIC and frontier != "all":
         raise UserError(f"--frontier {frontier} has no part in {form.text}: it is fitted to all points")
     choose = get_frontier(frontier, num_bins)
+    selection.require_points()
     groups = group_points(selection.points, by)
     series: list[FormSeries] = []
     notes: list[str] = []
@@ -184,8 +183,7 @@ def analyse_form(
             notes.append(f"no fit for {name}: {error}")
             continue
         if series[-1].intervals[form.names[0]] is None:
-            too_few = "is too few, or does" if series[-1].num_runs == 1 else "are too few, or do"
-            why = f"{counted(series[-1].num_runs, 'run')} {too_few} not determine this law"
+            why = f"too few ({counted(series[-1].num_runs, 'run')}), or they do not determine this law"
             why = why if choose is choose_all else f"what {frontier} picks hangs on the errors themselves"
             notes.append(f"no intervals for {name}: {why}")
         notes += [

@@ -117,8 +117,8 @@ class OneLineParser(ArgumentParser):
         actions = {action.dest: action for action in self._actions}
         for pattern in _OF_A_TYPE:
             if (match := re.fullmatch(pattern, text)) and match[1] in actions:
-                action = actions[match[1]]
-                text = f"{match[1]}: {one_line(match[2])} is not {_described(getattr(action, '_typehint', str), action.default)}"
+                hint = getattr(actions[match[1]], "_typehint", str)
+                text = f"{match[1]}: {one_line(match[2])} is not {_described(hint, actions[match[1]].default)}"
         if match := re.fullmatch(_NO_GROUP, text):
             first = next((name for name in actions if name.startswith(f"{match[1]}.")), "OPTION")
             text = f"{match[1]} is a group of options, and {match[2]!r} no file of them; write --{first} VALUE"

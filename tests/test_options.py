@@ -101,8 +101,8 @@ def test_values_by_name_are_split_and_paths_are_text():
 
 # What `clip-la eval --help` has offered since before options were a dataclass.
 EVAL_OPTIONS = """--data --classes --templates --labels --unknown-classes --name --checkpoints --config --out --again
---device --precision --transform --image-size --batch-size --workers --sample-seconds --cache --contact-sheet --task
---train --shots --compare --per-class --clip-benchmark --compile --json"""
+--weights --device --precision --transform --image-size --batch-size --workers --sample-seconds --cache --contact-sheet
+--task --train --shots --compare --per-class --clip-benchmark --compile --json"""
 
 
 def test_eval_keeps_its_options():

@@ -99,7 +99,7 @@ def test_photo_of_odd_size_is_padded_not_scaled():
 
 def test_photos_missing(stamps, tmp_path, monkeypatch):
     (stamps / "usr/share/tuxpaint/stamps" / read_class_map()[3].path).unlink()
-    with pytest.raises(UserError, match="lacks 1 of 245 pictures"):
+    with pytest.raises(UserError, match="lacks 1 of 245 images"):
         build_photos(tmp_path / "out", given=stamps, quiet=True)
     with pytest.raises(UserError, match="is no folder"):
         build_photos(tmp_path / "out", given=tmp_path / "absent", quiet=True)

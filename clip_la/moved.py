@@ -3,7 +3,7 @@
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -38,6 +38,15 @@ NAMES = {
 }
 
 
+def _with_dotted_parts(decoder: type) -> type:
+    """A SampleDecoder under its earlier name and with its earlier method, whose samples called their parts ".png"."""
+
+    def picture(self: Any, sample: Mapping[str, Any], uniforms: Sequence[float]) -> Any:
+        return self._image({name.removeprefix("."): part for name, part in sample.items()}, uniforms)
+
+    return type("StreamedRows", (decoder,), {"_picture": picture})
+
+
 class _Moved(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -50,7 +59,8 @@ class _Moved(MetaPathFinder, Loader):
         new = importlib.import_module(home)
 
         def attribute(name: str) -> Any:
-            return getattr(new, NAMES.get(name, name))
+            found = getattr(new, NAMES.get(name, name))
+            return _with_dotted_parts(found) if name == "StreamedRows" else found
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
 

@@ -1,11 +1,18 @@
 """Old module names give the objects of the new ones, and say so."""
 
 import importlib
+import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
+from clip_la.data.images.limits import Limits
+from clip_la.data.stream.samples import SampleDecoder
+from clip_la.data.text.captions import Captions
 from clip_la.moved import MODULES
 
 
@@ -25,3 +32,14 @@ def test_an_old_name_is_imported_with_a_warning_that_says_the_new_one(old: str, 
 def test_old_functions_are_found_by_from_imports() -> None:
     code = "from clip_la.zeroshot.load import load_subject; from clip_la.zeroshot.model.load import load_eval_model; "
     subprocess.run([sys.executable, "-W", "ignore", "-c", code + "assert load_subject is load_eval_model"], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_decoder_under_its_old_name_takes_parts_by_their_old_names() -> None:
+    data, uniforms = io.BytesIO(), [0.5] * NUM_UNIFORMS
+    Image.new("RGB", (9, 7), (10, 200, 30)).save(data, "PNG")
+    arguments = Captions(), Augmentation(8, 1.0), Limits()
+    old = importlib.import_module("clip_la.data.rows").StreamedRows(*arguments)
+    new = SampleDecoder(*arguments)
+    images = old._picture({".png": data.getvalue()}, uniforms), new._image({"png": data.getvalue()}, uniforms)
+    np.testing.assert_array_equal(*images)

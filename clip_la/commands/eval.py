@@ -72,9 +72,8 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
 
     values, entry = split_values(given, who, EvalOptions, SuiteEntry)
     options = EvalOptions(**values)
-    models, entries = options.models_and_entries(entry)
-    models = expand_models(models, options.checkpoints)
-    if not models:
+    named, entries = options.models_and_entries(entry)
+    if not (models := expand_models(named, options.checkpoints)):
         raise UserError("no model: name a run, a checkpoint, or an open_clip model as NAME:FILE")
     set_sample_seconds(options.sample_seconds)
 

@@ -58,12 +58,13 @@ class Captions:
 
     def pick(self, captions: list[list[str]], uniforms: Sequence[float]) -> str:
         """One of what `read` gave, by two numbers in [0, 1): the first picks the field, the second one of its texts."""
+        # CaptionTable.batch draws by the same rule for many samples at once.
         drawn = int(self.drawn_fields(np.array(uniforms[:1]))[0]) if len(self.fields) > 1 else 0
         texts = captions[drawn] or next(filter(None, captions))
         return texts[int(uniforms[1] * len(texts))]
 
     def drawn_fields(self, uniforms: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The place of the field that each number in [0, 1) uniforms."""
+        """The place of the field that each number in [0, 1) draws."""
         edges = np.cumsum(self.weights or (1.0,) * len(self.fields))
         return np.minimum(np.searchsorted(edges, uniforms * edges[-1], side="right"), len(edges) - 1)
 

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from clip_la import distributed as ranks
 from clip_la import results
 from clip_la.atomic import atomic_write, remove_unfinished
 from clip_la.data.datamodule import ShardDataModule, StreamPosition
@@ -143,6 +144,8 @@ def _train(
         # MetricsLogger asks the processes for it, once a window.
         ask_for_no_signals(trainer)
         _fit(trainer, task, data, start.checkpoint)
+    # Threads of the group that are still at work while Python ends would end the process by a signal.
+    ranks.leave()
     return Run(folder.path, task.samples_seen, task.budget_samples, folder.saved_checkpoints())
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import wait
@@ -16,6 +17,9 @@ from clip_la.data.shards.crew import end_of
 from clip_la.data.shards.watch import At, Board, sample_seconds
 
 POLL_S = 1.0
+# A forked process may come to a stop before its first line: another thread held a lock that nobody opens in the copy.
+# One that is spawned imports torch first, which takes a busy machine half of this.
+BEGIN_S = 60.0
 # A process gives up its connections before it has ended.
 DYING_S = 10.0
 # As PyTorch words them.
@@ -55,7 +59,7 @@ class WatchedLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        iterator = self._started()
+        iterator, begun_by = self._started(), time.monotonic() + BEGIN_S
         killed: set[int] = set()
         while True:
             try:
@@ -65,6 +69,8 @@ class WatchedLoader(DataLoader):
             except RuntimeError as error:
                 if _TIMED_OUT.match(str(error)):
                     killed |= self._kill_overdue()
+                    if time.monotonic() > begun_by:
+                        self._kill_unbegun(iterator)
                     continue
                 died = _DIED.match(str(error))
                 if died is None:
@@ -96,6 +102,13 @@ class WatchedLoader(DataLoader):
             os.kill(pid, signal.SIGKILL)
         return pids
 
+    def _kill_unbegun(self, iterator: Any) -> None:
+        """Kills the workers that have not claimed a slot, which then count as dead, not as slow at a sample."""
+        begun = {self._board.at(slot).pid for slot in range(self.num_workers)}
+        for process in getattr(iterator, "_workers", ()):
+            if process.pid not in begun and process.is_alive():
+                process.kill()
+
     @staticmethod
     def _dead(iterator: Any) -> list[int]:
         """The workers that have ended, soon after something of theirs was found missing."""
@@ -112,6 +125,8 @@ class WatchedLoader(DataLoader):
         if pid in killed:
             return WorkerDied(at, problems.TOOK_TOO_LONG, f"took more than {sample_seconds():g} s")
         codes = {process.pid: process.exitcode for process in getattr(iterator, "_workers", ())}
+        if self._board.of_pid(pid) is None:
+            return WorkerDied(at, problems.WORKER_DIED, f"the loader process did not begin ({end_of(codes.get(pid))})")
         # What it had finished with is not what it died of.
         at = at if at.since_s else At(pid, 0.0, -1, "", "")
         return WorkerDied(at, problems.WORKER_DIED, f"the loader process {end_of(codes.get(pid))}")

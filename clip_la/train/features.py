@@ -88,10 +88,8 @@ class BatchEncoder:
 
     def _text_shapes(self, batch: Mapping[str, Any]) -> list[tuple[slice, int]]:
         """Rows, sorted by length if in several groups, that the text tower sees together, and their length there."""
-        context, num_groups = (
-            self._model.spec.context_length,
-            max(self._options.text_groups, self._options.micro_batches),
-        )
+        context = self._model.spec.context_length
+        num_groups = max(self._options.text_groups, self._options.micro_batches)
         if num_groups > 1:
             return groups_by_length(batch["sorted_lengths"], num_groups, context)
         batch_size, longest = batch["tokens"].shape

@@ -36,17 +36,40 @@ class _Bound(nn.Module):
         return self._encode(*inputs)
 
 
+class _Shared:
+    """What all recordings of a tower have in common: weights, where gradients lie, memory, stream.
+
+    Attributes:
+        weights: those that train.
+        aliases: leaves of their own on the same storage, by name: DDP's hooks on the weights' own leaves belong to
+            another stream.
+        weight_grads: what every backward graph writes.
+        replays: passes so far. Each may overwrite the activations of the one before, as all lie in one memory.
+    """
+
+    def __init__(self, tower: nn.Module) -> None:
+        named = {name: weight for name, weight in tower.named_parameters() if weight.requires_grad}
+        self.weights = list(named.values())
+        self.aliases: dict[str, Tensor] = {
+            f"tower.{name}": nn.Parameter(weight.detach()) for name, weight in named.items()
+        }
+        self.weight_grads = [torch.zeros_like(weight) for weight in self.weights]
+        self.stream = torch.cuda.Stream()
+        self.pool = torch.cuda.graph_pool_handle()
+        self.replays = 0
+
+
 class _Recording:
     """One shape's two graphs and the tensors that they read and write, which stay where they are.
 
     Attributes:
         inputs: what the forward graph reads.
         output, output_grad: what it writes, and what the backward graph reads.
-        weight_grads: what the backward graph writes; the same tensors for all recordings of a tower.
+        shared: what all recordings of the tower have in common.
     """
 
-    def __init__(self, inputs: tuple[Tensor, ...], weight_grads: list[Tensor]) -> None:
-        self.inputs, self.weight_grads = inputs, weight_grads
+    def __init__(self, inputs: tuple[Tensor, ...], shared: _Shared) -> None:
+        self.inputs, self.shared = inputs, shared
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self.output: Tensor
         self.output_grad: Tensor
@@ -56,13 +79,15 @@ class _Recording:
         for fixed, given in zip(self.inputs, inputs, strict=True):
             fixed.copy_(given)
         self.forward_graph.replay()
+        self.shared.replays += 1
         return self.output
 
     def backward(self, output_grad: Tensor) -> list[Tensor]:
         """The gradients of the weights for the last forward pass; the tower's next backward pass overwrites them."""
         self.output_grad.copy_(output_grad)
         self.backward_graph.replay()
-        return self.weight_grads
+        self.shared.replays += 1
+        return self.shared.weight_grads
 
 
 class _Replay(torch.autograd.Function):
@@ -72,14 +97,21 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, recording: _Recording, num_inputs: int, *tensors: Tensor) -> Tensor:
         ctx.recording, ctx.num_inputs, ctx.weights = recording, num_inputs, tensors[num_inputs:]
         # A copy: the next replay must not change features that somebody keeps.
-        return recording.forward(tensors[:num_inputs]).clone()
+        output = recording.forward(tensors[:num_inputs]).clone()
+        ctx.replays = recording.shared.replays
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, output_grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.recording.shared.replays != ctx.replays:
+            raise RuntimeError(
+                "another pass of this tower came between this forward pass and its backward pass, and has overwritten "
+                "its activations: one pass at a time, or cuda_graphs=False"
+            )
         # Autograd takes the tensors returned here as `.grad` themselves. A gradient from an earlier backward pass
         # that is still there, to be added to, would be overwritten by the replay.
-        own = {grad.data_ptr() for grad in ctx.recording.weight_grads}
+        own = {grad.data_ptr() for grad in ctx.recording.shared.weight_grads}
         for weight in ctx.weights:
             if weight.grad is not None and weight.grad.data_ptr() in own:
                 weight.grad = weight.grad.clone()
@@ -137,8 +169,8 @@ class GraphedTower:
     def __init__(self, tower: nn.Module) -> None:
         self._tower = tower
         self._recordings: dict[Hashable, _Recording] = {}
+        self._shared: _Shared | None = None
         self._failed = False
-        self._set_up = False
 
     def release(self) -> None:
         """Gives back the memory of all recordings; shapes that are met again are recorded anew.
@@ -146,25 +178,22 @@ class GraphedTower:
         Otherwise it would be held until Python next looks for cycles: a process that trains run after run runs out.
         """
         self._recordings.clear()
-        self._set_up = False
-        for name in ("_weights", "_aliases", "_weight_grads", "_stream", "_pool"):
-            self.__dict__.pop(name, None)
+        self._shared = None
 
     def __call__(self, part: Part) -> Tensor:
         """The part's features, differentiable in the tower's weights alone."""
         recording = self._recording(part)
         if recording is None:
             return part.encode(*part.inputs)
-        result: Tensor = _Replay.apply(recording, len(part.inputs), *part.inputs, *self._weights)
+        result: Tensor = _Replay.apply(recording, len(part.inputs), *part.inputs, *recording.shared.weights)
         return result
 
     def in_parts(self, parts: Sequence[Part]) -> Tensor:
         """All parts' features, one after another; memory holds the activations of one part."""
-        recordings = [self._recording(part) for part in parts]
-        if None in recordings:
+        recordings = [(recording, part.inputs) for part in parts if (recording := self._recording(part)) is not None]
+        if len(recordings) < len(parts):
             return torch.cat([recomputed(part) for part in parts])
-        pairs = [(recording, part.inputs) for recording, part in zip(recordings, parts, strict=True)]
-        result: Tensor = _ReplayParts.apply(pairs, *self._weights)
+        result: Tensor = _ReplayParts.apply(recordings, *recordings[0][0].shared.weights)
         return result
 
     def _recording(self, part: Part) -> _Recording | None:
@@ -186,27 +215,15 @@ class GraphedTower:
                 warnings.warn(f"no CUDA graph of a tower, its kernels are asked for one by one: {reason}", stacklevel=2)
         return recording
 
-    def _prepare(self) -> None:
-        """What all recordings share: where their gradients lie, their memory and their stream."""
-        named = {name: weight for name, weight in self._tower.named_parameters() if weight.requires_grad}
-        self._weights = list(named.values())
-        # Leaves of their own on the same storage: DDP's hooks on the weights' own leaves belong to another stream.
-        self._aliases: dict[str, Tensor] = {
-            f"tower.{name}": nn.Parameter(weight.detach()) for name, weight in named.items()
-        }
-        self._weight_grads = [torch.zeros_like(weight) for weight in self._weights]
-        self._stream = torch.cuda.Stream()
-        self._pool = torch.cuda.graph_pool_handle()
-        self._set_up = True
-
     def _record(self, encode: Encode, inputs: tuple[Tensor, ...]) -> _Recording:
-        if not self._set_up:
-            self._prepare()
-        recording = _Recording(tuple(x.detach().clone() for x in inputs), self._weight_grads)
-        bound, weights = _Bound(self._tower, encode), tuple(self._aliases.values())
+        if self._shared is None:
+            self._shared = _Shared(self._tower)
+        shared = self._shared
+        recording = _Recording(tuple(x.detach().clone() for x in inputs), shared)
+        bound, weights = _Bound(self._tower, encode), tuple(shared.aliases.values())
 
         def forward() -> Tensor:
-            result: Tensor = torch.func.functional_call(bound, self._aliases, recording.inputs)
+            result: Tensor = torch.func.functional_call(bound, shared.aliases, recording.inputs)
             return result
 
         def backward(output: Tensor, output_grad: Tensor) -> None:
@@ -215,14 +232,14 @@ class GraphedTower:
                 return
             # A weight that the function does not touch has no gradient; its place keeps its zeros.
             grads = torch.autograd.grad(output, weights, output_grad, allow_unused=True)
-            used = [(own, grad) for own, grad in zip(self._weight_grads, grads, strict=True) if grad is not None]
+            used = [(own, grad) for own, grad in zip(shared.weight_grads, grads, strict=True) if grad is not None]
             torch._foreach_copy_([own for own, _ in used], [grad for _, grad in used])
 
         kind = inputs[0].device.type
         # Autocast's cache would keep a cast weight from one pass for the next.
         with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
             torch.cuda.synchronize()
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(shared.stream):
                 for _ in range(WARM_UP_PASSES):
                     output = forward()
                     recording.output_grad = torch.zeros_like(output)
@@ -230,7 +247,7 @@ class GraphedTower:
                     del output
             torch.cuda.synchronize()
             # Other threads (the loader's, NCCL's) may call CUDA meanwhile.
-            options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+            options: Any = {"pool": shared.pool, "stream": shared.stream, "capture_error_mode": "thread_local"}
             with torch.cuda.graph(recording.forward_graph, **options):
                 output = forward()
             if weights:

@@ -1,0 +1,126 @@
+"""Recorded passes as nodes of autograd, on any machine: a recording works its passes out anew here instead of replaying
+CUDA graphs, into the same fixed tensors. What graphs replay is tested on a GPU (test_compiled_gpu)."""
+
+import pytest
+import torch
+from torch import nn
+
+from clip_la.train import graphed
+from clip_la.train.graphed import GraphedTower, Part
+
+
+class Worked(graphed._Recording):
+    """As replays are: output and gradients lie where they always lie, and a pass overwrites what the last one kept."""
+
+    def __init__(self, encode, inputs, shared):
+        self.inputs, self.shared, self._encode = tuple(x.clone() for x in inputs), shared, encode
+        self.forward_graph, self.backward_graph = self, self
+        self.output = torch.empty_like(encode(*inputs).detach())
+        self.output_grad = torch.empty_like(self.output)
+        self._ahead = True
+
+    def replay(self):
+        if self._ahead:
+            with torch.enable_grad():
+                self._result = self._encode(*self.inputs)
+            self.output.copy_(self._result.detach())
+        else:
+            grads = torch.autograd.grad(self._result, self.shared.weights, self.output_grad)
+            torch._foreach_copy_(self.shared.weight_grads, grads)
+
+    def forward(self, inputs):
+        self._ahead = True
+        return super().forward(inputs)
+
+    def backward(self, output_grad):
+        self._ahead = False
+        return super().backward(output_grad)
+
+
+@pytest.fixture
+def tower(monkeypatch):
+    """(a GraphedTower, its function) of a small tower in float64."""
+    for name in ("Stream", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+    def record(self, encode, inputs):
+        self._shared = self._shared or graphed._Shared(self._tower)
+        return Worked(encode, inputs, self._shared)
+
+    monkeypatch.setattr(GraphedTower, "_record", record)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    return GraphedTower(module), module
+
+
+def batch(seed, rows=4):
+    return torch.randn(rows, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(module):
+    return [weight.grad.clone() for weight in module.parameters()]
+
+
+def plain(module, *inputs):
+    """The gradients of the sum of squares of the module's output, summed over inputs."""
+    module.zero_grad()
+    sum(module(x).square().sum() for x in inputs).backward()
+    return gradients(module)
+
+
+def test_step_after_step_has_its_own_gradients_and_features_that_stay(tower):
+    run, module = tower
+    first = run(Part((), module, (batch(1),)))
+    kept = first.detach().clone()
+    first.square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, batch(1)))
+    module.zero_grad()
+    run(Part((), module, (batch(2),))).square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, batch(2)))
+    assert torch.equal(first, kept)
+
+
+def test_gradients_that_are_still_there_are_added_to(tower):
+    """Autograd's `.grad` may be the very memory that the next replay writes."""
+    run, module = tower
+    module.zero_grad()
+    for seed in (1, 2, 3):
+        run(Part((), module, (batch(seed),))).square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, batch(1), batch(2), batch(3)))
+
+
+def test_parts_of_several_shapes_have_the_gradients_of_the_whole(tower):
+    run, module = tower
+    parts = [batch(1, 4), batch(2, 2), batch(3, 4)]
+    module.zero_grad()
+    features = run.in_parts([Part((), module, (part,)) for part in parts])
+    torch.testing.assert_close(features, module(torch.cat(parts)))
+    features.square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, *parts))
+
+
+@pytest.mark.parametrize("again", ["forward", "other shape", "backward"])
+def test_a_pass_in_between_is_refused_as_it_would_give_wrong_gradients(tower, again):
+    run, module = tower
+    features = run(Part((), module, (batch(1),)))
+    if again == "backward":
+        features.sum().backward(retain_graph=True)
+    else:
+        run(Part((), module, (batch(2, 4 if again == "forward" else 2),)))
+    with pytest.raises(RuntimeError, match="one pass at a time, or cuda_graphs=False"):
+        features.sum().backward()
+
+
+def test_nothing_is_recorded_without_gradients_and_all_is_given_back(tower):
+    run, module = tower
+    with torch.no_grad():
+        torch.testing.assert_close(run(Part((), module, (batch(1),))), module(batch(1)))
+    assert not run._recordings
+    run(Part((), module, (batch(1),)))
+    assert len(run._recordings) == 1
+    run.release()
+    assert not run._recordings
+    assert run._shared is None
+    module.zero_grad()
+    run(Part((), module, (batch(2),))).square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, batch(2)))

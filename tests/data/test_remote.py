@@ -133,9 +133,14 @@ def test_cached_shards_are_not_asked_for_again(shard, serve, tmp_path):
 def test_the_cache_keeps_to_its_size(shard, tmp_path):
     size = shard.stat().st_size
     opener = ShardOpener(cache_dir=str(tmp_path / "cache"), cache_gb=2.5 * size / (1 << 30))
+    # What cache "memory" keeps beside the shards, which is none.
+    corpus = tmp_path / "cache" / "decoded" / "0.npy"
+    corpus.parent.mkdir(parents=True)
+    corpus.write_bytes(bytes(3 * size))
     for name in "abcd":
         samples_of(f"pipe:cat {shard} # {name}", opener)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_file()]) == 2
+    assert corpus.is_file()
 
 
 def test_the_cache_forgets_what_a_killed_process_was_fetching(shard, tmp_path):

@@ -179,7 +179,9 @@ class ShardOpener:
     def _evict(self, folder: Path, keep: Path) -> None:
         """Removes the least recently used shards; workers that read one continue on the file that they have open."""
         remove_unfinished(folder, older_than_s=ABANDONED_S)
-        cached = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_atime)
+        # Files alone: decoded corpora lie in a folder beside them, and are no shards.
+        shards = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        cached = sorted(shards, key=lambda path: path.stat().st_atime)
         total = sum(path.stat().st_size for path in cached)
         for path in cached:
             if total > int(self.cache_gb * GIB) and path != keep:

@@ -25,11 +25,16 @@ class ProductPatchEmbed(PatchEmbed):
     """
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
-        batch, channels, height, width = x.shape
-        if not x.is_cuda or (height, width) != self.img_size:
-            patches: Tensor = super().forward(x)
-            return patches
+        """One token a patch, row by row. Raises what timm does for images of another size."""
+        if x.is_cuda and x.shape[-2:] == self.img_size:
+            return self.product(x)
+        patches: Tensor = super().forward(x)
+        return patches
+
+    def product(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patches dim"]:
+        """The same tokens by one product."""
         rows, columns = self.patch_size
+        batch, channels, height, width = x.shape
         x = x.reshape(batch, channels, height // rows, rows, width // columns, columns)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * rows * columns)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)

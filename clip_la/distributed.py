@@ -5,7 +5,8 @@ and if one brings an error all of them raise it.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -19,15 +20,16 @@ MAX_WORKERS = 16
 
 def rank() -> int:
     """This process's number among those of the job."""
-    return dist.get_rank() if _joined() else 0
+    return dist.get_rank() if joined() else 0
 
 
 def world_size() -> int:
     """How many processes the job has."""
-    return dist.get_world_size() if _joined() else 1
+    return dist.get_world_size() if joined() else 1
 
 
-def _joined() -> bool:
+def joined() -> bool:
+    """Whether this process has joined a job."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -66,7 +68,7 @@ def join_from_environment() -> int:
 
     Results are a few bytes an image and the classifier is tens of megabytes, so the CPU's backend serves CPU and GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _joined():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not joined():
         dist.init_process_group("gloo", timeout=launched.rank_timeout())
     return int(os.environ.get("LOCAL_RANK", "0"))
 
@@ -79,5 +81,19 @@ def default_workers() -> int:
 
 def leave() -> None:
     """Ends this process's part in the job, if there is one."""
-    if _joined():
+    if joined():
         dist.destroy_process_group()
+
+
+@contextmanager
+def membership() -> Iterator[int]:
+    """Inside, this process has joined the job that its environment describes; gives its local rank.
+
+    It leaves at the end, unless it had joined before: a caller's own job is not ours to end.
+    """
+    was_joined = joined()
+    try:
+        yield join_from_environment()
+    finally:
+        if not was_joined:
+            leave()

@@ -81,8 +81,7 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
         if ranks.rank() == 0:
             print(text, file=sys.stderr if options.json else sys.stdout)
 
-    local_rank = ranks.join_from_environment()
-    try:
+    with ranks.membership() as local_rank:
         device = choose_device(options.device, local_rank)
         settings = EvalSettings(
             precision=options.precision or default_precision(device.type),
@@ -112,8 +111,6 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
         for comparison in comparisons:
             report(describe_comparison(comparison))
         return done, comparisons
-    finally:
-        ranks.leave()
 
 
 def write_extras(evaluation: "Evaluation", options: "EvalOptions", several: bool) -> list[Path]:

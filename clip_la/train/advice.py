@@ -39,6 +39,8 @@ class Advice(Callback):
         task, warmup = pl_module, pl_module.schedule.warmup_samples
         self._row, self._is_first_window = self._meter.latest, True
         self._flat_from = warmup + FLAT_AFTER_STEPS * task.batch_size
+        if trainer.global_step:
+            return  # said when the run began, or the one that it branches off
         if task.chance_loss is not None and task.batch_size < LEAST_BATCH:
             self._say(
                 trainer,

@@ -126,6 +126,7 @@ def _train(
     if config_text and is_first_process():
         with atomic_write(folder.config, "w") as stream:
             stream.write(config_text)
+    was_joined = ranks.joined()
     with quiet_lightning(), fast_matmul(), stop.installed():
         trainer = pl.Trainer(
             **hardware,
@@ -144,8 +145,9 @@ def _train(
         # MetricsLogger asks the processes for it, once a window.
         ask_for_no_signals(trainer)
         _fit(trainer, task, data, start.checkpoint)
-    # Threads of the group that are still at work while Python ends would end the process by a signal.
-    ranks.leave()
+    if not was_joined:
+        # Threads of the group that are still at work while Python ends would end the process by a signal.
+        ranks.leave()
     return Run(folder.path, task.samples_seen, task.budget_samples, folder.saved_checkpoints())
 
 

@@ -181,12 +181,15 @@ def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator
     entries = [*suite, *validation]
     if not entries:
         return
-    local_rank = ranks.join_from_environment()
-    # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
-    if ranks.world_size() > 1 or is_first_process():
-        device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
-        how = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
-        for weights in (TRAINED, EMA) if averaged else (TRAINED,):
-            for _ in run_suite([str(checkpoint)], entries, how, device=device, out=out, weights=weights, report=note):
-                pass
-    ranks.leave()
+    with ranks.membership() as local_rank:
+        # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
+        if ranks.world_size() > 1 or is_first_process():
+            device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
+            how = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
+            for weights in (TRAINED, EMA) if averaged else (TRAINED,):
+                evaluations = run_suite(
+                    [str(checkpoint)], entries, how, device=device, out=out, weights=weights, report=note
+                )
+                # Each is written as it comes.
+                for _ in evaluations:
+                    pass

@@ -131,6 +131,14 @@ def test_a_small_batch_and_a_long_warm_up_are_said_once(run):
     assert warnings_in(said) == 2
 
 
+def test_a_branch_does_not_repeat_what_its_run_was_told(run):
+    cooled = ("--model.schedule", "cooldown", "--model.cooldown_samples", BATCH)
+    folder, first = run("--model.schedule", "constant", "--checkpoint_samples", f"[{2 * BATCH}]")
+    checkpoint = folder / "checkpoints" / f"samples={2 * BATCH:09d}.ckpt"
+    _, branch = run("--branch_from", checkpoint, *cooled, folder="branch")
+    assert (warnings_in(first), warnings_in(branch)) == (1, 0)
+
+
 def test_a_flat_loss_is_said_once(run, monkeypatch):
     monkeypatch.setattr("clip_la.train.advice.FLAT_AFTER_STEPS", 3)
     _, said = run("--model.lr", 1e-12, "--model.repeated_captions_are_negatives", "true", batches=8)

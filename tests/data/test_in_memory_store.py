@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -144,7 +145,14 @@ def test_a_kept_corpus_may_not_be_larger_than_allowed(tmp_path, sources):
 
 def _decode_in_a_process(sources, folder, queue):
     counted, read = [], in_memory.read_image
-    in_memory.read_image = lambda *args: counted.append(1) or read(*args)
+
+    def slowly(*args):
+        # So that all processes would be at it together, were there no lock.
+        counted.append(1)
+        time.sleep(0.05)
+        return read(*args)
+
+    in_memory.read_image = slowly
     content(filled(sources, folder))
     queue.put(len(counted))
 

@@ -51,6 +51,8 @@ _REFUSED_WITH_BUDGETS = (
     "model.schedule",
     "model.cooldown_samples",
 )
+# Options of the model that change no layer: what is compiled for one run serves another that differs in these alone.
+_ANY_LAYERS = ("model.lr", "model.schedule", "model.cooldown_samples")
 # A trunk goes on when its sweep is given more budgets; any other change would be another run.
 _MAY_GROW = ("budget_samples", "checkpoint_samples")
 
@@ -86,6 +88,11 @@ class PlannedRun:
         return [*given, f"--out={folder_of(out, self.name)}"]
 
     @property
+    def layers(self) -> frozenset[str]:
+        """What its compiled layers depend on; equal for runs that can share them."""
+        return layers_of([f"--{key}={_as_text(value)}" for key, value in self.options.items()])
+
+    @property
     def budget_samples(self) -> int:
         """Samples that the run has seen at its end; for a branch with those of its trunk."""
         return int(self.options["budget_samples"])
@@ -94,6 +101,12 @@ class PlannedRun:
     def own_samples(self) -> int:
         """Samples that this run trains on itself: for a branch those after it left its trunk."""
         return self.budget_samples - self.leaves_at
+
+
+def layers_of(arguments: Sequence[str]) -> frozenset[str]:
+    """What of the arguments of `clip-la train` the compiled layers depend on."""
+    given = (argument.removeprefix("--") for argument in arguments)
+    return frozenset(each for each in given if each.startswith("model.") and each.split("=")[0] not in _ANY_LAYERS)
 
 
 def folder_of(out: Path, name: str) -> Path:

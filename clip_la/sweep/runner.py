@@ -98,7 +98,8 @@ class Sweep:
         """What the thread of a place does: one run after another."""
         out, queue = self._out, self._queue
         try:
-            while (taken := queue.take()) is not None:
+            run: PlannedRun | None = None
+            while (taken := queue.take(run)) is not None:
                 run, start = taken
                 if place.runs_per_gpu > 1:
                     with atomic_write(folder_of(out, run.name) / PLACE_NAME, "w") as stream:

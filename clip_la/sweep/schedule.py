@@ -1,4 +1,4 @@
-"""Which run of a sweep comes next: trunks and plain runs first, the longest first, then branches as they can start."""
+"""Which run of a sweep comes next: what a place has compiled first, then trunks and plain runs, the longest first."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +17,8 @@ class RunQueue:
     """The runs of a sweep that wait, train, are finished or failed; for the threads of several places.
 
     Long runs first: a long one begun last would train alone while the other places stand idle. A branch leaves its
-    trunk's checkpoint as soon as that is written, while the trunk goes on.
+    trunk's checkpoint as soon as that is written, while the trunk goes on. A place goes on with
+    runs of the same layers, a trunk's branches for one: its process has them compiled.
 
     Args:
         runs: all runs of the sweep.
@@ -42,11 +43,14 @@ class RunQueue:
             (self.waiting if run.name in needed else self.finished).append(run)
         self.waiting.sort(key=lambda run: (run.trunk is not None, -training_flops(run)))
 
-    def take(self) -> tuple[PlannedRun, Path | None] | None:
-        """The next run and the checkpoint that it branches from; waits for one, None where there will be none."""
+    def take(self, before: PlannedRun | None = None) -> tuple[PlannedRun, Path | None] | None:
+        """The next run and the checkpoint that it branches from; waits for one, None where there will be none.
+
+        `before` is what the place trained last: runs of the same layers are preferred.
+        """
         with self._changed:
             while self.waiting and not self._is_closed:
-                for run in list(self.waiting):
+                for run in sorted(self.waiting, key=lambda run: before is not None and run.layers != before.layers):
                     start = self._start(run) if run.trunk else None
                     if run in self.waiting and (start or not run.trunk):
                         self.waiting.remove(run)

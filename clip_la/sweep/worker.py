@@ -12,14 +12,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from clip_la.errors import UserError
+from clip_la.sweep.plan import layers_of
 
 ORPHAN_POLL_S = 0.5
 
 
-def train_one(arguments: list[str]) -> dict[str, Any]:
+def train_one(arguments: Sequence[str]) -> dict[str, Any]:
     """Trains one run; says how it ended: {"error": one line or None, "seconds": wall time}."""
     import torch
 
@@ -35,8 +37,6 @@ def train_one(arguments: list[str]) -> dict[str, Any]:
     except Exception as fault:  # a fault of one run must not end the others; the log holds the traceback
         traceback.print_exc()
         error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
-    # The next run's layers are others: what was compiled for these would only be looked through again.
-    torch.compiler.reset()
     # Model and trainer know each other, so only the search for cycles frees them, and with them the GPU's memory.
     gc.collect()
     if torch.cuda.is_available():
@@ -59,8 +59,15 @@ def main() -> None:
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    compiled: frozenset[str] | None = None
     for line in sys.stdin:
         request = json.loads(line)
+        if compiled not in (None, layers := layers_of(request["arguments"])):
+            # What was compiled for other layers would only be looked through again.
+            import torch
+
+            torch.compiler.reset()
+        compiled = layers
         print(json.dumps({"name": request["name"], **train_one(request["arguments"])}), file=answers, flush=True)
 
 

@@ -10,6 +10,7 @@ since a step replays one of them.
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class _Bound(nn.Module):
         return self._encode(*inputs)
 
 
+@lru_cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One a GPU for the whole process: cuBLAS keeps some 70 MiB of room for each stream that it has ever worked in."""
+    return torch.cuda.Stream(device)
+
+
 class _Shared:
     """What all recordings of a tower have in common: weights, where gradients lie, memory, stream.
 
@@ -54,7 +61,7 @@ class _Shared:
             f"tower.{name}": nn.Parameter(weight.detach()) for name, weight in named.items()
         }
         self.weight_grads = [torch.zeros_like(weight) for weight in self.weights]
-        self.stream = torch.cuda.Stream()
+        self.stream = _recording_stream(torch.cuda.current_device())
         self.pool = torch.cuda.graph_pool_handle()
         self.replays = 0
 

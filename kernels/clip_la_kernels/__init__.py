@@ -2,6 +2,7 @@
 derivations."""
 
 from clip_la_kernels.ops.contrastive.losses import contrastive_logsumexp, contrastive_loss, sigmoid_loss
+from clip_la_kernels.ops.depthwise.depthwise import depthwise_convolution
 from clip_la_kernels.ops.fastmax.fastmax import fastmax
 from clip_la_kernels.ops.linear_attention.attention import linear_attention, linear_attention_split
 from clip_la_kernels.ops.softmax_attention.softmax_attention import softmax_attention
@@ -10,6 +11,7 @@ from clip_la_kernels.runtime.dispatch import use_backend
 __all__ = [
     "contrastive_logsumexp",
     "contrastive_loss",
+    "depthwise_convolution",
     "fastmax",
     "linear_attention",
     "linear_attention_split",

@@ -18,7 +18,7 @@ from clip_la.cli import main
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table, training_flops
-from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, read_manifest
+from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, layers_of, read_manifest
 from clip_la.sweep.runner import Sweep
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import last_row, start_of
@@ -134,6 +134,34 @@ def test_trunks_come_first_and_branches_as_soon_as_their_checkpoint_is_there(tmp
     assert taken() == ("large-n256", last)
     assert schedule.take() is None
     assert sorted(failed) == [f"small-n{budget}: its trunk failed: see small-trunk" for budget in (128, 256)]
+
+
+def test_a_place_goes_on_with_the_layers_that_it_has_compiled(tmp_path: Path) -> None:
+    sizes = {"small": {"model.name": "vit_pico"}, "large": {"model.name": "vit_nano"}}
+    runs = expand({**OPTIONS, **BUDGETS}, {"size": sizes, "seed": [0, 1]})
+    by_name = {run.name: run for run in runs}
+    for run in runs:
+        if run.is_trunk:
+            for branch in (each for each in runs if each.trunk == run.name):
+                touch_checkpoint(tmp_path, run.name, branch.leaves_at)
+    schedule = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: None)
+
+    def taken(before: str | None) -> str:
+        found = schedule.take(by_name[before] if before else None)
+        assert found is not None
+        schedule.end(found[0], is_failed=False)
+        return found[0].name
+
+    assert taken(None) == "large-seed0-n256"
+    assert taken("small-seed0-trunk") == "small-seed0-n256"
+    assert taken("small-seed0-n256") == "small-seed1-n256"
+    assert taken("large-seed1-trunk") == "large-seed1-n256"
+
+
+def test_rate_and_schedule_leave_the_layers_as_they_are() -> None:
+    runs = expand({**OPTIONS, **BUDGETS}, {"model.lr": [0.001, 0.002], "model.patch_size": [4, 8]})
+    assert len({run.layers for run in runs}) == 2
+    assert runs[0].layers == layers_of(runs[0].arguments(Path("out")))
 
 
 @pytest.mark.parametrize(

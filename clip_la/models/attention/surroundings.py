@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from clip_la_kernels import depthwise_convolution
 from torch import Tensor, nn
 
 from clip_la.models.attention.costs import DYNAMIC_SIDE, dynamic_hidden
@@ -39,16 +40,7 @@ class DepthwiseConvolution(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """(batch, tokens, dim) -> the same."""
-        batch, tokens, dim = v.shape
-        layout = self.layout
-        if layout.grid is None:
-            # A left pad alone: no token may see what follows it.
-            row = F.pad(v, (0, 0, self.kernel - 1, 0)).unsqueeze(1).permute(0, 3, 1, 2)
-            return F.conv2d(row, self.weight, groups=dim).permute(0, 2, 3, 1).reshape(batch, tokens, dim)
-        # A view of tokens by rows is what channels_last means: nothing is transposed.
-        plane = v[:, layout.prefix :].unflatten(1, layout.grid).permute(0, 3, 1, 2)
-        out = F.conv2d(plane, self.weight, padding=self.kernel // 2, groups=dim)
-        return F.pad(out.permute(0, 2, 3, 1).reshape(batch, -1, dim), (0, 0, layout.prefix, 0))
+        return depthwise_convolution(v, self.weight, grid=self.layout.grid, prefix=self.layout.prefix)
 
     def draw(self, uniform: Uniform) -> None:
         """U(fan-in^-1/2), PyTorch's default for convolutions."""

@@ -1,0 +1,1 @@
+"""Depthwise convolution of tokens, on a grid or along a causal sequence."""

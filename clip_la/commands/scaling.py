@@ -52,6 +52,9 @@ def make_parser(verb: str) -> Parser:
         help="data set; several times: the mean error over them",
     )
     parser.add_argument("--axis", default="compute", help="what error is fitted in: compute, samples or gpu-seconds")
+    parser.add_argument(
+        "--rate", default="best", help="of several learning rates for a kind, model and samples: best (default), or all"
+    )
     parser.add_argument("--frontier", default="all", help="points that enter: all, pareto, or bins (best of each)")
     parser.add_argument("--bins", type=int, metavar="N", help=f"with --frontier bins (default {DEFAULT_BINS})")
     parser.add_argument(
@@ -97,6 +100,7 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
     """The analysis that the options of `fit` ask for, of a selection or of their files. Raises UserError."""
     from clip_la.scaling.analysis import analyse as analyse_power
     from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form
+    from clip_la.scaling.rates import at_rate
 
     is_power = options.law == POWER
     if is_power and options.loss is not None:
@@ -109,7 +113,7 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
         raise UserError("--bins belongs to --frontier bins")
     if (options.resamples is not None and options.resamples < 1) or options.seed < 0:
         raise UserError("--resamples takes a number from 1, --seed one from 0")
-    selection = selection or _select(options)
+    selection = at_rate(selection or _select(options), options.rate)
     shared: dict[str, Any] = {
         "by": options.by,
         "frontier": options.frontier,

@@ -173,7 +173,7 @@ def analyse_form(
         raise UserError(f"--frontier {frontier} has no part in {form.text}: it is fitted to all points")
     choose = get_frontier(frontier, num_bins)
     selection.require_points()
-    groups = group_points(selection.points, by)
+    groups, tried = group_points(selection.points, by), group_points(selection.tried, by)
     series: list[FormSeries] = []
     notes: list[str] = []
     for name, points in groups.items():
@@ -190,7 +190,7 @@ def analyse_form(
             f"{each} of {name} is at the end of its range: the points do not determine it"
             for each in form.at_bound(series[-1].fit.theta)
         ]
-        notes += carrying(name, points)
+        notes += carrying(name, points, tried.get(name, ()))
     if not series:
         raise UserError("; ".join(notes))
     kinds = [groups[each.name] for each in series]

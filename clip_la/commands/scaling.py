@@ -19,6 +19,7 @@ DEFAULT_RESAMPLES = 2000
 DESCRIPTIONS = {
     "fit": "Fits scaling laws of error in compute, with intervals, one for each attention, and compares these.",
     "plot": "Draws error against compute with the fits and their bands, as PNG and SVG.",
+    "predict": "Writes down what the laws say of a run before it is made; later compares it with what was measured.",
     "report": "Writes one page of HTML: the answer, tables, plots, the origin of each point.",
     "points": "Writes one tidy table (CSV) of all points: every run, data set and metric.",
     "coverage": "Simulates studies with known laws and counts how often the intervals hold the truth.",
@@ -177,6 +178,52 @@ def _points(argv: list[str]) -> None:
     print(f"wrote {options.out}: {counted(count, 'point')} of {kinds}{lines}")
 
 
+def _predict(argv: list[str]) -> None:
+    from clip_la.atomic import atomic_write
+    from clip_la.scaling.predict import Prediction, outcome_text, outcomes, predict, read_record, record
+    from clip_la.scaling.rates import at_rate
+    from clip_la.scaling.results import find_files
+
+    parser = make_parser("predict")
+    parser.add_argument("--model", help="the run's preset; its compute is counted for each attention")
+    parser.add_argument("--samples", type=int, nargs="+", default=[], metavar="N", help="with --model: samples it sees")
+    parser.add_argument("--context-length", type=int, metavar="N", help="tokens of a caption, if not the preset's")
+    parser.add_argument("--compute", type=float, metavar="C", help="or its compute, in the points' unit")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="the record; it is never written over")
+    parser.add_argument("--check", type=Path, metavar="FILE.json", help="a record to be compared with FILE ...")
+    parser.set_defaults(law=POWER, loss=None)
+    options = parser.parse_args(argv)
+    if options.check is not None:
+        if options.metric or options.target or options.by or options.out or options.model or options.compute:
+            raise UserError("--check takes metric, target and runs from its file: give it alone")
+        made = read_record(options.check)
+        options.metric, options.target, options.axis = made["metric"], [made["target"]], made["axis"]
+        selection = at_rate(_select(options), made["rate"])
+        print(outcome_text(made, outcomes(made["predictions"], selection, made["by"])))
+        return
+    if (options.model is None) == (options.compute is None) or (options.model is None) == bool(options.samples):
+        raise UserError("of which run: --model NAME --samples N ..., or --compute C")
+    if min([*options.samples, options.compute or 1]) <= 0:
+        raise UserError("--samples and --compute take numbers above 0")
+    if options.out is None:
+        raise UserError("--out FILE.json is needed (or --check FILE.json)")
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: a prediction that was written down stands; choose another --out")
+    analysis = cast("Analysis", analyse(options))
+    if options.model is None:
+        predictions = [Prediction.of(fit, options.compute) for fit in analysis.fits]
+    else:
+        predictions = predict(analysis, options.model, options.samples, options.context_length)
+    made = record(analysis, predictions, find_files(options.files), rate=options.rate, where=options.where)
+    with atomic_write(options.out, "w") as stream:
+        json.dump(made, stream, indent=2, allow_nan=False)
+        stream.write("\n")
+    print(outcome_text(made, outcomes(predictions, analysis.selection, analysis.by)))
+    for note in analysis.notes:
+        print(f"note: {note}")
+    print(f"wrote {options.out}")
+
+
 def _coverage(argv: list[str]) -> None:
     from clip_la.scaling.coverage import study, write_table
 
@@ -194,7 +241,7 @@ def _coverage(argv: list[str]) -> None:
     print(f"wrote {options.out}: {write_table(rows, options.out)} rows")
 
 
-VERBS = {"fit": _fit, "plot": _plot, "points": _points, "coverage": _coverage}
+VERBS = {"fit": _fit, "plot": _plot, "points": _points, "predict": _predict, "coverage": _coverage}
 
 
 def main(argv: list[str]) -> int | None:

@@ -98,11 +98,11 @@ class FormSeries:
             num_points=len(points),
             num_runs=num_runs,
             mean_absolute_error=float(np.abs(fit.predict(inputs) - error).mean()),
-            held_out=cls._held_out(form, points, frontier, loss),
+            held_out=cls.largest_held_out(form, points, frontier, loss),
         )
 
     @staticmethod
-    def _held_out(form: Form, points: Sequence[Point], frontier: Frontier, loss: str) -> HeldOut | None:
+    def largest_held_out(form: Form, points: Sequence[Point], frontier: Frontier, loss: str) -> HeldOut | None:
         """The points of the largest compute, predicted from the others; None where too few would be left."""
         most = max(point.compute for point in points)
         largest = [point for point in points if np.log10(point.compute) > np.log10(most) - SAME_COMPUTE_LOG10]

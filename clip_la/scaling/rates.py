@@ -84,9 +84,19 @@ def at_rate(selection: Selection, rate: str) -> Selection:
     # What was not kept before stays a candidate: choosing again changes nothing.
     choices = rate_choices((*selection.points, *selection.off_law, *selection.tried)) if rate == BEST else []
     worse = {point for choice in choices for point in choice.points if point.learning_rate != choice.best}
-    tried = tuple(point for point in selection.points if point in worse)
+    tried = [point for point in (*selection.points, *selection.off_law) if point in worse]
     if not tried:
         return selection
-    out = [LeftOut(p.where, f"{p.source} (learning rate {rate_text(p.learning_rate)})", WORSE) for p in tried]
-    kept = tuple(point for point in selection.points if point not in worse)
-    return replace(selection, points=kept, left_out=(*selection.left_out, *out), tried=(*selection.tried, *tried))
+    out = [
+        # What lies on no law is left out for that reason already.
+        LeftOut(point.where, f"{point.source} (learning rate {rate_text(point.learning_rate)})", WORSE)
+        for point in selection.points
+        if point in worse
+    ]
+    return replace(
+        selection,
+        points=tuple(point for point in selection.points if point not in worse),
+        off_law=tuple(point for point in selection.off_law if point not in worse),
+        left_out=(*selection.left_out, *out),
+        tried=(*selection.tried, *tried),
+    )

@@ -177,6 +177,9 @@ def held_out_table(parts: Sequence[Part]) -> Table:
             # Tables of before have no number of parameters.
             if all(point.parameters for point in points):
                 found.append(FormSeries.largest_held_out(form, points, choose_all, DEFAULT_LOSS["parametric"]))
+            if not any(found):
+                # A kind of a few points has no law, and nothing to predict from.
+                continue
             said = [
                 f"{each.predicted_error:.3g} ({100 * each.relative_error:+.0f} %)" if each else NONE for each in found
             ]
@@ -203,8 +206,8 @@ def predictions(parts: Sequence[Part]) -> str:
         if part is None:
             raise UserError(f"{path}: no table has {made['metric']} on {made['target']}")
         found = outcomes(made["predictions"], part.selection.along(made["axis"]), made["by"])
-        head, _, text = outcome_text(made, found).partition("\n\n")
-        print(f"{path}: {head}\n{text}")
+        head, _, _ = outcome_text(made, found).partition("\n\n")
+        print(f"{path}: {outcome_text(made, found)}")
         lines += [f"{path}: {head}.", "", outcome_table(found).markdown(), ""]
     return "\n".join(lines).rstrip()
 
@@ -214,8 +217,8 @@ def section(title: str, body: str) -> list[str]:
     return [title, "", body, ""] if body else []
 
 
-def tables_page(tables: Sequence[Path], parts: Sequence[Part]) -> str:
-    """tables.md: all tables of all parts."""
+def tables_page(tables: Sequence[Path], parts: Sequence[Part], said: Sequence[str]) -> str:
+    """tables.md: all tables of all parts, then the summary."""
     sources = ", ".join(f"[{path}]({path})" for path in tables)
     lines = ["# The study's tables", "", f"Made by `python scripts/study.py` from {sources}.", ""]
     for part in parts:
@@ -228,7 +231,7 @@ def tables_page(tables: Sequence[Path], parts: Sequence[Part]) -> str:
         lines += section("### Learning rates", part.rates())
         for analysis in part.analyses:
             lines += section(f"### Laws, against `{analysis.fits[0].name}`", f"```text\n{to_text(analysis)}\n```")
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *said]).rstrip() + "\n"
 
 
 def summary(parts: Sequence[Part]) -> list[str]:
@@ -242,14 +245,14 @@ def summary(parts: Sequence[Part]) -> list[str]:
     return lines + section("### Predicted before it was measured", predictions(parts))
 
 
-def readme_part(parts: Sequence[Part]) -> str:
-    """What README.md shows: means, answers, and the held-out prediction's error."""
+def readme_part(parts: Sequence[Part], said: Sequence[str]) -> str:
+    """What README.md shows: means, plots, what they show in a sentence, and the summary."""
     lines: list[str] = []
     for part in parts:
         lines += [f"### {part.title}", "", part.means(), ""]
         if part.analyses:
             lines += [f"![error against compute]({part.stem}.png)", "", verdict(part.analyses[0]), ""]
-    return "\n".join([*lines, *summary(parts)]).rstrip()
+    return "\n".join([*lines, *said]).rstrip()
 
 
 def with_part(text: str, part: str, path: Path) -> str:
@@ -273,10 +276,11 @@ def make(files: bool = True) -> dict[Path, str]:
     if files:
         for part in parts:
             part.write_files(tables)
-    texts = {Path("tables.md"): tables_page(tables, parts)}
+    said = summary(parts)
+    texts = {Path("tables.md"): tables_page(tables, parts, said)}
     readme = Path("README.md")
     if readme.exists():
-        texts[readme] = with_part(readme.read_text(encoding="utf-8"), readme_part(parts), readme)
+        texts[readme] = with_part(readme.read_text(encoding="utf-8"), readme_part(parts, said), readme)
     return texts
 
 

@@ -67,9 +67,10 @@ def make_parser(verb: str) -> Parser:
     parser.add_argument("--interval", help="t (default), percentile (default with another --frontier) or bca")
     parser.add_argument("--resamples", type=int, metavar="N", help=f"of the bootstrap (default {DEFAULT_RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    if verb == "fit":
+    if verb in ("fit", "predict"):
         parser.add_argument("--law", default=POWER, help="power (default), saturating, or parametric: L(N, D)")
         parser.add_argument("--loss", help="squares (default of saturating), relative or huber (of parametric)")
+    if verb == "fit":
         parser.add_argument("--json", action="store_true", help="print everything as JSON")
     elif verb == "plot":
         parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="PATH.png and PATH.svg are written")
@@ -180,7 +181,7 @@ def _points(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     from clip_la.atomic import atomic_write
-    from clip_la.scaling.predict import Prediction, outcome_text, outcomes, predict, read_record, record
+    from clip_la.scaling.predict import outcome_text, outcomes, predict, read_record, record
     from clip_la.scaling.rates import at_rate
     from clip_la.scaling.results import find_files
 
@@ -191,7 +192,6 @@ def _predict(argv: list[str]) -> None:
     parser.add_argument("--compute", type=float, metavar="C", help="or its compute, in the points' unit")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="the record; it is never written over")
     parser.add_argument("--check", type=Path, metavar="FILE.json", help="a record to be compared with FILE ...")
-    parser.set_defaults(law=POWER, loss=None)
     options = parser.parse_args(argv)
     if options.check is not None:
         if options.metric or options.target or options.by or options.out or options.model or options.compute:
@@ -209,11 +209,9 @@ def _predict(argv: list[str]) -> None:
         raise UserError("--out FILE.json is needed (or --check FILE.json)")
     if options.out.exists():
         raise UserError(f"{options.out} exists: a prediction that was written down stands; choose another --out")
-    analysis = cast("Analysis", analyse(options))
-    if options.model is None:
-        predictions = [Prediction.of(fit, options.compute) for fit in analysis.fits]
-    else:
-        predictions = predict(analysis, options.model, options.samples, options.context_length)
+    analysis = analyse(options)
+    run = {name: getattr(options, name) for name in ("model", "samples", "compute", "context_length")}
+    predictions = predict(analysis, **run)
     made = record(analysis, predictions, find_files(options.files), rate=options.rate, where=options.where)
     with atomic_write(options.out, "w") as stream:
         json.dump(made, stream, indent=2, allow_nan=False)

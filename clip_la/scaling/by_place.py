@@ -128,17 +128,20 @@ def difference_table(selection: Selection, pairs: Mapping[str, tuple[str, str]])
 
 
 def rate_table(selection: Selection) -> Table:
-    """The rates tried at each place that has several: the metric of each, over the seeds it shares, and the best."""
-    digits = digits_of(selection.metric)
-    choices = rate_choices((*selection.points, *selection.off_law, *selection.tried))
+    """The rates tried at each place with several: how far each is from the one of most seeds, and the best of them.
+
+    Differences are in the metric's unit, over the seeds that both have; their number stands in brackets.
+    """
+    digits, sign = f"+{digits_of(selection.metric)}", 1 if is_loss(selection.metric) else -100
     rows = []
-    for choice in choices:
+    for choice in rate_choices((*selection.points, *selection.off_law, *selection.tried)):
         first = choice.points[0]
-        tried = "; ".join(
-            f"{rate_text(rate)}: {shown(selection.metric, error):{digits}} ({num})"
-            for rate, (error, num) in choice.errors.items()
-        )
-        edge = " (lowest or highest tried)" if choice.is_at_edge else ""
-        best = f"{rate_text(choice.best)}{edge}"
-        rows.append((f"`{first.attention}`", first.model, f"{first.samples_seen:,}", best, tried))
-    return Table(("kind", "model", "samples", "best rate", "mean at each rate (seeds)"), tuple(rows))
+        tried = [
+            f"{rate_text(rate)} ({num})"
+            if rate == choice.fullest
+            else f"{rate_text(rate)}: {sign * more:{digits}} ({num})"
+            for rate, (more, num) in choice.behind.items()
+        ]
+        best = f"{rate_text(choice.best)}{', at the edge' if choice.is_at_edge else ''}"
+        rows.append((f"`{first.attention}`", first.model, f"{first.samples_seen:,}", best, "; ".join(tried)))
+    return Table(("kind", "model", "samples", "best rate", "rates tried: difference (seeds)"), tuple(rows))

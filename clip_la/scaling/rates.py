@@ -29,13 +29,15 @@ class RateChoice:
 
     Attributes:
         points: all of them, of every rate and seed.
-        errors: rate -> (mean error, number of seeds), over the seeds that the rate shares with the rate of most seeds;
-            one that shares none is absent: it was not compared. Lowest rate first.
-        best: the rate of the lowest error.
+        fullest: the rate with most seeds (of equals the lowest), which the others are compared with.
+        behind: rate -> (mean error minus that of the fullest rate over the seeds that both have, number of these),
+            lowest rate first; a rate that shares no seed is absent: it was not compared.
+        best: the rate whose error is lowest in this sense.
     """
 
     points: tuple[Point, ...]
-    errors: Mapping[float | None, tuple[float, int]]
+    fullest: float | None
+    behind: Mapping[float | None, tuple[float, int]]
     best: float | None
 
     @classmethod
@@ -49,19 +51,18 @@ class RateChoice:
         for point in sorted(points, key=lambda point: point.learning_rate or 0.0):
             runs[point.learning_rate][point.seed].append(point.error)
         fullest = max(runs, key=lambda rate: len(runs[rate]))
-        errors: dict[float | None, tuple[float, int]] = {}
-        behind: dict[float | None, float] = {}
+        behind: dict[float | None, tuple[float, int]] = {}
         for rate, own in runs.items():
             if shared := own.keys() & runs[fullest].keys():
-                # Repeats of a seed count once.
+                # Repeats of a seed count as their mean.
                 mean, other = (fmean(fmean(each[seed]) for seed in shared) for each in (own, runs[fullest]))
-                errors[rate], behind[rate] = (mean, len(shared)), mean - other
-        return cls(tuple(points), errors, min(behind, key=lambda rate: behind[rate]))
+                behind[rate] = (mean - other, len(shared))
+        return cls(tuple(points), fullest, behind, min(behind, key=lambda rate: behind[rate][0]))
 
     @property
     def is_at_edge(self) -> bool:
         """Whether the best rate is the lowest or the highest of several: a better one may lie beyond."""
-        rates = list(self.errors)
+        rates = list(self.behind)
         return len(rates) > 1 and self.best in (rates[0], rates[-1])
 
 

@@ -94,10 +94,9 @@ def test_rates_are_compared_over_the_seeds_they_share(write) -> None:
     assert sum(own[0.001, seed] for seed in (1, 2)) / 2 > sum(own[0.002, seed] for seed in (0, 1, 2)) / 3
     assert choice.best == 0.001
     # The lonely seed of .004 says nothing of its rate.
-    assert choice.errors == {
-        0.001: (pytest.approx((own[0.001, 1] + own[0.001, 2]) / 2), 2),
-        0.002: (pytest.approx((own[0.002, 0] + own[0.002, 1] + own[0.002, 2]) / 3), 3),
-    }
+    less = sum(own[0.001, seed] - own[0.002, seed] for seed in (1, 2)) / 2
+    assert choice.behind == {0.001: (pytest.approx(less), 2), 0.002: (0.0, 3)}
+    assert choice.fullest == 0.002
     assert choice.is_at_edge
     selection = at_rate(table_points([write(rows)]), "best")
     assert {point.learning_rate for point in selection.points} == {0.001}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -203,7 +204,7 @@ def _predict(argv: list[str]) -> None:
         return
     if (options.model is None) == (options.compute is None) or (options.model is None) == bool(options.samples):
         raise UserError("of which run: --model NAME --samples N ..., or --compute C")
-    if min([*options.samples, options.compute or 1]) <= 0:
+    if not all(0 < each < math.inf for each in (*options.samples, 1 if options.compute is None else options.compute)):
         raise UserError("--samples and --compute take numbers above 0")
     if options.out is None:
         raise UserError("--out FILE.json is needed (or --check FILE.json)")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from clip_la.errors import UserError
+from clip_la.errors import UserError, unknown
 from clip_la.models.flops import flops, num_parameters
 from clip_la.models.registry import model_spec
 from clip_la.scaling.analysis import Analysis, SeriesFit, group_points
@@ -76,7 +76,7 @@ class Prediction:
         """The power law's; its interval is that of all points, by Student's t.
 
         Two variances add: that of the law at the run, clustered by run, and that of a point about the law; the degrees
-        of freedom of their sum are Welch and Satterthwaite's, two fewer than runs at most. None from three runs.
+        of freedom of their sum are Welch and Satterthwaite's, two fewer than runs at most. None from two runs.
         """
         x = math.log10(run.compute)
         places, errors = (np.log10([getattr(point, name) for point in fit.points]) for name in ("compute", "error"))
@@ -86,11 +86,11 @@ class Prediction:
         residual = errors - regression.design @ regression.coefficients(errors)
         bounds = None
         # What a frontier picks hangs on the errors themselves, and t knows no law for that.
-        if fit.num_runs > MIN_RUNS and len(fit.fitted) == len(fit.points):
+        if fit.num_runs >= MIN_RUNS and len(fit.fitted) == len(fit.points):
             of_law = float(weights @ regression.covariance(errors) @ weights)
             of_point = float(residual @ residual) / (len(errors) - 2)
             # The points of a run are alike by chance: its branches tell of one run's scatter, not of several.
-            parts = of_law**2 / regression.degrees_of_freedom(weights) + of_point**2 / (fit.num_runs - 2)
+            parts = of_law**2 / float(regression.degrees_of_freedom(weights)) + of_point**2 / (fit.num_runs - 2)
             # Both come from the same residuals, so their sum is known no better than a residual variance is.
             degrees = min((of_law + of_point) ** 2 / max(parts, 1e-300), fit.num_runs - 2)
             half = stdtrit(degrees, UPPER) * math.sqrt(of_law + of_point)
@@ -237,7 +237,11 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no record of predictions: it lacks {', '.join(missing)}")
     try:
         found["predictions"] = [Prediction(**{**each, "run": Run(**each["run"])}) for each in found["predictions"]]
-    except (TypeError, KeyError) as error:
+        # What the comparison reckons with and prints.
+        for each in found["predictions"]:
+            math.log10(each.error), math.log10(each.run.compute), [float(end) for end in each.interval or ()]
+        ", ".join(each["file"] + each["sha256"] for each in found["tables"])
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: no record of predictions ({error})") from None
     return found
 
@@ -257,7 +261,9 @@ class Outcome:
 
 
 def outcomes(predictions: Sequence[Prediction], selection: Selection, by: str) -> list[Outcome]:
-    """What the points say of each prediction; runs of several seeds count as their mean."""
+    """What the points say of each prediction; runs of several seeds count as their mean. UserError for another `by`."""
+    if by not in selection.by_choices:
+        raise unknown("field that tells kinds apart", by, selection.by_choices)
     groups = group_points(selection.points, by)
     found = []
     for each in predictions:

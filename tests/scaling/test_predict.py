@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from clip_la.scaling.analysis import analyse
 from clip_la.scaling.form_analysis import analyse_form
 from clip_la.scaling.points import Point, Selection
 from clip_la.scaling.points_table import table_points
-from clip_la.scaling.predict import Prediction, Run, outcomes, predict
+from clip_la.scaling.predict import FIELDS, Prediction, Run, outcomes, predict, read_record
 
 SIZES = {"image_size": 128, "context_length": 64}
 MODELS = ("vit_w64", "vit_w128", "vit_w256", "vit_s16")
@@ -167,6 +168,8 @@ def test_a_compute_stands_for_all_kinds_and_finds_runs_near_it(rows, tmp_path) -
         (["--model", "vit_w512"], "of which run"),
         (["--compute", "1e16", "--samples", "9"], "of which run"),
         (["--compute", "-1"], "take numbers above 0"),
+        (["--compute", "0"], "take numbers above 0"),
+        (["--compute", "nan"], "take numbers above 0"),
         (["--compute", "1e16"], "--out FILE.json is needed"),
         (["--model", "vit_w513", "--samples", "9", "--out", "O"], "unknown model 'vit_w513'; did you mean vit_w512"),
         (["--model", "vit_w512", "--samples", "9", "--out", "O"], "give --context-length as of its run"),
@@ -189,8 +192,6 @@ def test_wrong_input_gives_one_line(rows, tmp_path, capsys, options, says) -> No
 
 
 def test_a_damaged_record_is_named(tmp_path) -> None:
-    from clip_la.scaling.predict import FIELDS, read_record
-
     path = tmp_path / "r.json"
     path.write_text('{"date": 1}')
     with pytest.raises(UserError, match=r"r.json: no record of predictions: it lacks tables, target, metric"):
@@ -198,3 +199,11 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
     path.write_text(json.dumps(dict.fromkeys(FIELDS, 1) | {"predictions": [{"kind": "softmax", "run": {}}]}))
     with pytest.raises(UserError, match=r"r.json: no record of predictions \(.*missing"):
         read_record(path)
+    said = Prediction("softmax", Run(1e15), 0.3, (0.2, 0.4), 9, 3, {})
+    whole = {**dict.fromkeys(FIELDS, "compute"), "tables": [{"file": "p.csv", "sha256": "0" * 64}]}
+    for wrong in ({"error": "much"}, {"error": None}, {"interval": "ab"}, {"run": {"compute": 0}}, {"run": 3}):
+        path.write_text(json.dumps({**whole, "predictions": [{**asdict(said), **wrong}]}))
+        with pytest.raises(UserError, match=r"r.json: no record of predictions \("):
+            read_record(path)
+    path.write_text(json.dumps({**whole, "predictions": [asdict(said)]}))
+    assert read_record(path)["predictions"][0].run == said.run

@@ -20,7 +20,7 @@ VERBS = {
     "train": "train image and text towers on shards",
     "convert": "a trained model into one of another attention, by copying and matching",
     "eval": "zero-shot evaluation of a run, a checkpoint or an open_clip model",
-    "scaling": "scaling laws from results, and runs for them: fit, plot, report, points, coverage, sweep",
+    "scaling": "scaling laws from results, and runs for them: fit, plot, report, predict, points, coverage, sweep",
     "bench": "measured tables for this machine: kernels, attention, data, train, zeroshot",
     "models": "list the presets with parameters and FLOPs",
     "export": "write a softmax model as an open_clip checkpoint",

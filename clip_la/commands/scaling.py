@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ DEFAULT_RESAMPLES = 2000
 DESCRIPTIONS = {
     "fit": "Fits scaling laws of error in compute, with intervals, one for each attention, and compares these.",
     "plot": "Draws error against compute with the fits and their bands, as PNG and SVG.",
+    "predict": "Writes down what the laws say of a run before it is made; later compares it with what was measured.",
     "report": "Writes one page of HTML: the answer, tables, plots, the origin of each point.",
     "points": "Writes one tidy table (CSV) of all points: every run, data set and metric.",
     "coverage": "Simulates studies with known laws and counts how often the intervals hold the truth.",
@@ -52,6 +54,9 @@ def make_parser(verb: str) -> Parser:
         help="data set; several times: the mean error over them",
     )
     parser.add_argument("--axis", default="compute", help="what error is fitted in: compute, samples or gpu-seconds")
+    parser.add_argument(
+        "--rate", default="best", help="of several learning rates for a kind, model and samples: best (default), or all"
+    )
     parser.add_argument("--frontier", default="all", help="points that enter: all, pareto, or bins (best of each)")
     parser.add_argument("--bins", type=int, metavar="N", help=f"with --frontier bins (default {DEFAULT_BINS})")
     parser.add_argument(
@@ -63,9 +68,10 @@ def make_parser(verb: str) -> Parser:
     parser.add_argument("--interval", help="t (default), percentile (default with another --frontier) or bca")
     parser.add_argument("--resamples", type=int, metavar="N", help=f"of the bootstrap (default {DEFAULT_RESAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
-    if verb == "fit":
+    if verb in ("fit", "predict"):
         parser.add_argument("--law", default=POWER, help="power (default), saturating, or parametric: L(N, D)")
         parser.add_argument("--loss", help="squares (default of saturating), relative or huber (of parametric)")
+    if verb == "fit":
         parser.add_argument("--json", action="store_true", help="print everything as JSON")
     elif verb == "plot":
         parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="PATH.png and PATH.svg are written")
@@ -97,6 +103,7 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
     """The analysis that the options of `fit` ask for, of a selection or of their files. Raises UserError."""
     from clip_la.scaling.analysis import analyse as analyse_power
     from clip_la.scaling.form_analysis import FORM_RESAMPLES, analyse_form
+    from clip_la.scaling.rates import at_rate
 
     is_power = options.law == POWER
     if is_power and options.loss is not None:
@@ -109,7 +116,7 @@ def analyse(options: argparse.Namespace, selection: "Selection | None" = None) -
         raise UserError("--bins belongs to --frontier bins")
     if (options.resamples is not None and options.resamples < 1) or options.seed < 0:
         raise UserError("--resamples takes a number from 1, --seed one from 0")
-    selection = selection or _select(options)
+    selection = at_rate(selection or _select(options), options.rate)
     shared: dict[str, Any] = {
         "by": options.by,
         "frontier": options.frontier,
@@ -173,6 +180,49 @@ def _points(argv: list[str]) -> None:
     print(f"wrote {options.out}: {counted(count, 'point')} of {kinds}{lines}")
 
 
+def _predict(argv: list[str]) -> None:
+    from clip_la.atomic import atomic_write
+    from clip_la.scaling.predict import outcome_text, outcomes, predict, read_record, record
+    from clip_la.scaling.rates import at_rate
+    from clip_la.scaling.results import find_files
+
+    parser = make_parser("predict")
+    parser.add_argument("--model", help="the run's preset; its compute is counted for each attention")
+    parser.add_argument("--samples", type=int, nargs="+", default=[], metavar="N", help="with --model: samples it sees")
+    parser.add_argument("--context-length", type=int, metavar="N", help="tokens of a caption, if not the preset's")
+    parser.add_argument("--compute", type=float, metavar="C", help="or its compute, in the points' unit")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="the record; it is never written over")
+    parser.add_argument("--check", type=Path, metavar="FILE.json", help="a record to be compared with FILE ...")
+    options = parser.parse_args(argv)
+    if options.check is not None:
+        if options.metric or options.target or options.by or options.out or options.model or options.compute:
+            raise UserError("--check takes metric, target and runs from its file: give it alone")
+        made = read_record(options.check)
+        options.metric, options.target, options.axis = made["metric"], [made["target"]], made["axis"]
+        selection = at_rate(_select(options), made["rate"])
+        print(outcome_text(made, outcomes(made["predictions"], selection, made["by"])))
+        return
+    if (options.model is None) == (options.compute is None) or (options.model is None) == bool(options.samples):
+        raise UserError("of which run: --model NAME --samples N ..., or --compute C")
+    if not all(0 < each < math.inf for each in (*options.samples, 1 if options.compute is None else options.compute)):
+        raise UserError("--samples and --compute take numbers above 0")
+    if options.out is None:
+        raise UserError("--out FILE.json is needed (or --check FILE.json)")
+    if options.out.exists():
+        raise UserError(f"{options.out} exists: a prediction that was written down stands; choose another --out")
+    analysis = analyse(options)
+    run = {name: getattr(options, name) for name in ("model", "samples", "compute", "context_length")}
+    predictions = predict(analysis, **run)
+    made = record(analysis, predictions, find_files(options.files), rate=options.rate, where=options.where)
+    with atomic_write(options.out, "w") as stream:
+        json.dump(made, stream, indent=2, allow_nan=False)
+        stream.write("\n")
+    print(outcome_text(made, outcomes(predictions, analysis.selection, analysis.by)))
+    for note in analysis.notes:
+        print(f"note: {note}")
+    print(f"wrote {options.out}")
+
+
 def _coverage(argv: list[str]) -> None:
     from clip_la.scaling.coverage import study, write_table
 
@@ -190,7 +240,7 @@ def _coverage(argv: list[str]) -> None:
     print(f"wrote {options.out}: {write_table(rows, options.out)} rows")
 
 
-VERBS = {"fit": _fit, "plot": _plot, "points": _points, "coverage": _coverage}
+VERBS = {"fit": _fit, "plot": _plot, "points": _points, "predict": _predict, "coverage": _coverage}
 
 
 def main(argv: list[str]) -> int | None:

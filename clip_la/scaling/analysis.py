@@ -233,8 +233,9 @@ def analyse(
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
     notes += _without_intervals(fits, comparisons, how.method)
+    tried = group_points(selection.tried, by)
     for fit in fits:
-        notes += carrying(fit.name, fit.points)
+        notes += carrying(fit.name, fit.points, tried.get(fit.name, ()))
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(
         selection, by, label, how.method, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes)

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clip_la.errors import counted
 from clip_la.scaling.points import Point
+from clip_la.scaling.rates import rate_choices
 
 # An exponent from less than this (log10 of compute) says little beyond its own points.
 MIN_DECADES = 1.0
@@ -13,8 +15,13 @@ MIN_DECADES = 1.0
 MAX_REPEATS = 4.0
 
 
-def carrying(name: str, points: Sequence[Point]) -> list[str]:
-    """Warnings about the points of one kind; empty where there is nothing to say."""
+def carrying(name: str, points: Sequence[Point], tried: Sequence[Point] = ()) -> list[str]:
+    """Warnings about the points of one kind; empty where there is nothing to say.
+
+    Args:
+        points: those that enter the fit.
+        tried: those at other learning rates, which do not.
+    """
     notes = []
     compute = np.log10([point.compute for point in points])
     decades = float(np.ptp(compute))
@@ -29,10 +36,25 @@ def carrying(name: str, points: Sequence[Point]) -> list[str]:
             f"{often} of {len(points)} points of {name} saw their pairs more than {MAX_REPEATS:g} times (up to "
             f"{max(repeats):.0f}): repeated pairs count for less, so its law is that of a small corpus"
         )
+    mixed = len(rate_choices(points))
+    if mixed:
+        notes.append(
+            f"{counted(mixed, 'place')} of {name} with several learning rates, all of them fitted: --rate best takes "
+            "the best of each"
+        )
+    choices = rate_choices((*points, *tried)) if tried else []
+    edges = sum(choice.is_at_edge for choice in choices)
+    if edges:
+        notes.append(
+            f"the best learning rate of {name} is the lowest or highest tried at {edges} of "
+            f"{counted(len(choices), 'place')} with several: a better one may lie beyond"
+        )
     rates: dict[str, set[float]] = defaultdict(set)
-    for point in points:
+    for point in (*points, *tried):
         if point.learning_rate:
             rates[point.model].add(point.learning_rate)
     if rates and all(len(own) == 1 for own in rates.values()):
         notes.append(f"one learning rate for each model of {name}: whether it is the best one is not known")
+    elif alone := [model for model, own in rates.items() if len(own) == 1]:
+        notes.append(f"one learning rate for {', '.join(alone)} of {name}: whether it is the best one is not known")
     return notes

@@ -1,7 +1,7 @@
 """Laws with a floor, and L(N, D), for each kind: parameters with intervals, what they predict, and what kinds share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class FormSeries:
         intervals: parameter -> its 95 % interval, None where runs are too few to resample.
         mean_absolute_error: mean of |error - law| over the points, in the error's own unit.
         held_out: the points of the largest compute, predicted from the others.
+        points: those of the kind.
+        refits: the law of each resample of runs, None where its search ran to the end of its range; empty for few runs.
     """
 
     name: str
@@ -62,6 +64,8 @@ class FormSeries:
     num_runs: int
     mean_absolute_error: float
     held_out: HeldOut | None
+    points: tuple[Point, ...] = field(repr=False)
+    refits: tuple[FormFit | None, ...] = field(repr=False)
 
     @classmethod
     def of(
@@ -80,15 +84,17 @@ class FormSeries:
         fit = fit_form(form, inputs, error, loss=loss)
         num_runs = int(runs.max()) + 1
         bounds: Mapping[str, Interval | None] = dict.fromkeys(form.names)
+        refits: list[FormFit | None] = []
         # Where a frontier picks, the points in it hang on each other; few runs have no interval whatever they say.
         if frontier is choose_all and interval(np.zeros(1), num_runs) is not None:
-            found = []
             for counts in draw_counts(num_runs, num_resamples, seed):
                 # Begun at the fit to all points: from the grid it would take a hundred times as long.
                 again = fit_form(form, inputs, error, loss=loss, weights=counts[runs], begin=fit.theta)
                 # A search that ran to the end of its range has found no law.
                 lost = bool(form.at_bound(again.theta))
-                found.append([np.nan if lost else again.parameters[each] for each in form.names])
+                refits.append(None if lost else again)
+            unknown_law = dict.fromkeys(form.names, np.nan)
+            found = [[(each.parameters if each else unknown_law)[name] for name in form.names] for each in refits]
             columns = zip(form.names, np.array(found).T, strict=True)
             bounds = {each: interval(column, num_runs) for each, column in columns}
         return cls(
@@ -98,11 +104,13 @@ class FormSeries:
             num_points=len(points),
             num_runs=num_runs,
             mean_absolute_error=float(np.abs(fit.predict(inputs) - error).mean()),
-            held_out=cls._held_out(form, points, frontier, loss),
+            held_out=cls.largest_held_out(form, points, frontier, loss),
+            points=tuple(points),
+            refits=tuple(refits),
         )
 
     @staticmethod
-    def _held_out(form: Form, points: Sequence[Point], frontier: Frontier, loss: str) -> HeldOut | None:
+    def largest_held_out(form: Form, points: Sequence[Point], frontier: Frontier, loss: str) -> HeldOut | None:
         """The points of the largest compute, predicted from the others; None where too few would be left."""
         most = max(point.compute for point in points)
         largest = [point for point in points if np.log10(point.compute) > np.log10(most) - SAME_COMPUTE_LOG10]
@@ -173,7 +181,7 @@ def analyse_form(
         raise UserError(f"--frontier {frontier} has no part in {form.text}: it is fitted to all points")
     choose = get_frontier(frontier, num_bins)
     selection.require_points()
-    groups = group_points(selection.points, by)
+    groups, tried = group_points(selection.points, by), group_points(selection.tried, by)
     series: list[FormSeries] = []
     notes: list[str] = []
     for name, points in groups.items():
@@ -190,7 +198,7 @@ def analyse_form(
             f"{each} of {name} is at the end of its range: the points do not determine it"
             for each in form.at_bound(series[-1].fit.theta)
         ]
-        notes += carrying(name, points)
+        notes += carrying(name, points, tried.get(name, ()))
     if not series:
         raise UserError("; ".join(notes))
     kinds = [groups[each.name] for each in series]

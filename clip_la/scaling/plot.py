@@ -47,6 +47,8 @@ READABLE_METRICS = {
     "top5": "top-5 accuracy",
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
+    "image_retrieval_recall@1": "image retrieval recall@1",
+    "text_retrieval_recall@1": "text retrieval recall@1",
     "image_retrieval_recall@5": "image retrieval recall@5",
     "text_retrieval_recall@5": "text retrieval recall@5",
     "mean_average_precision": "mean average precision",
@@ -77,7 +79,7 @@ def marker_areas(points: Sequence[Point]) -> dict[str, float]:
 
 def _legend_label(fit: SeriesFit) -> str:
     """The law in mathtext, the exponent with its interval."""
-    exponent = math.floor(math.log10(fit.law.beta)) if fit.law.beta >= 1e4 else 0
+    exponent = math.floor(math.log10(fit.law.beta)) if fit.law.beta >= 1e3 else 0
     mantissa = fit.law.beta / 10**exponent
     beta = f"{mantissa:.3g}" + (rf" \cdot 10^{{{exponent}}}" if exponent else "")
     bounds = fit.alpha_interval
@@ -140,7 +142,7 @@ def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
         axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
     name = READABLE_METRICS.get(metric, metric.replace("_", " "))
-    axes.set_ylabel(f"{name} $E$" if is_loss(metric) else rf"zero-shot error $E$ = 1 $-$ {name}")
+    axes.set_ylabel(f"{name} $E$" if is_loss(metric) else rf"error $E$ = 1 $-$ {name}")
 
 
 def _compute_axis(axes: "Axes", points: Sequence[Point], selection: Selection) -> None:
@@ -178,7 +180,8 @@ def draw(analysis: Analysis) -> "Figure":
     if 1 < len(areas) <= MAX_SIZES:
         look = {"linestyle": "none", "marker": "o", "color": "#888888"}
         sizes = [Line2D([], [], markersize=math.sqrt(area), label=model, **look) for model, area in areas.items()]
-        axes.legend(handles=sizes, loc="upper right", title="model", labelspacing=0.7)
+        # Beside the axes: inside them it hides points of large models.
+        figure.legend(handles=sizes, loc="outside right upper", title="model", labelspacing=0.7)
     figure.legend(handles=handles, loc="outside lower left", handlelength=3.2)
     return figure
 

@@ -185,6 +185,7 @@ class Selection:
         left_out: records that are not, and why.
         compute_unit: what `Point.compute` counts: "FLOPs", "GMACs", ...
         off_law: measured points whose error of 0 or 1 no law takes; they are among `left_out` too.
+        tried: points at learning rates that are not the best of their place (see `rates`); among `left_out` too.
     """
 
     points: tuple[Point, ...]
@@ -195,6 +196,7 @@ class Selection:
     axis: str = "compute"
     by_choices: tuple[str, ...] = field(default=("attention", "model", "train_data"))
     off_law: tuple[Point, ...] = ()
+    tried: tuple[Point, ...] = ()
 
     @classmethod
     def of(

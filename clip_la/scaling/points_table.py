@@ -12,6 +12,7 @@ from clip_la.atomic import atomic_write
 from clip_la.errors import UserError
 from clip_la.models.flops import TRAINING_FACTOR
 from clip_la.scaling.points import (
+    LeftOut,
     Point,
     ResultRow,
     Selection,
@@ -29,11 +30,12 @@ COLUMNS = (
     *("flops_per_sample", "forward_flops", "training_flops", "gpu_seconds"),
     *("dataset", "metric", "value", "error", "error_low", "error_high", "num_evaluated", "where"),
 )
+IN_ANOTHER_TABLE = "the same run as in an earlier table"
 SAME = ("run", "source", "model", "attention", "seed", "schedule", "samples_seen", "dataset", "metric")
 
 
 def write_points(selections: Iterable[Selection], path: Path) -> int:
-    """Writes the points of some selections, each of one data set and metric, those with an error of 0 or 1 too.
+    """Writes the points of some selections, each of one data set and metric, those that were not fitted too.
 
     Returns how many rows.
     """
@@ -42,7 +44,7 @@ def write_points(selections: Iterable[Selection], path: Path) -> int:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for selection in selections:
-            for point in (*selection.points, *selection.off_law):
+            for point in (*selection.points, *selection.off_law, *selection.tried):
                 forward = point.flops_per_sample * point.samples_seen
                 row = {
                     **{name: getattr(point, name) for name in COLUMNS if hasattr(point, name)},
@@ -98,9 +100,11 @@ def table_points(
 ) -> Selection:
     """The points of tables, of one data set and one metric.
 
+    A run that several tables hold with one value counts once; the later row is left out with the reason.
+
     Raises:
-        UserError: absent or foreign files, several data sets or metrics and none chosen, a run twice, a number that is
-            none (with its line), no point that enters.
+        UserError: absent or foreign files, several data sets or metrics and none chosen, a run twice in a table or with
+            two values, a number that is none (with its line), no point that enters.
     """
     rows = apply_filters([row for path in paths for row in read_table(path)], filters or {})
     if len(targets) > 1:
@@ -108,16 +112,26 @@ def table_points(
     target = pick_one(rows, "dataset", "target", targets[0] if targets else None)
     rows = [row for row in rows if row.fields["dataset"] == target]
     metric = pick_one(rows, "metric", "metric", metric)
-    seen: dict[tuple[Any, ...], str] = {}
-    points = []
+    seen: dict[tuple[Any, ...], ResultRow] = {}
+    points: list[Point] = []
+    left_out: list[LeftOut] = []
     for row in (row for row in rows if row.fields["metric"] == metric):
         fields, where = row.fields, row.where
         key = tuple(fields.get(name) for name in SAME)
-        if key in seen:
-            raise UserError(
-                f"{where}: the same run, samples, data set and metric as in {seen[key]}; a point counts once"
-            )
-        seen[key] = where
+        first = seen.setdefault(key, row)
+        if first is not row:
+            # Two sweeps' tables may both hold a run; a table that holds one twice was put together wrongly.
+            if fields["value"] != first.fields["value"]:
+                raise UserError(
+                    f"{where}: the same run, samples, data set and metric as in {first.where} with another value "
+                    f"({fields['value']}, not {first.fields['value']}): keep one of them"
+                )
+            if where.rpartition(":")[0] == first.where.rpartition(":")[0]:
+                raise UserError(
+                    f"{where}: the same run, samples, data set and metric as in {first.where}; a point counts once"
+                )
+            left_out.append(LeftOut(where, fields.get("source") or fields["run"], IN_ANOTHER_TABLE))
+            continue
         for name in REQUIRED:
             if not fields[name]:
                 raise UserError(f"{where}: '{name}' is empty")
@@ -129,4 +143,4 @@ def table_points(
         bounds = row.bound("error_low"), row.bound("error_high")
         source = fields.get("source") or fields["run"]
         points.append(Point.of(row, run=fields["run"], source=source, error=error, bounds=bounds))
-    return Selection.of(points, (), target=target, metric=metric, by_choices=BY).along(axis)
+    return Selection.of(points, left_out, target=target, metric=metric, by_choices=BY).along(axis)

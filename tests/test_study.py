@@ -1,0 +1,121 @@
+"""`python scripts/study.py`: everything that the study shows, from its tables; wrong tables give one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+TABLE = REPO / "results" / "study" / "scenes.csv"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """The script as a module; its sibling is found as where it is run."""
+    monkeypatch.syspath_prepend(str(REPO / "scripts"))
+    import study
+
+    yield study
+    for name in ("study", "plot_attention"):
+        sys.modules.pop(name, None)
+
+
+def some_rows(path: Path, keep) -> None:
+    """The study's rows that `keep` wants, as a table."""
+    header, *rows = TABLE.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join([header, *filter(keep, rows)]), encoding="utf-8")
+
+
+def test_pages_show_the_tables_as_they_are(study, monkeypatch) -> None:
+    """Without the laws, whose last digits hang on the machine."""
+    monkeypatch.chdir(TABLE.parent)
+    tables = study.find_tables()
+    assert Path("scenes.csv") in tables
+    assert Path("attention_scenes.csv") not in tables
+    for metric in ("image_retrieval_recall@1", "contrastive_loss"):
+        part = study.Part.of(tables, "scenes-unseen", metric)
+        # `python scripts/study.py` writes both.
+        for page in ("README.md", "tables.md"):
+            assert part.means() in Path(page).read_text(encoding="utf-8")
+        assert part.differences() in Path("tables.md").read_text(encoding="utf-8")
+        for suffix in (".png", ".svg", ".html"):
+            assert Path(part.stem + suffix).stat().st_size > 10_000
+
+
+def test_one_call_makes_everything(study, tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    some_rows(tmp_path / "a.csv", lambda row: "contrastive_loss" in row and (",softmax," in row or ",rala," in row))
+    # The same runs in a second table count once.
+    some_rows(tmp_path / "b.csv", lambda row: "contrastive_loss" in row and ",softmax," in row)
+    (tmp_path / "README.md").write_text(f"before\n{study.BEGIN}\nold\n{study.END}\nafter\n")
+    assert study.main(["--folder", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith(f"before\n{study.BEGIN}\n\n### scenes-unseen, contrastive_loss\n")
+    assert readme.endswith(f"\n\n{study.END}\nafter\n")
+    assert "old" not in readme
+    # The loss of rala at vit_s16 from the table, and the power law's prediction of it as `clip-la scaling fit` has it.
+    assert "| vit_s16  | 409,600 | 0.362" in readme
+    assert "0.0683 (1)" in printed
+    assert "0.0447 (-35 %)" in printed
+    assert (
+        "20 points entered, 11 left out\n  11 x the same run as in an earlier table"
+        in (tmp_path / "tables.md").read_text()
+    )
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {"scenes_unseen_loss.png", "scenes_unseen_loss.svg", "scenes_unseen_loss.html", "tables.md"} <= set(written)
+    assert study.main(["--folder", str(tmp_path)]) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
+
+
+def test_too_few_points_and_one_kind_have_tables_without_laws(study, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    some_rows(tmp_path / "few.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",40960," in row)
+    (page,) = study.make(files=False).values()
+    assert "| vit_w256 |  40,960 |  2.252 |" in page
+    assert "one attention alone, rala: nothing to compare it with" in page
+    some_rows(
+        tmp_path / "few.csv", lambda row: "vit_w64,rala," in row and "contrastive_loss" in row and ",40960," in row
+    )
+    (page,) = study.make(files=False).values()
+    assert "No laws: no fit for rala: 1 point, a fit needs at least 3." in page
+
+
+def test_a_prediction_is_compared_with_what_was_measured(study, tmp_path, monkeypatch, capsys) -> None:
+    from clip_la.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row and "vit_s16" not in row)
+    given = ["--metric", "contrastive_loss", "--model", "vit_s16", "--samples", "409600", "--context-length", "64"]
+    assert main(["scaling", "predict", "scenes.csv", "--format", "points", *given, "--out", "prediction.json"]) == 0
+    capsys.readouterr()
+    some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row)
+    page = study.make(files=False)[Path("tables.md")]
+    assert "### Predicted before it was measured" in page
+    rows = [line.split() for line in page.partition("Predicted before it was measured")[2].splitlines()]
+    # As measured and off by as much as when it was held out; linear_mean was not measured there.
+    rala = next(row for row in rows if row[1:2] == ["rala"])
+    assert (rala[3], rala[5]) == ("vit_s16", "409,600")
+    assert " ".join(rala[-10:]) == "| 0.06826 | 1 | -34.5 % | yes |"
+    assert "not yet" in " ".join(next(row for row in rows if row[1:2] == ["linear_mean"]))
+    some_rows(Path("scenes.csv"), lambda row: "image_retrieval_recall@1" in row)
+    assert study.main(["--folder", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "study: error: prediction.json: no table has contrastive_loss on scenes-unseen\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("README.md", "no tables", "no table of points (CSV with the columns run, model, attention"),
+        ("a.csv", "a,b\n1,2\n", "no table of points"),
+    ],
+)
+def test_wrong_folders_give_one_line(study, tmp_path, capsys, name, text, says) -> None:
+    (tmp_path / name).write_text(text)
+    assert study.main(["--folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert study.main(["--folder", str(tmp_path / "absent")]) == 2
+    with pytest.raises(study.UserError, match="lacks the markers"):
+        study.with_part("no markers", "x", Path("README.md"))

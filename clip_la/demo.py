@@ -98,6 +98,8 @@ class Series:
             "model.attention": self.attention,
             "data.shards": shards,
             "seed": seed,
+            # On a GPU too: each of the many small runs would compile for as long as it trains.
+            "model.compile": False,
             "model.warmup_samples": min(WARMUP_SAMPLES, leaving[0]),
             **RECIPE,
         }

@@ -125,9 +125,15 @@ def run(argv: Sequence[str]) -> "Run":
     """Trains what a command line says, from where it stands; returns the Run. Raises UserError as `train` does."""
     options = parse(argv)
     check(options)
-    from clip_la.train.hardware import quiet_lightning
+    from clip_la.train.compiled import decided
+    from clip_la.train.hardware import note, quiet_lightning, trainer_hardware
     from clip_la.train.run import train_run
 
+    accelerator = trainer_hardware(options)["accelerator"]
+    model = decided(options.model, accelerator)
+    if accelerator == "gpu" and options.model.compile == "auto" and not model.compile:
+        note("without Triton, or on a GPU of before 2017, nothing is compiled: small models train far slower so")
+    options = dataclasses.replace(options, model=model)
     with quiet_lightning():
         task, data = make_task_and_data(options)
     return train_run(task, data, options, train_data=options.data.train_data, config_text=config_text(options))

@@ -76,6 +76,8 @@ def shared(shards):
 def uninterrupted(shared, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert train(out, shared) == 0
+    # Decided for this hardware, and kept by a run that goes on elsewhere.
+    assert RunFolder(out).read_config()["model"]["compile"] is False
     return out
 
 

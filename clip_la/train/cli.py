@@ -19,7 +19,7 @@ from clip_la.runs import RunFolder
 from clip_la.train.lock import LOCK
 from clip_la.train.optim import schedule_of
 from clip_la.train.options import TrainOptions
-from clip_la.train.parser import STOPPED_EXIT_CODE, OneLineParser
+from clip_la.train.parser import OneLineParser
 
 if TYPE_CHECKING:
     from clip_la.data.datamodule import ShardDataModule
@@ -140,11 +140,15 @@ def run(argv: Sequence[str]) -> "Run":
 
 
 def main(argv: list[str]) -> int:
-    """Runs `clip-la train` with `argv` (without program and verb); returns 0, or 130 where the run was stopped.
+    """Runs `clip-la train` with `argv` (without program and verb); returns 0, or 130 where Ctrl-C has stopped the run.
 
-    The last line says what was written and where, and how to go on. Raises UserError. Can be called many times in one
-    process.
+    Raises UserError. Can be called many times in one process.
     """
+    return run_and_say(argv).exit_code
+
+
+def run_and_say(argv: Sequence[str]) -> "Run":
+    """As `run`; a last line on stdout says what was written and where, and how to go on."""
     done = run(argv)
     from clip_la.train.hardware import is_first_process
 
@@ -156,7 +160,7 @@ def main(argv: list[str]) -> int:
         text = f"stopped at {done.samples_seen:,} of {done.budget_samples:,} samples; {where}; {resume}"
     if is_first_process():
         print(text)
-    return 0 if done.is_finished else STOPPED_EXIT_CODE
+    return done
 
 
 def train(**options: Any) -> "Run":

@@ -15,6 +15,7 @@ from clip_la.data.shards.remote import is_remote
 from clip_la.data.shards.sources import check_weights, expand_urls
 from clip_la.data.text.captions import Captions
 from clip_la.models.registry import model_spec
+from clip_la.options import respelt
 from clip_la.runs import RunFolder
 from clip_la.train.lock import LOCK
 from clip_la.train.optim import schedule_of
@@ -52,7 +53,8 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
     A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top. Who parses many
     command lines hands in one `make_parser()` for all.
     """
-    rest, words = list(argv), []
+    parser = parser or make_parser()
+    rest, words = respelt(argv, parser), []
     while rest:
         word = rest.pop(0)
         if word == RESUME:
@@ -68,7 +70,6 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
     own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
     configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
-    parser = parser or make_parser()
     options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
     values = vars(parser.instantiate(options))
     del values["config"]

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from clip_la import __version__, launched, plugins
 from clip_la.errors import EXIT_CODE, UserError, printable, unknown
+from clip_la.options import respelt
 
 VERBS = {
     "demo": "the whole chain on real pairs: corpus, training, zero-shot, scaling plot; minutes on a CPU",
@@ -40,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (see `{self.prog} --help`)")
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        known, extra = self.parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        known, extra = self.parse_known_args(respelt(words, self), namespace)
         if extra:
             options = [o for action in self._actions for o in action.option_strings]
             raise unknown(

@@ -64,10 +64,10 @@ class Step:
 
     def train(self) -> None:
         """Runs the step from where it stands; raises KeyboardInterrupt where the user stopped it."""
-        from clip_la.train.cli import main
+        from clip_la.train.cli import run_and_say
 
         arguments = [f"--{key}={value}" for key, value in self.options.items()]
-        if main([*arguments, f"--out={self.folder}", "--resume"]):
+        if not run_and_say([*arguments, f"--out={self.folder}", "--resume"]).is_finished:
             raise KeyboardInterrupt
 
 
@@ -98,6 +98,8 @@ class Series:
             "model.attention": self.attention,
             "data.shards": shards,
             "seed": seed,
+            # On a GPU too: each of the many small runs would compile for as long as it trains.
+            "model.compile": False,
             "model.warmup_samples": min(WARMUP_SAMPLES, leaving[0]),
             **RECIPE,
         }

@@ -21,7 +21,7 @@ import os
 import textwrap
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
@@ -101,6 +101,22 @@ def _value_type(hint: Any) -> tuple[type, bool]:
     if typing.get_origin(hint) in (tuple, list):
         return typing.get_args(hint)[0], True
     return hint, False
+
+
+def respelt(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """A command line with each option's name as the parser has it: `--batch_size` and `--batch-size` are one option.
+
+    Commands have dashes in their options, but training, whose options are names of YAML files too, has underscores;
+    nobody should have to remember which.
+    """
+    known = {name.replace("_", "-"): name for action in parser._actions for name in action.option_strings}
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            word = known.get(name.replace("_", "-"), name) + equals + value
+        found.append(word)
+    return found
 
 
 def split_values(values: Mapping[str, Any], who: str, *classes: type) -> list[dict[str, Any]]:

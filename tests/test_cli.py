@@ -1,13 +1,16 @@
 """The command line as a whole: every verb is there, says what it does, answers wrong input with one line and code 2."""
 
+import argparse
 import errno
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clip_la import __version__, cli
 from clip_la.errors import UserError
@@ -83,6 +86,43 @@ def test_help_of_every_page(page: tuple[str, ...], capsys) -> None:
     assert " ".join(page) in text
     # Time is counted in samples seen, everywhere.
     assert "epoch" not in text.lower()
+
+
+class Parsed(Exception):
+    """Instead of parsing: the words that a parser would have parsed."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=" ".join)
+def test_options_are_known_with_dashes_and_underscores(page: tuple[str, ...], monkeypatch) -> None:
+    parsers = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda parser, *_: parsers.append(parser))
+    assert run([*page, "--help"]) == 0
+
+    def stop(parser, args=None, namespace=None, **_):
+        raise Parsed(args)
+
+    for parser in parsers:  # none where the help is a list of further commands
+        base = type(parser).__mro__[1]
+        monkeypatch.setattr(base, "parse_args", stop)
+        monkeypatch.setattr(base, "parse_known_args", stop)
+        # Of the others there is one spelling.
+        options = [name for action in parser._actions for name in action.option_strings if set("-_") & set(name[2:])]
+        for name in options:
+            for spelt in (name.replace("_", "-"), "--" + name[2:].replace("-", "_")):
+                with pytest.raises(Parsed) as parsed:
+                    parser.parse_args([f"{spelt}=a_b-c", spelt])
+                assert parsed.value.args == ([f"{name}=a_b-c", name],)
+
+
+def test_values_keep_their_dashes_and_underscores(capsys) -> None:
+    assert run(["models", "--image_size=64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["image_size"] == 64
+    options = ["--budget-samples", "8", "--data.batch-size=4", "--model.name", "a-b_c", "--data.shards=--d-e_f"]
+    with pytest.raises(SystemExit):
+        cli.run(["train", "--out", "g-h_i", *options, "--print-config"])
+    given = yaml.safe_load(capsys.readouterr().out)
+    assert (given["budget_samples"], given["data"]["batch_size"]) == (8, 4)
+    assert (given["out"], given["model"]["name"], given["data"]["shards"]) == ("g-h_i", "a-b_c", "--d-e_f")
 
 
 @pytest.mark.parametrize(

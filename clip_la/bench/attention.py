@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_la.bench.providers import note
+from clip_la.bench.table import note
 from clip_la.bench.timing import peak_mib, quantiles
 from clip_la.errors import UserError
 from clip_la.models.clip import model_from_spec
@@ -101,6 +101,7 @@ def measure(
         about = (spec.image_size, batch, compiled, str(dtype).removeprefix("torch."))
         tower = model_from_spec(spec, seed=0).image.to(device)
         if compiled:
+            note(f"compiling {spec.image_attention} at {tokens} tokens")
             # A fresh compiler a tower: it gives up after some recompilations of one function.
             torch.compiler.reset()
             configure_compiler("block")

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clip_la.bench.kernels import BOTH, FORWARD
-from clip_la.bench.providers import note, version
+from clip_la.bench.providers import version
+from clip_la.bench.table import note
 from clip_la.bench.timing import peak_mib, quantiles
 from clip_la.errors import UserError
 
@@ -93,6 +94,7 @@ def inputs(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 
 def check(dtype: torch.dtype, device: torch.device) -> None:
     """Raises UserError unless our losses and gradients on one rank are those of the plain ones in float32."""
+    note(f"checking the losses in {str(dtype).removeprefix('torch.')} against the plain ones")
     leaves = inputs((1000, 1000, 256), dtype, device)
     exact_leaves = [t.detach().float().requires_grad_() for t in leaves]
     exact_leaves[2:4] = exact_leaves[:2]

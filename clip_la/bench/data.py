@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from clip_la.bench.loader import measure_device, measure_loader, text_lines
+from clip_la.bench.table import note
 from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.shards.reader import read_samples
@@ -22,7 +23,7 @@ from clip_la.data.stream.order import Streams, sample_uniforms
 from clip_la.data.stream.samples import DecodedSample, Limits, SampleDecoder, image_bytes
 from clip_la.data.text.captions import Captions
 from clip_la.data.text.tokenizer import CaptionEncoder
-from clip_la.errors import UserError
+from clip_la.errors import UserError, counted
 
 STAGES = ("read", "decode", "transform", "tokenize", "collate")
 LEFT_ON_CPU = {"cpu": 0.0}
@@ -122,18 +123,18 @@ def bench_data(
         (what `measure_device` gives, for a GPU), and what machine it was.
     """
     augmentation = Augmentation(image_size, min_crop_area)
+    note(f"timing the stages on one core, with {num_samples} pairs")
     stages = measure_stages(urls, augmentation, num_samples)
     theirs = stages.pop("open_clip")
     ours = stages["decode"] + stages["transform"]
     # Processes are forked for the first loader after single-core work, before anything touches the GPU.
-    loaders = [
-        {"decode": name, "workers": count}
-        | measure_loader(
+    loaders = []
+    for count, (name, share) in itertools.product(workers, decode.items()):
+        note(f"timing the loader for {seconds:g} s: {counted(count, 'worker')}, decoding {name}")
+        figures = measure_loader(
             urls, augmentation, workers=count, batch_size=batch_size, device=device, share=share, seconds=seconds
         )
-        for count in workers
-        for name, share in decode.items()
-    ]
+        loaders.append({"decode": name, "workers": count, **figures})
     on_device = measure_device(urls, augmentation, batch_size=batch_size, device=device) if device != "cpu" else {}
     return {
         "stages_us": stages,

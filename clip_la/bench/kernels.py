@@ -16,6 +16,7 @@ from clip_la_kernels.ops.linear_attention import configs
 
 from clip_la.bench import providers
 from clip_la.bench.providers import Shape
+from clip_la.bench.table import note
 from clip_la.bench.timing import EAGER, GRAPH, peak_mib, quantiles
 from clip_la.errors import UserError
 
@@ -74,6 +75,7 @@ GATE_TOKENS = 4200
 def check(provider: providers.Provider, shape: Shape, dtype: torch.dtype) -> None:
     """Raises UserError unless our provider agrees with the reference in float32 on a slice of the batch and of the
     heads, computed in the structure that the whole shape takes; output and gradients."""
+    note(f"checking {provider.name} at {shape}")
     small = dataclasses.replace(shape, batch=1, heads=min(shape.heads, 2))
     case = provider.prepare(small, dtype)
     # The plan of the whole shape, forced on the small one: splits of heads, whole heads, and TMA.
@@ -121,6 +123,6 @@ def rows(
         # A peer that fails at a shape is left out there, whatever it raises; ours failed at the gate already if it is
         # wrong.
         except Exception as error:
-            providers.note(f"{provider.name} at {shape}: {' '.join(str(error).split())[:160]}")
+            note(f"{provider.name} at {shape}: {' '.join(str(error).split())[:160]}")
         gc.collect()
         torch.cuda.empty_cache()

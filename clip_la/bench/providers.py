@@ -8,7 +8,6 @@ the feature map applied beforehand for those that have none.
 
 import importlib.metadata
 import importlib.util
-import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -101,11 +100,6 @@ class Provider:
             options = {"denominator": self.denominator, **self.options}
             out = linear_attention_reference(q, k, v, causal=shape.causal, **options)
         return out.detach(), *torch.autograd.grad(out, exact, case.grad.float())
-
-
-def note(text: str) -> None:
-    """A line for the person who waits."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def version(package: str) -> str:

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from clip_la.atomic import atomic_write
+from clip_la.distributed import rank
 
 R = TypeVar("R")
+
+
+def note(text: str) -> None:
+    """A line on stderr, of the first process: what is going on, where a row takes long, and what was left out."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def write_table(path: Path, rows: Sequence[Any]) -> None:

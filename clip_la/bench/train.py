@@ -11,13 +11,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from clip_la.bench.table import note
 from clip_la.bench.train_steps import (
     PEER,
     OurStep,
@@ -66,6 +67,11 @@ class StepRow:
     device: str
     torch: str
 
+    @property
+    def case(self) -> StepCase:
+        """What was timed."""
+        return StepCase(**{field.name: getattr(self, field.name) for field in fields(StepCase)})
+
 
 class Timing(NamedTuple):
     """Milliseconds a step of each round; seconds until every kind of batch had been met; bytes; the last loss."""
@@ -102,9 +108,12 @@ def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps
             torch.cuda.synchronize(device)
         return time.perf_counter() - begun, loss
 
+    # Of the peer the whole model is compiled, for a minute or more.
+    note(f"{case}: {'starting' if case.provider == 'eager' else 'compiling'}")
     many(len(batches))
     start_s = time.perf_counter() - start
     many((WARM_UP_ROUNDS - 1) * len(batches))
+    note(f"{case}: started after {start_s:.0f} s; timing {rounds} rounds of {steps} steps")
     measured = [many(steps) for _ in range(rounds)]
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
     return Timing([1e3 * seconds / steps for seconds, _ in measured], start_s, peak, measured[-1][1].item())

@@ -44,6 +44,14 @@ class StepCase:
         """The architecture; raises UserError for an unknown model or attention."""
         return model_spec(self.model, attention=self.attention, image_size=self.image_size)
 
+    def __str__(self) -> str:
+        gpus = f" x {world_size()}" if world_size() > 1 else ""
+        what = f"{self.model} {self.image_size} px, text {self.text}, b{self.batch_size}{gpus}"
+        if self.provider == PEER:
+            return f"{what}: {PEER}"
+        parts = f", {self.micro_batches} parts" if self.micro_batches > 1 else ""
+        return f"{what}: {self.attention}, {self.provider}, groups {self.text_groups}{parts}"
+
 
 def caption_lengths(text: str, count: int, context_length: int, seed: int) -> Tensor:
     """Tokens of `count` captions: "full" (all as long as can be), "laion", or all of one length given as a number."""

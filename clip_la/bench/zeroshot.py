@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from clip_la.bench.memory import MemoryWatch
+from clip_la.bench.table import note
 from clip_la.errors import unknown
 
 # The commonest size of ImageNet's images, and about their bytes a file.
@@ -208,6 +209,7 @@ def _phases(
     with watch.phase("make_pictures_s"):
         # One class of ImageNet-1K is missing from fall11.
         wnids = [key for key in small.ids if key in large.index]
+        note(f"making {sizes[0]:,} images")
         images = compared = make_folder(folder / "large", wnids, sizes[0], workers)
         if sizes[0] != sizes[1]:
             compared = make_folder(folder / "compare", wnids, sizes[1], workers)
@@ -218,8 +220,10 @@ def _phases(
     yield "setup", {**watch.seconds, **MemoryWatch().figures(), "versions": versions()}
     cache = ClassifierCache(folder / "cache")
     for phase in ("large_first", "large_from_cache"):
+        note(f"timing {phase}: {len(large):,} classes, then {sizes[0]:,} images")
         data = open_dataset(str(images), classes=large)
         yield phase, measure_ours(eval_model, data, templates, cache, **settings)[0]
+    note(f"timing small_ours, then CLIP_benchmark's loop: {len(small):,} classes, then {sizes[1]:,} images, each")
     data = open_dataset(str(compared), classes=small)
     ours, predictions = measure_ours(eval_model, data, templates, None, **settings)
     yield "small_ours", ours

@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int | None:
     args = _parser().parse_args(argv)
     _check(args)
     device, dtype = hardware(args, "train")
+    args.modes = args.modes or ["eager" if device.type == "cpu" else "graphs"]
     if any(mode.endswith("graphs") for mode in args.modes) and device.type == "cpu":
         raise UserError("bench train: --modes graphs needs a GPU; leave it out")
 
@@ -82,7 +83,12 @@ def _parser() -> Parser:
         default=["full"],
         help="caption lengths: full, laion (as on the web), or tokens as a number",
     )
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["block"], help="what is compiled together")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        help="what is compiled together (default: as in a run, graphs on a GPU, eager on a CPU)",
+    )
     parser.add_argument("--text-groups", nargs="+", type=int, default=[1], help="groups of captions by length")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of each GPU")
     parser.add_argument("--micro-batches", type=int, default=1, help="parts our batches are worked out in (default 1)")
@@ -113,14 +119,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _said(row: "StepRow") -> str:
-    what = f"{row.model} {row.image_size} px, text {row.text}, b{row.batch_size}"
-    what += f" x {row.gpus}" if row.gpus > 1 else ""
-    who = row.provider if row.provider == "open_clip" else f"{row.attention}, {row.provider}, groups {row.text_groups}"
-    who += f", {row.micro_batches} parts" if row.provider != "open_clip" and row.micro_batches > 1 else ""
     if row.pairs_per_s is None:
-        return f"{what}: {who}: out of memory"
+        return f"{row.case}: out of memory"
     parts = [f"{row.pairs_per_s:,.0f} pairs/s", f"{row.step_ms:.1f} ms"]
     parts += [f"{row.ratio_to_open_clip:.2f} x open_clip"] if row.ratio_to_open_clip else []
     parts += [f"MFU {row.mfu:.1%}"] if row.mfu else []
     parts += [f"{row.peak_gib:.1f} GiB"] if row.peak_gib else []
-    return f"{what}: {who}: " + ", ".join([*parts, f"start {row.start_s:.1f} s"])
+    return f"{row.case}: " + ", ".join([*parts, f"start {row.start_s:.1f} s"])

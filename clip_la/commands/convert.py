@@ -4,7 +4,7 @@ from clip_la.errors import EXIT_CODE
 
 
 def main(argv: list[str]) -> int:
-    """Runs `clip-la convert`; returns 0, or 130 where it was stopped. Raises UserError."""
+    """Runs `clip-la convert`; returns 0, or 130 where Ctrl-C has stopped it. Raises UserError."""
     from clip_la.convert import cli
 
     if not argv or "--help" in argv or "-h" in argv:

@@ -18,7 +18,7 @@ def parser() -> Parser:
     made.add_argument("file", type=Path, metavar="FILE", help="sweep file; see configs/sweep")
     made.add_argument("--out", type=Path, required=True, help="folder of the runs, the table, the status and the logs")
     made.add_argument("--gpus", metavar="N[,N]", help="GPUs to train on (default: all that are visible; none: the CPU)")
-    made.add_argument("--per_gpu", type=int, default=1, metavar="N", help="runs at a time on each GPU (default 1)")
+    made.add_argument("--per-gpu", type=int, default=1, metavar="N", help="runs at a time on each GPU (default 1)")
     made.add_argument("--launcher", default="local", help="local (default): GPUs of this machine; slurm: jobs")
     made.add_argument(
         "--slurm",

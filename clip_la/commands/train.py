@@ -4,7 +4,7 @@ from clip_la.errors import EXIT_CODE
 
 
 def main(argv: list[str]) -> int:
-    """Runs `clip-la train OPTIONS`; returns 0, or 130 where the run was stopped. Raises UserError."""
+    """Runs `clip-la train OPTIONS`; returns 0, or 130 where Ctrl-C has stopped the run. Raises UserError."""
     from clip_la.train import cli
 
     if not argv or "--help" in argv or "-h" in argv:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from clip_la.convert.options import ConvertOptions
 from clip_la.data.options import StreamOptions
-from clip_la.train.parser import STOPPED_EXIT_CODE, OneLineParser
+from clip_la.train.parser import OneLineParser
 
 USAGE = """\
 clip-la convert RUN_OR_OPENCLIP --attention PLAN --data SHARDS --out OUT [--OPTION VALUE ...]
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[str, ConvertOptions]:
 
 
 def main(argv: list[str]) -> int:
-    """Runs `clip-la convert` with `argv` (without program and verb); returns 0, or 130 where it was stopped.
+    """Runs `clip-la convert` with `argv` (without program and verb); returns 0, or 130 where Ctrl-C has stopped it.
 
     Raises UserError.
     """
@@ -62,4 +62,4 @@ def main(argv: list[str]) -> int:
         folders = " ".join(shlex.quote(str(run.folder)) for run in runs)
         how = "wrote" if runs[-1].is_finished else "stopped, the same command goes on; in"
         print(f"{how} {folders}")
-    return 0 if runs[-1].is_finished else STOPPED_EXIT_CODE
+    return runs[-1].exit_code

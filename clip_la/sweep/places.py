@@ -46,7 +46,7 @@ def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
         UserError: fewer than one run at a time, or a GPU named twice.
     """
     if per_gpu < 1:
-        raise UserError(f"--per_gpu must be at least 1, not {per_gpu}")
+        raise UserError(f"--per-gpu must be at least 1, not {per_gpu}")
     if len(set(gpus)) != len(gpus):
         raise UserError(f"--gpus names a GPU twice: {','.join(gpus)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

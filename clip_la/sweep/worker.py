@@ -25,12 +25,12 @@ def train_one(arguments: Sequence[str]) -> dict[str, Any]:
     """Trains one run; says how it ended: {"error": one line or None, "seconds": wall time}."""
     import torch
 
-    from clip_la.train.cli import main
+    from clip_la.train.cli import run_and_say
 
     started = time.monotonic()
     error: str | None = None
     try:
-        if main(arguments):
+        if not run_and_say(arguments).is_finished:
             error = "stopped"
     except UserError as wrong:
         error = " ".join(str(wrong).split())

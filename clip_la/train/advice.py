@@ -81,7 +81,7 @@ class Advice(Callback):
                 trainer,
                 "lengths",
                 "captions of new lengths make the step compile anew in each window; lower --model.text_groups, which "
-                "multiplies the lengths, or leave out --model.compile",
+                "multiplies the lengths, or give --model.compile false",
             )
         self._row, self._is_first_window = row, False
 

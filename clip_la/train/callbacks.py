@@ -32,15 +32,19 @@ class StopOnSignal(Callback):
 
     Several processes stop at the end of a logging window, where they meet anyway: `MetricsLogger` looks at
     `requested` there.
+
+    Attributes:
+        signal: that this process was asked by, the first if there were several; None for no request.
     """
 
     def __init__(self) -> None:
         self._requested_at_s: float | None = None
+        self.signal: int | None = None
 
     @property
     def requested(self) -> bool:
         """Whether this process has been asked to stop."""
-        return self._requested_at_s is not None
+        return self.signal is not None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -67,7 +71,7 @@ class StopOnSignal(Callback):
     def _request(self, number: int, frame: Any) -> None:
         now_s = time.monotonic()
         if self._requested_at_s is None:
-            self._requested_at_s = now_s
+            self._requested_at_s, self.signal = now_s, number
             if is_first_process():
                 # Not through sys.stderr, whose lock the interrupted code may hold.
                 os.write(STDERR_FILENO, b"\nstopping after the running step; once more ends at once\n")

@@ -15,11 +15,12 @@ from clip_la.data.shards.remote import is_remote
 from clip_la.data.shards.sources import check_weights, expand_urls
 from clip_la.data.text.captions import Captions
 from clip_la.models.registry import model_spec
+from clip_la.options import respelt
 from clip_la.runs import RunFolder
 from clip_la.train.lock import LOCK
 from clip_la.train.optim import schedule_of
 from clip_la.train.options import TrainOptions
-from clip_la.train.parser import STOPPED_EXIT_CODE, OneLineParser
+from clip_la.train.parser import OneLineParser
 
 if TYPE_CHECKING:
     from clip_la.data.datamodule import ShardDataModule
@@ -52,7 +53,8 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
     A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top. Who parses many
     command lines hands in one `make_parser()` for all.
     """
-    rest, words = list(argv), []
+    parser = parser or make_parser()
+    rest, words = respelt(argv, parser), []
     while rest:
         word = rest.pop(0)
         if word == RESUME:
@@ -68,7 +70,6 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
     own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
     configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
-    parser = parser or make_parser()
     options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
     values = vars(parser.instantiate(options))
     del values["config"]
@@ -125,20 +126,30 @@ def run(argv: Sequence[str]) -> "Run":
     """Trains what a command line says, from where it stands; returns the Run. Raises UserError as `train` does."""
     options = parse(argv)
     check(options)
-    from clip_la.train.hardware import quiet_lightning
+    from clip_la.train.compiled import decided
+    from clip_la.train.hardware import note, quiet_lightning, trainer_hardware
     from clip_la.train.run import train_run
 
+    accelerator = trainer_hardware(options)["accelerator"]
+    model = decided(options.model, accelerator)
+    if accelerator == "gpu" and options.model.compile == "auto" and not model.compile:
+        note("without Triton, or on a GPU of before 2017, nothing is compiled: small models train far slower so")
+    options = dataclasses.replace(options, model=model)
     with quiet_lightning():
         task, data = make_task_and_data(options)
     return train_run(task, data, options, train_data=options.data.train_data, config_text=config_text(options))
 
 
 def main(argv: list[str]) -> int:
-    """Runs `clip-la train` with `argv` (without program and verb); returns 0, or 130 where the run was stopped.
+    """Runs `clip-la train` with `argv` (without program and verb); returns 0, or 130 where Ctrl-C has stopped the run.
 
-    The last line says what was written and where, and how to go on. Raises UserError. Can be called many times in one
-    process.
+    Raises UserError. Can be called many times in one process.
     """
+    return run_and_say(argv).exit_code
+
+
+def run_and_say(argv: Sequence[str]) -> "Run":
+    """As `run`; a last line on stdout says what was written and where, and how to go on."""
     done = run(argv)
     from clip_la.train.hardware import is_first_process
 
@@ -150,7 +161,7 @@ def main(argv: list[str]) -> int:
         text = f"stopped at {done.samples_seen:,} of {done.budget_samples:,} samples; {where}; {resume}"
     if is_first_process():
         print(text)
-    return 0 if done.is_finished else STOPPED_EXIT_CODE
+    return done
 
 
 def train(**options: Any) -> "Run":

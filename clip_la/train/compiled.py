@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,27 @@ import torch._functorch.config
 
 from clip_la.data.corpora.debian import cache_folder
 from clip_la.models.clip import CLIP
-from clip_la.train.options import Unit
+from clip_la.train.options import ModelOptions, Unit
 
 # Graphs a function may have: two towers, two kinds of block, each length of a caption, with and without gradients.
 MAX_GRAPHS = 64
 HASH_DIGITS = 16
+# Volta: the oldest that Triton compiles for.
+LEAST_CAPABILITY = (7, 0)
+
+
+def decided(options: ModelOptions, accelerator: str) -> ModelOptions:
+    """The options with `compile` true or false in place of auto, on an accelerator that is gpu or cpu.
+
+    A run decides once and writes it down: resumed where Triton is missing, or on other hardware, it would otherwise go
+    on by other arithmetic without a word.
+    """
+    if options.compile != "auto":
+        return options
+    # For a GPU the compiler writes Triton; on a CPU it takes minutes, and gains little.
+    has_triton = importlib.util.find_spec("triton") is not None
+    works = accelerator == "gpu" and has_triton and torch.cuda.get_device_capability() >= LEAST_CAPABILITY
+    return replace(options, compile=works)
 
 
 def compile_model(model: CLIP, unit: Unit = "block", **options: Any) -> None:

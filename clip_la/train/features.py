@@ -21,12 +21,13 @@ class BatchEncoder:
 
     Args:
         model: in whose place compiled towers are put.
-        options: how a step is computed.
+        options: how a step is computed. What is compiled depends on the hardware, of which an encoder knows nothing:
+            `auto` compiles nothing here, and a run decides before (`decided`).
     """
 
     def __init__(self, model: CLIP, options: StepOptions) -> None:
         self._model, self._options = model, options
-        self._is_compiled = options.compile or bool(options.cuda_graphs)
+        self._is_compiled = options.compile is True or bool(options.cuda_graphs)
         graphs = self._is_compiled and not options.grad_checkpointing and options.cuda_graphs is not False
         self._graphed = {"image": GraphedTower(model.image), "text": GraphedTower(model.text)} if graphs else {}
         self._shapes_met: set[tuple[int, int]] = set()
@@ -35,10 +36,9 @@ class BatchEncoder:
             compile_model(model, options.compile_unit)
             self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
 
-    @property
-    def has_graphs(self) -> bool:
-        """Whether towers are recorded as CUDA graphs, where batches are on a GPU."""
-        return bool(self._graphed)
+    def leave_out_graphs(self) -> None:
+        """Compiles alone, for weights that do not stay where they are."""
+        self._graphed.clear()
 
     def release(self) -> None:
         """Gives back the memory of the CUDA graphs."""

@@ -19,6 +19,7 @@ Loss = Literal["contrastive", "sigmoid"]
 ScheduleName = Literal["cosine", "constant", "cooldown"]
 Unit = Literal["block", "tower"]
 OptimizerName = Literal["adamw", "muon"]
+Compile = bool | Literal["auto"]
 Tower = Literal["image", "text"]
 Strategy = Literal["ddp", "fsdp"]
 
@@ -136,14 +137,15 @@ class OptimOptions(Checked):
 class StepOptions(Checked):
     """How a step is computed: the same loss and gradients, for other times and memory."""
 
-    compile: bool = False
-    """compile both towers with torch.compile, and pad captions to a few lengths"""
+    compile: Compile = "auto"
+    """compile both towers with torch.compile, and pad captions to a few lengths; auto: on a GPU with Triton, where a
+    small model trains several times as fast for it; a run writes what was chosen into its config.yaml, and keeps it"""
     compile_unit: Unit = "block"
     """what one graph holds: a block, which all blocks of a tower share, or a whole tower, which takes minutes to
     compile and runs a little faster"""
     cuda_graphs: bool | None = None
     """compile, and record each tower's passes as CUDA graphs, whose kernels the processor need not launch one by one;
-    null: whenever towers are compiled on a GPU, unless activations are recomputed"""
+    null: whenever towers are compiled on a GPU, unless activations are recomputed or weights divided"""
     text_groups: int = 1
     """sort the captions of a batch by length and encode them in so many groups, each padded only to its own longest;
     the same features for less work where lengths differ"""

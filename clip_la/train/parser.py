@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from clip_la.errors import UserError, one_line, shown
-from clip_la.options import TYPE_NAMES
+from clip_la.options import TYPE_NAMES, respelt
 
 # As a shell counts a process ended by Ctrl-C.
 STOPPED_EXIT_CODE = 130
@@ -98,7 +98,7 @@ class OneLineParser(ArgumentParser):
         self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any
     ) -> Any:
         # At the end: a file of options that came later would be printed alone, and unchecked.
-        words = sys.argv[1:] if args is None else args
+        words = respelt(sys.argv[1:] if args is None else args, self)
         return super().parse_args(sorted(words, key=lambda word: word.startswith("--print_config")), *more, **kwargs)
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:

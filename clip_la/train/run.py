@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import random
+import signal
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from clip_la.train.lock import locked
 from clip_la.train.logger import CsvMetrics
 from clip_la.train.meter import MetricsLogger
 from clip_la.train.options import RunOptions
+from clip_la.train.parser import STOPPED_EXIT_CODE
 from clip_la.train.start import ResumePoint, find_resume_point
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import after_training, during_training
@@ -52,12 +54,14 @@ class Run:
         samples_seen: pairs that went into the weights.
         budget_samples: pairs it is to see in all.
         checkpoints: samples seen -> file, fewest samples first.
+        stopped_by: number of the signal that this process was asked to stop by; None without one.
     """
 
     folder: Path
     samples_seen: int
     budget_samples: int
     checkpoints: dict[int, Path]
+    stopped_by: int | None = None
 
     @property
     def newest_checkpoint(self) -> Path | None:
@@ -68,6 +72,13 @@ class Run:
     def is_finished(self) -> bool:
         """Whether it has seen its budget; a signal ends a run before."""
         return self.samples_seen >= self.budget_samples
+
+    @property
+    def exit_code(self) -> int:
+        """130 where Ctrl-C has stopped the run; 0 for a finished one, and for one that was saved on SIGTERM, by which
+        clusters end a job in good order."""
+        is_interrupted = self.stopped_by == signal.SIGINT and not self.is_finished
+        return STOPPED_EXIT_CODE if is_interrupted else 0
 
 
 def train_run(
@@ -148,7 +159,7 @@ def _train(
     if not was_joined:
         # Threads of the group that are still at work while Python ends would end the process by a signal.
         ranks.leave()
-    return Run(folder.path, task.samples_seen, task.budget_samples, folder.saved_checkpoints())
+    return Run(folder.path, task.samples_seen, task.budget_samples, folder.saved_checkpoints(), stop.signal)
 
 
 def _fit(trainer: pl.Trainer, task: ContrastiveTask, data: ShardDataModule, checkpoint: Path | None) -> None:

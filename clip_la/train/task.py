@@ -156,9 +156,10 @@ class ContrastiveTask(pl.LightningModule):
             check_float8(accelerator)
         if not isinstance(strategy, ShardedStrategy):
             return
-        if self._encoder.has_graphs and accelerator == "gpu":
-            raise UserError("strategy fsdp excludes CUDA graphs: give --model.cuda_graphs false")
+        # Graphs read weights where they were, and divided ones come and go.
+        self._encoder.leave_out_graphs()
         untried = {
+            "model.cuda_graphs": self.options.cuda_graphs,
             "model.ema_samples": self.options.ema_samples,
             "model.optimizer muon": self.options.optimizer == "muon",
             "model.float8": self.options.float8,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -29,8 +30,15 @@ def nothing_compiled():
 
 def test_both_models_are_timed_and_the_table_says_so(tmp_path, capsys):
     out = tmp_path / "train.csv"
-    assert main([*SMALL, "--attention", "linear", "--text", "laion", "--out", str(out), "--json"]) in (None, 0)
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    options = ["--attention", "linear", "--text", "laion", "--modes", "block", "--out", str(out), "--json"]
+    assert main([*SMALL, *options]) in (None, 0)
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    # Who waits for the first row reads what goes on.
+    case = "vit_pico 32 px, text laion, b8"
+    for who in ("open_clip", "linear, block, groups 1"):
+        assert f"{case}: {who}: compiling\n" in said.err
+        assert re.search(f"{case}: {who}: started after \\d+ s; timing 1 rounds of 2 steps\n", said.err)
     with out.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["provider"] for row in rows] == [line["provider"] for line in lines] == ["open_clip", "block"]

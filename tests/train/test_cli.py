@@ -76,7 +76,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"
         (["--epochs", "3"], "unknown option --epochs; did you mean budget_samples?"),
         (["--model.learning_rate", "3"], "unknown option --model.learning_rate; did you mean model.lr?"),
         (["--learning-rate", "3"], "unknown option --learning-rate; did you mean model.lr?"),
-        (["--data.batch-size", "3"], "unknown option --data.batch-size; did you mean data.batch_size"),
+        (["--data.batch-sizes", "3"], "unknown option --data.batch-sizes; did you mean data.batch_size"),
     ],
 )
 def test_wrong_options_give_one_line_and_exit_code_2(wrong, says, run_options, tmp_path, capsys):

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from clip_la.data.text.tokenizer import order_of
 from clip_la.models import model_spec
 from clip_la.models.clip import model_from_spec
-from clip_la.train.compiled import MAX_GRAPHS, compile_model, configure_compiler, uncompiled
+from clip_la.train.compiled import MAX_GRAPHS, compile_model, configure_compiler, decided, uncompiled
 from clip_la.train.lengths import LENGTH_STEP, encode_by_length, groups_by_length, pad_captions, padded_length
 from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
@@ -153,6 +153,28 @@ def test_the_step_says_for_which_lengths_it_will_be_compiled():
     grouped = ContrastiveTask(ModelOptions(name="vit_pico", compile=True, text_groups=2), **sizes)
     batches = [{**batch, **order_of(batch["tokens"])} for batch in batches]
     assert [grouped.new_shapes(batch) for batch in batches] == [[16], [], [32], []]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "capability", "has_triton", "compiles"),
+    [
+        ("gpu", (9, 0), True, True),
+        ("gpu", (7, 0), True, True),
+        ("gpu", (6, 1), True, False),
+        ("gpu", (9, 0), False, False),
+        ("cpu", (9, 0), True, False),
+    ],
+)
+def test_a_run_compiles_by_itself_on_a_gpu_with_triton(accelerator, capability, has_triton, compiles, monkeypatch):
+    found = object() if has_triton else None
+    monkeypatch.setattr("clip_la.train.compiled.importlib.util.find_spec", lambda name: found)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    options = ModelOptions(name="vit_pico", lr=3e-4)
+    assert decided(options, accelerator) == dataclasses.replace(options, compile=compiles)
+    # What is said, here or in the configuration of a run that goes on, stays.
+    for said in (True, False):
+        given = dataclasses.replace(options, compile=said)
+        assert decided(given, accelerator) == given
 
 
 def test_compiled_code_is_kept_where_the_next_run_finds_it(monkeypatch, tmp_path):

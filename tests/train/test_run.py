@@ -76,6 +76,8 @@ def shared(shards):
 def uninterrupted(shared, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert train(out, shared) == 0
+    # Decided for this hardware, and kept by a run that goes on elsewhere.
+    assert RunFolder(out).read_config()["model"]["compile"] is False
     return out
 
 
@@ -214,17 +216,21 @@ def long_run(shared, tmp_path_factory):
     return budget, options, out
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_a_run_cut_short_goes_on_to_the_same_bits(number, long_run, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 0)],
+    ids=["killed", "interrupted", "ended in order"],
+)
+def test_a_run_cut_short_goes_on_to_the_same_bits(number, code, long_run, tmp_path):
     budget, options, whole = long_run
     process = start_process(tmp_path / "run", options)
     wait_for_checkpoint(process, tmp_path / "run", 6 * BATCH)
     os.killpg(process.pid, number)
     stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code
     reached = max(RunFolder(tmp_path / "run").saved_checkpoints())
     assert reached < budget, "the run was over before it could be cut short"
-    if number == signal.SIGINT:
-        assert process.returncode == 130
+    if number != signal.SIGKILL:
         assert f"stopped at {reached:,} of {budget:,} samples" in stdout
         assert "Traceback" not in stderr
     half_saved = tmp_path / "run" / "checkpoints" / f".{checkpoint_name(reached + BATCH)}.x.part"

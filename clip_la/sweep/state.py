@@ -16,7 +16,7 @@ PLACE_NAME = "place.json"
 # Of the last row of metrics.csv.
 TRAINING_FIGURES = ("samples_seen", "loss", "pairs_per_s", "data_wait_share", "train_s")
 # Of any result line: what the model is.
-MODEL_FIGURES = ("model", "image_attention", "text_attention", "parameters", "flops_per_sample", "device")
+MODEL_FIGURES = ("model", "image_attention", "text_attention", "tokens", "parameters", "flops_per_sample", "device")
 
 
 def last_row(folder: Path) -> dict[str, str]:

@@ -1,16 +1,12 @@
-"""The Markdown pages say what is there: links, anchors, paths, commands and the README's figures."""
+"""The Markdown pages say what is there: links, anchors, paths and commands."""
 
 import contextlib
-import csv
-import importlib.util
 import io
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from braceexpand import braceexpand
@@ -169,54 +165,3 @@ def test_pages_name_commands() -> None:
     """The search for commands finds some, of each verb that takes any."""
     verbs = {words[0] for page in LIVING for words in commands(page) if words}
     assert set(cli.VERBS) - verbs <= {"demo"}
-
-
-def plot_attention() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plot_attention", REPO / "scripts" / "plot_attention.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_figures_of_the_readme_are_those_of_the_table() -> None:
-    script = plot_attention()
-    assert script.markdown(script.read_arms(script.TABLE)) in (REPO / "README.md").read_text(encoding="utf-8")
-
-
-def test_arms_are_means_over_seeds_at_their_best_rate() -> None:
-    """Against the table read by hand: `softmax` at three rates, the lowest of which diverged."""
-    script = plot_attention()
-    arms = {arm.label: arm for arm in script.read_arms(script.TABLE)}
-    with script.TABLE.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["arm"] == "softmax"]
-    by_rate = {
-        rate: [float(row["image_recall@1"]) for row in rows if row["lr"] == rate and row["outcome"] == "ok"]
-        for rate in {row["lr"] for row in rows}
-    }
-    best = max(sum(each) / len(each) for each in by_rate.values() if each)
-    assert arms["softmax"].mean == pytest.approx(best, abs=1e-12)
-    assert arms["softmax"].has_diverged
-    assert arms["text: linear_mean"].recalls == ()
-    groups = {arms[name].group for name in ("softmax", "image: softmax(conv=5)")}
-    assert groups == {script.CONTROLS}
-    assert {arms[name].group for name in ("image: linear_mean*10+softmax*2", "text: window_linear")} == {
-        script.ONE_TOWER
-    }
-    assert arms["rala"].group == script.BOTH_TOWERS
-
-
-def test_attention_plot_is_drawn(tmp_path: Path) -> None:
-    script = plot_attention()
-    table = tmp_path / "arms.csv"
-    lines = script.TABLE.read_text(encoding="utf-8").splitlines(keepends=True)
-    some = [line for line in lines[1:] if line.split(",")[1] in ("softmax", "rala", "i-rala", "t-linear_mean")]
-    table.write_text("".join([lines[0], *some]), encoding="utf-8")
-    script.main([str(table)])
-    assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
-    labels = [arm.label for arm in script.read_arms(table)]
-    # Letters are drawn as shapes, each text with a comment that says it.
-    drawn = (tmp_path / "arms.svg").read_text(encoding="utf-8")
-    assert [label for label in labels if f"<!-- {label} -->" not in drawn] == []

@@ -16,7 +16,7 @@ PLACE_NAME = "place.json"
 # Of the last row of metrics.csv.
 TRAINING_FIGURES = ("samples_seen", "loss", "pairs_per_s", "data_wait_share", "train_s")
 # Of any result line: what the model is.
-MODEL_FIGURES = ("model", "image_attention", "text_attention", "parameters", "flops_per_sample", "device")
+MODEL_FIGURES = ("model", "image_attention", "text_attention", "tokens", "parameters", "flops_per_sample", "device")
 
 
 def last_row(folder: Path) -> dict[str, str]:
@@ -86,8 +86,8 @@ def drop_checkpoints(out: Path, name: str) -> int:
 def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:
     """Writes a row for every run that has begun, trunks excepted; returns the file.
 
-    A row holds the run's place in the grid, the last row of its metrics.csv, and its newest results: model, FLOPs and
-    one column for each data set and metric.
+    A row holds the run's place in the grid, the last row of its metrics.csv, and its newest results: model, FLOPs, and
+    for each data set its number of images and a column for each metric.
     """
     rows = []
     for run in runs:
@@ -100,6 +100,7 @@ def write_table(out: Path, runs: Iterable[PlannedRun]) -> Path:
         row |= {name: last.get(name) for name in TRAINING_FIGURES}
         for line in result_lines(folder):
             row |= {name: line.get(name) for name in MODEL_FIGURES}
+            row[f"{line['dataset']}/num_samples"] = line.get("num_samples")
             for metric, value in line["metrics"].items():
                 name = "/".join([line["dataset"], *([line["weights"]] if line.get("weights") else []), metric])
                 row[name] = value["value"] if isinstance(value, Mapping) else value

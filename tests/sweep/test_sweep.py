@@ -80,6 +80,7 @@ def test_a_sweep_trains_its_grid_goes_on_and_reports_what_failed(
     line = json.loads((out / "runs/image-linear-lr0.001/results.jsonl").read_text())
     recall = line["metrics"]["image_retrieval_recall@1"]["value"]
     assert float(row["own/image_retrieval_recall@1"]) == recall
+    assert (row["own/num_samples"], row["tokens"]) == ("64", str(line["tokens"]))
     # Each run is what `clip-la train` makes of the same options.
     assert float(row["loss"]) == float(last_row(out / "runs/image-linear-lr0.001")["loss"])
 

@@ -225,13 +225,16 @@ class WindowLinear:
 
     @staticmethod
     def flops(layout: Layout, width: int, head: int, options: Options) -> int:
-        """First order, and softmax in windows of side^2 tokens that also see the prefix."""
+        """First order, and softmax in windows of side^2 tokens, or of all there are, that also see the prefix."""
         side = int(options["window"])
         if layout.grid is None:
-            windows = math.ceil(layout.max_tokens / side**2)
+            size = min(side**2, layout.max_tokens)
+            windows = math.ceil(layout.max_tokens / size)
         else:
+            sides = [min(side, extent) for extent in layout.grid]
+            size = math.prod(sides)
             windows = math.prod(math.ceil(extent / side) for extent in layout.grid)
-        local = 4 * windows * side**2 * (side**2 + layout.prefix) * width
+        local = 4 * windows * size * (size + layout.prefix) * width
         reading = 4 * layout.prefix * layout.max_tokens * width
         return first_order(layout, width, head, options) + local + reading
 

@@ -85,7 +85,7 @@ def _operator_is_sound(options: Mapping[str, OptionValue]) -> None:
         raise UserError(f"a={a:g} has no part in over={over}; leave it at 0")
     if over in ("sum", "magnitude") and name in ("identity", "l2") and not (name == "l2" and over == "sum" and a >= 1):
         raise UserError(f"over={over} divides by weights that map={name} lets vanish: use over=subtract or another map")
-    if over == "sum" and options["temperature"] == "learned" and (name in ("relu", "focused") or name == "l2"):
+    if over == "sum" and options.get("temperature") == "learned" and name in ("relu", "focused", "l2"):
         raise UserError(f"a learned temperature does not act, or not safely, on map={name} with over=sum")
 
 
@@ -100,9 +100,9 @@ _MAPS = ("l2", "identity", "elu1", "relu", "exp", "focused", "hedgehog")
 
 def _paper(summary: str, fixed: Mapping[str, OptionValue], **defaults: str) -> AttentionKind:
     """A published attention as settings of the operator, and the surroundings that it has by default."""
-    own: dict[str, Option] = {"eps": _MAP_EPS, "temperature": _LEARNED}
-    if fixed["map"] == "focused":
-        own["power"] = Number(3.0, minimum=1.0)
+    own: dict[str, Option] = {"eps": _MAP_EPS}
+    # A temperature would cancel: the focused map is homogeneous, and its weights are divided by their sum.
+    own |= {"power": Number(3.0, minimum=1.0)} if fixed["map"] == "focused" else {"temperature": _LEARNED}
     return AttentionKind(
         summary=summary,
         layer=".operator:OperatorAttention",
@@ -215,7 +215,8 @@ KINDS: dict[str, AttentionKind] = {
         layer=".mhla:MhlaAttention",
         core_flops=costs.Mhla.flops,
         core_parameters=costs.Mhla.parameters,
-        own={"blocks": Number(4.0, minimum=1.0, whole=True)},
+        # The mixture has a number for each pair of blocks: a million of them at the most.
+        own={"blocks": Number(4.0, minimum=1.0, whole=True, maximum=32.0)},
     ),
     "ttt": AttentionKind(
         summary="a small SwiGLU that takes one gradient step on keys and values, image only (arXiv 2512.01643)",

@@ -10,23 +10,25 @@ OptionValue = float | str
 
 @dataclass(frozen=True)
 class Number:
-    """A numeric option; `minimum` is the smallest value allowed, `whole` asks for a whole number."""
+    """A numeric option from `minimum` to `maximum`, both allowed; `whole` asks for a whole number."""
 
     default: float
     minimum: float = -math.inf
     whole: bool = False
+    maximum: float = math.inf
 
     def parse(self, text: str) -> float:
-        """Reads the option's value; raises UserError when it is no finite number or too small."""
+        """Reads the option's value; raises UserError when it is no finite number, too small or too large."""
         try:
             value = float(text)
         except ValueError:
             raise UserError(f"'{text}' is not a number") from None
         kind = "whole" if self.whole else "finite"
-        if not math.isfinite(value) or value < self.minimum or (self.whole and value != int(value)):
-            raise UserError(
-                f"{text} is not a {kind} number" + (f" >= {self.minimum:g}" if self.minimum > -math.inf else "")
-            )
+        is_fit = math.isfinite(value) and self.minimum <= value <= self.maximum
+        if not is_fit or (self.whole and value != int(value)):
+            least = f" >= {self.minimum:g}" if self.minimum > -math.inf else ""
+            most = f" <= {self.maximum:g}" if self.maximum < math.inf else ""
+            raise UserError(f"{text} is not a {kind} number" + " and".join(filter(None, (least, most))))
         return value
 
 

@@ -52,6 +52,7 @@ class AttentionChoice:
 def _parse_options(kind: str, text: str) -> dict[str, OptionValue]:
     known = attention_kind(kind).options
     values: dict[str, OptionValue] = {name: option.default for name, option in known.items()}
+    given: set[str] = set()
     for assignment in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in assignment.partition("="))
         if not equals:
@@ -60,6 +61,9 @@ def _parse_options(kind: str, text: str) -> dict[str, OptionValue]:
             if not known:
                 raise UserError(f"attention '{kind}' has no options, got '{name}'")
             raise unknown(f"option of attention '{kind}'", name, known)
+        if name in given:
+            raise UserError(f"attention '{kind}': the option '{name}' is given twice; give it once")
+        given.add(name)
         try:
             values[name] = known[name].parse(value)
         except UserError as error:

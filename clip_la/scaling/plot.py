@@ -142,7 +142,8 @@ def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
         axes.yaxis.set_minor_locator(ticker.NullLocator())
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.4g}"))
     name = READABLE_METRICS.get(metric, metric.replace("_", " "))
-    axes.set_ylabel(f"{name} $E$" if is_loss(metric) else rf"error $E$ = 1 $-$ {name}")
+    kind = "error" if "retrieval" in metric else "zero-shot error"
+    axes.set_ylabel(f"{name} $E$" if is_loss(metric) else rf"{kind} $E$ = 1 $-$ {name}")
 
 
 def _compute_axis(axes: "Axes", points: Sequence[Point], selection: Selection) -> None:
@@ -181,7 +182,8 @@ def draw(analysis: Analysis) -> "Figure":
         look = {"linestyle": "none", "marker": "o", "color": "#888888"}
         sizes = [Line2D([], [], markersize=math.sqrt(area), label=model, **look) for model, area in areas.items()]
         # Beside the axes: inside them it hides points of large models.
-        figure.legend(handles=sizes, loc="outside right upper", title="model", labelspacing=0.7)
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axes.legend(handles=sizes, title="model", labelspacing=0.7, **beside)
     figure.legend(handles=handles, loc="outside lower left", handlelength=3.2)
     return figure
 

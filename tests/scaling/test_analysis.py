@@ -210,6 +210,9 @@ def test_the_figure_says_what_it_shows(write_lines, two_laws) -> None:
     assert linear.startswith(r"linear: $E = 4\, C^{\,-0.090}$")
     sizes = [text.get_text() for text in axes.get_legend().get_texts()]
     assert sizes == ["vit_nano", "vit_micro", "vit_mini"]
+    # Beside the axes, where it hides no point.
+    figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().x0 > axes.get_window_extent().x1
 
 
 def test_plot_paths_that_cannot_be(tmp_path: Path) -> None:

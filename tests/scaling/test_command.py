@@ -102,7 +102,7 @@ def test_wrong_input_is_one_line_and_exit_2(
         assert captured.err.count("\n") == 1
         assert says in captured.err
     else:
-        assert "usage: clip-la scaling {fit,plot,report,points,coverage,sweep}" in captured.err
+        assert "usage: clip-la scaling {fit,plot,predict,report,points,coverage,sweep}" in captured.err
 
 
 def test_a_saturating_law_of_two_kinds(write_lines, result_line, capsys) -> None:

@@ -45,6 +45,11 @@ MIN_PAIRED = 3
 BEST_ROWS = 3
 PLAIN = (SOFTMAX, "image: linear_mean", "linear_mean", "linear")
 FEATURED = ("rala", "image: rala")
+DIFFERENCES = (
+    "`image: KIND` has KIND in the image tower and softmax in the text tower; `*` marks an attention with a diverged run at some\n"
+    "rate. Differences over the seeds that both have, with two 95 % intervals: over seeds (from the pooled spread of all seeds\n"
+    "where fewer than three are paired), and over images, as if the two models failed on images of their own:"
+)
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,21 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
+def write_tables(arms: Sequence[Arm], folder: Path) -> None:
+    """attention.csv and attention_differences.csv."""
+    write(folder / "attention.csv", arm_rows(arms))
+    write(folder / "attention_differences.csv", difference_rows(arms))
+
+
+def shown(arms: Sequence[Arm], labels: Sequence[str] = FEATURED, *, is_short: bool = True) -> str:
+    """Both tables as Markdown, of the differences those of `labels`: what README.md shows."""
+    parts = [arms_markdown(arms, is_short=is_short)]
+    if labels:
+        parts.append(DIFFERENCES)
+        parts.append(differences_markdown(difference_rows(arms), labels, is_short=is_short))
+    return "\n\n".join(parts)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the sweeps' tables, writes the two tables and prints them, or prints the short ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,13 +274,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arms = arms_of(read_runs(options.tables or default_tables(), options.max_loss))
     except UserError as error:
         parser.error(str(error))
-    differences = difference_rows(arms)
     if not options.short:
-        write(options.out / "attention.csv", arm_rows(arms))
-        write(options.out / "attention_differences.csv", differences)
-    print(arms_markdown(arms, is_short=options.short))
-    if options.pairs:
-        print("\n" + differences_markdown(differences, options.pairs, is_short=options.short))
+        write_tables(arms, options.out)
+    print(shown(arms, options.pairs, is_short=options.short))
 
 
 if __name__ == "__main__":

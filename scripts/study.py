@@ -6,8 +6,8 @@
 
 Read are every CSV of points in the folder (`clip-la scaling points` writes them) and every prediction*.json (`clip-la
 scaling predict`). Written beside them are a plot (PNG, SVG) and a page (HTML) for each data set and metric, tables.md,
-and the part of README.md between its markers. attention_scenes.csv is drawn by plot_attention.py, whose table goes into
-the README of the repository in the same way.
+and the part of README.md between its markers. The tables of attentions are drawn by plot_attention.py and put together
+by attention_table.py, whose short tables go into the README of the repository in the same way.
 """
 
 import argparse
@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import attention_table
 import numpy as np
 import plot_attention
+from attention_runs import arms_of, default_tables, read_runs
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import EXIT_CODE, UserError
@@ -296,10 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.chdir(options.folder):
             texts = make()
             if ATTENTION.exists():
-                plot_attention.main([str(ATTENTION)])
+                plot_attention.main([])
                 root = Path("../../README.md")
                 if root.exists():
-                    part = plot_attention.markdown(plot_attention.read_arms(ATTENTION))
+                    arms = arms_of(read_runs(default_tables()))
+                    attention_table.write_tables(arms, attention_table.RESULTS)
+                    part = attention_table.shown(arms)
                     texts[root] = with_part(root.read_text(encoding="utf-8"), part, root)
             for path, text in texts.items():
                 with atomic_write(path, "w") as stream:

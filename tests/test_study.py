@@ -16,7 +16,7 @@ def study(monkeypatch):
     import study
 
     yield study
-    for name in ("study", "plot_attention"):
+    for name in ("study", "plot_attention", "attention_table", "attention_runs"):
         sys.modules.pop(name, None)
 
 

@@ -18,6 +18,7 @@ from clip_la.runs import RunFolder
 from clip_la.train.beginning import Beginning, read_beginning
 from clip_la.train.checkpoint import check_same_model, read_block
 from clip_la.train.hardware import note
+from clip_la.train.optim import schedule_of
 from clip_la.train.options import ModelOptions, RunOptions
 from clip_la.train.run import Run, train_run
 from clip_la.train.task import ContrastiveTask
@@ -77,7 +78,10 @@ class Conversion:
         return Path(self.options.out)
 
     def stage(self, name: str) -> Stage:
-        """A stage with all its numbers; raises UserError where that of the samples is neither given nor follows."""
+        """A stage with all its numbers; raises UserError where one of them cannot be.
+
+        The samples must be given, or follow from the teacher's.
+        """
         stage: Stage = getattr(self.options, name)
         seen = self.teacher.lineage[-1]["samples_seen"]
         if stage.samples is None and not seen:
@@ -86,7 +90,13 @@ class Conversion:
         if samples < 1:
             raise UserError(f"{name}.samples must be at least 1, not {samples}")
         batch_size = self.options.data.batch_size if stage.batch_size is None else stage.batch_size
-        return replace(stage, samples=samples, batch_size=batch_size)
+        whole = replace(stage, samples=samples, batch_size=batch_size)
+        try:
+            # As the trainer will: a last stage must not fail after hours of those before it.
+            schedule_of(self._model_options(whole), batch_size=batch_size, budget_samples=samples)
+        except UserError as error:
+            raise UserError(f"stage {name}: {error}") from None
+        return whole
 
     def copied(self) -> Path:
         """The checkpoint of the copy in `out`, written if it is not there; raises UserError if it is another's."""
@@ -94,7 +104,10 @@ class Conversion:
         if path.exists():
             there = read_beginning(path)
             # The teacher may lie elsewhere by now; its lineage says whether it is the same.
-            check_same_model(path, {"spec": there.model.spec.to_dict()}, self.spec)
+            try:
+                check_same_model(path, {"spec": there.model.spec.to_dict()}, self.spec)
+            except UserError as error:
+                raise UserError(f"{error}: give another --out") from None
             if [_identity(line) for line in there.lineage[:-1]] != [_identity(line) for line in self.teacher.lineage]:
                 raise UserError(
                     f"{self.out} holds a conversion of {there.lineage[-2]['checkpoint']}: give another --out"
@@ -150,22 +163,26 @@ class Conversion:
         """What a stage trains: the student, after the teacher's layers, its features, or pairs."""
         assert stage.samples is not None
         assert stage.batch_size is not None
-        options = ModelOptions(
-            name=self.spec.name,
-            # Plans as the specification spells them, which are those of the checkpoint it begins with.
-            image_attention=self.spec.image_attention,
-            text_attention=self.spec.text_attention,
-            init_from=str(begins_with),
-            loss="sigmoid" if self.teacher.loss == "sigmoid" else "contrastive",
-            lr=stage.lr,
-            weight_decay=stage.weight_decay,
-            warmup_samples=int(WARMUP_SHARE * stage.samples),
-        )
+        options = replace(self._model_options(stage), init_from=str(begins_with))
         sizes = {"batch_size": stage.batch_size, "budget_samples": stage.samples, "seed": self.options.seed}
         if name == TUNE:
             return ContrastiveTask(options, **sizes)
         matching = LayerMatching if name == LAYERS else FeatureMatching
         return matching(options, self.teacher.model, **sizes)
+
+    def _model_options(self, stage: Stage) -> ModelOptions:
+        """The trainer's options for the model and its optimizer in a stage, without the weights it begins with."""
+        assert stage.samples is not None
+        return ModelOptions(
+            name=self.spec.name,
+            # Plans as the specification spells them, which are those of the checkpoint it begins with.
+            image_attention=self.spec.image_attention,
+            text_attention=self.spec.text_attention,
+            loss="sigmoid" if self.teacher.loss == "sigmoid" else "contrastive",
+            lr=stage.lr,
+            weight_decay=stage.weight_decay,
+            warmup_samples=int(WARMUP_SHARE * stage.samples),
+        )
 
     def _run_options(self, folder: Path, budget_samples: int) -> RunOptions:
         """The trainer's options for a stage: the conversion's own, and distances that follow from its length."""

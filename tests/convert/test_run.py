@@ -243,7 +243,7 @@ def test_the_help_tells_the_defaults():
         (["--stages", "heads"], "heads is not one of 'layers', 'features', 'tune'"),
         (["--layers.samples", "0"], "layers.samples must be at least 1, not 0"),
         (["--layers.batch_size", "0"], "batch_size must be at least 2"),
-        (["--layers.lr", "-1"], "lr must be positive"),
+        (["--layers.lr", "-1"], "stage layers: lr must be positive"),
         (["--layers.lrr", "1"], "did you mean layers.lr"),
         (["--data", "nowhere/0.tar"], "nowhere/0.tar"),
         (["--data.batch_size", "1"], "batch_size must be at least 2"),
@@ -257,8 +257,17 @@ def test_wrong_options_are_one_line(wrong, says, shared, tmp_path, capsys):
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("wrong", [["--tune.lr", "-1"], ["--tune.batch_size", "1"], ["--tune.weight_decay", "-1"]])
+def test_numbers_of_a_later_stage_are_checked_before_the_first(wrong, shared, tmp_path, capsys):
+    assert command(["convert", *shared, "--out", str(tmp_path / "out"), *wrong]) == 2
+    assert "stage tune: " in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_conversions_folder_is_left_alone(converted, shared, teacher, data, tmp_path):
-    with pytest.raises(UserError, match=r"is of another architecture: image_attention linear_mean \(not linear\)"):
+    with pytest.raises(
+        UserError, match=r"is of another architecture: image_attention linear_mean \(not linear\).*: give another --out"
+    ):
         main([*shared, "--attention", "linear", "--out", str(converted)])
     with pytest.raises(UserError, match=r"layers/config\.yaml has lr 0\.001, not 0\.5: give the same"):
         main([*shared, "--layers.lr", "0.5", "--out", str(converted)])

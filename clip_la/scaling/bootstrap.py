@@ -21,6 +21,8 @@ MIN_RUNS = 12
 # A quantity that too many resamples leave undefined (no slope, or an error that does not fall) gets no interval.
 MAX_UNDEFINED_SHARE = 0.025
 
+# An exponent nearer to 0 is what rounding leaves of a flat law.
+FLAT = 1e-9
 # Of a line: what the runs must pay for before they say anything of its error.
 PARAMETERS = 2
 
@@ -191,7 +193,7 @@ def log10_multiplier_at(laws: Float[np.ndarray, "... 2 2"], log10_compute: float
     """
     # Solves beta_2 C_2^alpha_2 = beta_1 C_1^alpha_1 for log10 (C_2 / C_1).
     log10_beta, alpha = laws[..., 0], laws[..., 1]
-    falling = np.where(alpha[..., 1] < 0, alpha[..., 1], np.nan)
+    falling = np.where(alpha[..., 1] < -FLAT, alpha[..., 1], np.nan)
     log10_error = log10_beta[..., 0] + alpha[..., 0] * log10_compute
     return np.asarray((log10_error - log10_beta[..., 1]) / falling - log10_compute)
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Int
 from scipy.special import stdtr
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, one_line, unknown
 from clip_la.scaling.bootstrap import (
+    FLAT,
     Interval,
     PairedBootstrap,
     Pairs,
@@ -35,7 +36,10 @@ from clip_la.scaling.points import Point
 T, PERCENTILE, BCA = "t", "percentile", "bca"
 METHODS = (T, PERCENTILE, BCA)
 # What two runs must share to be a pair, besides the field they differ in.
-PAIR_FIELDS = ("attention", "model", "train_data", "seed", "schedule", "batch_size", "samples_seen")
+PAIR_FIELDS = (
+    *("attention", "model", "image_size", "tokens", "train_data"),
+    *("seed", "schedule", "batch_size", "samples_seen"),
+)
 # With one degree of freedom (three pairs) t is 12.7: the interval of a multiplier is too wide to say anything, and
 # holds the truth in 98 of 100 studies instead of 95 (results/scaling_coverage.csv).
 MIN_MULTIPLIER_DEGREES = 1.5
@@ -125,12 +129,29 @@ def power_bounds(log10_bounds: Interval | None) -> Interval | None:
     return None if log10_bounds is None else (power10(log10_bounds[0]), power10(log10_bounds[1]))
 
 
+def _pair_fields(by: str) -> list[str]:
+    """What two runs that differ in the field `by` must share: of models, resolution and patches are a part."""
+    return [name for name in PAIR_FIELDS if name != by and not (by == "model" and name in ("image_size", "tokens"))]
+
+
+def why_no_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> str:
+    """Why points of two kinds hold no pair, with a field in which they have no value in common, if there is one."""
+    if any(all(point.seed is None for point in points) for points in (baseline, other)):
+        return f"no two runs differ in {by} alone (a pair shares its seed, and none is recorded)"
+    for name in _pair_fields(by):
+        values = [sorted({str(getattr(point, name)) for point in points}) for points in (baseline, other)]
+        if not set(values[0]) & set(values[1]):
+            here, there = (one_line(", ".join(own)) for own in values)
+            return f"no two runs differ in {by} alone ({name} is {there} in one, {here} in the other)"
+    return f"no two runs differ in {by} alone"
+
+
 def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tuple[Pairs, int]:
     """Pairs of points (baseline, other) that differ in `by` alone; where a combination holds several runs, the best.
 
     Returns the pairs, resampled by pair of runs, and the number of combinations that held several.
     """
-    fields = [name for name in PAIR_FIELDS if name != by]
+    fields = _pair_fields(by)
 
     def best_by_key(points: Sequence[Point]) -> tuple[dict[tuple, Point], int]:
         groups: dict[tuple, list[Point]] = defaultdict(list)
@@ -198,7 +219,7 @@ class _ByT:
         """The multiplier where both kinds have one exponent, at the baseline's mean; None where errors do not fall."""
         regression = self._regression(shared_exponent=True)
         root, _ = root_interval(regression, self._response, [-1, 1, 0], [0, 0, 1])
-        if not np.isfinite(root):
+        if not np.isfinite(root) or regression.coefficients(self._response)[2] >= -FLAT:
             return None
         bounds = self._root(regression, [-1, 1, 0], [0, 0, 1])
         compute, error = (float(np.log10(own[:, 0]).mean()) for own in (self.pairs.compute, self.pairs.error))
@@ -206,6 +227,8 @@ class _ByT:
 
     def _root(self, regression: Regression, constant: list[float], slope: list[float]) -> Interval | None:
         root, bounds = root_interval(regression, self._response, constant, slope)
+        if not np.isfinite(root):  # flat laws meet nowhere
+            return None
         degrees = regression.degrees_of_freedom(np.array(constant, float) + root * np.array(slope, float))
         return as_interval(bounds) if degrees >= MIN_MULTIPLIER_DEGREES else None
 

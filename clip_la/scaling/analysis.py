@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.special import ndtr
 
 from clip_la.errors import UserError, counted, unknown
+from clip_la.scaling.alike import alike_groups, groups_of, misfit_notes
 from clip_la.scaling.bootstrap import (
     DEFAULT_RESAMPLES,
     FLAT,
@@ -227,18 +228,24 @@ def analyse(
         raise no_fit(notes)
     comparisons: list[Comparison] = []
     for other in fits[1:]:
-        found = compare(other.name, fits[0].name, other.points, fits[0].points, by=by, how=how)
-        if found is None:
+        compared = compare(other.name, fits[0].name, other.points, fits[0].points, by=by, how=how)
+        if compared is None:
             why = why_no_pairs(fits[0].points, other.points, by)
             notes.append(f"no pairs of {other.name} and {fits[0].name}: {why}")
         else:
-            comparisons.append(found)
+            comparisons.append(compared)
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
     notes += _without_intervals(fits, comparisons, how.method)
+    for found in comparisons:
+        notes += misfit_notes(f"{found.name} against {found.baseline}", found.misfits)
     for fit in fits:
         if fit.law.alpha >= -FLAT:
             notes.append(f"the error of {fit.name} does not fall with compute: no scaling law, or another metric")
+        if frontier == "all":  # what a frontier picks misses its law on one side alone
+            where = np.log10([[point.compute, point.error] for point in fit.points])
+            runs = numbered([point.run for point in fit.points])
+            notes += misfit_notes(fit.name, alike_groups(*where.T, runs, groups_of(fit.points)))
         notes += carrying(fit.name, fit.points)
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(

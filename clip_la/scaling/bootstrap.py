@@ -5,8 +5,8 @@ share their weights, so their errors are not independent. Intervals are percenti
 accelerated (BCa; Efron and Tibshirani 1993, ch. 13 and 14). Both are widened for few runs, and need twelve.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -156,11 +156,13 @@ class Pairs:
         compute, error: a column a kind, the baseline first.
         units: the pair of runs that each row belongs to, from 0 on. It is what a bootstrap draws: a pair with all its
             points, so that what both runs share (seed, data order, size) cancels in every resample.
+        groups: what rows may have in common: name -> its value for each row.
     """
 
     compute: Float[np.ndarray, "pairs 2"]
     error: Float[np.ndarray, "pairs 2"]
     units: Int[np.ndarray, " pairs"]
+    groups: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     @property
     def num_units(self) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from scipy.special import stdtr
 
 from clip_la.errors import UserError, one_line, unknown
+from clip_la.scaling.alike import alike_groups, groups_of
 from clip_la.scaling.bootstrap import (
     FLAT,
     Interval,
@@ -99,7 +100,7 @@ class Comparison:
     `difference_p_value` is that of no difference between the exponents, by the clustered t test; `shared` holds the
     joint fits with the exponent separate, in common, and with one law for both; `shared_multiplier` is the multiplier,
     the same at every error, where the exponent is one. `curve` holds the multiplier at evenly spaced log compute of the
-    baseline, from its smallest paired run to its largest.
+    baseline, from its smallest paired run to its largest. `misfits` are those of `alike_groups`.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Comparison:
     shared_multiplier: Multiplier | None = None
     shared: tuple[JointFit, ...] = field(default=(), repr=False)
     curve: tuple[Multiplier, ...] = field(default=(), repr=False)
+    misfits: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
 def numbered(names: Sequence[object]) -> Int[np.ndarray, " names"]:
@@ -169,6 +171,7 @@ def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tu
         compute=np.array([[a.compute, b.compute] for a, b in matched]).reshape(-1, 2),
         error=np.array([[a.error, b.error] for a, b in matched]).reshape(-1, 2),
         units=numbered([(a.run, b.run) for a, b in matched]),
+        groups=groups_of([a for a, _ in matched]),
     )
     return pairs, repeated_first + repeated_second
 
@@ -260,8 +263,10 @@ def compare(
     if len(pairs.units) == 0:
         return None
     ratio, ratio_bounds = _error_ratio(pairs, how)
+    ratios = np.log10(pairs.error[:, 1] / pairs.error[:, 0])
+    misfits = alike_groups(np.log10(pairs.compute[:, 0]), ratios, pairs.units, pairs.groups)
     counts = (name, baseline, len(pairs.units), pairs.num_units, num_repeated)
-    plain = Comparison(*counts, power10(ratio), power_bounds(ratio_bounds))
+    plain = Comparison(*counts, power10(ratio), power_bounds(ratio_bounds), misfits=misfits)
     laws = pairs.laws(how.frontier)
     # Two pairs make two exact lines: a difference of exponents without any residual is not a finding.
     if min(len(pairs.units), num_scales(np.log10(pairs.compute[:, 0])) + 1) < 3 or np.isnan(laws).any():
@@ -285,4 +290,5 @@ def compare(
         shared_multiplier=by_t.shared_multiplier() if how.method == T else None,
         shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
         curve=_multipliers(along, laws, by_t, resampled, how.method),
+        misfits=misfits,
     )

@@ -322,5 +322,5 @@ def test_the_commands_write_tables(write_lines, two_laws, tmp_path, capsys) -> N
     assert main(arguments) == 0
     with (tmp_path / "c.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 4 * 5 * 3 * 3
+    assert len(rows) == 7 * 5 * 3 * 3
     assert {row["studies"] for row in rows} == {"3"}

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from scipy.special import ndtr
 
 from clip_la.errors import UserError, counted, unknown
+from clip_la.scaling.alike import alike_groups, groups_of, misfit_notes
 from clip_la.scaling.bootstrap import (
     DEFAULT_RESAMPLES,
+    FLAT,
     MIN_RUNS,
     Interval,
     bca_interval,
@@ -22,7 +24,7 @@ from clip_la.scaling.bootstrap import (
     without_each,
 )
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.comparison import PERCENTILE, Comparison, How, T, compare, numbered, power_bounds
+from clip_la.scaling.comparison import PERCENTILE, Comparison, How, T, compare, numbered, power_bounds, why_no_pairs
 from clip_la.scaling.fit import (
     HeldOut,
     PowerLaw,
@@ -33,6 +35,7 @@ from clip_la.scaling.points import Point, Selection
 
 # The first of these that is among the kinds is what the others are compared with.
 BASELINES = ("softmax", "LAION")
+MAX_REASONS = 4
 # What the plain data say of a point.
 POINT_FIELDS = ("where", "run", "model", "attention", "samples_seen", "compute", "error")
 # log10 compute [n] to log10 error, its lower and upper 95 % bound [2, n].
@@ -222,24 +225,39 @@ def analyse(
         except UserError as error:
             notes.append(f"no fit for {name}: {error}")
     if not fits:
-        raise UserError("; ".join(notes))
+        raise no_fit(notes)
     comparisons: list[Comparison] = []
     for other in fits[1:]:
-        found = compare(other.name, fits[0].name, other.points, fits[0].points, by=by, how=how)
-        if found is None:
-            notes.append(f"no pairs of {other.name} and {fits[0].name}: no two runs differ in {by} alone")
+        compared = compare(other.name, fits[0].name, other.points, fits[0].points, by=by, how=how)
+        if compared is None:
+            why = why_no_pairs(fits[0].points, other.points, by)
+            notes.append(f"no pairs of {other.name} and {fits[0].name}: {why}")
         else:
-            comparisons.append(found)
+            comparisons.append(compared)
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
     notes += _without_intervals(fits, comparisons, how.method)
     tried = group_points(selection.tried, by)
+    for found in comparisons:
+        notes += misfit_notes(f"{found.name} against {found.baseline}", found.misfits)
     for fit in fits:
+        if fit.law.alpha >= -FLAT:
+            notes.append(f"the error of {fit.name} does not fall with compute: no scaling law, or another metric")
+        if frontier == "all":  # what a frontier picks misses its law on one side alone
+            where = np.log10([[point.compute, point.error] for point in fit.points])
+            runs = numbered([point.run for point in fit.points])
+            notes += misfit_notes(fit.name, alike_groups(*where.T, runs, groups_of(fit.points)))
         notes += carrying(fit.name, fit.points, tried.get(fit.name, ()))
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(
         selection, by, label, how.method, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes)
     )
+
+
+def no_fit(reasons: Sequence[str]) -> UserError:
+    """The error where no kind can be fitted, with the first of the reasons: one line holds a few of hundreds."""
+    more = f"; and {len(reasons) - MAX_REASONS} kinds more" if len(reasons) > MAX_REASONS else ""
+    return UserError("; ".join(reasons[:MAX_REASONS]) + more)
 
 
 def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparison], method: str) -> list[str]:

@@ -5,8 +5,8 @@ share their weights, so their errors are not independent. Intervals are percenti
 accelerated (BCa; Efron and Tibshirani 1993, ch. 13 and 14). Both are widened for few runs, and need twelve.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,6 +21,8 @@ MIN_RUNS = 12
 # A quantity that too many resamples leave undefined (no slope, or an error that does not fall) gets no interval.
 MAX_UNDEFINED_SHARE = 0.025
 
+# An exponent nearer to 0 is what rounding leaves of a flat law.
+FLAT = 1e-9
 # Of a line: what the runs must pay for before they say anything of its error.
 PARAMETERS = 2
 
@@ -154,11 +156,13 @@ class Pairs:
         compute, error: a column a kind, the baseline first.
         units: the pair of runs that each row belongs to, from 0 on. It is what a bootstrap draws: a pair with all its
             points, so that what both runs share (seed, data order, size) cancels in every resample.
+        groups: what rows may have in common: name -> its value for each row.
     """
 
     compute: Float[np.ndarray, "pairs 2"]
     error: Float[np.ndarray, "pairs 2"]
     units: Int[np.ndarray, " pairs"]
+    groups: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     @property
     def num_units(self) -> int:
@@ -191,7 +195,7 @@ def log10_multiplier_at(laws: Float[np.ndarray, "... 2 2"], log10_compute: float
     """
     # Solves beta_2 C_2^alpha_2 = beta_1 C_1^alpha_1 for log10 (C_2 / C_1).
     log10_beta, alpha = laws[..., 0], laws[..., 1]
-    falling = np.where(alpha[..., 1] < 0, alpha[..., 1], np.nan)
+    falling = np.where(alpha[..., 1] < -FLAT, alpha[..., 1], np.nan)
     log10_error = log10_beta[..., 0] + alpha[..., 0] * log10_compute
     return np.asarray((log10_error - log10_beta[..., 1]) / falling - log10_compute)
 

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Int
 from scipy.special import stdtr
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, one_line, unknown
+from clip_la.scaling.alike import alike_groups, groups_of
 from clip_la.scaling.bootstrap import (
+    FLAT,
     Interval,
     PairedBootstrap,
     Pairs,
@@ -35,7 +37,10 @@ from clip_la.scaling.points import Point
 T, PERCENTILE, BCA = "t", "percentile", "bca"
 METHODS = (T, PERCENTILE, BCA)
 # What two runs must share to be a pair, besides the field they differ in.
-PAIR_FIELDS = ("attention", "model", "train_data", "seed", "schedule", "batch_size", "samples_seen")
+PAIR_FIELDS = (
+    *("attention", "model", "image_size", "tokens", "train_data"),
+    *("seed", "schedule", "batch_size", "samples_seen"),
+)
 # With one degree of freedom (three pairs) t is 12.7: the interval of a multiplier is too wide to say anything, and
 # holds the truth in 98 of 100 studies instead of 95 (results/scaling_coverage.csv).
 MIN_MULTIPLIER_DEGREES = 1.5
@@ -95,7 +100,7 @@ class Comparison:
     `difference_p_value` is that of no difference between the exponents, by the clustered t test; `shared` holds the
     joint fits with the exponent separate, in common, and with one law for both; `shared_multiplier` is the multiplier,
     the same at every error, where the exponent is one. `curve` holds the multiplier at evenly spaced log compute of the
-    baseline, from its smallest paired run to its largest.
+    baseline, from its smallest paired run to its largest. `misfits` are those of `alike_groups`.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Comparison:
     shared_multiplier: Multiplier | None = None
     shared: tuple[JointFit, ...] = field(default=(), repr=False)
     curve: tuple[Multiplier, ...] = field(default=(), repr=False)
+    misfits: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
 def numbered(names: Sequence[object]) -> Int[np.ndarray, " names"]:
@@ -125,12 +131,29 @@ def power_bounds(log10_bounds: Interval | None) -> Interval | None:
     return None if log10_bounds is None else (power10(log10_bounds[0]), power10(log10_bounds[1]))
 
 
+def _pair_fields(by: str) -> list[str]:
+    """What two runs that differ in the field `by` must share: of models, resolution and patches are a part."""
+    return [name for name in PAIR_FIELDS if name != by and not (by == "model" and name in ("image_size", "tokens"))]
+
+
+def why_no_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> str:
+    """Why points of two kinds hold no pair, with a field in which they have no value in common, if there is one."""
+    if any(all(point.seed is None for point in points) for points in (baseline, other)):
+        return f"no two runs differ in {by} alone (a pair shares its seed, and none is recorded)"
+    for name in _pair_fields(by):
+        values = [sorted({str(getattr(point, name)) for point in points}) for points in (baseline, other)]
+        if not set(values[0]) & set(values[1]):
+            here, there = (one_line(", ".join(own)) for own in values)
+            return f"no two runs differ in {by} alone ({name} is {there} in one, {here} in the other)"
+    return f"no two runs differ in {by} alone"
+
+
 def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tuple[Pairs, int]:
     """Pairs of points (baseline, other) that differ in `by` alone; where a combination holds several runs, the best.
 
     Returns the pairs, resampled by pair of runs, and the number of combinations that held several.
     """
-    fields = [name for name in PAIR_FIELDS if name != by]
+    fields = _pair_fields(by)
 
     def best_by_key(points: Sequence[Point]) -> tuple[dict[tuple, Point], int]:
         groups: dict[tuple, list[Point]] = defaultdict(list)
@@ -148,6 +171,7 @@ def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tu
         compute=np.array([[a.compute, b.compute] for a, b in matched]).reshape(-1, 2),
         error=np.array([[a.error, b.error] for a, b in matched]).reshape(-1, 2),
         units=numbered([(a.run, b.run) for a, b in matched]),
+        groups=groups_of([a for a, _ in matched]),
     )
     return pairs, repeated_first + repeated_second
 
@@ -198,7 +222,7 @@ class _ByT:
         """The multiplier where both kinds have one exponent, at the baseline's mean; None where errors do not fall."""
         regression = self._regression(shared_exponent=True)
         root, _ = root_interval(regression, self._response, [-1, 1, 0], [0, 0, 1])
-        if not np.isfinite(root):
+        if not np.isfinite(root) or regression.coefficients(self._response)[2] >= -FLAT:
             return None
         bounds = self._root(regression, [-1, 1, 0], [0, 0, 1])
         compute, error = (float(np.log10(own[:, 0]).mean()) for own in (self.pairs.compute, self.pairs.error))
@@ -206,6 +230,8 @@ class _ByT:
 
     def _root(self, regression: Regression, constant: list[float], slope: list[float]) -> Interval | None:
         root, bounds = root_interval(regression, self._response, constant, slope)
+        if not np.isfinite(root):  # flat laws meet nowhere
+            return None
         degrees = regression.degrees_of_freedom(np.array(constant, float) + root * np.array(slope, float))
         return as_interval(bounds) if degrees >= MIN_MULTIPLIER_DEGREES else None
 
@@ -237,8 +263,10 @@ def compare(
     if len(pairs.units) == 0:
         return None
     ratio, ratio_bounds = _error_ratio(pairs, how)
+    ratios = np.log10(pairs.error[:, 1] / pairs.error[:, 0])
+    misfits = alike_groups(np.log10(pairs.compute[:, 0]), ratios, pairs.units, pairs.groups)
     counts = (name, baseline, len(pairs.units), pairs.num_units, num_repeated)
-    plain = Comparison(*counts, power10(ratio), power_bounds(ratio_bounds))
+    plain = Comparison(*counts, power10(ratio), power_bounds(ratio_bounds), misfits=misfits)
     laws = pairs.laws(how.frontier)
     # Two pairs make two exact lines: a difference of exponents without any residual is not a finding.
     if min(len(pairs.units), num_scales(np.log10(pairs.compute[:, 0])) + 1) < 3 or np.isnan(laws).any():
@@ -262,4 +290,5 @@ def compare(
         shared_multiplier=by_t.shared_multiplier() if how.method == T else None,
         shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
         curve=_multipliers(along, laws, by_t, resampled, how.method),
+        misfits=misfits,
     )

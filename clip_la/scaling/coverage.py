@@ -40,6 +40,11 @@ class World:
     branches: int = 1
     # How much more noise the smallest scale has than the largest, as a factor.
     uneven: float = 1.0
+    # Degrees of freedom of Student's t, from which all noise is drawn with the spread above; None: normal.
+    tails: float | None = None
+    # What all runs of a scale, or of a seed (those at each scale once), have in common for each kind.
+    scale_noise: float = 0.0
+    seed_noise: float = 0.0
 
     @property
     def truths(self) -> dict[str, float]:
@@ -81,9 +86,20 @@ class Design:
         # At the middle both reach the same error with `multiplier` times the compute.
         second = MIDDLE_LOG10_ERROR + world.alpha[1] * (x[:, 1] - self.middle - np.log10(world.multiplier))
         larger = world.uneven ** (1 - (x[:, 0] - x[:, 0].min()) / np.ptp(x[:, 0]))
-        shared = rng.normal(0, world.shared_noise, (num_studies, num_runs, 1))
-        own = rng.normal(0, world.own_noise, (num_studies, num_runs, 2))
-        noise = (shared + own)[:, self.units] + rng.normal(0, world.point_noise, (num_studies, len(x), 2))
+
+        def draw(spread: float, num: int, kinds: int = 2) -> np.ndarray:
+            shape = (num_studies, num, kinds)
+            if world.tails is None:
+                return rng.normal(0, spread, shape)
+            return rng.standard_t(world.tails, shape) * spread * np.sqrt(1 - 2 / world.tails)
+
+        of_run = draw(world.shared_noise, num_runs, 1) + draw(world.own_noise, num_runs)
+        point = draw(world.point_noise, len(x))
+        # Runs go round the scales, one of each seed at each.
+        seed, scale = np.divmod(np.arange(num_runs), SCALES)
+        for spread, number in ((world.scale_noise, scale), (world.seed_noise, seed)):
+            of_run = of_run + (draw(spread, int(number.max()) + 1)[:, number] if spread else 0.0)
+        noise = of_run[:, self.units] + point
         return np.stack([first, second], axis=-1) + larger[:, None] * noise
 
     def t_bounds(self, log10_error: Float[np.ndarray, "studies pairs 2"]) -> Coverage:
@@ -158,12 +174,18 @@ WORLDS = {
     "three branches a run": World(branches=3),
     "noise three times larger at the small end": World(uneven=3.0),
     "much shared noise": World(shared_noise=0.02),
+    "heavy tails, three branches a run": World(tails=3.0, branches=3),
+}
+# Where runs are not independent, which every method takes them for; `alike` warns of it.
+DEPENDENT = {
+    "runs of a scale share an error": World(scale_noise=0.003),
+    "runs of a seed share an error": World(seed_noise=0.003),
 }
 RUNS = (3, 4, 8, 12, 20)
 
 
 def study(
-    worlds: Mapping[str, World] = WORLDS,
+    worlds: Mapping[str, World] = WORLDS | DEPENDENT,
     runs: Sequence[int] = RUNS,
     methods: Sequence[str] = METHODS,
     *,

@@ -74,6 +74,8 @@ class Chosen:
         cls, log10_compute: Float[np.ndarray, " points"], log10_error: Float[np.ndarray, " points"], num_bins: int
     ) -> "Chosen":
         """The lowest error in each of `num_bins` equal bins of log10 C over [min, max + 0.1], at the bin's centre."""
+        if len(log10_compute) == 0:  # a resample without its only run
+            return cls(log10_compute, log10_error, np.zeros(0, np.int64))
         edges = np.linspace(log10_compute.min(), log10_compute.max() + BIN_MARGIN_LOG10, num_bins + 1)
         centres = (edges[:-1] + edges[1:]) / 2
         bin_of = np.clip(np.searchsorted(edges, log10_compute, side="right") - 1, 0, num_bins - 1)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_la.errors import UserError, counted, unknown
-from clip_la.scaling.analysis import group_points
+from clip_la.scaling.analysis import group_points, no_fit
 from clip_la.scaling.bootstrap import Interval, draw_counts, interval
 from clip_la.scaling.cautions import carrying
 from clip_la.scaling.comparison import numbered
@@ -200,7 +200,7 @@ def analyse_form(
         ]
         notes += carrying(name, points, tried.get(name, ()))
     if not series:
-        raise UserError("; ".join(notes))
+        raise no_fit(notes)
     kinds = [groups[each.name] for each in series]
     joint: list[JointFit] = []
     if len(kinds) > 1:

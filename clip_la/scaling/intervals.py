@@ -155,8 +155,8 @@ def root_interval(
     u, v = beta @ first, beta @ second
     with np.errstate(divide="ignore", invalid="ignore"):
         root = -u / v
-    # The degrees of freedom hardly change with d: those at the root serve for the whole interval.
-    t = stdtrit(regression.degrees_of_freedom(first + root[..., None] * second), UPPER)
+        # The degrees of freedom hardly change with d: those at the root serve for the whole interval.
+        t = stdtrit(regression.degrees_of_freedom(first + root[..., None] * second), UPPER)
     uu, uv, vv = (
         np.einsum("...ab,a,b->...", covariance, a, b) for a, b in ((first, first), (first, second), (second, second))
     )

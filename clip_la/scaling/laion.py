@@ -3,13 +3,12 @@
 One row a (model, target); compute is `gmacs_total`: forward GMACs a pair times samples seen, as in that paper.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
 from clip_la.scaling.points import LeftOut, Point, ResultRow, Selection, apply_filters, collect
-from clip_la.scaling.points_table import require_table
+from clip_la.scaling.points_table import read_csv
 
 # What the paper plots for each kind of target: the first of these that the target's rows hold.
 DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")
@@ -23,25 +22,7 @@ FLOPS_PER_GMAC = 2e9
 
 def read_laion(path: Path) -> list[ResultRow]:
     """The table's rows. Raises UserError for an absent, empty or foreign file."""
-    require_table(path, "laion")
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.reader(stream)
-            names = next(reader, [])
-            rows = []
-            for cells in filter(None, reader):
-                where = f"{path}:{reader.line_num}"
-                if len(cells) != len(names):
-                    raise UserError(f"{where}: {len(cells)} columns, the header has {len(names)}")
-                rows.append(ResultRow(where, dict(zip(names, cells, strict=True))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
-    missing = [column for column in COLUMNS if column not in names]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; --format laion reads zeroshot_results.csv of LAION")
-    if not rows:
-        raise UserError(f"{path}: no results, only a header")
-    return rows
+    return read_csv(path, "laion", COLUMNS, "--format laion reads zeroshot_results.csv of LAION")
 
 
 def laion_all(paths: Sequence[Path], filters: dict[str, str] | None = None) -> tuple[list[Selection], list[str]]:

@@ -1,6 +1,7 @@
 """What a fit is made of: points (compute, error) with their origin, and the account of what was left out and why."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,14 @@ NOTHING_RIGHT = "nothing right: an error of 1 lies on no falling law"
 NOTHING_WRONG = "nothing wrong: an error of 0 has no logarithm, and no power law reaches it"
 OFF_LAW = (NOTHING_RIGHT, NOTHING_WRONG)
 # What the names of metrics say that are shares of right answers: more is better, 1 is perfect.
-SHARES = ("top1", "top5", "acc", "recall", "precision")
+SHARES = ("top1", "top5", "acc", "accuracy", "recall", "precision")
+# What makes something else of a share or a loss: `top1_error`, `1-acc`, `recall_std` and `neg_loss` are neither.
+_TURNED = re.compile(
+    r"^\W*1\s*[-\u2212]|(?<![a-z])(?:err|errors?|miss|missed|wrong|neg|negative|rank|drop|gap|diff|difference|delta|std|"
+    r"stderr|variance)(?![a-z])"
+)
+# Beyond these no quantity of a study lies, and products and powers of them still fit into float64.
+LEAST, MOST = 1e-30, 1e30
 # What errors may be fitted against: its unit, and what it counts.
 AXES = {
     "compute": ("FLOPs", "forward FLOPs a pair x samples seen"),
@@ -33,15 +41,17 @@ class ResultRow:
     def _finite(self, name: str) -> float | None:
         try:
             found = float(self.fields[name])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
         return found if math.isfinite(found) else None
 
     def number(self, name: str) -> float:
-        """A field as a finite positive float. Raises UserError that names field and line for anything else."""
+        """A field as a float from LEAST to MOST. Raises UserError that names field and line for anything else."""
         value, found = self.fields.get(name), self._finite(name)
         if isinstance(value, bool) or found is None or found <= 0:
             raise UserError(f"{self.where}: '{name}' is {value!r}, not a positive number")
+        if not LEAST <= found <= MOST:
+            raise UserError(f"{self.where}: '{name}' is {value!r}, not between {LEAST:g} and {MOST:g}")
         return found
 
     def bound(self, name: str) -> float | None:
@@ -56,8 +66,10 @@ class ResultRow:
         return None if self.fields.get(name) in (None, "") else self.number(name)
 
     def whole(self, name: str) -> int | None:
-        """As `optional`, rounded."""
+        """As `optional`, a whole number. Raises UserError for a fraction as well."""
         number = self.optional(name)
+        if number is not None and number != round(number):
+            raise UserError(f"{self.where}: '{name}' is {self.fields[name]!r}, not a whole number")
         return None if number is None else round(number)
 
     def text(self, name: str) -> str | None:
@@ -74,6 +86,8 @@ class ResultRow:
         if is_loss(metric):
             if not math.isfinite(value) or value < 0:
                 raise UserError(f"{where}: {metric} is {value}, not a loss from 0 on")
+            if value and not LEAST <= value <= MOST:
+                raise UserError(f"{where}: {metric} is {value}, not between {LEAST:g} and {MOST:g}")
             return value
         if not has_direction(metric):
             raise UserError(
@@ -141,7 +155,8 @@ class Point:
         """
         flops, samples = row.number("flops_per_sample"), row.number("samples_seen")
         seed = row.fields.get("seed")
-        if seed not in (None, "") and (isinstance(seed, bool) or not str(seed).isdecimal()):
+        # Spreadsheets and data frames write a column of whole numbers with gaps as 0.0, 1.0, ...
+        if seed not in (None, "") and (isinstance(seed, bool) or not re.fullmatch(r"\d+(\.0+)?", str(seed), re.ASCII)):
             raise UserError(f"{row.where}: 'seed' is {seed!r}, not a whole number")
         wholes = ("batch_size", "parameters", "image_size", "tokens", "train_pairs", "num_evaluated")
         return cls(
@@ -151,10 +166,10 @@ class Point:
             model=str(row.fields["model"]),
             train_data=row.text("train_data"),
             source=source,
-            seed=None if seed in (None, "") else int(str(seed)),
+            seed=None if seed in (None, "") else int(str(seed).partition(".")[0]),
             schedule=row.text("schedule"),
             flops_per_sample=flops,
-            samples_seen=round(samples),
+            samples_seen=row.whole("samples_seen") or 0,
             compute=flops * samples,
             error=error,
             error_low=bounds[0],
@@ -285,12 +300,17 @@ def apply_filters(rows: Sequence[ResultRow], filters: Mapping[str, str]) -> list
 
 def is_loss(metric: str) -> bool:
     """Whether the metric is a loss: an error as it stands, above 0, less is better."""
-    return "loss" in metric
+    return has_direction(metric) and "loss" in _words(metric)
 
 
 def has_direction(metric: str) -> bool:
-    """Whether it is known which way the metric is better: a loss, or a share of right answers."""
-    return is_loss(metric) or any(word in metric for word in SHARES)
+    """Whether the words of its name say which way a metric is better: a loss, or a share of right answers."""
+    return not _words(metric).isdisjoint({"loss", *_words(" ".join(SHARES))}) and _TURNED.search(metric.lower()) is None
+
+
+def _words(metric: str) -> set[str]:
+    """The words of a metric's name without their digits: `image_retrieval_recall@5` has `recall`, `acc1` has `acc`."""
+    return set(re.findall(r"[a-z]+", metric.lower()))
 
 
 def pick_one(rows: Sequence[ResultRow], field_name: str, what: str, wanted: str | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError
+from clip_la.errors import UserError, counted
 from clip_la.models.flops import TRAINING_FACTOR
 from clip_la.scaling.points import (
     LeftOut,
@@ -61,33 +61,54 @@ def write_points(selections: Iterable[Selection], path: Path) -> int:
     return count
 
 
-def require_table(path: Path, form: str) -> None:
-    """Raises UserError where there is no such file, or a folder, which `--format FORM` does not read."""
+def read_csv(path: Path, form: str, required: Sequence[str], what: str) -> list[ResultRow]:
+    """The rows of a table, as text.
+
+    Args:
+        form: the `--format` that reads it.
+        required: columns that it must have.
+        what: a clause that says what such a table is.
+
+    Raises:
+        UserError: an absent, empty or foreign file; a row of another length than the header, or the header again.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder: --format {form} reads a table (CSV); folders of runs are read without it")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no such file: {path}")
+    if not path.is_file():
+        raise UserError(f"{path} is no plain file: --format {form} reads a table (CSV)")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            lines = [(f"{path}:{reader.line_num}", cells) for cells in reader if cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    if not lines:
+        raise UserError(f"{path} is empty; {what}")
+    (_, names), *rows = lines
+    other = next((sign for sign in ";\t|" if len(names) == 1 and sign in names[0]), None)
+    if other is not None:
+        raise UserError(f"{path}: cells are separated by {other!r}, not by commas")
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; {what}")
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: two columns are called {twice}")
+    for where, cells in rows:
+        if len(cells) != len(names):
+            raise UserError(f"{where}: {counted(len(cells), 'column')}, the header has {len(names)}")
+        if cells == names:
+            raise UserError(f"{where}: the header stands here again; give several tables as several files")
+    if not rows:
+        raise UserError(f"{path}: only a header")
+    return [ResultRow(where, dict(zip(names, cells, strict=True))) for where, cells in rows]
 
 
 def read_table(path: Path) -> list[ResultRow]:
-    """The rows of a table, as text. Raises UserError for an absent, empty or foreign file."""
-    require_table(path, "points")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, restkey="", restval=None)
-            rows = [ResultRow(f"{path}:{reader.line_num}", fields) for fields in reader]
-            names = list(reader.fieldnames or ())
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; a table of points has {', '.join(REQUIRED)}")
-    uneven = next((row for row in rows if "" in row.fields or None in row.fields.values()), None)
-    if uneven is not None:
-        raise UserError(f"{uneven.where}: not as many cells as the header has columns ({len(names)})")
-    if not rows:
-        raise UserError(f"{path}: no points, only a header")
-    return rows
+    """The rows of a table of points, as text. Raises UserError as `read_csv`."""
+    return read_csv(path, "points", REQUIRED, f"a table of points has {', '.join(REQUIRED)}")
 
 
 def table_points(
@@ -140,7 +161,9 @@ def table_points(
         except ValueError:
             raise UserError(f"{where}: 'value' is {fields['value']!r}, not a number") from None
         error = row.metric_error(metric, value)
-        bounds = row.bound("error_low"), row.bound("error_high")
+        low, high = row.bound("error_low"), row.bound("error_high")
+        if low is not None and high is not None and low > high:
+            raise UserError(f"{where}: 'error_low' {low:g} is above 'error_high' {high:g}")
         source = fields.get("source") or fields["run"]
-        points.append(Point.of(row, run=fields["run"], source=source, error=error, bounds=bounds))
+        points.append(Point.of(row, run=fields["run"], source=source, error=error, bounds=(low, high)))
     return Selection.of(points, left_out, target=target, metric=metric, by_choices=BY).along(axis)

@@ -87,7 +87,7 @@ def number(value: float, bounds: Interval | None, digits: str) -> str:
     return f"{value:{digits}} [{inside}]"
 
 
-def _fits_table(fits: Sequence[SeriesFit]) -> Table:
+def _fits_table(fits: Sequence[SeriesFit], loss: bool) -> Table:
     header = ("", "alpha", "beta", "points", "fitted", "runs", "mean abs. error", "largest: predicted, measured")
     rows = []
     for fit in fits:
@@ -100,7 +100,7 @@ def _fits_table(fits: Sequence[SeriesFit]) -> Table:
                 str(len(fit.points)),
                 str(len(fit.fitted)),
                 str(fit.num_runs),
-                f"{100 * fit.mean_absolute_error:.2f} %",
+                f"{fit.mean_absolute_error:.3g}" if loss else f"{100 * fit.mean_absolute_error:.2f} %",
                 "too few points" if held_out is None else held_out.text(),
             )
         )
@@ -177,7 +177,7 @@ def to_text(analysis: Analysis) -> str:
         f"C = {compute_label(selection)}; points: {analysis.frontier};",
         how(analysis),
         "",
-        _fits_table(analysis.fits).text(),
+        _fits_table(analysis.fits, is_loss(selection.metric)).text(),
         "",
     ]
     if analysis.comparisons:

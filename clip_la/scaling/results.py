@@ -65,7 +65,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise UserError(f"no such file: {path}")
+            raise UserError(f"{path} is no plain file" if path.exists() else f"no such file: {path}")
     return list(dict.fromkeys(found))
 
 
@@ -152,10 +152,12 @@ def _point(rows: Sequence[ResultRow], metric: str) -> Point:
     errors, lows, highs = [], [], []
     for row in rows:
         entry = row.fields["metrics"][metric]
-        if not isinstance(entry, dict) or not isinstance(entry.get("value"), int | float):
+        value = entry.get("value") if isinstance(entry, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"{row.where}: metric '{metric}' has no numeric 'value'")
-        errors.append(row.metric_error(metric, entry["value"]))
-        low, high = entry.get("low"), entry.get("high")
+        errors.append(row.metric_error(metric, value))
+        bounds = ResultRow(f"{row.where}: metric '{metric}'", entry)
+        low, high = bounds.bound("low"), bounds.bound("high")
         if not is_loss(metric):
             low, high = None if high is None else 1 - high, None if low is None else 1 - low
         lows.append(low)

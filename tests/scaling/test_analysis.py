@@ -96,7 +96,55 @@ def test_unpaired_kinds_are_noted(write_lines, two_laws) -> None:
     lines = [{**line, "seed": line["seed"] + 10 * (line["attention"] == "linear")} for line in two_laws]
     analysis = analyse(result_points([write_lines(lines)]), num_resamples=20)
     assert analysis.comparisons == ()
-    assert analysis.notes[0] == "no pairs of linear and softmax: no two runs differ in attention alone"
+    says = "no pairs of linear and softmax: no two runs differ in attention alone"
+    assert analysis.notes[0] == f"{says} (seed is 10, 11 in one, 0, 1 in the other)"
+    lines = [{**line, "seed": None} for line in two_laws]
+    analysis = analyse(result_points([write_lines(lines)]), num_resamples=20)
+    assert analysis.notes[0] == f"{says} (a pair shares its seed, and none is recorded)"
+
+
+def test_models_of_other_patches_are_no_pair(write_lines, two_laws) -> None:
+    def ratio(lines: list[dict]) -> float:
+        (found,) = analyse(result_points([write_lines(lines)])).comparisons
+        return found.num_pairs, found.error_ratio
+
+    # The same runs at 257 tokens, whose errors are a third less: they are pairs of their own.
+    finer = [{**line, "run_id": f"{line['run_id']}-257", "tokens": 257} for line in two_laws]
+    for line in finer:
+        line["metrics"] = {"top1": {"value": 1 - (1 - line["metrics"]["top1"]["value"]) / 1.5}}
+    num, at_65 = ratio([{**line, "tokens": 65} for line in two_laws])
+    assert ratio([*({**line, "tokens": 65} for line in two_laws), *finer]) == (2 * num, pytest.approx(at_65))
+
+
+@pytest.mark.parametrize("frontier", ["bins", "pareto"])
+def test_a_kind_of_one_run_has_no_interval_on_a_frontier(write_lines, two_laws, frontier) -> None:
+    # Branches of one run: without it nothing is left to pick from.
+    lines = [{**line, "parent_run_id": line["attention"]} for line in two_laws if line["seed"] == 0]
+    analysis = analyse(result_points([write_lines(lines)]), frontier=frontier, num_resamples=20)
+    assert [fit.alpha_interval for fit in analysis.fits] == [None, None]
+
+
+def test_laws_that_are_flat_have_no_multiplier_and_no_warning(write_lines, two_laws, recwarn) -> None:
+    lines = [{**line, "metrics": {"top1": {"value": 0.25}}} for line in two_laws]
+    (found,) = analyse(result_points([write_lines(lines)])).comparisons
+    assert (found.error_ratio, found.multipliers, found.shared_multiplier) == (1.0, (), None)
+    assert not recwarn.list
+
+
+def test_a_losss_mean_error_is_in_its_own_unit(write_lines, two_laws) -> None:
+    for line in two_laws:
+        line["metrics"]["loss"] = {"value": 2.0 + (line["seed"] == 0)}
+    path = write_lines(two_laws)
+    text = to_text(analyse(result_points([path], metric="loss")))
+    assert " 0.5 " in text
+    assert "50.00 %" not in text
+
+
+def test_errors_that_do_not_fall_are_said(write_lines, two_laws) -> None:
+    lines = [{**line, "metrics": {"top1": {"value": 1 - line["metrics"]["top1"]["value"]}}} for line in two_laws]
+    assert "the error of softmax does not fall with compute: no scaling law" in " ".join(
+        analyse(result_points([write_lines(lines)])).notes
+    )
 
 
 def test_by_another_field(write_lines, two_laws) -> None:

@@ -101,7 +101,7 @@ def test_unknown_target_and_metric(tmp_path: Path, target: str | None, metric: s
 @pytest.mark.parametrize(
     ("header", "rows", "says"),
     [
-        (HEADER, [], "no results, only a header"),
+        (HEADER, [], "only a header"),
         ("a,b", ["1,2"], "no column arch, samples_seen"),
         (HEADER, ["a,1e9,x,3,LAION-2B,imagenet1k,0.5,,m"], "zeroshot_results.csv:2: 'gmacs_total' is 'x'"),
         (HEADER, ["a,1e9,3e9,3,LAION-2B,imagenet1k,1.0,,m"], "1 x nothing wrong: an error of 0"),

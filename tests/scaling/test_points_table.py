@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import analyse
 from clip_la.scaling.cautions import carrying
+from clip_la.scaling.points import has_direction, is_loss
 from clip_la.scaling.points_table import COLUMNS, REQUIRED, table_points, write_points
 from clip_la.scaling.results import all_points, result_points
 
@@ -33,7 +35,9 @@ def write_table(tmp_path: Path):
     def write(rows: list[dict], columns: list[str] | None = None) -> Path:
         path = tmp_path / "points.csv"
         with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, columns or [*ROW, "gpu_seconds", "error_low"], extrasaction="ignore")
+            writer = csv.DictWriter(
+                stream, columns or [*ROW, "gpu_seconds", "error_low", "error_high"], extrasaction="ignore"
+            )
             writer.writeheader()
             writer.writerows([{**ROW, **row} for row in rows])
         return path
@@ -117,11 +121,22 @@ def test_an_error_of_one_is_left_out_and_said(write_lines, result_line) -> None:
         ([{"value": ""}], {}, "points.csv:2: 'value' is empty"),
         ([{"metric": "median_rank", "value": "3"}], {}, "points.csv:2: whether more or less of 'median_rank'"),
         ([{"samples_seen": "inf"}], {}, "points.csv:2: 'samples_seen' is 'inf', not a positive number"),
+        ([{"samples_seen": "0.3"}], {}, "points.csv:2: 'samples_seen' is '0.3', not a whole number"),
+        (
+            [{"flops_per_sample": "1e308"}],
+            {},
+            "'flops_per_sample' is '1e308', not between 1e-30 and 1e+30",
+        ),
+        ([{"metric": "loss", "value": "1e200"}], {}, "points.csv:2: loss is 1e+200, not between 1e-30 and 1e+30"),
+        ([{"error_low": ".3", "error_high": ".2"}], {}, "points.csv:2: 'error_low' 0.3 is above 'error_high' 0.2"),
+        ([{"metric": "top1_error"}], {}, "points.csv:2: whether more or less of 'top1_error'"),
+        ([{"metric": "1-acc"}], {}, "points.csv:2: whether more or less of '1-acc'"),
         ([{"seed": "x"}], {}, "points.csv:2: 'seed' is 'x', not a whole number"),
+        ([{"seed": "0.5"}], {}, "points.csv:2: 'seed' is '0.5', not a whole number"),
         ([{"gpu_seconds": "-1"}], {}, "points.csv:2: 'gpu_seconds' is '-1', not a positive number"),
         ([{}], {"axis": "gpu-seconds"}, "enters the fit (1 x no GPU-seconds recorded)"),
         ([{}], {"axis": "second"}, "unknown axis 'second'"),
-        ([], {}, "no points, only a header"),
+        ([], {}, "only a header"),
     ],
 )
 def test_wrong_tables_are_refused_in_one_line(write_table, rows, options, says) -> None:
@@ -137,13 +152,53 @@ def test_missing_columns_and_uneven_rows_are_named(write_table, tmp_path) -> Non
         table_points([write_table([{}], columns)])
     path = write_table([{}])
     path.write_text(path.read_text() + "r2,vit\n")
-    with pytest.raises(UserError, match=r"points.csv:3: not as many cells as the header has columns \(11\)"):
+    with pytest.raises(UserError, match=r"points.csv:3: 2 columns, the header has 12"):
         table_points([path])
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a CSV file"):
         table_points([path])
     with pytest.raises(UserError, match="no such file"):
         table_points([tmp_path / "absent.csv"])
+
+
+def test_files_that_are_no_table_are_told_apart(write_table, tmp_path) -> None:
+    text = write_table([{}]).read_text()
+    header, row = text.splitlines()
+    wrong = {
+        "": "is empty; a table of points has run",
+        text.replace(",", ";"): "cells are separated by ';', not by commas",
+        text.replace(",", "\t"): "cells are separated by '\\t', not by commas",
+        text + text: "points.csv:3: the header stands here again; give several tables as several files",
+        f"{header},value\n{row},.2\n": "two columns are called value",
+    }
+    for content, says in wrong.items():
+        path = tmp_path / "points.csv"
+        path.write_text(content)
+        with pytest.raises(UserError, match=re.escape(says)):
+            table_points([path])
+    with pytest.raises(UserError, match="/dev/null is no plain file"):
+        table_points([Path("/dev/null")])
+
+
+def test_other_line_ends_and_seeds_with_a_point_are_read(write_table, tmp_path) -> None:
+    text = write_table([{"seed": "3.0"}]).read_text()
+    for content in (text, "\ufeff" + text, text.replace("\n", "\r\n")):
+        path = tmp_path / "points.csv"
+        path.write_bytes(content.encode())
+        assert [point.seed for point in table_points([path]).points] == [3]
+
+
+@pytest.mark.parametrize(
+    ("metric", "loss", "known"),
+    [
+        *(("contrastive_loss", True, True), ("top1_loss", True, True), ("Loss", True, True)),
+        *((name, False, True) for name in ("top1", "acc5", "Accuracy", "mean_average_precision", "text_recall@10")),
+        *((name, False, True) for name in ("top1_or_hypernym", "lossless_acc")),
+        *((name, False, False) for name in ("top1_error", "1 - top1", "error_rate", "recall_std", "neg_loss", "rank")),
+    ],
+)
+def test_the_direction_of_a_metric_is_read_from_its_words(metric, loss, known) -> None:
+    assert (is_loss(metric), has_direction(metric)) == (loss, known)
 
 
 def test_one_kind_alone_is_fitted_and_said(write_table) -> None:
@@ -267,5 +322,5 @@ def test_the_commands_write_tables(write_lines, two_laws, tmp_path, capsys) -> N
     assert main(arguments) == 0
     with (tmp_path / "c.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 4 * 5 * 3 * 3
+    assert len(rows) == 7 * 5 * 3 * 3
     assert {row["studies"] for row in rows} == {"3"}

@@ -114,6 +114,12 @@ def test_a_damaged_file_names_its_line(write_lines, lines: list[str], says: str)
     [
         ({"metrics": {"top1": {"value": 30.0}}}, "results.jsonl:2: top1 is 30.0, not a fraction"),
         ({"metrics": {"top1": {"value": "x"}}}, "results.jsonl:2: metric 'top1' has no numeric 'value'"),
+        ({"metrics": {"top1": {"value": True}}}, "results.jsonl:2: metric 'top1' has no numeric 'value'"),
+        (
+            {"metrics": {"top1": {"value": 0.3, "low": "x", "high": 0.4}}},
+            "results.jsonl:2: metric 'top1': 'low' is 'x', not a number",
+        ),
+        ({"flops_per_sample": 10**400}, f"'flops_per_sample' is 1{'0' * 400}, not a positive number"),
         ({"metrics": []}, "results.jsonl:2: 'metrics' is not a JSON object"),
         ({"image_attention": 7}, "results.jsonl:2: 'image_attention' is 7, not a text$"),
         ({"text_attention": ["a"]}, r"results.jsonl:2: 'text_attention' is \['a'\], not a text$"),

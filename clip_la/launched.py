@@ -18,7 +18,9 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+from clip_la.errors import EXIT_CODE
 
 _PARENT = os.getppid()
 _PROC = Path("/proc")
@@ -102,6 +104,20 @@ def wait_for_end() -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     _wait(_is_orphan, _WAITING_S)
+
+
+def end_for_lost(ranks: list[int], how: str) -> NoReturn:
+    """Ends this process and the job, as far as it can reach, because other ranks are lost; from any thread.
+
+    The line comes once, whoever else finds them lost.
+    """
+    if speaks():
+        print(f"clip-la: error: {_report_of(ranks, how)}", file=sys.stderr, flush=True)
+        end_job()
+    else:
+        wait_for_end()
+    # The main thread waits in a collective call that does not end.
+    os._exit(EXIT_CODE)
 
 
 def lost_rank(error: Exception) -> str | None:

@@ -10,4 +10,4 @@
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 set -euo pipefail
-exec srun clip-la train --resume "$@"
+exec srun --kill-on-bad-exit=1 clip-la train --resume "$@"

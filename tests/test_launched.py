@@ -20,6 +20,8 @@ import os, signal, sys
 from clip_la.cli import main
 from clip_la.data.stream.sample_iterator import SampleIterator
 from clip_la.errors import UserError
+from clip_la.train import rank_watch
+rank_watch.SILENT_S = 3.0
 next_sample, calls = SampleIterator.next_sample, []
 
 def odd(self, draws):
@@ -27,6 +29,8 @@ def odd(self, draws):
     if os.environ["RANK"] == "1" and len(calls) == 20:
         if sys.argv[1] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if sys.argv[1] == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         raise UserError("shard 7 is not there")
     return next_sample(self, draws)
 
@@ -78,6 +82,15 @@ def test_a_killed_rank_ends_the_other_and_is_named(tmp_path):
     told = [line for line in done.stderr.splitlines() if line.startswith("clip-la: error: ")]
     assert len(told) == 1, done.stderr
     assert told[0].startswith("clip-la: error: rank 1 of 2 is gone: killed, or out of memory")
+
+
+def test_a_silent_rank_ends_the_other_and_is_named(tmp_path):
+    """Long before a collective call gives up, which takes a quarter of an hour."""
+    done = train(tmp_path, "stop")
+    assert done.returncode == -signal.SIGUSR1
+    told = [line for line in done.stderr.splitlines() if not line.startswith(("vit_pico: ", "warning: batch_size"))]
+    assert len(told) == 1, done.stderr
+    assert told[0].startswith("clip-la: error: rank 1 of 2 has been silent for 3 s")
     assert "--resume" in told[0]
 
 

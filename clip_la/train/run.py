@@ -38,6 +38,7 @@ from clip_la.train.logger import CsvMetrics
 from clip_la.train.meter import MetricsLogger
 from clip_la.train.options import RunOptions
 from clip_la.train.parser import STOPPED_EXIT_CODE
+from clip_la.train.rank_watch import RankWatch
 from clip_la.train.start import ResumePoint, find_resume_point
 from clip_la.train.task import ContrastiveTask
 from clip_la.train.zeroshot_callback import after_training, during_training
@@ -209,7 +210,7 @@ def _callbacks(
     zeroshots = during_training(options, folder.results, origin, accelerator, meter)
     # In this order at the end of a step: the position in the data moves before a checkpoint holds it, a request to stop
     # is seen before the checkpoints look for one, and a window is closed before it is saved.
-    return [StreamPosition(), stop, meter, Progress(meter), Advice(meter), checkpoints, *zeroshots]
+    return [RankWatch(), StreamPosition(), stop, meter, Progress(meter), Advice(meter), checkpoints, *zeroshots]
 
 
 def _loggers(folder: RunFolder, resume_samples: int, options: RunOptions, run_id: str) -> list[Logger]:

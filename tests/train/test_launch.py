@@ -15,7 +15,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
     ("script", "launcher", "calls"),
     [
         ("train_torchrun.sh", "torchrun", ["--standalone", "--nproc_per_node", "gpu", "-m", "clip_la", "train"]),
-        ("train_slurm.sh", "srun", ["clip-la", "train", "--resume"]),
+        ("train_slurm.sh", "srun", ["--kill-on-bad-exit=1", "clip-la", "train", "--resume"]),
     ],
 )
 def test_a_script_hands_its_arguments_on(script: str, launcher: str, calls: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""Processes that fall silent: stopped, cut off, killed on another machine. The job ends, and says which it was.
+
+Collective calls wait a quarter of an hour for a process (`launched.rank_timeout`), since slow storage or an evaluation
+is no fault; NCCL does not notice by itself that another machine is gone. So a thread of each process says every few
+seconds that it is alive, whatever the process is busy with.
+"""
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+from datetime import timedelta
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch.distributed import TCPStore
+
+from clip_la.launched import end_for_lost, rank_timeout
+
+BEAT_S = 1.0
+# Longer than anything that keeps Python's other threads from running; torchrun takes half a minute more to end a job.
+SILENT_S = 25.0
+# What is said of a process that has not begun, or has come to its end.
+LEFT = b"left"
+
+
+class RankWatch(Callback):
+    """The first process watches all others, and they watch it, from when they have met to the end of the run."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._speaker: threading.Thread | None = None
+        # The last that was heard of each watched process.
+        self._heard: dict[int, bytes] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        rank, world_size, host = trainer.global_rank, trainer.world_size, os.environ.get("MASTER_ADDR")
+        if world_size == 1 or host is None:
+            return
+        silent_s = min(SILENT_S, rank_timeout().total_seconds())
+        store, timeout = None, timedelta(seconds=silent_s)
+        if rank == 0:
+            # A store of its own: the job's is held up while somebody waits in it.
+            store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+            for other in range(world_size):
+                store.set(str(other), LEFT)  # until it speaks
+        port = trainer.strategy.broadcast(store.port if store else None)
+        try:
+            store = store or TCPStore(host, port, is_master=False, timeout=timeout)
+        except RuntimeError as error:
+            print(f"rank {rank} is not watched: {' '.join(str(error).split())[:120]}", file=sys.stderr)
+            return
+        watched = range(1, world_size) if rank == 0 else range(1)
+        self._heard = dict.fromkeys(watched, LEFT)
+        self._speaker = threading.Thread(target=self._speak, args=(store, str(rank)), daemon=True)
+        self._speaker.start()
+        threading.Thread(target=self._listen, args=(silent_s,), daemon=True).start()
+
+    def _speak(self, store: TCPStore, name: str) -> None:
+        """Beats. Without the first process, which keeps the store, the thread waits in it, or ends."""
+        with contextlib.suppress(RuntimeError):
+            for beat in itertools.count():
+                store.set(name, str(beat))
+                self._heard = dict(zip(self._heard, store.multi_get([*map(str, self._heard)]), strict=True))
+                if self._over.wait(BEAT_S):
+                    break
+            store.set(name, LEFT)
+
+    def _listen(self, silent_s: float) -> None:
+        """Ends the job where nothing new is heard of a process that has not left."""
+        # In beats of this process, not by the clock: a job that is suspended as a whole goes on afterwards.
+        last, unchanged = self._heard, dict.fromkeys(self._heard, 0)
+        while not self._over.wait(BEAT_S):
+            heard = self._heard
+            for other, beat in heard.items():
+                unchanged[other] = unchanged[other] + 1 if beat == last[other] != LEFT else 0
+            last = heard
+            silent = [other for other, beats in unchanged.items() if beats >= silent_s / BEAT_S]
+            if silent:
+                end_for_lost(silent, f"has been silent for {silent_s:g} s: stopped, or its machine is cut off")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._over.set()
+        if self._speaker is not None:
+            self._speaker.join(BEAT_S)

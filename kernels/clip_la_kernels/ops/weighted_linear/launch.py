@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import configs
-from clip_la_kernels.ops.linear_attention.plan import MAX_CALLS, TRITON_DTYPE, is_aligned, padded
+from clip_la_kernels.ops.linear_attention.plan import MAX_CALLS, TRITON_DTYPE, is_aligned
 from clip_la_kernels.ops.weighted_linear.kernels import weighted_linear_backward, weighted_linear_forward
 from clip_la_kernels.runtime.dispatch import interpreting
 from clip_la_kernels.runtime.launcher import Launcher
 
 # Rows of a tile, which one group of four warps multiplies at a time on Hopper.
-ROWS = 64
-# Rows of the last tile at least.
-LEAST_REST = 16
+ROWS = 32
 
 
 class Numbers(NamedTuple):
@@ -100,9 +98,8 @@ def _launch(
         major, sms = configs.device_numbers(q.device.index if on_gpu else None)
         # As in KernelPlan.flags: few programs placed early would pile up where room comes free first.
         early = on_gpu and major >= configs.HOPPER and batch * heads > sms
-        left = tokens % rows
         flags |= {
-            "BL": rows, "BR": max(LEAST_REST, padded(left)) if left else 0, "DT": TRITON_DTYPE[q.dtype],
+            "BL": rows, "DT": TRITON_DTYPE[q.dtype],
             "HALF": width // 2, "MAP": options.feature_map, "RALA": options.rala, "UP": interpreting(), "PDL": early,
             "PREC": precision, "num_warps": warps, "num_stages": stages,
         }  # fmt: skip

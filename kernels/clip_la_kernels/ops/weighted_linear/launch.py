@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from clip_la_kernels.ops.linear_attention import configs
-from clip_la_kernels.ops.linear_attention.plan import MAX_CALLS, TRITON_DTYPE, is_aligned
+from clip_la_kernels.ops.linear_attention.plan import MAX_CALLS, TRITON_DTYPE, is_aligned, padded
 from clip_la_kernels.ops.weighted_linear.kernels import weighted_linear_backward, weighted_linear_forward
 from clip_la_kernels.runtime.dispatch import interpreting
 from clip_la_kernels.runtime.launcher import Launcher
 
-# Rows of a tile, which one group of four warps multiplies at a time on Hopper.
-ROWS = 32
+# Rows of a tile at most: what one group of four warps multiplies at a time on Hopper. Eight warps need more instructions
+# a row, smaller tiles too, as the state then lies in registers as an operand.
+ROWS = 64
 
 
 class Numbers(NamedTuple):
@@ -93,7 +94,9 @@ def _launch(
     key = (name, q.shape, strides, q.dtype, q.device, kinds, aligned, precision, configs.overrides.version)
     launcher = _launchers.get(key)
     if launcher is None:
-        rows, warps, stages, registers = configs.overrides.configs.get(name) or configs.Config(ROWS, 4, 1)
+        rows, warps, stages, registers = configs.overrides.configs.get(name) or configs.Config(
+            min(ROWS, padded(tokens)), 4, 1
+        )
         on_gpu = q.device.type == "cuda"
         major, sms = configs.device_numbers(q.device.index if on_gpu else None)
         # As in KernelPlan.flags: few programs placed early would pile up where room comes free first.

@@ -1,7 +1,8 @@
 """First-order linear attention as one operator: feature map, normaliser, weight of keys, temperature.
 
-Kernels on a GPU for `sum` over all keys of elu1 or relu features, else plain PyTorch, linear in the tokens; causal attention forms the products of all pairs (text is short). With weights
-w_j of mean one over the keys seen, n their number, x_ij = t s phi(q_i).phi(k_j):
+Kernels on a GPU for `sum` over all keys of elu1 or relu features, else plain PyTorch; linear in the tokens, but causal
+attention forms the products of all pairs (text is short). With weights w_j of mean one over the keys seen, n their
+number, x_ij = t s phi(q_i).phi(k_j):
 
 | over      | o_i                                                                    |
 |-----------|------------------------------------------------------------------------|

@@ -12,7 +12,7 @@ from clip_la_kernels.ops.weighted_linear.kernels import weighted_linear_backward
 from clip_la_kernels.runtime.dispatch import interpreting
 from clip_la_kernels.runtime.launcher import Launcher
 
-# Rows of a tile at most: what one group of four warps multiplies at a time on Hopper. Eight warps need more instructions
+# Rows of a tile at most: what a group of four warps multiplies at a time on Hopper. Eight warps need more instructions
 # a row, smaller tiles too, as the state then lies in registers as an operand.
 ROWS = 64
 

@@ -1,4 +1,4 @@
-"""The reference: weighted linear attention in plain PyTorch, with the whole matrix of weights, in any floating dtype."""
+"""The reference: weighted linear attention in plain PyTorch with the whole matrix of weights, in any floating dtype."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,8 @@
 """First-order linear attention as one operator: feature map, normaliser, weight of keys, temperature.
 
-Plain PyTorch, linear in the tokens; causal attention forms the products of all pairs (text is short). With weights
-w_j of mean one over the keys seen, n their number, x_ij = t s phi(q_i).phi(k_j):
+Kernels on a GPU for `sum` over all keys of elu1 or relu features, else plain PyTorch; linear in the tokens, but causal
+attention forms the products of all pairs (text is short). With weights w_j of mean one over the keys seen, n their
+number, x_ij = t s phi(q_i).phi(k_j):
 
 | over      | o_i                                                                    |
 |-----------|------------------------------------------------------------------------|
@@ -18,11 +19,12 @@ see rotated features and the denominators of `sum` and `magnitude` unrotated one
 from typing import Any
 
 import torch
+from clip_la_kernels import serves_weighted, weighted_linear_attention
 from torch import Tensor, nn
 
 from clip_la.models.attention.base import Attention
 from clip_la.models.attention.feature_maps import FeatureMap, widened
-from clip_la.models.attention.surroundings import Uniform, rotated
+from clip_la.models.attention.surroundings import Uniform, rotated, rotation
 
 
 class OperatorAttention(Attention):
@@ -62,15 +64,28 @@ class OperatorAttention(Attention):
         self.map = FeatureMap(map, power, self.num_heads, self.head_dim, **like)
         # Its logarithm: positive, and its steps are relative.
         self.temperature = nn.Parameter(torch.empty(self.num_heads, **like)) if temperature == "learned" else None
+        self._has_kernels = over == "sum" and a == 0 and temperature == "fixed"
 
     def attend(self, qkv: Tensor, is_causal: bool) -> Tensor:
         """As Attention.attend."""
+        if not is_causal and self._has_kernels and serves_weighted(qkv, self.map.kind):
+            return self._by_kernels(qkv)
         with torch.autocast(qkv.device.type, enabled=False):
             q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
             fq, fk = self._features(q, k)
             turned = self._turned(fq), self._turned(fk)
             sums = self._causal if is_causal else self._full
             return sums(fq, fk, turned, v).transpose(1, 2).to(qkv.dtype)
+
+    def _by_kernels(self, qkv: Tensor) -> Tensor:
+        """What `_full` computes, in one pass over q, k, v that keeps no feature."""
+        turn = None
+        if self.around["rope"] != "none":
+            angles = rotation(self.placed(), qkv.shape[1], self.head_dim, qkv.device)
+            turn = torch.stack([angles.cos(), angles.sin()])
+        return weighted_linear_attention(
+            qkv, feature_map=self.map.kind, rala=self.weight == "rala", scale=self.scale, eps=self.eps, turn=turn
+        )
 
     def _features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """phi(q) with scale and temperature, phi(k): (batch, heads, tokens, features) in float32."""

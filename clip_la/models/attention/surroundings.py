@@ -138,24 +138,29 @@ class HeadNorm(nn.Module):
         nn.init.ones_(self.weight)
 
 
+def rotation(layout: Layout, tokens: int, width: int, device: torch.device) -> Tensor:
+    """Angles (tokens, width / 2), float32, by which `rotated` turns the pairs of features of each token."""
+    pairs = width // 2
+    if layout.grid is None:
+        # All pairs turn with the place, the first fastest.
+        frequency = TEXT_ROPE_BASE ** -(torch.arange(pairs, device=device) / pairs)
+        return torch.arange(tokens, device=device)[:, None] * frequency
+    # Half of the pairs turn with the row, half with the column; the prefix has no place and is not turned.
+    half = pairs // 2
+    rows, columns = layout.grid
+    frequency = GRID_ROPE_BASE ** -(torch.arange(half, device=device) / half)
+    place = torch.arange(rows * columns, device=device)[:, None]
+    angles = torch.cat([place // columns * frequency, place % columns * frequency], 1)
+    return F.pad(angles, (0, 0, layout.prefix, 0))
+
+
 def rotated(x: Tensor, layout: Layout) -> Tensor:
     """x with its features turned in pairs (i, i + width / 2) by the token's place. x: (batch, tokens, ..., width).
 
     The width of heads must be a multiple of 4 on a grid and of 2 in text (checked where the model is specified).
     """
     pairs = x.shape[-1] // 2
-    if layout.grid is None:
-        # All pairs turn with the place, the first fastest.
-        frequency = TEXT_ROPE_BASE ** -(torch.arange(pairs, device=x.device) / pairs)
-        angles = torch.arange(x.shape[1], device=x.device)[:, None] * frequency
-    else:
-        # Half of the pairs turn with the row, half with the column; the prefix has no place and is not turned.
-        half = pairs // 2
-        rows, columns = layout.grid
-        frequency = GRID_ROPE_BASE ** -(torch.arange(half, device=x.device) / half)
-        place = torch.arange(rows * columns, device=x.device)[:, None]
-        angles = torch.cat([place // columns * frequency, place % columns * frequency], 1)
-        angles = F.pad(angles, (0, 0, layout.prefix, 0))
+    angles = rotation(layout, x.shape[1], x.shape[-1], x.device)
     angles = angles.view(1, x.shape[1], *(1,) * (x.ndim - 3), pairs).to(torch.promote_types(x.dtype, torch.float32))
     first, second = x[..., :pairs], x[..., pairs:]
     cos, sin = angles.cos(), angles.sin()

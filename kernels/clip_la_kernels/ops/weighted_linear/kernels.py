@@ -20,8 +20,8 @@ dk was wrong by 1 % in float16, 20 times as much as in plain PyTorch.
 Features are in two halves of HALF = D / 2 columns, as rotation pairs (i, i + HALF): no number crosses threads for it. S
 is kept transposed and in halves too, [v, half of k]: the raw tiles of v and do are operands as loaded, and D the long
 side of the product. Sums over rows stay apart by the row of a tile until a pass ends. Every pass reads its rows anew:
-of most heads they lie in the caches. Loops do not hoist (disable_licm): what every tile needs again, addresses above all,
-would lie in registers through all passes (of the backward pass 268 bytes spilled instead of 32, at D = 64).
+of most heads they lie in the caches. Loops do not hoist (disable_licm): what every tile needs again, addresses above
+all, would lie in registers through all passes.
 """
 
 import triton

@@ -46,10 +46,10 @@ BEST_ROWS = 3
 PLAIN = (SOFTMAX, "image: linear_mean", "linear_mean", "linear")
 FEATURED = ("rala", "image: rala")
 DIFFERENCES = (
-    "`image: KIND` has KIND in the image tower and softmax in the text tower; `*` marks an attention with a diverged\n"
-    "run at some rate. Differences over the seeds that both have, with two 95 % intervals: over seeds (from the pooled\n"
-    "spread of all seeds where fewer than three are paired), and over images, as if the two models failed on images of\n"
-    "their own:"
+    "`image: KIND` has KIND in the image tower and softmax in the text tower; `*` marks an attention with a\n"
+    "diverged run at some rate. Differences over the seeds that both have, with two 95 % intervals: over seeds (from the\n"
+    "pooled spread of all seeds where fewer than three are paired), and over images, as if the two models failed on\n"
+    "images of their own:"
 )
 
 

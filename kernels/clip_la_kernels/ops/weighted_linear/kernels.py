@@ -20,7 +20,8 @@ dk was wrong by 1 % in float16, 20 times as much as in plain PyTorch.
 Features are in two halves of HALF = D / 2 columns, as rotation pairs (i, i + HALF): no number crosses threads for it. S
 is kept transposed and in halves too, [v, half of k]: the raw tiles of v and do are operands as loaded, and D the long
 side of the product. Sums over rows stay apart by the row of a tile until a pass ends. Every pass reads its rows anew:
-of most heads they lie in the caches.
+of most heads they lie in the caches. Loops do not hoist (disable_licm): what every tile needs again, addresses above
+all, would lie in registers through all passes.
 """
 
 import triton
@@ -101,7 +102,7 @@ def weighted_linear_forward(
     if RALA:
         B1 = tl.zeros([BL, HALF], tl.float32)
         B2 = tl.zeros([BL, HALF], tl.float32)
-        for n0 in range(0, N, BL):
+        for n0 in tl.range(0, N, BL, disable_licm=True):
             f1, f2 = features(Q, n0, sn, N, BL, HALF, MAP)
             B1 += f1
             B2 += f2
@@ -116,7 +117,7 @@ def weighted_linear_forward(
     total = N.to(tl.float32)
     if RALA:
         total = 0.0
-    for n0 in range(0, N, BL):
+    for n0 in tl.range(0, N, BL, disable_licm=True):
         f1, f2 = features(K, n0, sn, N, BL, HALF, MAP)
         if RALA:
             s = tl.sum(f1 * b1[None, :] + f2 * b2[None, :], 1)
@@ -155,7 +156,7 @@ def weighted_linear_forward(
             tl.store(SUMS + D + c, b1)
             tl.store(SUMS + D + HALF + c, b2)
             tl.store(SUMS + 2 * D, top + tl.log(total))
-    for n0 in range(0, N, BL):
+    for n0 in tl.range(0, N, BL, disable_licm=True):
         f1, f2 = features(Q, n0, sn, N, BL, HALF, MAP)
         w = scale / (scale * tl.sum(f1 * m1[None, :] + f2 * m2[None, :], 1) + eps)
         t1, t2 = turned(f1, f2, TURN, n0, N, False, ROTATE)
@@ -241,7 +242,7 @@ def weighted_linear_backward(
     G2 = tl.zeros([D, HALF], tl.float32)
     M1 = tl.zeros([BL, HALF], tl.float32)
     M2 = tl.zeros([BL, HALF], tl.float32)
-    for n0 in range(0, N, BL):
+    for n0 in tl.range(0, N, BL, disable_licm=True):
         f1, f2 = features(Q, n0, sn, N, BL, HALF, MAP)
         w = scale / (scale * tl.sum(f1 * m1[None, :] + f2 * m2[None, :], 1) + eps)
         do = load_tile(DO, 0, n0, sdon, n, d, N, D, False)
@@ -267,16 +268,16 @@ def weighted_linear_backward(
         B1 = tl.zeros([BL, HALF], tl.float32)
         B2 = tl.zeros([BL, HALF], tl.float32)
         R = tl.zeros([BL], tl.float32)
-        for n0 in range(0, N, BL):
+        for n0 in tl.range(0, N, BL, disable_licm=True):
             f1, f2, g1, g2 = key_side(K, V, G1, G2, dm1, dm2, TURN, n0, sn, N, BL, HALF, MAP, ROTATE, UP, PREC)
             pdp = key_weights(f1, f2, b1, b2, lse, n0, N) * tl.sum(f1 * g1 + f2 * g2, 1)
             B1 += pdp[:, None] * f1
             B2 += pdp[:, None] * f2
             R += pdp
         delta = tl.sum(R, 0)
-        a1 = (tl.sum(B1, 0) - delta * m1) * (scale / N)
-        a2 = (tl.sum(B2, 0) - delta * m2) * (scale / N)
-    for n0 in range(0, N, BL):
+        B1 = tl.sum(B1, 0)
+        B2 = tl.sum(B2, 0)
+    for n0 in tl.range(0, N, BL, disable_licm=True):
         f1, f2, g1, g2 = key_side(K, V, G1, G2, dm1, dm2, TURN, n0, sn, N, BL, HALF, MAP, ROTATE, UP, PREC)
         p = tl.full([BL], 1.0, tl.float32) / N
         if RALA:
@@ -293,7 +294,14 @@ def weighted_linear_backward(
         dv = dot(narrowed(t2, DT), tl.trans(G2), dv, UP, PREC)
         store_tile(DV, 0, narrowed(dv * p[:, None], DT), n0, sdn, n, d, N, D, False)
     if RALA:
-        for n0 in range(0, N, BL):
+        # Loaded again, not kept in registers through the passes over the keys.
+        S1 = tl.load(STATE + d[:, None] * HALF + c[None, :])
+        S2 = tl.load(STATE + D * HALF + d[:, None] * HALF + c[None, :])
+        m1 = tl.load(SUMS + c)
+        m2 = tl.load(SUMS + HALF + c)
+        a1 = (B1 - delta * m1) * (scale / N)
+        a2 = (B2 - delta * m2) * (scale / N)
+        for n0 in tl.range(0, N, BL, disable_licm=True):
             f1, f2 = features(Q, n0, sn, N, BL, HALF, MAP)
             w = scale / (scale * tl.sum(f1 * m1[None, :] + f2 * m2[None, :], 1) + eps)
             do = load_tile(DO, 0, n0, sdon, n, d, N, D, False)

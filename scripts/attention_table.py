@@ -47,9 +47,9 @@ PLAIN = (SOFTMAX, "image: linear_mean", "linear_mean", "linear")
 FEATURED = ("rala", "image: rala")
 DIFFERENCES = (
     "`image: KIND` has KIND in the image tower and softmax in the text tower; `*` marks an attention with a\n"
-    "diverged run at some rate. Differences over the seeds that both have, with two 95 % intervals: over seeds (from the\n"
-    "pooled spread of all seeds where fewer than three are paired), and over images, as if the two models failed on\n"
-    "images of their own:"
+    "diverged run at some rate. Differences over the seeds that both have, with two 95 % intervals: over seeds (from\n"
+    "the pooled spread of all seeds where fewer than three are paired), and over images, as if the two models failed\n"
+    "on images of their own:"
 )
 
 

@@ -66,4 +66,4 @@ def weight_grad(v: Tensor, grad: Tensor, weight: Tensor, grid: Grid) -> Tensor:
         grid.rows, grid.columns, splits,
         KR=kernel_rows, KC=kernel_columns, TOP=top, LEFT=left, TB=GRAD_TILE, CB=CHANNELS, num_warps=WARPS,
     )  # fmt: skip
-    return sums.sum(0).t().reshape(weight.shape).to(weight.dtype)
+    return sums.sum(0).t().contiguous().view(weight.shape).to(weight.dtype)

@@ -1,5 +1,6 @@
 """`clip-la models`: every preset with every attention kind, its parameters and its cost. Needs no torch."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clip_la.cli import Parser
@@ -52,18 +53,13 @@ def main(argv: list[str]) -> int | None:
     import json
     import sys
 
-    from clip_la.errors import UserError
-
     if options.kinds:
         rows = kinds()
         grows = {True: "; its result grows with the number of tokens", False: ""}
         lines = [f"{r['kind']}: {r['summary']}{grows[r['grows_with_tokens']]}\n    {r['options']}" for r in rows]
     elif options.trained:
         others = ("names", "attention", "patch_size", "speed", "start")
-        given = [name for name in others if getattr(options, name) not in ([], None, False)]
-        if given:
-            raise UserError(f"--trained has models of its own: leave out {', '.join(given)}")
-        rows = trained(options.trained, options.image_size)
+        rows = trained(options.trained, options.image_size, [name for name in others if getattr(options, name)])
         lines = _lines(rows)
     else:
         rows = table(
@@ -176,10 +172,11 @@ def _row(spec: "ModelSpec") -> dict:
     }
 
 
-def trained(paths: list[str], image_size: int | None = None) -> list[dict]:
+def trained(paths: list[str], image_size: int | None = None, others: Sequence[str] = ()) -> list[dict]:
     """As `table`, of runs or checkpoints, with what start.py measures at their weights under "start".
 
-    Raises UserError for what is no run or checkpoint, and an image size that does not fit.
+    Raises UserError for what is no run or checkpoint, an image size that does not fit, and `others`: names of options
+    that were given and are for presets.
     """
     from pathlib import Path
 
@@ -189,6 +186,8 @@ def trained(paths: list[str], image_size: int | None = None) -> list[dict]:
     from clip_la.models.start import scales
     from clip_la.runs import RunFolder
 
+    if others:
+        raise UserError(f"--trained has models of its own: leave out {', '.join(others)}")
     rows = []
     for text in paths:
         path: Path | None = Path(text)

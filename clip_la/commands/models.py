@@ -1,5 +1,6 @@
 """`clip-la models`: every preset with every attention kind, its parameters and its cost. Needs no torch."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clip_la.cli import Parser
@@ -39,6 +40,13 @@ def main(argv: list[str]) -> int | None:
         " first, middle and last layer, the stream itself in the last, gradients of q and k over that of v",
     )
     parser.add_argument(
+        "--trained",
+        nargs="+",
+        metavar="RUN",
+        help="instead of presets these runs (their last checkpoints) or checkpoints, with what --start measures, at"
+        " trained weights; --image-size interpolates their positions",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print a JSON list, one object a preset and kind, on stdout"
     )
     options = parser.parse_args(argv)
@@ -49,6 +57,10 @@ def main(argv: list[str]) -> int | None:
         rows = kinds()
         grows = {True: "; its result grows with the number of tokens", False: ""}
         lines = [f"{r['kind']}: {r['summary']}{grows[r['grows_with_tokens']]}\n    {r['options']}" for r in rows]
+    elif options.trained:
+        others = ("names", "attention", "patch_size", "speed", "start")
+        rows = trained(options.trained, options.image_size, [name for name in others if getattr(options, name)])
+        lines = _lines(rows)
     else:
         rows = table(
             options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
@@ -111,7 +123,6 @@ def table(
     import sys
 
     from clip_la.errors import UserError
-    from clip_la.models.flops import flops, num_parameters
     from clip_la.models.registry import list_models, model_spec
 
     if batch is not None and batch < 1:
@@ -129,16 +140,7 @@ def table(
                     raise
                 unfit.append(error)
                 continue
-            row = {
-                "model": name,
-                "attention": spec.attention,
-                "image_size": spec.image_size,
-                "patch_size": spec.patch_size,
-                "image_tokens": spec.num_image_tokens,
-                "context_length": spec.context_length,
-                "parameters": num_parameters(spec),
-                "gflops": {tower: count / GIGA for tower, count in flops(spec).items()},
-            }
+            row = _row(spec)
             if batch is not None:
                 row["pairs_per_second"] = _measure(spec, batch)
             if start:
@@ -151,6 +153,51 @@ def table(
     # A plan for twelve layers leaves the small presets out; only where nothing fits is that an error.
     for left_out in unfit:
         print(f"left out: {left_out}", file=sys.stderr)
+    return rows
+
+
+def _row(spec: "ModelSpec") -> dict:
+    """What a preset or a trained model is, and its cost."""
+    from clip_la.models.flops import flops, num_parameters
+
+    return {
+        "model": spec.name,
+        "attention": spec.attention,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "image_tokens": spec.num_image_tokens,
+        "context_length": spec.context_length,
+        "parameters": num_parameters(spec),
+        "gflops": {tower: count / GIGA for tower, count in flops(spec).items()},
+    }
+
+
+def trained(paths: list[str], image_size: int | None = None, others: Sequence[str] = ()) -> list[dict]:
+    """As `table`, of runs or checkpoints, with what start.py measures at their weights under "start".
+
+    Raises UserError for what is no run or checkpoint, an image size that does not fit, and `others`: names of options
+    that were given and are for presets.
+    """
+    from pathlib import Path
+
+    from clip_la.errors import UserError
+    from clip_la.models.checkpoint import load_checkpoint
+    from clip_la.models.resize import at_image_size
+    from clip_la.models.start import scales
+    from clip_la.runs import RunFolder
+
+    if others:
+        raise UserError(f"--trained has models of its own: leave out {', '.join(others)}")
+    rows = []
+    for text in paths:
+        path: Path | None = Path(text)
+        if Path(text).is_dir():
+            path = RunFolder(Path(text)).newest_checkpoint()
+        if path is None:
+            raise UserError(f"{text} holds no checkpoint: give a run with one, or a checkpoint")
+        model, _ = load_checkpoint(path)
+        model = model.float() if image_size is None else at_image_size(model.float(), image_size)
+        rows.append({**_row(model.spec), "start": scales(model)})
     return rows
 
 

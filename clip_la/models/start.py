@@ -1,4 +1,4 @@
-"""How large the parts of an image tower are before training: what attention adds, and the gradients it gets."""
+"""How large the parts of an image tower are, before training or after: what attention adds, the gradients it gets."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_la.models.clip import model_from_spec
+from clip_la.models.clip import CLIP, model_from_spec
 from clip_la.models.spec import ModelSpec
 
 NUM_IMAGES = 2
@@ -15,17 +15,22 @@ NOISE_SIDE = 16
 
 
 def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
-    """Root mean squares in the image tower at its initial weights, on smooth noise, in float32 on the CPU.
+    """`scales` of a model at its initial weights."""
+    return scales(model_from_spec(spec, seed), seed)
+
+
+def scales(model: CLIP, seed: int = 0) -> dict[str, float]:
+    """Root mean squares in the image tower of a model on the CPU, on smooth noise of `seed`, in float32.
 
     Keys: "branch_first", "branch_middle", "branch_last": what attention adds to the residual stream over what the
-    stream holds there; "residual_last": what the last block receives (the first receives 1); "gradient_q" and
-    "gradient_k": gradients of the cosine between two images by the q and k of the middle layer, over that by its v.
+    stream holds there; "residual_last": what the last block receives (untrained, the first receives 1); "gradient_q"
+    and "gradient_k": gradients of the cosine between two images by the q and k of the middle layer, over that by its v.
     """
 
     def rms(x: Tensor) -> float:
         return x.detach().square().mean().sqrt().item()
 
-    tower = model_from_spec(spec, seed).image
+    tower = model.image
     blocks: Any = tower.trunk.blocks
     middle = len(blocks) // 2
     seen: dict[str, Tensor] = {}
@@ -36,7 +41,7 @@ def start_scales(spec: ModelSpec, seed: int = 0) -> dict[str, float]:
         lambda _, __, out: out.register_hook(lambda gradient: seen.update(gradient=gradient)) and None
     )
     noise = torch.randn(NUM_IMAGES, 3, NOISE_SIDE, NOISE_SIDE, generator=torch.Generator().manual_seed(seed))
-    features = F.normalize(tower(F.interpolate(noise, size=spec.image_size, mode="bicubic")), dim=-1)
+    features = F.normalize(tower(F.interpolate(noise, size=model.spec.image_size, mode="bicubic")), dim=-1)
     (features[0] @ features[1]).backward()
     q, k, v = (rms(part) for part in seen.pop("gradient").chunk(3, dim=-1))
     sizes = {name: rms(tensor) for name, tensor in seen.items()}

@@ -84,6 +84,20 @@ def test_models_measures_the_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert mapped["gradient_q"] > 0.02
 
 
+def test_models_measures_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a checkpoint with initial weights it is what the start has; at another size its positions are interpolated."""
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(path, create_model("vit_micro", attention="linear", seed=0))
+    rows = []
+    for arguments in (["--trained", str(path)], ["--trained", str(path), "--image-size", "64"]):
+        assert main(["models", *arguments, "--json"]) == 0
+        rows += json.loads(capsys.readouterr().out)
+    assert main(["models", "vit_micro", "--attention", "linear", "--start", "--json"]) == 0
+    assert rows[0] == json.loads(capsys.readouterr().out)[0]
+    assert rows[1]["image_tokens"] == 65
+    assert rows[1]["start"]["residual_last"] > 2 * rows[0]["start"]["residual_last"]
+
+
 def model_parameters(name: str) -> dict[str, int]:
     return num_parameters(model_spec(name))
 
@@ -107,6 +121,8 @@ def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> N
         (["--attention", "linear(a=2,a=3)"], "the option 'a' is given twice"),
         (["--attention", "mhla(blocks=1000)"], "option 'blocks': 1000 is not a whole number >= 1 and <= 32"),
         (["--attention", "flatten(temperature=learned)"], "unknown option of attention 'flatten' 'temperature'"),
+        (["vit_b16", "--trained", "x"], "--trained has models of its own: leave out names"),
+        (["--trained", "nowhere.ckpt"], "nowhere.ckpt"),
         (["--image-size", "100"], "image_size 100 is no multiple of patch_size 16"),
         (["--image-sise", "64"], "did you mean --image-size"),
     ],

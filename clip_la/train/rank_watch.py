@@ -16,13 +16,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch.distributed import TCPStore
 
-from clip_la.launched import end_for_lost, rank_timeout
+from clip_la.launched import RANK_SECONDS_VARIABLE, end_for_lost, rank_timeout
 
 BEAT_S = 1.0
 # Longer than anything that keeps Python's other threads from running; torchrun takes half a minute more to end a job.
 SILENT_S = 25.0
 # What is said of a process that has not begun, or has come to its end.
-LEFT = b"left"
+LEFT = "left"
 
 
 class RankWatch(Callback):
@@ -32,20 +32,21 @@ class RankWatch(Callback):
         self._over = threading.Event()
         self._speaker: threading.Thread | None = None
         # The last that was heard of each watched process.
-        self._heard: dict[int, bytes] = {}
+        self._heard: dict[int, str] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         rank, world_size, host = trainer.global_rank, trainer.world_size, os.environ.get("MASTER_ADDR")
         if world_size == 1 or host is None:
             return
-        silent_s = min(SILENT_S, rank_timeout().total_seconds())
+        # Whoever says how long a process waits for another one, as for a debugger, means this as well.
+        silent_s = rank_timeout().total_seconds() if RANK_SECONDS_VARIABLE in os.environ else SILENT_S
         store, timeout = None, timedelta(seconds=silent_s)
         if rank == 0:
             # A store of its own: the job's is held up while somebody waits in it.
             store = TCPStore(host, 0, is_master=True, timeout=timeout, wait_for_workers=False)
             for other in range(world_size):
                 store.set(str(other), LEFT)  # until it speaks
-        port = trainer.strategy.broadcast(store.port if store else None)
+        port = trainer.strategy.broadcast(store.port if store else 0)
         try:
             store = store or TCPStore(host, port, is_master=False, timeout=timeout)
         except RuntimeError as error:
@@ -62,7 +63,8 @@ class RankWatch(Callback):
         with contextlib.suppress(RuntimeError):
             for beat in itertools.count():
                 store.set(name, str(beat))
-                self._heard = dict(zip(self._heard, store.multi_get([*map(str, self._heard)]), strict=True))
+                beats = store.multi_get([*map(str, self._heard)])
+                self._heard = {other: beat.decode() for other, beat in zip(self._heard, beats, strict=True)}
                 if self._over.wait(BEAT_S):
                     break
             store.set(name, LEFT)

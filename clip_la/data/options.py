@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clip_la.data.images.limits import Limits
-from clip_la.data.shards.sources import ShardOpener
+from clip_la.data.shards.sources import ShardOpener, check_weights
 from clip_la.errors import UserError
 
 
@@ -92,6 +92,8 @@ class StreamOptions:
         for name, least in (("batch_size", 1), ("block_shards", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} {getattr(self, name)} must be at least {least}")
+        if self.weights is not None:
+            check_weights(self.shards, self.weights)
         if not self.cache_gb > 0:
             raise UserError(f"cache_gb {self.cache_gb} must be positive")
         if self.decode != "cpu" and self.cache == "memory":

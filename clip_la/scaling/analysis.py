@@ -244,10 +244,15 @@ def analyse(
         if fit.law.alpha >= -FLAT:
             notes.append(f"the error of {fit.name} does not fall with compute: no scaling law, or another metric")
         if frontier == "all":  # what a frontier picks misses its law on one side alone
-            where = np.log10([[point.compute, point.error] for point in fit.points])
+            x, y = np.log10([[point.compute, point.error] for point in fit.points]).T
             runs = numbered([point.run for point in fit.points])
+<<<<<<< HEAD
             notes += misfit_notes(fit.name, alike_groups(*where.T, runs, groups_of(fit.points)))
         notes += carrying(fit.name, fit.points, tried.get(fit.name, ()))
+=======
+            notes += misfit_notes(fit.name, alike_groups(x, y, runs, groups_of(fit.points)))
+        notes += carrying(fit.name, fit.points)
+>>>>>>> wt-break
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(
         selection, by, label, how.method, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes)

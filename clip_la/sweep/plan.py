@@ -144,6 +144,8 @@ def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mappin
     for name, section in (("options", options), *(("grid", each) for each in grids)):
         if not isinstance(section, Mapping):
             raise UserError(f"'{name}' must hold lines KEY: VALUE, not a {type(section).__name__}")
+        if other := [key for key in section if not isinstance(key, str)]:
+            raise UserError(f"'{name}' holds {other[0]!r}, which is no name of an option")
     runs = [
         run
         for axes in grids
@@ -193,8 +195,9 @@ def _runs_of(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> list[Pl
         return _branched(name, place, options)
     if COOLDOWN_SHARE in options:
         raise UserError(f"options.{COOLDOWN_SHARE} belongs to options.{BUDGETS}")
-    if not isinstance(options.get("budget_samples"), int):
-        raise UserError(f"options.budget_samples is missing or no whole number (or give {BUDGETS}: a list)")
+    budget = options.get("budget_samples")
+    if type(budget) is not int or budget < 1:
+        raise UserError(f"options.budget_samples is missing or no whole number from 1 (or give {BUDGETS}: a list)")
     return [PlannedRun(name, place, options)]
 
 

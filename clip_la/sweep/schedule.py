@@ -73,7 +73,8 @@ class RunQueue:
         if any(run.name == branch.trunk for run in self.failed):
             self._fail(branch, f"its trunk failed: see {branch.trunk}")
         else:
-            self._fail(branch, f"its trunk {branch.trunk} has no checkpoint up to {branch.leaves_at:,} samples")
+            why = f"its trunk {branch.trunk} has no checkpoint up to {branch.leaves_at:,} samples"
+            self._fail(branch, f"{why}: a budget below those it was trained for needs another --out")
         return None
 
     def end(self, run: PlannedRun, *, is_failed: bool) -> None:

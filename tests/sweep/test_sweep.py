@@ -126,7 +126,11 @@ def test_the_grid_is_the_product_of_its_axes_and_names_are_safe() -> None:
         ("options: {budget_samples: 1}\ngrid: {arm: {a: 3}}", "grid.arm.a must hold options"),
         ("options: {out: x, budget_samples: 1}", "set by the sweep itself"),
         ("options: {model.name: vit_pico}", "budget_samples is missing"),
+        ("options: {budget_samples: -5}", "budget_samples is missing or no whole number from 1"),
+        ("options: {budget_samples: true}", "budget_samples is missing or no whole number from 1"),
         ("options: 3", "'options' must hold lines"),
+        ("options: {1: 2, budget_samples: 1}", "'options' holds 1, which is no name"),
+        ("options: {budget_samples: 1}\ngrid: {1: [2]}", "'grid' holds 1, which is no name"),
     ],
 )
 def test_what_is_wrong_in_a_sweep_file_is_one_line_that_names_it(content: str, said: str, tmp_path: Path) -> None:
@@ -145,6 +149,7 @@ def test_what_is_wrong_in_a_sweep_file_is_one_line_that_names_it(content: str, s
         ({"modle.lr": 3}, 'run softmax: clip-la train: "modle.lr" must be given via "model.lr"'),
         ({"model.lr": ["abc"]}, r"run softmax: clip-la train: model.lr: .*abc"),
         ({"seed": [1, 2]}, r"run softmax: clip-la train: seed: .*\[1, 2\]"),
+        ({"data.weights": [1, 2]}, "run softmax: .*weights has 2 numbers for 1 entries of shards"),
         ({"model.beta1": 2}, "run softmax: .*beta1 must be from 0 to below 1, not 2"),
         ({"model.attention": "softmax*3"}, r"run softmax: image tower of .*: the attention 'softmax\*3' is for 3"),
         ({"zeroshot_suite": "/nope"}, "run softmax: option zeroshot_suite: no suite at /nope"),

@@ -246,13 +246,8 @@ def analyse(
         if frontier == "all":  # what a frontier picks misses its law on one side alone
             x, y = np.log10([[point.compute, point.error] for point in fit.points]).T
             runs = numbered([point.run for point in fit.points])
-<<<<<<< HEAD
-            notes += misfit_notes(fit.name, alike_groups(*where.T, runs, groups_of(fit.points)))
-        notes += carrying(fit.name, fit.points, tried.get(fit.name, ()))
-=======
             notes += misfit_notes(fit.name, alike_groups(x, y, runs, groups_of(fit.points)))
-        notes += carrying(fit.name, fit.points)
->>>>>>> wt-break
+        notes += carrying(fit.name, fit.points, tried.get(fit.name, ()))
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(
         selection, by, label, how.method, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes)

@@ -72,7 +72,7 @@ def test_a_killed_demo_goes_on_and_a_finished_one_does_nothing(tmp_path: Path, c
     assert "best linear: vit_pico-linear-" in said
     # One run a kind shows nothing, and the demo says so in a sentence.
     verdict = said.splitlines()[-2]
-    assert verdict.startswith("From 1 run of each kind nothing is shown, not even that contrastive_loss falls")
+    assert verdict.startswith("From 1 run of each kind it is not shown that contrastive_loss falls")
     assert (out / "report.md").read_text().startswith(verdict)
 
     assert main([*ARGUMENTS, "--out", str(out), "--seed", "1"]) == 2

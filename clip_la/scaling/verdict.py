@@ -10,7 +10,7 @@ LEVEL = 0.05
 
 
 def verdict(analysis: Analysis) -> str:
-    """The sentence: whether errors fall, and whether exponents or compute at equal error differ beyond chance.
+    """The sentence: whether errors fall, and whether exponents, compute or errors differ beyond chance.
 
     A difference counts as shown where its 95 % interval leaves out that there is none; where several kinds are compared
     the p-value of the exponents has to be below 5 % over their number (Bonferroni). Where nothing is shown it says how
@@ -29,6 +29,9 @@ def verdict(analysis: Analysis) -> str:
         multiplier = found.multipliers[0].interval if found.multipliers else None
         if multiplier and not multiplier[0] <= 1 <= multiplier[1]:
             ways.append("the compute it needs for an equal error")
+        ratio = found.error_ratio_interval
+        if ratio and not ratio[0] <= 1 <= ratio[1]:
+            ways.append(f"its error at equal model and samples ({'less' if found.error_ratio < 1 else 'more'})")
         return ways
 
     falling = [fit.name for fit in analysis.fits if fit.alpha_interval and fit.alpha_interval[1] < 0]
@@ -40,16 +43,18 @@ def verdict(analysis: Analysis) -> str:
         rest = f", not for {listed(unlike)}" if unlike else ""
         shown = f"From {runs} it is shown {falls} for {listed(falling)}{rest}"
     else:
-        shown = f"From {runs} nothing is shown, not even {falls}"
+        shown = f"From {runs} it is not shown {falls}"
     # On pairs that were seen again and again a loss on others may rise while the model still learns.
     points = [point for fit in analysis.fits for point in fit.points if point.train_pairs]
     repeats = max((point.samples_seen / point.train_pairs for point in points if point.train_pairs), default=0.0)
     if repeats > MAX_REPEATS:
         shown += f" (on pairs seen up to {repeats:.0f} times)"
     ways = {found.name: differences(found) for found in analysis.comparisons}
+    joint = ", and" if falling else "; it is shown"
     for found in analysis.comparisons:
         if ways[found.name]:
-            shown += f", and that {found.name} differs from {found.baseline} in {' and '.join(ways[found.name])}"
+            shown += f"{joint} that {found.name} differs from {found.baseline} in {listed(ways[found.name])}"
+            joint = ", and"
     alike = [name for name, own in ways.items() if not own]
     if not alike:
         return f"{shown}."

@@ -1,4 +1,4 @@
-"""Compiled code is told the shapes and strides of what an operator returns before it runs: what it is told must hold."""
+"""Compiled code is told shapes and strides of what an operator returns before it runs: what it is told must hold."""
 
 import pytest
 import torch

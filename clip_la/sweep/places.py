@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clip_la.errors import UserError
+from clip_la.launched import SHARED_BY_VARIABLE, core_share
 
 LOGS_NAME = "logs"
 STOP_S = 60.0
@@ -50,7 +51,8 @@ class Slot:
 def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
     """`per_gpu` places on each GPU (by the numbers that CUDA_VISIBLE_DEVICES takes), or so many on the CPU.
 
-    The cores are dealt out over several places, so that their runs do not fight for them. A single place has the
+    The cores are dealt out over several places, so that their runs do not fight for them: threads of operators, loader
+    processes of evaluations, threads that decode. A single place has the
     threads that `clip-la train` would have, and so the same digits on a CPU.
 
     Raises:
@@ -60,10 +62,9 @@ def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
         raise UserError(f"--per-gpu must be at least 1, not {per_gpu}")
     if len(set(gpus)) != len(gpus):
         raise UserError(f"--gpus names a GPU twice: {','.join(gpus)}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     places = max(1, len(gpus)) * per_gpu
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // places)))
-    shared = {"OMP_NUM_THREADS": threads} if places > 1 else {}
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, core_share() // places)))
+    shared = {"OMP_NUM_THREADS": threads, SHARED_BY_VARIABLE: str(places)} if places > 1 else {}
     if not gpus:
         return [Slot(number, shared) for number in range(per_gpu)]
     return [

@@ -42,7 +42,7 @@ class JobPlace:
     """
 
     runs_per_gpu = 1
-    gpu = None
+    gpu: str | None = None
 
     def __init__(self, folder: Path, settings: dict[str, Any], cluster: str = SLURM, poll_s: float = POLL_S) -> None:
         try:

@@ -77,8 +77,7 @@ class DecodedSets:
                 copies = None
                 continue
             # A copy in this process's own memory: a worker's is shared and holds an open file, a pinned one is scarce.
-            images = None if batch.images is None else torch.empty_like(batch.images, pin_memory=False)
-            copies.append(replace(batch, images=None if images is None else images.copy_(batch.images)))
+            copies.append(replace(batch, images=None if batch.images is None else batch.images.clone()))
         if copies is not None:
             self.keep(recipe, copies)
 

@@ -35,6 +35,9 @@ class Place(Protocol):
             such key is False), "is_fresh": whether its process had trained nothing before (no such key is True)}.
         """
 
+    def rest(self) -> None:
+        """Gives back what a place holds while nothing trains there: the next run begins in a new process."""
+
     def close(self) -> None:
         """Stops what is still at work."""
 
@@ -92,9 +95,13 @@ class Worker:
         is_fresh = self._process is None
         answer = self._ask(name, arguments)
         if answer.get("out_of_memory"):
-            self.close()
-            self._process = None
+            self.rest()
         return {**answer, "is_fresh": is_fresh}
+
+    def rest(self) -> None:
+        """Ends the process, which holds a CUDA context and perhaps a decoded corpus on the GPU."""
+        self.close()
+        self._process = None
 
     def _ask(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         process = self._started()

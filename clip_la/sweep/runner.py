@@ -104,11 +104,16 @@ class Sweep:
                 if place.runs_per_gpu > 1:
                     with atomic_write(folder_of(out, run.name) / PLACE_NAME, "w") as stream:
                         json.dump({"runs_per_gpu": place.runs_per_gpu}, stream)
+                if queue.is_last_try(run):
+                    # No run trains on its GPU nor can begin there, so these processes have nothing to do.
+                    for each in (each for each in self._places if each is place or each.gpu == place.gpu is not None):
+                        each.rest()
                 answer = place.train(run.name, run.arguments(out, start))
                 if self._is_stopped:  # the run was ended by the sweep's own end: it is no failure
                     return
                 if answer.get("out_of_memory"):
-                    if why := queue.put_back(run, is_fresh=answer.get("is_fresh", True)):
+                    had_whole_gpu = answer.get("is_fresh", True) and place.runs_per_gpu == 1
+                    if why := queue.put_back(run, had_whole_gpu=had_whole_gpu):
                         self._say(run, why)
                         run = None  # the process with its layers has ended
                         continue

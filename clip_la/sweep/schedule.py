@@ -93,7 +93,7 @@ class RunQueue:
     def _has_room(self, run: PlannedRun, gpu: str | None) -> bool:
         """Whether a GPU may have memory for a run, as far as those tell that found none."""
         others = self._others(gpu, run)
-        # One at its last try is the only one there: it would be failed for what a newcomer takes.
+        # One at its last try is the only one there: it would fail for what a newcomer takes.
         is_reserved = any(self._retries[name] == MAX_RETRIES for name in others)
         return not is_reserved and len(others) <= self._allowed.get(run.name, len(others))
 
@@ -121,24 +121,29 @@ class RunQueue:
             (self.failed if is_failed else self.finished).append(run)
             self._changed.notify_all()
 
-    def put_back(self, run: PlannedRun, *, is_fresh: bool) -> str | None:
+    def put_back(self, run: PlannedRun, *, had_whole_gpu: bool) -> str | None:
         """Puts a run that `take` gave and that found no memory on its GPU behind the others; says why, for a person.
 
-        None where another try would find no more: nothing of the sweep was beside it, nor, as `is_fresh` says, earlier
-        runs in its process; or it was the last try. The run then still counts as running: `end` it.
+        None where another try would find no more: no run of the sweep was beside it, nor, as `had_whole_gpu` says,
+        what earlier ones had left in processes; or it was the last try. The run then still counts as running: `end` it.
         """
         with self._changed:
             beside = self._beside[run.name]
-            if (not beside and is_fresh) or self._retries[run.name] == MAX_RETRIES:
+            if (not beside and had_whole_gpu) or self.is_last_try(run):
                 return None
             self._leave(run)
-            self._retries[run.name] += 1
+            # Where no run was beside it, only a GPU without idle processes can have more.
+            self._retries[run.name] = self._retries[run.name] + 1 if beside else MAX_RETRIES
             self._allowed[run.name] = 0 if self._retries[run.name] == MAX_RETRIES else max(0, beside - 1)
             self.waiting.append(run)
             self._changed.notify_all()
         if beside:
             return f"no memory on the GPU beside {counted(beside, 'other run')}: again later"
-        return "no memory on the GPU in a process with earlier runs: again in a new one"
+        return "no memory on the GPU beside what earlier runs left in their processes: again without these"
+
+    def is_last_try(self, run: PlannedRun) -> bool:
+        """Whether a run has been put back so often that it fails if it finds no memory now; the GPU is its alone."""
+        return self._retries[run.name] == MAX_RETRIES
 
     def _leave(self, run: PlannedRun) -> None:
         self.running.remove(run)

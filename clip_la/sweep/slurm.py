@@ -76,6 +76,9 @@ class JobPlace:
         except RuntimeError:  # submitit's own: the job died, or could not start
             return {"error": f"job {self._job.job_id} ended without a result; see {self._job.paths.stderr}"}
 
+    def rest(self) -> None:
+        """Nothing: a job ends with its run."""
+
     def close(self) -> None:
         """Cancels the job that is at work; the training saves before it stops."""
         if self._job is not None and not self._job.done():

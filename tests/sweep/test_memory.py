@@ -51,6 +51,7 @@ class GpuPlace:
 
     def __init__(self, device: Gpu) -> None:
         self._device = device
+        self.rests = 0
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         device = self._device
@@ -65,6 +66,9 @@ class GpuPlace:
             assert device.changed.wait_for(lambda: device.refusals_left <= 0, timeout=60)
             del device.held[name]
         return {"error": None, "seconds": 1.0}
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def close(self) -> None:
         pass
@@ -87,11 +91,20 @@ def test_a_run_beside_others_waits_for_their_memory(tmp_path: Path) -> None:
     assert not any("FAILED" in line for line in said)
 
 
-def test_a_run_that_does_not_fit_alone_fails_at_once_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per_gpu", [1, 3])
+def test_a_run_that_does_not_fit_alone_fails_and_says_so(tmp_path: Path, per_gpu: int) -> None:
     runs = expand({**OPTIONS, "data.shards": "x"}, {"size": {"a": {}}})
     device, said = Gpu({"a": 11}, refusals=0), list[str]()
-    assert Sweep(runs, tmp_path, [GpuPlace(device)], num_evaluations=lambda _: 0, report=said.append).run() == ["a"]
-    assert device.log == [("a", False)]
+    places = [GpuPlace(device) for _ in range(per_gpu)]
+    for place in places:
+        place.runs_per_gpu = per_gpu
+    elsewhere = GpuPlace(device)
+    elsewhere.gpu = "1"
+    places.append(elsewhere)
+    assert Sweep(runs, tmp_path, places, num_evaluations=lambda _: 0, report=said.append).run() == ["a"]
+    # Idle processes of other places may have had the memory: once more without them. A GPU of one place has none.
+    assert device.log == [("a", False)] * (1 if per_gpu == 1 else 2)
+    assert [place.rests for place in places] == ([0, 0] if per_gpu == 1 else [1, 1, 1, 0])
     assert said[-1].startswith(
         "[1/1] a: FAILED: no memory on the GPU with no other run of the sweep there: OutOfMemoryError"
     )
@@ -116,7 +129,7 @@ def test_who_found_no_memory_comes_last_with_fewer_beside_it_and_at_last_alone(t
     assert [taken(), taken(), taken()] == ["a", "b", "c"]
     # A run on another GPU takes none of this one's memory.
     assert taken("1") == "d"
-    assert queue.put_back(runs["a"], is_fresh=True) == "no memory on the GPU beside 2 other runs: again later"
+    assert queue.put_back(runs["a"], had_whole_gpu=False) == "no memory on the GPU beside 2 other runs: again later"
     assert taken() == "e"
     end("b")
     # Beside two it found none: c and e are two.
@@ -124,10 +137,10 @@ def test_who_found_no_memory_comes_last_with_fewer_beside_it_and_at_last_alone(t
     end("e")
     end("f")
     assert taken() == "a"
-    assert queue.put_back(runs["a"], is_fresh=True) == "no memory on the GPU beside 1 other run: again later"
+    assert queue.put_back(runs["a"], had_whole_gpu=False) == "no memory on the GPU beside 1 other run: again later"
     end("c")
     assert taken() == "a"
-    assert queue.put_back(runs["a"], is_fresh=True) is None
+    assert queue.put_back(runs["a"], had_whole_gpu=False) is None
     queue.end(runs["a"], is_failed=True)
     end("d")
     assert queue.take() is None
@@ -138,13 +151,13 @@ def test_nobody_joins_a_run_at_its_last_try(tmp_path: Path) -> None:
     runs = plain_runs("a", "b", "c")
     queue = RunQueue(list(runs.values()), tmp_path, lambda run: False, lambda run, why: None)
     assert [queue.take(None, "0") for _ in range(2)] == [(runs["a"], None), (runs["b"], None)]
-    queue.put_back(runs["a"], is_fresh=True)
+    queue.put_back(runs["a"], had_whole_gpu=False)
     queue.end(runs["b"], is_failed=False)
     queue.take(None, "0")  # c
     queue.end(runs["c"], is_failed=False)
     queue.take(None, "0")  # a alone, in a process that had trained others
-    assert queue.put_back(runs["a"], is_fresh=False) == (
-        "no memory on the GPU in a process with earlier runs: again in a new one"
+    assert queue.put_back(runs["a"], had_whole_gpu=False) == (
+        "no memory on the GPU beside what earlier runs left in their processes: again without these"
     )
     queue.take(None, "0")
     queue.waiting.append(runs["b"])
@@ -161,7 +174,7 @@ def test_branches_wait_for_a_trunk_that_was_put_back(tmp_path: Path) -> None:
     first, second = (queue.take(None, "0") for _ in range(2))
     assert first is not None
     assert second is not None
-    assert queue.put_back(first[0], is_fresh=True) is not None
+    assert queue.put_back(first[0], had_whole_gpu=False) is not None
     queue.end(second[0], is_failed=True)
     again = queue.take(None, "0")
     assert again is not None

@@ -74,9 +74,8 @@ def join_from_environment() -> int:
 
 
 def default_workers() -> int:
-    """Worker processes for this rank: its share of the cores that this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Worker processes for this rank: its part of the cores that are its job's (`launched.core_share`), at most 16."""
+    return max(1, min(MAX_WORKERS, launched.core_share() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def leave() -> None:

@@ -81,6 +81,23 @@ def combined(lines: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def settled_states(paths: Sequence[str | os.PathLike[str]]) -> tuple[tuple[str, str], ...] | None:
+    """Absolute path and state (size, times, inode) of each file: equal ones, later on, mean equal bytes.
+
+    None where that cannot be said: no files, one that is none, or one that was touched within RACY_S seconds.
+    """
+    found = []
+    for path in map(os.path.abspath, paths):
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(status.st_mode) or not _File.is_settled(status, time.time()):
+            return None
+        found.append((path, _File.state_of(status)))
+    return tuple(found) or None
+
+
 class _File(NamedTuple):
     """A file's hash, and the state it was in; `is_new` says that it was read just now and may be kept."""
 
@@ -99,10 +116,14 @@ class _File(NamedTuple):
                 digest = hashlib.file_digest(stream, BLAKE2B).hexdigest()
                 after = os.fstat(stream.fileno())
             if cls.state_of(before) == cls.state_of(after):
-                # A time ahead of this machine's clock, as a file server may set it, is no settled one either.
-                settled = now - max(before.st_mtime, before.st_ctime) > RACY_S
-                return cls(path, cls.state_of(before), digest, settled)
+                return cls(path, cls.state_of(before), digest, cls.is_settled(before, now))
         return cls(path, "", digest)
+
+    @staticmethod
+    def is_settled(status: os.stat_result, now: float) -> bool:
+        """Whether any later change will show in a file's times."""
+        # A time ahead of this machine's clock, as a file server may set it, is no settled one either.
+        return now - max(status.st_mtime, status.st_ctime) > RACY_S
 
     @staticmethod
     def state_of(status: os.stat_result) -> str:

@@ -43,6 +43,14 @@ GONE = "is gone: killed, or out of memory"
 SIGNAL_EXIT_CODE = 128
 RANK_SECONDS_VARIABLE = "CLIP_LA_RANK_SECONDS"
 DEFAULT_RANK_S = 900.0
+# How many jobs share the cores of this machine: what starts several beside each other, as a sweep does, sets it.
+SHARED_BY_VARIABLE = "CLIP_LA_CORES_SHARED_BY"
+
+
+def core_share() -> int:
+    """The cores that this process may use, divided among the jobs that share them; one at least."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get(SHARED_BY_VARIABLE, "1")))
 
 
 def rank_timeout() -> timedelta:

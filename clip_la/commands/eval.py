@@ -86,7 +86,7 @@ def evaluate(given: Mapping[str, Any], who: str) -> "tuple[list[Evaluation], lis
         settings = EvalSettings(
             precision=options.precision or default_precision(device.type),
             batch_size=options.batch_size,
-            num_workers=options.workers if options.workers is not None else ranks.default_workers(),
+            num_workers=options.workers,
             cache=None if options.cache == "none" else ClassifierCache(options.cache),
         )
         evaluations = run_suite(

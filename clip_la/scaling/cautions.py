@@ -29,7 +29,7 @@ def carrying(name: str, points: Sequence[Point], tried: Sequence[Point] = ()) ->
         notes.append(
             f"the points of {name} span {decades:.2f} decades of compute: its exponent says nothing beyond them"
         )
-    repeats = [p.samples_seen / p.train_pairs for p in points if p.train_pairs]
+    repeats = [point.passes for point in points if point.passes is not None]
     often = sum(each > MAX_REPEATS for each in repeats)
     if often:
         notes.append(

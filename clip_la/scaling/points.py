@@ -111,6 +111,8 @@ class Point:
         error: a fraction, or a loss; `error_low` and `error_high` bound it at 95 %.
         gpu_seconds: training alone, on all GPUs together; for a branch with its trunk's part.
         train_pairs: different pairs that the run saw; more samples than these are repeats.
+        pass_samples: of sources mixed by weights, the samples after which the first has been shown whole; None where
+            all pairs are drawn alike.
         num_evaluated: samples of the test set.
     """
 
@@ -137,7 +139,14 @@ class Point:
     gpu_seconds: float | None = None
     learning_rate: float | None = None
     train_pairs: int | None = None
+    pass_samples: int | None = None
     num_evaluated: int | None = None
+
+    @property
+    def passes(self) -> float | None:
+        """How often the run saw its pairs, of mixed sources those that it saw most often; None where not known."""
+        pairs = self.pass_samples or self.train_pairs
+        return self.samples_seen / pairs if pairs else None
 
     @classmethod
     def of(
@@ -158,7 +167,7 @@ class Point:
         # Spreadsheets and data frames write a column of whole numbers with gaps as 0.0, 1.0, ...
         if seed not in (None, "") and (isinstance(seed, bool) or not re.fullmatch(r"\d+(\.0+)?", str(seed), re.ASCII)):
             raise UserError(f"{row.where}: 'seed' is {seed!r}, not a whole number")
-        wholes = ("batch_size", "parameters", "image_size", "tokens", "train_pairs", "num_evaluated")
+        wholes = ("batch_size", "parameters", "image_size", "tokens", "train_pairs", "pass_samples", "num_evaluated")
         return cls(
             where=row.where,
             run=run,

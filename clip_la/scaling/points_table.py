@@ -26,7 +26,7 @@ REQUIRED = ("run", "model", "attention", "samples_seen", "flops_per_sample", "da
 BY = ("attention", "image_attention", "text_attention", "model", "train_data", "source")
 COLUMNS = (
     *("run", "source", "model", "attention", "image_attention", "text_attention", "image_size", "tokens", "parameters"),
-    *("train_data", "train_pairs", "seed", "schedule", "batch_size", "learning_rate", "samples_seen"),
+    *("train_data", "train_pairs", "pass_samples", "seed", "schedule", "batch_size", "learning_rate", "samples_seen"),
     *("flops_per_sample", "forward_flops", "training_flops", "gpu_seconds"),
     *("dataset", "metric", "value", "error", "error_low", "error_high", "num_evaluated", "where"),
 )

@@ -12,7 +12,7 @@ BEST, ALL = "best", "all"
 RATES = (BEST, ALL)
 # Points alike in these differ in learning rate and seed alone.
 PLACE_FIELDS = (
-    *("attention", "image_attention", "text_attention", "model", "image_size"),
+    *("attention", "image_attention", "text_attention", "model", "image_size", "tokens"),
     *("train_data", "schedule", "batch_size", "samples_seen"),
 )
 WORSE = "another learning rate is better for its kind, model and number of samples"

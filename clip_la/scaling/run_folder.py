@@ -48,7 +48,8 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     The folder is the one that the line lies in, or that its checkpoint lies in (an evaluation of its own writes its
     lines elsewhere). Added, as far as known: `learning_rate`; `image_size` in pixels and `tokens` of an image with the
-    class token; `train_pairs`, the different pairs in local shards; `gpu_seconds`, the seconds of training up to the
+    class token; `train_pairs`, the different pairs in local shards, and for shards mixed by weights `pass_samples`, the
+    samples after which one of them has been shown whole; `gpu_seconds`, the seconds of training up to the
     line's samples times the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part.
     """
     # A line that is newer than its folder, or was copied, keeps what it says: it was there when the model was made.
@@ -81,7 +82,16 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     counts = [_read_json(Path(str(each)) / "sizes.json") for each in (shards if isinstance(shards, list) else [shards])]
     # A single folder without counts makes the sum unknown.
     if all(counts):
-        more["train_pairs"] = sum(size for each in counts for size in each.values() if isinstance(size, int))
+        pairs = [sum(size for size in each.values() if isinstance(size, int)) for each in counts]
+        more["train_pairs"] = sum(pairs)
+        weights = data.get("weights") if isinstance(data, dict) else None
+        if isinstance(weights, list) and len(weights) == len(pairs):
+            drawn = [
+                (size, float(w)) for size, w in zip(pairs, weights, strict=True) if isinstance(w, int | float) and w
+            ]
+            # A source has a part of the samples as its weight is of all.
+            if drawn:
+                more["pass_samples"] = round(min(size * sum(w for _, w in drawn) / w for size, w in drawn))
     return {**{name: value for name, value in more.items() if value is not None}, **fields}
 
 

@@ -45,8 +45,7 @@ def verdict(analysis: Analysis) -> str:
     else:
         shown = f"From {runs} it is not shown {falls}"
     # On pairs that were seen again and again a loss on others may rise while the model still learns.
-    points = [point for fit in analysis.fits for point in fit.points if point.train_pairs]
-    repeats = max((point.samples_seen / point.train_pairs for point in points if point.train_pairs), default=0.0)
+    repeats = max((point.passes or 0.0 for fit in analysis.fits for point in fit.points), default=0.0)
     if repeats > MAX_REPEATS:
         shown += f" (on pairs seen up to {repeats:.0f} times)"
     ways = {found.name: differences(found) for found in analysis.comparisons}

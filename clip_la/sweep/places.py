@@ -10,18 +10,33 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clip_la.errors import UserError
+from clip_la.launched import SHARED_BY_VARIABLE, core_share
 
 LOGS_NAME = "logs"
 STOP_S = 60.0
+# Which GPUs a process sees, by their numbers.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Place(Protocol):
-    """Where one run trains at a time. `runs_per_gpu` runs share its GPU."""
+    """Where one run trains at a time. `runs_per_gpu` runs share its GPU, whose number is `gpu`.
+
+    `gpu` is None where no other place of the sweep can be on the same one: a job's own, or none at all.
+    """
 
     runs_per_gpu: int
+    gpu: str | None
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-        """Runs `clip-la train` with these arguments to its end: {"error": one line or None, "seconds": wall time}."""
+        """Runs `clip-la train` with these arguments to its end.
+
+        Returns:
+            {"error": one line or None, "seconds": wall time, "out_of_memory": whether the GPU had no memory left (no
+            such key is False), "is_fresh": whether its process had trained nothing before (no such key is True)}.
+        """
+
+    def rest(self) -> None:
+        """Gives back what a place holds while nothing trains there: the next run begins in a new process."""
 
     def close(self) -> None:
         """Stops what is still at work."""
@@ -39,7 +54,8 @@ class Slot:
 def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
     """`per_gpu` places on each GPU (by the numbers that CUDA_VISIBLE_DEVICES takes), or so many on the CPU.
 
-    The cores are dealt out over several places, so that their runs do not fight for them. A single place has the
+    The cores are dealt out over several places, so that their runs do not fight for them: threads of operators, loader
+    processes of evaluations, threads that decode. A single place has the
     threads that `clip-la train` would have, and so the same digits on a CPU.
 
     Raises:
@@ -49,20 +65,15 @@ def slots(gpus: Sequence[str], per_gpu: int) -> list[Slot]:
         raise UserError(f"--per-gpu must be at least 1, not {per_gpu}")
     if len(set(gpus)) != len(gpus):
         raise UserError(f"--gpus names a GPU twice: {','.join(gpus)}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     places = max(1, len(gpus)) * per_gpu
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // places)))
-    shared = {"OMP_NUM_THREADS": threads} if places > 1 else {}
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, core_share() // places)))
+    shared = {"OMP_NUM_THREADS": threads, SHARED_BY_VARIABLE: str(places)} if places > 1 else {}
     if not gpus:
         return [Slot(number, shared) for number in range(per_gpu)]
     return [
-        Slot(number, {**shared, "CUDA_VISIBLE_DEVICES": gpu}, per_gpu)
+        Slot(number, {**shared, VISIBLE: gpu}, per_gpu)
         for number, gpu in enumerate(gpu for _ in range(per_gpu) for gpu in gpus)
     ]
-
-
-# How the answer of a worker begins where the GPU had no memory left (torch.OutOfMemoryError).
-OUT_OF_MEMORY = "OutOfMemoryError"
 
 
 class Worker:
@@ -71,21 +82,26 @@ class Worker:
     def __init__(self, slot: Slot, logs: Path) -> None:
         self._slot = slot
         self.runs_per_gpu = slot.runs_per_gpu
+        self.gpu = slot.environment.get(VISIBLE)
         self.log = logs / f"worker-{slot.number}.log"
         self._process: subprocess.Popen[str] | None = None
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-        """Trains one run to its end; {"error": one line or None, ...}.
+        """Trains one run to its end; the answer is that of `Place.train`.
 
-        One that finds no memory on the GPU is tried once more, in a process of its own.
+        After one that finds no memory on the GPU the process ends: others have its memory at once, and what earlier
+        runs left there is missing no more.
         """
+        is_fresh = self._process is None
         answer = self._ask(name, arguments)
-        if str(answer["error"]).startswith(OUT_OF_MEMORY):
-            # What earlier runs left in the process may be what was missing: a new one begins with none of it.
-            self.close()
-            self._process = None
-            answer = self._ask(name, arguments)
-        return answer
+        if answer.get("out_of_memory"):
+            self.rest()
+        return {**answer, "is_fresh": is_fresh}
+
+    def rest(self) -> None:
+        """Ends the process, which holds a CUDA context and perhaps a decoded corpus on the GPU."""
+        self.close()
+        self._process = None
 
     def _ask(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         process = self._started()
@@ -134,7 +150,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that runs may use, by the numbers that CUDA_VISIBLE_DEVICES takes."""
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(VISIBLE)
     if named is not None:
         return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
     return [str(number) for number in range(torch.cuda.device_count())]

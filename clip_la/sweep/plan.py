@@ -7,7 +7,7 @@ options:                      # of `clip-la train`, for every run
   data.batch_size: 1024
   budgets: [128000, 512000]   # several budgets by cool-down branches; or budget_samples: 512000, one run
   cooldown_share: 0.2         # of each budget (default 0.2)
-grid:                         # every combination of these is a run; or a list of such grids
+grid:                         # every combination of these is a run; or a list of such grids, the most urgent first
   arm:                        # a name that stands for several options
     softmax: {model.attention: softmax}
     image-linear: {model.image_attention: linear_mean, model.text_attention: softmax}
@@ -25,7 +25,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class PlannedRun:
         is_trunk: whether it is a constant-rate run that branches leave.
         trunk: the name of the trunk that this branch leaves, None for other runs.
         leaves_at: samples of the trunk that the branch starts with, 0 for other runs.
+        grid: the number of its grid in the file; the runs of the first come first.
     """
 
     name: str
@@ -76,6 +77,7 @@ class PlannedRun:
     is_trunk: bool = False
     trunk: str | None = None
     leaves_at: int = 0
+    grid: int = 0
 
     def arguments(self, out: Path, branch_from: Path | None = None) -> list[str]:
         """What `clip-la train` is called with; `branch_from` is the trunk's checkpoint that a branch starts from."""
@@ -147,8 +149,8 @@ def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mappin
         if other := [key for key in section if not isinstance(key, str)]:
             raise UserError(f"'{name}' holds {other[0]!r}, which is no name of an option")
     runs = [
-        run
-        for axes in grids
+        replace(run, grid=number)
+        for number, axes in enumerate(grids)
         for choices in itertools.product(*(list(_axis(key, values)) for key, values in axes.items()))
         for run in _runs_of(options, choices)
     ]

@@ -99,14 +99,26 @@ class Sweep:
         out, queue = self._out, self._queue
         try:
             run: PlannedRun | None = None
-            while (taken := queue.take(run)) is not None:
+            while (taken := queue.take(run, place.gpu)) is not None:
                 run, start = taken
                 if place.runs_per_gpu > 1:
                     with atomic_write(folder_of(out, run.name) / PLACE_NAME, "w") as stream:
                         json.dump({"runs_per_gpu": place.runs_per_gpu}, stream)
+                if queue.is_last_try(run):
+                    # No run trains on its GPU nor can begin there, so these processes have nothing to do.
+                    for each in (each for each in self._places if each is place or each.gpu == place.gpu is not None):
+                        each.rest()
                 answer = place.train(run.name, run.arguments(out, start))
                 if self._is_stopped:  # the run was ended by the sweep's own end: it is no failure
                     return
+                if answer.get("out_of_memory"):
+                    had_whole_gpu = answer.get("is_fresh", True) and place.runs_per_gpu == 1
+                    if why := queue.put_back(run, had_whole_gpu=had_whole_gpu):
+                        self._say(run, why)
+                        run = None  # the process with its layers has ended
+                        continue
+                    alone = "no memory on the GPU with no other run of the sweep there"
+                    answer["error"] = f"{alone}: {answer['error']}"
                 queue.end(run, is_failed=answer["error"] is not None)
                 with self._lock:
                     self._say(run, self._outcome(run, answer))

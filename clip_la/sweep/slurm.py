@@ -42,6 +42,7 @@ class JobPlace:
     """
 
     runs_per_gpu = 1
+    gpu: str | None = None
 
     def __init__(self, folder: Path, settings: dict[str, Any], cluster: str = SLURM, poll_s: float = POLL_S) -> None:
         try:
@@ -74,6 +75,9 @@ class JobPlace:
             return dict(self._job.result())
         except RuntimeError:  # submitit's own: the job died, or could not start
             return {"error": f"job {self._job.job_id} ended without a result; see {self._job.paths.stderr}"}
+
+    def rest(self) -> None:
+        """Nothing: a job ends with its run."""
 
     def close(self) -> None:
         """Cancels the job that is at work; the training saves before it stops."""

@@ -21,14 +21,31 @@ from clip_la.sweep.plan import layers_of
 ORPHAN_POLL_S = 0.5
 
 
+# What other errors than torch.OutOfMemoryError say where a GPU has no memory left: CUDA's own, as it starts or loads a
+# kernel, and its libraries'.
+_NO_MEMORY = ("CUDA error: out of memory", "[CUDA]: out of memory", "_STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that the GPU had no memory left."""
+    import torch
+
+    # Compilers wrap what a kernel's trial run raises.
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return True
+    return cause is not None and is_out_of_memory(cause)
+
+
 def train_one(arguments: Sequence[str]) -> dict[str, Any]:
-    """Trains one run; says how it ended: {"error": one line or None, "seconds": wall time}."""
+    """Trains one run; says how it ended: {"error": one line or None, "out_of_memory": of its GPU, "seconds": wall}."""
     import torch
 
     from clip_la.train.cli import run_and_say
 
     started = time.monotonic()
     error: str | None = None
+    out_of_memory = False
     try:
         if not run_and_say(arguments).is_finished:
             error = "stopped"
@@ -37,11 +54,12 @@ def train_one(arguments: Sequence[str]) -> dict[str, Any]:
     except Exception as fault:  # a fault of one run must not end the others; the log holds the traceback
         traceback.print_exc()
         error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+        out_of_memory = is_out_of_memory(fault)
     # Model and trainer know each other, so only the search for cycles frees them, and with them the GPU's memory.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return {"error": error, "seconds": time.monotonic() - started}
+    return {"error": error, "out_of_memory": out_of_memory, "seconds": time.monotonic() - started}
 
 
 def end_with(parent: int) -> None:

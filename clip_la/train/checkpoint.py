@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class SampleCheckpoints(Checkpoint):
         save_every_samples: distance of the checkpoints for resuming, of which only the newest is kept; None: no such.
         save_also_at: numbers of samples seen with a checkpoint for resuming, whatever the distance.
         before_save: called before each save; raises to prevent it.
+        saving: what each save happens inside of, such as `MetricsLogger.saving`, which takes its time.
     """
 
     def __init__(
@@ -98,13 +100,14 @@ class SampleCheckpoints(Checkpoint):
         save_every_samples: int | None,
         before_save: Callable[[], None],
         save_also_at: Sequence[int] = (),
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._folder = folder
         self._origin = origin
         self._keep_samples = keep_samples
         self._save_every_samples = save_every_samples
         self._save_also_at = save_also_at
-        self._before_save = before_save
+        self._before_save, self._saving = before_save, saving
         # The file that the next save makes superfluous; it outlives the process in the checkpoint's own state.
         self._passing: str | None = None
 
@@ -150,9 +153,10 @@ class SampleCheckpoints(Checkpoint):
         }
 
     def _save(self, trainer: pl.Trainer, samples: int, *, keep: bool) -> None:
-        self._before_save()
-        superseded, self._passing = self._passing, None if keep else checkpoint_name(samples)
-        trainer.save_checkpoint(self._folder / checkpoint_name(samples))
-        # Only now, as the new file is whole.
-        if superseded and superseded != self._passing and trainer.is_global_zero:
-            (self._folder / superseded).unlink(missing_ok=True)
+        with self._saving():
+            self._before_save()
+            superseded, self._passing = self._passing, None if keep else checkpoint_name(samples)
+            trainer.save_checkpoint(self._folder / checkpoint_name(samples))
+            # Only now, as the new file is whole.
+            if superseded and superseded != self._passing and trainer.is_global_zero:
+                (self._folder / superseded).unlink(missing_ok=True)

@@ -31,7 +31,8 @@ class MetricsLogger(Callback):
 
     - loss (mean over the window and all processes), chance_loss (ln of the batch; None for losses without one), lr,
       logit_scale, grad_norm (of the last step, before it is scaled down);
-    - pairs_per_s (wall time of the window), data_wait_share (of it), skipped_samples (all processes), train_s (seconds
+    - pairs_per_s (wall time of the window), data_wait_share (of it), save_s (seconds of it in which checkpoints were
+      saved; one at the end of a window counts in the next), skipped_samples (all processes), train_s (seconds
       of training since the run began), and what the task adds (`parts_of_loss`, of the last step);
     - pairs_per_s_per_gpu (a process, where there is no GPU), mfu (share of the device's peak arithmetic, by the
       training FLOPs of captions at full length; None for a device whose peak is not known), compile_s (seconds of steps
@@ -123,6 +124,15 @@ class MetricsLogger(Callback):
         self._step_start += away_s
         self._step_end += away_s
 
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """What happens inside is part of the window but no waiting for data; between a step and the next batch."""
+        began = time.perf_counter()
+        yield
+        save_s = time.perf_counter() - began
+        self._save_s += save_s
+        self._step_end += save_s
+
     def check_finite(self, task: ContrastiveTask) -> None:
         """Raises UserError naming the first step of the window whose loss or gradient is not finite."""
         steps = self._values()
@@ -139,7 +149,7 @@ class MetricsLogger(Callback):
         return torch.stack(self._steps).tolist() if self._steps else []
 
     def _open_window(self, now: float) -> None:
-        self._window_start, self._wait_s, self._compile_s = now, 0.0, 0.0
+        self._window_start, self._wait_s, self._compile_s, self._save_s = now, 0.0, 0.0, 0.0
         self._window_batches, self._compiled_batches = 0, 0
 
     def _close_window(self, trainer: pl.Trainer, task: ContrastiveTask) -> None:
@@ -167,6 +177,7 @@ class MetricsLogger(Callback):
             "grad_norm": values[-1][1],
             "pairs_per_s": pairs_per_s,
             "data_wait_share": self._wait_s / window_s,
+            "save_s": self._save_s,
             "skipped_samples": int(skipped),
             "train_s": self._train_s,
             **task.parts_of_loss(),

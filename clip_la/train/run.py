@@ -205,6 +205,7 @@ def _callbacks(
         keep_samples=options.checkpoint_samples,
         save_every_samples=options.save_every_samples,
         before_save=lambda: meter.check_finite(task),
+        saving=meter.saving,
         save_also_at=options.zeroshot_samples,
     )
     zeroshots = during_training(options, folder.results, origin, accelerator, meter)

@@ -150,10 +150,7 @@ def during_training(
     jobs, held_out = [prepare(entry) for entry in suite], [prepare(entry) for entry in validation]
     for test_set in {id(job.test_set): job.test_set for job in (*jobs, *held_out)}.values():
         describe(test_set, note)
-    how = EvalSettings(
-        default_precision("cpu" if accelerator == "cpu" else "cuda"),
-        num_workers=ranks.default_workers(),
-    )
+    how = EvalSettings(default_precision("cpu" if accelerator == "cpu" else "cuda"), num_workers=None)
     given: dict[str, Any] = {"out": out, "origin": origin, "how": how, "meter": meter}
     callbacks: list[Callback] = []
     if jobs:
@@ -185,7 +182,7 @@ def after_training(options: RunOptions, out: Path, checkpoint: Path, accelerator
         # SLURM's processes have no meeting place before Lightning makes one: there the first works alone.
         if ranks.world_size() > 1 or is_first_process():
             device = choose_device("cpu" if accelerator == "cpu" else None, local_rank)
-            how = EvalSettings(default_precision(device.type), num_workers=ranks.default_workers())
+            how = EvalSettings(default_precision(device.type), num_workers=None)
             for weights in (TRAINED, EMA) if averaged else (TRAINED,):
                 evaluations = run_suite(
                     [str(checkpoint)], entries, how, device=device, out=out, weights=weights, report=note

@@ -94,7 +94,7 @@ class EvalOptions:
     batch_size: int = option(128, least=1)
     """Images at a time."""
     workers: int | None = option(None, least=0)
-    """Worker processes (default: one a core, at most 16)."""
+    """Worker processes (default: one a core and 4 MiB of the test set, at most 16)."""
     sample_seconds: float | None = option(None, metavar="S")
     """An image that takes longer to decode is skipped and counted (default 60)."""
     cache: str | None = option(None, metavar="DIR")

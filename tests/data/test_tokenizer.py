@@ -8,8 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from clip_la.data.text.tokenizer import CaptionEncoder, caption_id, caption_lengths, get_tokenizer, trim
+from clip_la.data.stream.in_memory_captions import CaptionTable
+from clip_la.data.text import tokenizer as text_tokens
+from clip_la.data.text.captions import Captions
+from clip_la.data.text.tokenizer import (
+    CaptionEncoder,
+    caption_id,
+    caption_lengths,
+    encode_captions,
+    get_tokenizer,
+    trim,
+)
 from clip_la.errors import UserError
 
 ODD = [
@@ -64,6 +75,44 @@ def test_encoder_has_open_clips_tokens_whatever_stands_in_a_caption(length):
         assert caption_lengths(expected).tolist() == [end + 1 for end in ends]
 
     check()
+
+
+# Spaces that Python, the Unicode tables and the tokenizer's expression may see differently, inside of words.
+SPACES = [f"a{chr(code)}b cat's{chr(code)}!!" for code in (0x1C, 0x1F, 0x85, 0xA0, 0x180E, 0x200B, 0x2028, 0x3000)]
+
+
+@pytest.mark.parametrize("length", [5, 77])
+def test_many_captions_get_the_tokens_and_numbers_that_each_gets_by_itself(length, monkeypatch):
+    captions = [*ODD, *WITH_TOKEN_ZERO, *SPACES]
+    expected = open_clip.SimpleTokenizer(context_length=length)(captions)
+    # Several parts, whose longest captions differ.
+    monkeypatch.setattr(text_tokens, "CAPTIONS_AT_ONCE", 4)
+    tokens, ids = encode_captions(captions, "clip", length)
+    assert torch.equal(tokens, trim(expected))
+    assert (tokens.dtype, ids.dtype) == (torch.int64, torch.int64)
+    assert ids.tolist() == [caption_id(caption) for caption in captions]
+    one_by_one, their_ids = CaptionEncoder("clip", length)(captions)
+    assert torch.equal(tokens, one_by_one)
+    assert torch.equal(ids, their_ids)
+
+
+class Operations(TorchDispatchMode):
+    """How many tensor operations there were."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_corpus_is_tokenised_without_a_tensor_for_each_caption():
+    counts = []
+    for number in (10, 1000):
+        with Operations() as operations:
+            CaptionTable(Captions(), [[[f"cat {i}"]] for i in range(number)], "clip", 16)
+        counts.append(operations.count)
+    assert counts[0] == counts[1]
 
 
 def test_rows_without_an_end_are_not_cut():

@@ -250,6 +250,36 @@ def test_the_run_folder_adds_tokens_pairs_and_its_share_of_a_gpu(write_lines, re
     assert any("saw their pairs more than 4 times (up to 47)" in note for note in carrying("a", [point]))
 
 
+@pytest.mark.parametrize(
+    ("weights", "pass_samples", "passes"),
+    [
+        # 700 and 150 pairs: three quarters of 1,200 samples are 900, a quarter is 300.
+        ([3.0, 1.0], 600, 2.0),
+        ([1, 3], 200, 6.0),
+        ([1.0, 0.0], 700, 12 / 7),
+        (None, None, 1200 / 850),
+        ([1.0], None, 1200 / 850),
+    ],
+)
+def test_pairs_of_mixed_sources_are_repeated_as_their_weights_say(
+    write_lines, result_line, tmp_path, weights, pass_samples, passes
+) -> None:
+    path = write_lines([result_line(0.3, samples_seen=1200, budget_samples=1200)], "runs/a/results.jsonl")
+    shards = [tmp_path / "a", tmp_path / "b"]
+    for folder, sizes in zip(shards, ({"0.tar": 700}, {"0.tar": 100, "1.tar": 50}), strict=True):
+        folder.mkdir()
+        (folder / "sizes.json").write_text(json.dumps(sizes))
+    config = {"data": {"shards": [str(each) for each in shards], "weights": weights}}
+    (path.parent / "config.yaml").write_text(json.dumps(config))
+    out = tmp_path / "points.csv"
+    assert main(["scaling", "points", str(path), "--out", str(out)]) == 0
+    for (point,) in (result_points([tmp_path / "runs"]).points, table_points([out]).points):
+        assert (point.train_pairs, point.pass_samples) == (850, pass_samples)
+        assert point.passes == pytest.approx(passes)
+        said = [note for note in carrying("a", [point]) if "saw their pairs more than 4 times" in note]
+        assert [note.split("(")[1].split(")")[0] for note in said] == (["up to 6"] if passes > 4 else [])
+
+
 def test_perfect_and_useless_points_stay_in_the_table_and_leave_the_fit(
     write_lines, two_laws, result_line, tmp_path, capsys
 ) -> None:

@@ -104,6 +104,18 @@ def test_rates_are_compared_over_the_seeds_they_share(write) -> None:
     assert at_rate(selection, "best") == selection
 
 
+def test_rates_of_one_model_with_other_patches_are_not_compared(write) -> None:
+    """At 4 pixels a patch (257 tokens) a rate is tried that the model of 8 pixels (65 tokens) was not trained at."""
+    coarse = [{**row, "tokens": 65, "image_size": 64} for row in rows_of("softmax", 30, {0.001: (0,)})]
+    fine = [
+        {**row, "tokens": 257, "image_size": 64, "run": row["run"] + "-p4", "source": row["source"] + "-p4"}
+        for row in rows_of("softmax", 30, {0.004: (0,)})
+    ]
+    selection = at_rate(table_points([write(coarse + fine)]), "best")
+    assert len(selection.points) == len(coarse) + len(fine)
+    assert rate_choices(selection.points) == []
+
+
 def test_rates_may_differ_from_budget_to_budget_and_a_middle_one_is_no_edge(write) -> None:
     rows = rows_of("softmax", 30, dict.fromkeys(WORSE_BY, (0,)))
     for row in rows:

@@ -183,6 +183,7 @@ def test_what_an_earlier_call_kept_is_deleted_at_the_start(tmp_path: Path, keep:
         """Trains nothing: a branch of the second trunk stays unfinished."""
 
         runs_per_gpu = 1
+        gpu = None
 
         def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
             assert name == "seed1-n256"

@@ -237,6 +237,7 @@ class Idle:
     """A place whose runs end at once."""
 
     runs_per_gpu = 1
+    gpu = None
 
     def train(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
         return {"error": None, "seconds": 0.0}
@@ -255,7 +256,7 @@ def test_a_second_sweep_in_the_same_folder_ends_with_one_line(tmp_path: Path) ->
         "import sys\nfrom pathlib import Path\nfrom clip_la.sweep.plan import read_plan\n"
         "from clip_la.sweep.runner import Sweep\n"
         "class Place:\n"
-        "    runs_per_gpu = 1\n"
+        "    runs_per_gpu, gpu = 1, None\n"
         "    def train(self, name, arguments):\n"
         "        print('at work', flush=True)\n"
         "        sys.stdin.read()\n"

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,3 +194,31 @@ def test_wandb_gets_the_figures(run, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder, _ = run("--wandb", "clip")
     assert list((folder / "wandb").rglob("*.wandb"))
+
+
+def test_saving_is_no_waiting_for_data(run, monkeypatch):
+    """By a clock that stands still but for the loader, the saves and the evaluations, so each figure is exact."""
+    now, ticks = [0.0], {"wait": 1.0, "save": 10.0, "step": 4.0}
+
+    def slow(target: str, seconds: str):
+        module, _, name = target.rpartition(".")
+        owner = pkgutil.resolve_name(module)
+        before = getattr(owner, name)
+
+        def after_a_while(*args, **options):
+            now[0] += ticks[seconds]
+            return before(*args, **options)
+
+        monkeypatch.setattr(owner, name, after_a_while)
+
+    monkeypatch.setattr("clip_la.train.meter.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    slow("clip_la.train.checkpoint.AtomicCheckpointIO.save_checkpoint", "save")
+    slow("clip_la.train.task.ContrastiveTask.training_step", "step")
+    # The first thing that happens to a batch once the loader has given it.
+    slow("clip_la.data.datamodule.ShardDataModule.transfer_batch_to_device", "wait")
+    folder, _ = run("--save_every_samples", BATCH, "--log_every_samples", 2 * BATCH, batches=6)
+    table = rows(folder)
+    # Two steps a window. A save at its end is of the next window; the last one, of the finished run, is of none.
+    assert [float(row["save_s"]) for row in table] == [10, 20, 20]
+    assert [float(row["data_wait_share"]) for row in table] == pytest.approx([2 / 20, 2 / 30, 2 / 30])
+    assert float(table[-1]["train_s"]) == 80

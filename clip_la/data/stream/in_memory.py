@@ -33,6 +33,7 @@ from clip_la.data.stream.in_memory_store import DecodedStore
 from clip_la.data.stream.samples import Limits, read_image
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
+from clip_la.launched import core_share
 
 OPAQUE = 255.0
 GIB = 1 << 30
@@ -243,7 +244,7 @@ class _Threads:
         self._started = 0
 
     def __enter__(self) -> "_Threads":
-        for _ in range(os.cpu_count() or 1):
+        for _ in range(core_share()):
             self._start()
         return self
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from clip_la.data.text.captions import Captions
-from clip_la.data.text.tokenizer import CaptionEncoder, caption_lengths, order_of
+from clip_la.data.text.tokenizer import caption_lengths, encode_captions, order_of
 
 
 class CaptionTable:
@@ -17,7 +17,7 @@ class CaptionTable:
     Args:
         captions: how one of a sample's captions is drawn.
         samples: of each sample what `captions.read` gave.
-        tokenizer, context_length: as for CaptionEncoder.
+        tokenizer, context_length: as for encode_captions.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CaptionTable:
         self._flat = np.array(flat, np.int64)
         self._spans = np.array(spans, np.int64).reshape(len(samples), len(captions.fields), 2)
         # An empty pool has no batches, but a table of the right shape.
-        self._tokens, self._ids = CaptionEncoder(tokenizer, context_length)(list(numbers) or [""])
+        self._tokens, self._ids = encode_captions(list(numbers) or [""], tokenizer, context_length)
         self._lengths = caption_lengths(self._tokens)
 
     def batch(self, numbers: Int64[np.ndarray, " batch"], uniforms: Float64[np.ndarray, "batch 2"]) -> dict[str, Any]:

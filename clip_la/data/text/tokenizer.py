@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
@@ -19,6 +21,10 @@ TOKENIZERS = ("clip",)
 CAPTION_ID_BYTES = 8
 # A small corpus has no more; of a large one nearly every caption is new, and this many take some 20 MB.
 REMEMBERED_CAPTIONS = 1 << 14
+# Nearly all that stand in any text; some 10 MB.
+REMEMBERED_WORDS = 1 << 16
+# Captions of a corpus that are tokenised together.
+CAPTIONS_AT_ONCE = 1 << 14
 # The last number of CLIP's vocabulary. Where it stands is where a caption ends: 0, which fills up, is also "!".
 END_OF_TEXT = 49407
 
@@ -60,9 +66,64 @@ def get_tokenizer(name: str = "clip", context_length: int = 77) -> Tokenizer:
     """
     if name not in TOKENIZERS:
         raise unknown("tokenizer", name, TOKENIZERS)
-    tokenizer = _open_clip_tokenizer().SimpleTokenizer(context_length=context_length)
-    tokenizer.clean_fn = cleaned
-    return lambda captions: tokenizer(list(captions))
+    pairs = _byte_pairs()
+
+    def tokenize(captions: Sequence[str]) -> Int64[Tensor, "batch context_length"]:
+        flat: list[int] = []
+        lengths = []
+        for caption in captions:
+            ids = [pairs.start]
+            # No pair reaches over a space, so what stands between spaces is looked up as a whole.
+            for word in cleaned(caption).split(" "):
+                ids += pairs.ids(word)
+            # The end is kept of one that is too long.
+            del ids[context_length - 1 :]
+            flat += ids
+            flat.append(pairs.end)
+            lengths.append(len(ids) + 1)
+        # Filled at once: a tensor for each caption would take longer than its words do.
+        tokens = np.zeros((len(lengths), context_length), np.int64)
+        tokens[np.arange(context_length) < np.array(lengths, np.int64)[:, None]] = flat
+        return torch.from_numpy(tokens)
+
+    return tokenize
+
+
+class _BytePairs(NamedTuple):
+    """CLIP's byte pairs by open_clip's tables: the numbers of a cleaned text's pairs, of its start and its end."""
+
+    ids: Callable[[str], tuple[int, ...]]
+    start: int
+    end: int
+
+
+@cache
+def _byte_pairs() -> _BytePairs:
+    tables = _open_clip_tokenizer().SimpleTokenizer()
+
+    @lru_cache(maxsize=REMEMBERED_WORDS)
+    def ids(text: str) -> tuple[int, ...]:
+        found: list[int] = []
+        for word in tables.pat.findall(text):
+            spelt = "".join(tables.byte_encoder[byte] for byte in word.encode("utf-8"))
+            found += (tables.encoder[pair] for pair in tables.bpe(spelt).split(" "))
+        return tuple(found)
+
+    return _BytePairs(ids, tables.sot_token_id, tables.eot_token_id)
+
+
+def encode_captions(
+    captions: Sequence[str], tokenizer: str, context_length: int
+) -> tuple[Int64[Tensor, "captions longest"], Int64[Tensor, " captions"]]:
+    """What a CaptionEncoder gives for these captions, many of them, each worked out once; raises as get_tokenizer."""
+    tokenize = get_tokenizer(tokenizer, context_length)
+    starts = range(0, len(captions), CAPTIONS_AT_ONCE)
+    # Cut to their longest before the next are made: most captions are far shorter than the context.
+    parts = [trim(tokenize(captions[start : start + CAPTIONS_AT_ONCE])) for start in starts]
+    tokens = torch.zeros(len(captions), max((part.shape[1] for part in parts), default=0), dtype=torch.int64)
+    for start, part in zip(starts, parts, strict=True):
+        tokens[start : start + len(part), : part.shape[1]] = part
+    return tokens, caption_ids(captions)
 
 
 class CaptionEncoder:

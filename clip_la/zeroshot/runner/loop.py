@@ -19,7 +19,8 @@ from clip_la.errors import UserError
 from clip_la.zeroshot.datasets.records import EvalDataset
 from clip_la.zeroshot.model.classifier import ClassifierCache
 from clip_la.zeroshot.model.eval_model import EvalModel, matmul_precision
-from clip_la.zeroshot.runner.batches import ImageBatch, image_batches
+from clip_la.zeroshot.runner.batches import ImageBatch
+from clip_la.zeroshot.runner.decoded import decoded_batches
 from clip_la.zeroshot.runner.rows import PartialResults, Unit, UnitRows
 
 SECONDS_BETWEEN_SAVES = 20.0
@@ -33,7 +34,7 @@ class EvalSettings:
 
     Attributes:
         batch_size: images that go through the model together.
-        num_workers: processes that read and decode; 0 is this one.
+        num_workers: processes that read and decode; 0 is this one, None as many as cores and test set are worth.
         cache: where text classifiers are kept.
         state: the folder of predictions, and of partial results while an evaluation is unfinished; None keeps nothing.
         progress: whether the first rank shows bars on a terminal.
@@ -41,10 +42,15 @@ class EvalSettings:
 
     precision: str = "float32"
     batch_size: int = 128
-    num_workers: int = 0
+    num_workers: int | None = 0
     cache: ClassifierCache | None = None
     state: Path | None = None
     progress: bool = True
+
+    @property
+    def most_workers(self) -> int:
+        """How many processes may share work that is not a test set's."""
+        return ranks.default_workers() if self.num_workers is None else self.num_workers
 
 
 def run_units(
@@ -123,8 +129,8 @@ def run_images(
     """
 
     def units(done: frozenset[Unit]) -> Iterable[ImageBatch]:
-        return image_batches(
-            test_set.sources,
+        return decoded_batches(
+            test_set,
             eval_model.preprocess,
             batch_size=settings.batch_size,
             num_workers=settings.num_workers,

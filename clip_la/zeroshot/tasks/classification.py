@@ -50,7 +50,7 @@ class Classification(Task):
             classes,
             self.prompts,
             precision=settings.precision,
-            num_workers=settings.num_workers,
+            num_workers=settings.most_workers,
             cache=settings.cache,
             progress=settings.progress,
         )

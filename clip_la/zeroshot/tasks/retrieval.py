@@ -104,7 +104,7 @@ def encode_texts(
         left = [chunk for chunk in chunks if (0, chunk.start) not in done]
         mine = left[ranks.rank() :: ranks.world_size()]
         # One chunk is tokenised sooner than a process starts.
-        workers = min(settings.num_workers, len(mine)) if len(chunks) > 1 else 0
+        workers = min(settings.most_workers, len(mine)) if len(chunks) > 1 else 0
         chunked = TextChunks(eval_model, texts, mine)
         # A generator of its own: a loader draws a number, and an evaluation must not move a training's random state.
         return iter(DataLoader(chunked, batch_size=None, num_workers=workers, generator=torch.Generator()))

@@ -31,10 +31,16 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(()))
 
     def encode_image(
-        self, images: Float[Tensor, "batch 3 height width"], normalize: bool = True
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        normalize: bool = True,
+        kept: Int[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch embed_dim"]:
-        """Features of pixels normalised by spec.pixel_mean and spec.pixel_std, of length one if `normalize`."""
-        features = self.image(images)
+        """Features of pixels normalised by spec.pixel_mean and spec.pixel_std, of length one if `normalize`.
+
+        `kept`: the patches that are looked at, as in ImageTower.forward.
+        """
+        features = self.image(images) if kept is None else self.image(images, kept)
         return self._unit(features) if normalize else features
 
     def encode_text(

@@ -62,7 +62,7 @@ class StartOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(Checked):
-    """What the features of a batch are compared by."""
+    """What the features of a batch are computed from, and compared by."""
 
     loss: Loss = "contrastive"
     """contrastive (CLIP) or sigmoid (SigLIP)"""
@@ -70,11 +70,15 @@ class LossOptions(Checked):
     """whether equal captions in a batch push each other's images away"""
     max_logit_scale: float = 100.0
     """upper bound of the learnt factor on the cosines"""
+    patch_dropout: float = 0.0
+    """share of an image's patches that a training step leaves out, drawn anew each time (FLIP); evaluation sees all"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.max_logit_scale < math.inf:
             raise UserError(f"max_logit_scale must be at least 1 and finite, not {self.max_logit_scale}")
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"patch_dropout must be from 0 (none) to below 1, not {self.patch_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)

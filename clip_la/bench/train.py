@@ -32,6 +32,7 @@ from clip_la.distributed import rank, world_size
 from clip_la.models.flops import training_flops
 from clip_la.models.registry import model_spec
 from clip_la.train.hardware import fast_matmul
+from clip_la.train.options import Checkpointing
 from clip_la.train.peak import peak_flops
 
 # Different batches, so that the lengths of captions vary from step to step as they do in a run.
@@ -53,7 +54,7 @@ class StepRow:
     batch_size: int
     text_groups: int
     micro_batches: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     narrow_residual: bool
     patch_dropout: float
     gpus: int
@@ -198,7 +199,7 @@ def cases_of(
     *,
     batch_size: int,
     micro_batches: int,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     narrow_residual: bool = False,
     patch_dropout: float = 0.0,
     with_peer: bool,

@@ -15,7 +15,7 @@ from clip_la.distributed import rank, world_size
 from clip_la.models.registry import model_spec
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 from clip_la.train.optim import clip_gradients
-from clip_la.train.options import ModelOptions
+from clip_la.train.options import Checkpointing, ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 PEER = "open_clip"
@@ -36,7 +36,7 @@ class StepCase:
     batch_size: int
     text_groups: int
     micro_batches: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     narrow_residual: bool = False
     patch_dropout: float = 0.0
 
@@ -123,7 +123,8 @@ class PeerStep(nn.Module):
 
         self.model = peer_model(case.spec, case.patch_dropout)
         self.logit_scale = self.model.logit_scale
-        self.model.set_grad_checkpointing(case.checkpointing)
+        # All or nothing there.
+        self.model.set_grad_checkpointing(bool(case.checkpointing))
         self._loss = open_clip.ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank(), world_size=world_size()
         )

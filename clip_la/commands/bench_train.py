@@ -93,7 +93,14 @@ def _parser() -> Parser:
     parser.add_argument("--text-groups", nargs="+", type=int, default=[1], help="groups of captions by length")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of each GPU")
     parser.add_argument("--micro-batches", type=int, default=1, help="parts our batches are worked out in (default 1)")
-    parser.add_argument("--grad-checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument(
+        "--grad-checkpointing",
+        nargs="?",
+        choices=(True, "selective"),
+        default=False,
+        const=True,
+        help="recompute activations; selective: the cheap ones (open_clip: all)",
+    )
     parser.add_argument(
         "--narrow-residual", action="store_true", help="add the blocks' results up in bfloat16, as open_clip does"
     )

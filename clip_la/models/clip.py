@@ -1,5 +1,7 @@
 """CLIP: an image tower and a text tower into one space."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -64,10 +66,13 @@ class CLIP(nn.Module):
         """Rows of length one, in float32 at least: bf16 would leave ties between classes."""
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes activations in the backward pass: less memory, a third more compute."""
-        self.image.trunk.set_grad_checkpointing(enable)
-        self.text.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool | Literal["selective"] = True) -> None:
+        """Recomputes activations in the backward pass: all between blocks, for a third more compute, or "selective",
+        which keeps the results of products and attention and recomputes the cheap rest (`kept_for_backward`)."""
+        self.image.trunk.set_grad_checkpointing(enable is True)
+        self.text.grad_checkpointing = enable is True
+        for block in (*self.image.trunk.blocks, *self.text.blocks):
+            block.selective = enable == "selective"
 
     def set_narrow_residual(self, enable: bool = True) -> None:
         """Under autocast, adds up the blocks' results in its type: less memory traffic, as in open_clip's training."""

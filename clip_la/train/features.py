@@ -28,7 +28,8 @@ class BatchEncoder:
     def __init__(self, model: CLIP, options: StepOptions) -> None:
         self._model, self._options = model, options
         self._is_compiled = options.compile is True or bool(options.cuda_graphs)
-        graphs = self._is_compiled and not options.grad_checkpointing and options.cuda_graphs is not False
+        wanted = not options.grad_checkpointing if options.cuda_graphs is None else options.cuda_graphs
+        graphs = self._is_compiled and wanted
         self._graphed = {"image": GraphedTower(model.image), "text": GraphedTower(model.text)} if graphs else {}
         self._shapes_met: set[tuple[int, int]] = set()
         self._scale_pixels = scale_pixels

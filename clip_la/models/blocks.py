@@ -120,7 +120,7 @@ class LastBlock(TowerBlock):
     Nothing reads the others after it, so the features are those of the whole block, for a third of its cost.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Float[Tensor, "batch tokens dim"],
         attn_mask: Tensor | None = None,

@@ -57,7 +57,7 @@ class StreamNorm(nn.LayerNorm):
 class Trunk(VisionTransformer):
     """timm's VisionTransformer, which may be told which patches to keep."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, images: Float[Tensor, "batch 3 height width"], kept: Int[Tensor, "batch kept"] | None = None
     ) -> Float[Tensor, "batch dim"]:
         """The pooled token, normed; `kept` as in ImageTower.forward."""

@@ -270,7 +270,8 @@ class GraphedTower:
 def recomputed(part: Part) -> Tensor:
     """A part's features, of which nothing stays behind for the backward pass but what they are computed from."""
     result: Tensor = checkpoint(
-        *(part.encode, *part.inputs),
+        part.encode,
+        *part.inputs,
         use_reentrant=False,
         preserve_rng_state=False,
         context_fn=lambda: (keeping_nothing(), nullcontext()),

@@ -5,6 +5,8 @@ clip_la/data/stream/order.py). So no state has to be saved: a resumed run draws 
 and a part that is encoded twice keeps the same patches both times, since the draw is an input of the tower.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Int64
@@ -47,7 +49,8 @@ def _hashed(state: np.ndarray, counters: Int64[Tensor, " n"]) -> Int64[Tensor, "
 
 def check_patch_dropout(model: CLIP) -> None:
     """Raises UserError for a model whose image tower needs the whole grid; says where results grow with the tokens."""
-    for choice, block in zip(model.spec.image_choices, model.image.trunk.blocks, strict=True):
+    blocks: Any = model.image.trunk.blocks
+    for choice, block in zip(model.spec.image_choices, blocks, strict=True):
         if block.attn.needs_grid:
             raise UserError(
                 f"patch_dropout leaves holes in the grid, and image attention '{choice}' reads it: leave patch_dropout"

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from clip_la.models import create_model
 from clip_la.models.blocks import TowerBlock
@@ -17,11 +19,33 @@ WIDTH, TOKENS, IMAGES = 96, 82, 4  # 72 pixels in patches of 8: more tokens than
 FLOAT_BYTES = 4
 
 
+class Allocations(TorchDispatchMode):
+    """Notes the storages that operators make, whoever keeps them: autograd, or selective checkpointing beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self._given, self._made = set(), {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._given |= {ref for ref, _ in storages((args, kwargs))} - self._made.keys()
+        result = func(*args, **(kwargs or {}))
+        self._made |= {ref: size for ref, size in storages(result) if ref not in self._given}
+        return result
+
+    def bytes_alive(self):
+        return sum(size for ref, size in self._made.items() if not ref.expired())
+
+
+def storages(tree):
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [(StorageWeakRef(t.untyped_storage()), t.untyped_storage().nbytes()) for t in tensors]
+
+
 def held_by(function):
-    """(its result, bytes that are allocated after it and were not before)."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+    """(its result, bytes that it allocated and that are still there)."""
+    with Allocations() as made:
         result = function()
-    return result, sum(event.self_cpu_memory_usage for event in measured.key_averages())
+    return result, made.bytes_alive()
 
 
 def step_of(**options):

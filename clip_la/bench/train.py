@@ -32,6 +32,7 @@ from clip_la.distributed import rank, world_size
 from clip_la.models.flops import training_flops
 from clip_la.models.registry import model_spec
 from clip_la.train.hardware import fast_matmul
+from clip_la.train.options import Checkpointing
 from clip_la.train.peak import peak_flops
 
 # Different batches, so that the lengths of captions vary from step to step as they do in a run.
@@ -53,8 +54,9 @@ class StepRow:
     batch_size: int
     text_groups: int
     micro_batches: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     narrow_residual: bool
+    patch_dropout: float
     gpus: int
     pairs_per_s: float | None
     step_ms: float | None
@@ -131,7 +133,7 @@ def measure(
         torch.compiler.reset()
         with _cache(cold), fast_matmul():
             row = _row(case, device, dtype, steps, rounds)
-        key = (case.model, case.image_size, case.text, case.batch_size, case.checkpointing)
+        key = (case.model, case.image_size, case.text, case.batch_size, case.checkpointing, case.patch_dropout)
         if row.pairs_per_s is not None:
             if case.provider == PEER:
                 peers[key] = row.pairs_per_s
@@ -161,7 +163,7 @@ def _row(case: StepCase, device: torch.device, dtype: torch.dtype, steps: int, r
         pairs_per_s=rate,
         step_ms=median_ms,
         slowest_ms=max(timing.step_ms),
-        mfu=rate * training_flops(case.spec) / (peak * world_size()) if peak else None,
+        mfu=rate * training_flops(case.spec, case.patch_dropout) / (peak * world_size()) if peak else None,
         peak_gib=timing.peak_bytes / GIB if timing.peak_bytes else None,
         start_s=timing.start_s,
         loss=timing.loss,
@@ -197,8 +199,9 @@ def cases_of(
     *,
     batch_size: int,
     micro_batches: int,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     narrow_residual: bool = False,
+    patch_dropout: float = 0.0,
     with_peer: bool,
 ) -> list[StepCase]:
     """All combinations, at the models' own size without sizes; the peer, if wanted, before ours of the same batches."""
@@ -206,7 +209,7 @@ def cases_of(
     sizes: Sequence[int | None] = image_sizes or (None,)
     for model, size, text in itertools.product(models, sizes, texts):
         side = model_spec(model, image_size=size).image_size
-        base = StepCase(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing)
+        base = StepCase(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing, False, patch_dropout)
         cases += [base] if with_peer else []
         cases += [
             replace(

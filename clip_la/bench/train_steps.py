@@ -15,7 +15,7 @@ from clip_la.distributed import rank, world_size
 from clip_la.models.registry import model_spec
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 from clip_la.train.optim import clip_gradients
-from clip_la.train.options import ModelOptions
+from clip_la.train.options import Checkpointing, ModelOptions
 from clip_la.train.task import ContrastiveTask
 
 PEER = "open_clip"
@@ -36,8 +36,9 @@ class StepCase:
     batch_size: int
     text_groups: int
     micro_batches: int
-    checkpointing: bool
+    checkpointing: Checkpointing
     narrow_residual: bool = False
+    patch_dropout: float = 0.0
 
     @property
     def spec(self) -> ModelSpec:
@@ -47,6 +48,7 @@ class StepCase:
     def __str__(self) -> str:
         gpus = f" x {world_size()}" if world_size() > 1 else ""
         what = f"{self.model} {self.image_size} px, text {self.text}, b{self.batch_size}{gpus}"
+        what += f", patch dropout {self.patch_dropout:g}" if self.patch_dropout else ""
         if self.provider == PEER:
             return f"{what}: {PEER}"
         parts = f", {self.micro_batches} parts" if self.micro_batches > 1 else ""
@@ -97,6 +99,7 @@ class OurStep(nn.Module):
             micro_batches=case.micro_batches,
             grad_checkpointing=case.checkpointing,
             narrow_residual=case.narrow_residual,
+            patch_dropout=case.patch_dropout,
         )
         num_pairs = case.batch_size * world_size()
         self.task = ContrastiveTask(options, batch_size=num_pairs, budget_samples=num_pairs)
@@ -118,9 +121,10 @@ class PeerStep(nn.Module):
         super().__init__()
         import open_clip
 
-        self.model = peer_model(case.spec)
+        self.model = peer_model(case.spec, case.patch_dropout)
         self.logit_scale = self.model.logit_scale
-        self.model.set_grad_checkpointing(case.checkpointing)
+        # All or nothing there.
+        self.model.set_grad_checkpointing(bool(case.checkpointing))
         self._loss = open_clip.ClipLoss(
             local_loss=True, gather_with_grad=True, cache_labels=True, rank=rank(), world_size=world_size()
         )
@@ -144,7 +148,7 @@ class PeerStep(nn.Module):
         return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
 
 
-def peer_model(spec: ModelSpec) -> Any:
+def peer_model(spec: ModelSpec, patch_dropout: float = 0.0) -> Any:
     """open_clip's CLIP with the sizes of a spec; it has softmax attention whatever the spec's is."""
     from open_clip.model import CLIP
 
@@ -157,6 +161,7 @@ def peer_model(spec: ModelSpec) -> Any:
             "mlp_ratio": MLP_RATIO,
             "patch_size": spec.patch_size,
             "image_size": spec.image_size,
+            "patch_dropout": patch_dropout,
         },
         text_cfg={
             "context_length": spec.context_length,

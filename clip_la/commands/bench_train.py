@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int | None:
         micro_batches=args.micro_batches,
         checkpointing=args.grad_checkpointing,
         narrow_residual=args.narrow_residual,
+        patch_dropout=args.patch_dropout,
         with_peer=not args.no_open_clip,
     )
     for case in cases:
@@ -92,9 +93,19 @@ def _parser() -> Parser:
     parser.add_argument("--text-groups", nargs="+", type=int, default=[1], help="groups of captions by length")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs in a batch of each GPU")
     parser.add_argument("--micro-batches", type=int, default=1, help="parts our batches are worked out in (default 1)")
-    parser.add_argument("--grad-checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument(
+        "--grad-checkpointing",
+        nargs="?",
+        choices=(True, "selective"),
+        default=False,
+        const=True,
+        help="recompute activations; selective: the cheap ones (open_clip: all)",
+    )
     parser.add_argument(
         "--narrow-residual", action="store_true", help="add the blocks' results up in bfloat16, as open_clip does"
+    )
+    parser.add_argument(
+        "--patch-dropout", type=float, default=0.0, help="share of the patches left out, by both (default: none)"
     )
     parser.add_argument("--no-open-clip", action="store_true", help="time ours alone")
     parser.add_argument("--steps", type=int, default=20, help="steps in a round (default %(default)s)")
@@ -108,6 +119,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("batch_size", "steps", "rounds"):
         if getattr(args, name) < (2 if name == "batch_size" else 1):
             raise UserError(f"bench train: --{name.replace('_', '-')} {getattr(args, name)} is too small")
+    if not 0 <= args.patch_dropout < 1:
+        raise UserError(f"bench train: --patch-dropout {args.patch_dropout} must be from 0 to below 1")
     for text in args.text:
         if text not in LENGTHS and not (text.isdecimal() and int(text) >= 3):
             raise UserError(f"bench train: --text {text}: give {', '.join(LENGTHS)} or a number of tokens from 3 on")

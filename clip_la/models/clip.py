@@ -1,5 +1,7 @@
 """CLIP: an image tower and a text tower into one space."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -31,10 +33,16 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(()))
 
     def encode_image(
-        self, images: Float[Tensor, "batch 3 height width"], normalize: bool = True
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        normalize: bool = True,
+        kept: Int[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch embed_dim"]:
-        """Features of pixels normalised by spec.pixel_mean and spec.pixel_std, of length one if `normalize`."""
-        features = self.image(images)
+        """Features of pixels normalised by spec.pixel_mean and spec.pixel_std, of length one if `normalize`.
+
+        `kept`: the patches that are looked at, as in ImageTower.forward.
+        """
+        features = self.image(images) if kept is None else self.image(images, kept)
         return self._unit(features) if normalize else features
 
     def encode_text(
@@ -58,10 +66,13 @@ class CLIP(nn.Module):
         """Rows of length one, in float32 at least: bf16 would leave ties between classes."""
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes activations in the backward pass: less memory, a third more compute."""
-        self.image.trunk.set_grad_checkpointing(enable)
-        self.text.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool | Literal["selective"] = True) -> None:
+        """Recomputes activations in the backward pass: all between blocks, for a third more compute, or "selective",
+        which keeps the results of products and attention and recomputes the cheap rest (`kept_for_backward`)."""
+        self.image.trunk.set_grad_checkpointing(enable is True)
+        self.text.grad_checkpointing = enable is True
+        for block in (*self.image.trunk.blocks, *self.text.blocks):
+            block.selective = enable == "selective"
 
     def set_narrow_residual(self, enable: bool = True) -> None:
         """Under autocast, adds up the blocks' results in its type: less memory traffic, as in open_clip's training."""

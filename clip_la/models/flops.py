@@ -19,20 +19,31 @@ FLOPS_PER_MAC = 2
 TRAINING_FACTOR = 3
 
 
-def flops(spec: ModelSpec) -> dict[str, int]:
+def num_image_patches(spec: ModelSpec, patch_dropout: float = 0.0) -> int:
+    """Patches of an image that the blocks see; at least one, whatever share of them is dropped, as in open_clip."""
+    patches = spec.num_image_tokens - 1
+    # Float products of whole numbers may lie a little below them.
+    return max(1, int(patches * (1 - patch_dropout) + 1e-6))
+
+
+def flops(spec: ModelSpec, patch_dropout: float = 0.0) -> dict[str, int]:
     """Forward FLOPs of one pair, captions at full context length: {"image", "text", "total"}.
 
     A block costs 2 N d (3 d + d) for qkv and output, 2 N d (2 r d) for the MLP, and its attention, with N tokens, width
-    d and MLP ratio r; a tower its projection to the shared space besides, 2 d embed_dim for one token.
+    d and MLP ratio r; a tower its projection to the shared space besides, 2 d embed_dim for one token. With
+    `patch_dropout`, the share of patches that training leaves out: all are embedded, and the blocks see the others.
     """
     cost = {}
     for tower, choices, layout, width, heads in _towers(spec):
+        if tower == "image" and patch_dropout:
+            # In no grid any more: what would read one has no patch dropout.
+            kept = num_image_patches(spec, patch_dropout)
+            layout = Layout(layout.prefix + kept, (1, kept), layout.prefix)
         blocks = len(choices) * 2 * layout.max_tokens * width * (4 * width + 2 * MLP_RATIO * width)
         attention = sum(attention_kind(c.kind).flops(layout, width, width // heads, c.options) for c in choices)
         cost[tower] = blocks + attention + 2 * width * spec.embed_dim
     # A convolution whose stride is its kernel: a product of each patch with the weights.
-    num_patches = spec.num_image_tokens - 1
-    cost["image"] += 2 * num_patches * IMAGE_CHANNELS * spec.patch_size**2 * spec.image_width
+    cost["image"] += 2 * num_image_patches(spec) * IMAGE_CHANNELS * spec.patch_size**2 * spec.image_width
     return cost | {"total": cost["image"] + cost["text"]}
 
 
@@ -47,9 +58,9 @@ def gmacs(num_flops: float) -> float:
     return num_flops / FLOPS_PER_MAC / 1e9
 
 
-def training_flops(spec: ModelSpec) -> int:
-    """Forward and backward FLOPs of one pair: three times the forward."""
-    return TRAINING_FACTOR * flops(spec)["total"]
+def training_flops(spec: ModelSpec, patch_dropout: float = 0.0) -> int:
+    """Forward and backward FLOPs of one pair: three times the forward; `patch_dropout` as in `flops`."""
+    return TRAINING_FACTOR * flops(spec, patch_dropout)["total"]
 
 
 def num_parameters(spec: ModelSpec) -> dict[str, int]:

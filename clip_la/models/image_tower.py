@@ -1,7 +1,8 @@
 """The image tower: timm's VisionTransformer as CLIP wants it, and a projection."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from timm.layers import PatchEmbed
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,6 +54,23 @@ class StreamNorm(nn.LayerNorm):
         return residual_stream(super().forward(x), self.narrow_residual)
 
 
+class Trunk(VisionTransformer):
+    """timm's VisionTransformer, which may be told which patches to keep."""
+
+    def forward(  # type: ignore[override]
+        self, images: Float[Tensor, "batch 3 height width"], kept: Int[Tensor, "batch kept"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """The pooled token, normed; `kept` as in ImageTower.forward."""
+        x = self._pos_embed(self.patch_embed(images))
+        if kept is not None:
+            # After the positions are added, each patch's own; the class token, number 0, always stays.
+            places = F.pad(kept + 1, (1, 0)).unsqueeze(-1)
+            x = x.gather(1, places.expand(-1, -1, x.shape[-1]))
+        x = self.norm_pre(x)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return self.forward_head(self.norm(x))
+
+
 class ImageTower(nn.Module):
     """Patches and a class token, norm before and after the blocks, a bias-free projection of the class token.
 
@@ -61,7 +79,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.trunk = VisionTransformer(
+        self.trunk = Trunk(
             img_size=spec.image_size,
             patch_size=spec.patch_size,
             num_classes=0,
@@ -82,6 +100,12 @@ class ImageTower(nn.Module):
         set_layout(self.trunk, spec.image_layout)
         self.projection = nn.Linear(spec.image_width, spec.embed_dim, bias=False)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embed_dim"]:
-        """Features, not normalised, of normalised pixels."""
-        return self.projection(self.trunk(images))
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], kept: Int[Tensor, "batch kept"] | None = None
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """Features, not normalised, of normalised pixels.
+
+        `kept` are the numbers of the patches that the blocks see, row by row from 0 and beside the class token: patch
+        dropout, for attention that needs no grid (`Attention.needs_grid`). None: all.
+        """
+        return self.projection(self.trunk(images, kept))

@@ -13,13 +13,16 @@ from clip_la.sweep.state import last_row
 
 _PREFIX = "model."
 # What of a run's options makes its architecture, and so its rate.
+_DROPOUT = _PREFIX + "patch_dropout"
 _SPEC_OPTIONS = tuple(name for name in inspect.signature(model_spec).parameters if name != "name")
 
 
 def flops_per_sample(run: PlannedRun) -> int:
-    """Forward FLOPs of a pair. Raises UserError for an unknown model or attention, and where none is named."""
+    """Forward FLOPs of a pair as the run trains on it. Raises UserError for an unknown model or attention, and where
+    none is named."""
     given = {name: run.options[_PREFIX + name] for name in _SPEC_OPTIONS if _PREFIX + name in run.options}
-    return flops(model_spec(str(run.options.get(_PREFIX + "name")), **given))["total"]
+    spec = model_spec(str(run.options.get(_PREFIX + "name")), **given)
+    return flops(spec, float(run.options.get(_DROPOUT, 0.0)))["total"]
 
 
 def training_flops(run: PlannedRun) -> int:
@@ -48,7 +51,8 @@ class Rates:
 
     @staticmethod
     def _key(run: PlannedRun) -> tuple[Any, ...]:
-        return tuple(run.options.get(_PREFIX + name) for name in ("name", *_SPEC_OPTIONS))
+        architecture = (run.options.get(_PREFIX + name) for name in ("name", *_SPEC_OPTIONS))
+        return (*architecture, float(run.options.get(_DROPOUT, 0.0)))
 
     def seconds(self, run: PlannedRun, samples_seen: int = 0) -> float | None:
         """Training time from `samples_seen` to the end of the run's budget; None for an architecture not measured."""

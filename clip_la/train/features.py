@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from clip_la.data.images.transforms import channel_constants, scale_pixels
@@ -28,7 +28,8 @@ class BatchEncoder:
     def __init__(self, model: CLIP, options: StepOptions) -> None:
         self._model, self._options = model, options
         self._is_compiled = options.compile is True or bool(options.cuda_graphs)
-        graphs = self._is_compiled and not options.grad_checkpointing and options.cuda_graphs is not False
+        wanted = not options.grad_checkpointing if options.cuda_graphs is None else options.cuda_graphs
+        graphs = self._is_compiled and wanted
         self._graphed = {"image": GraphedTower(model.image), "text": GraphedTower(model.text)} if graphs else {}
         self._shapes_met: set[tuple[int, int]] = set()
         self._scale_pixels = scale_pixels
@@ -45,10 +46,13 @@ class BatchEncoder:
         for graphed in self._graphed.values():
             graphed.release()
 
-    def images(self, images: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch dim"]:
-        """Unit features of images."""
-        parts = images.tensor_split(self._options.micro_batches)
-        return self._run("image", [Part((), self._encode_pixels, (part,)) for part in parts])
+    def images(
+        self, images: UInt8[Tensor, "batch 3 size size"], kept: Int64[Tensor, "batch kept"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Unit features of images, of the patches `kept` alone where they are given (see ImageTower.forward)."""
+        given = [images] if kept is None else [images, kept]
+        parts = zip(*(each.tensor_split(self._options.micro_batches) for each in given), strict=True)
+        return self._run("image", [Part((), self._encode_pixels, part) for part in parts])
 
     def texts(self, batch: Mapping[str, Any]) -> Float[Tensor, "batch dim"]:
         """Unit features of a batch's captions."""
@@ -79,12 +83,12 @@ class BatchEncoder:
         self._shapes_met |= new
         return sorted({length for _, length in new})
 
-    def _encode_pixels(self, images: Tensor) -> Tensor:
+    def _encode_pixels(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         spec, kind = self._model.spec, images.device.type
         # Autocast would round to this dtype at the first product.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         constants = channel_constants(tuple(spec.pixel_mean), tuple(spec.pixel_std), images.device)
-        return self._model.encode_image(self._scale_pixels(images, *constants, dtype))
+        return self._model.encode_image(self._scale_pixels(images, *constants, dtype), kept=kept)
 
     def _text_shapes(self, batch: Mapping[str, Any]) -> list[tuple[slice, int]]:
         """Rows, sorted by length if in several groups, that the text tower sees together, and their length there."""

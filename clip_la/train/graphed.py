@@ -9,6 +9,7 @@ since a step replays one of them.
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from clip_la.models.blocks import keeping_nothing
 
 # Passes before the recording: the first compiles, and libraries set themselves up on the next.
 WARM_UP_PASSES = 2
@@ -266,5 +269,11 @@ class GraphedTower:
 
 def recomputed(part: Part) -> Tensor:
     """A part's features, of which nothing stays behind for the backward pass but what they are computed from."""
-    result: Tensor = checkpoint(part.encode, *part.inputs, use_reentrant=False, preserve_rng_state=False)
+    result: Tensor = checkpoint(
+        part.encode,
+        *part.inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (keeping_nothing(), nullcontext()),
+    )
     return result

@@ -199,6 +199,7 @@ class MetricsLogger(Callback):
         if steady_batches:
             rate = steady_batches * task.batch_size / (window_s - self._compile_s)
         per_gpu = pairs_per_s / world_size
+        pair_flops = training_flops(task.model.spec, task.options.patch_dropout)
         on_gpu = task.device.type == "cuda"
         peak_bytes = (
             torch.cuda.max_memory_allocated(task.device)
@@ -207,7 +208,7 @@ class MetricsLogger(Callback):
         )
         return {
             "pairs_per_s_per_gpu": per_gpu,
-            "mfu": per_gpu * training_flops(task.model.spec) / self._peak_flops if self._peak_flops else None,
+            "mfu": per_gpu * pair_flops / self._peak_flops if self._peak_flops else None,
             "compile_s": self._compile_s,
             "peak_gib": peak_bytes / GIB,
             "eta_s": (task.budget_samples - task.samples_seen) / rate,

@@ -20,6 +20,7 @@ ScheduleName = Literal["cosine", "constant", "cooldown"]
 Unit = Literal["block", "tower"]
 OptimizerName = Literal["adamw", "muon"]
 Compile = bool | Literal["auto"]
+Checkpointing = bool | Literal["selective"]
 Tower = Literal["image", "text"]
 Strategy = Literal["ddp", "fsdp"]
 
@@ -62,7 +63,7 @@ class StartOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(Checked):
-    """What the features of a batch are compared by."""
+    """What the features of a batch are computed from, and compared by."""
 
     loss: Loss = "contrastive"
     """contrastive (CLIP) or sigmoid (SigLIP)"""
@@ -70,11 +71,15 @@ class LossOptions(Checked):
     """whether equal captions in a batch push each other's images away"""
     max_logit_scale: float = 100.0
     """upper bound of the learnt factor on the cosines"""
+    patch_dropout: float = 0.0
+    """share of an image's patches that a training step leaves out, drawn anew each time (FLIP); evaluation sees all"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.max_logit_scale < math.inf:
             raise UserError(f"max_logit_scale must be at least 1 and finite, not {self.max_logit_scale}")
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"patch_dropout must be from 0 (none) to below 1, not {self.patch_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +157,9 @@ class StepOptions(Checked):
     micro_batches: int = 1
     """parts of a process's batch that are encoded one after another, each twice: memory holds the activations of one
     part, for a third more compute; loss and gradient are those of the whole batch"""
-    grad_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, a third more compute"""
+    grad_checkpointing: Checkpointing = False
+    """recompute activations in the backward pass: true keeps the blocks' inputs alone, for a third more compute;
+    selective keeps the results of products and attention too, and recomputes the cheap rest"""
     narrow_residual: bool = False
     """add up the blocks' results in bfloat16 under mixed precision, as open_clip does: less memory and time, for
     the low bits of small additions"""
@@ -164,8 +170,10 @@ class StepOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cuda_graphs and self.grad_checkpointing:
-            raise UserError("cuda_graphs and grad_checkpointing exclude each other: leave one out")
+        if self.cuda_graphs and self.grad_checkpointing is True:
+            raise UserError(
+                "cuda_graphs and grad_checkpointing true exclude each other: leave one out, or take selective"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

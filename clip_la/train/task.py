@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
+from clip_la.models.flops import num_image_patches
 from clip_la.runs import EMA
 from clip_la.train.averaging import WeightAverage
 from clip_la.train.beginning import begin
@@ -18,6 +19,7 @@ from clip_la.train.float8 import check_float8, use_float8
 from clip_la.train.optim import clip_gradients, schedule_of
 from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
+from clip_la.train.patches import check_patch_dropout, draw_kept
 from clip_la.train.sharded import ShardedStrategy, whole
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
@@ -36,6 +38,7 @@ class ContrastiveTask(pl.LightningModule):
 
     Attributes:
         average: of the weights, if there is one.
+        first_sample: position in the run of this process's first sample in the running step.
         lineage: trainings whose weights the run began with, as in Beginning; empty for fresh ones.
 
     Raises UserError for values that do not fit, unknown models and unknown attention kinds.
@@ -44,12 +47,15 @@ class ContrastiveTask(pl.LightningModule):
     def __init__(self, options: ModelOptions, *, batch_size: int, budget_samples: int, seed: int = 0) -> None:
         super().__init__()
         self.schedule = schedule_of(options, batch_size=batch_size, budget_samples=budget_samples)
-        self.options = options
+        self.options, self.seed = options, seed
         self.batch_size = batch_size
         self.budget_samples = self.schedule.budget_samples
         beginning = begin(options, seed)
         self.model, self.lineage = beginning.model, beginning.lineage
         self._set_up_loss(options.loss, beginning.logit_bias)
+        if options.patch_dropout:
+            check_patch_dropout(self.model)
+        self.first_sample = 0
         self.model.set_grad_checkpointing(options.grad_checkpointing)
         self.model.set_narrow_residual(options.narrow_residual)
         if options.freeze:
@@ -85,12 +91,24 @@ class ContrastiveTask(pl.LightningModule):
         return chance_loss(self.batch_size) if self.logit_bias is None else None
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        image_features, text_features = self._encoder.images(batch["image"]), self._encoder.texts(batch)
+        image_features = self._encoder.images(batch["image"], self._kept_patches(batch["image"]))
+        text_features = self._encoder.texts(batch)
         scale = self.model.logit_scale.exp()
         caption_ids = None if self.options.repeated_captions_are_negatives else batch["caption_id"]
         if self.logit_bias is None:
             return contrastive_loss(image_features, text_features, scale, caption_ids)
         return sigmoid_loss(image_features, text_features, scale, self.logit_bias, caption_ids)
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Notes where in the run the step is: a process has its rows of the batch, which follow those before it."""
+        self.first_sample = self.samples_seen + self.global_rank * len(batch["image"])
+
+    def _kept_patches(self, images: Tensor) -> Tensor | None:
+        """Int64[batch, kept], what patch dropout leaves of each image; None without it."""
+        if not self.options.patch_dropout:
+            return None
+        num_patches, num_kept = (num_image_patches(self.model.spec, p) for p in (0.0, self.options.patch_dropout))
+        return draw_kept(self.seed, self.first_sample, len(images), num_patches, num_kept, images.device)
 
     def parts_of_loss(self) -> dict[str, float]:
         """Further columns of metrics.csv: what the last step's loss was made of, by name; nothing here."""

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from clip_la.bench.train import cases_of
-from clip_la.bench.train_steps import OurStep, caption_lengths, make_batch, peer_model, train_step
+from clip_la.bench.train_steps import (
+    OurStep,
+    PeerStep,
+    caption_lengths,
+    make_batch,
+    peer_batch,
+    peer_model,
+    train_step,
+)
 from clip_la.cli import main
 from clip_la.models.clip import model_from_spec
 from clip_la.train.peak import peak_flops
@@ -91,6 +99,19 @@ def test_the_steps_train():
     assert losses[-1] < losses[0] - 0.2
 
 
+def test_both_models_drop_the_same_share_of_patches():
+    case = cases(with_peer=False, patch_dropout=0.5)[0]
+    batch = make_batch(case.spec, case, 0, torch.device("cpu"))
+    ours, peer = OurStep(case), PeerStep(case)
+    seen = []
+    note_tokens = lambda block, given: seen.append(given[0].shape[1])  # noqa: E731
+    ours.task.model.image.trunk.blocks[0].register_forward_pre_hook(note_tokens)
+    peer.model.visual.transformer.register_forward_pre_hook(note_tokens)
+    ours(batch)
+    peer(peer_batch(batch, case.spec.context_length))
+    assert seen == [9, 9]
+
+
 def test_utilisation_is_of_the_makers_figure():
     assert peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
     assert peak_flops("NVIDIA H100 PCIe", torch.bfloat16) == 756e12
@@ -108,6 +129,7 @@ def test_utilisation_is_of_the_makers_figure():
         (["--batch-size", "1"], "--batch-size 1 is too small"),
         (["--text-groups", "9"], "--text-groups 9"),
         (["--micro-batches", "0"], "--micro-batches 0"),
+        (["--patch-dropout", "1"], "--patch-dropout 1.0 must be from 0 to below 1"),
         (["--image-size", "30"], "image_size 30 is no multiple of patch_size 8"),
         (["--device", "cpu", "--modes", "graphs"], "graphs needs a GPU"),
     ],

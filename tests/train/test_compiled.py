@@ -15,6 +15,7 @@ from clip_la.models.clip import model_from_spec
 from clip_la.train.compiled import MAX_GRAPHS, compile_model, configure_compiler, decided, uncompiled
 from clip_la.train.lengths import LENGTH_STEP, encode_by_length, groups_by_length, pad_captions, padded_length
 from clip_la.train.options import ModelOptions
+from clip_la.train.patches import draw_kept
 from clip_la.train.task import ContrastiveTask
 
 CONTEXT = 40
@@ -101,6 +102,19 @@ def test_a_compiled_step_is_the_eager_one(attention):
     compile_model(model, backend="aot_eager")
     for found, wanted in zip(step(model, padded(tokens)), eager, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["block", "tower"])
+def test_other_patches_need_no_other_graph(unit):
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    eager, model = model_of(2).image, model_of(2)
+    compile_model(model, unit, backend="aot_eager")
+    for first in (0, 4, 8):
+        kept = draw_kept(0, first, 4, 16, 8, images.device)
+        found, wanted = model.image(images, kept), eager(images, kept)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        graphs = counters["stats"]["unique_graphs"]
+        assert graphs == (2 if unit == "block" else 1)
 
 
 def test_nothing_is_compiled_where_that_is_switched_off():

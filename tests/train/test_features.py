@@ -94,7 +94,7 @@ def test_only_one_part_is_held_in_memory(micro_batches):
     [
         ({"micro_batches": 0}, "micro_batches must be from 1 to batch_size"),
         ({"text_groups": 9}, r"text_groups must be from 1 to batch_size \(8\), not 9"),
-        ({"grad_checkpointing": True, "cuda_graphs": True}, "exclude each other"),
+        ({"grad_checkpointing": True, "cuda_graphs": True}, "grad_checkpointing true exclude each other"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, says):

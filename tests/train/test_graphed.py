@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from clip_la.models import create_model
 from clip_la.train import graphed
 from clip_la.train.graphed import GraphedTower, Part
+from clip_la.train.patches import draw_kept
 
 
 class Worked(graphed._Recording):
@@ -40,8 +42,9 @@ class Worked(graphed._Recording):
 @pytest.fixture
 def tower(monkeypatch):
     """(a GraphedTower, its function) of a small tower in float64."""
-    for name in ("Stream", "graph_pool_handle"):
+    for name in ("current_device", "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(graphed, "_recording_stream", lambda device: None)
 
     def record(self, encode, inputs):
         self._shared = self._shared or graphed._Shared(self._tower)
@@ -97,6 +100,23 @@ def test_parts_of_several_shapes_have_the_gradients_of_the_whole(tower):
     torch.testing.assert_close(features, module(torch.cat(parts)))
     features.square().sum().backward()
     torch.testing.assert_close(gradients(module), plain(module, *parts))
+
+
+def test_recorded_parts_keep_the_patches_they_are_given(tower):
+    """Kept patches are an input of the recording: other ones next time, the same ones in both passes of a part."""
+    model = create_model("vit_pico", seed=0).double()
+    run, module = GraphedTower(model.image), model.image
+    images = torch.randn(6, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for first in (0, 6):
+        kept = draw_kept(0, first, 6, 16, 7, torch.device("cpu"))
+        wanted = module(images, kept)
+        wanted_grads = torch.autograd.grad(wanted.square().sum(), list(module.parameters()))
+        module.zero_grad()
+        found = run.in_parts([Part((), module, (images[rows], kept[rows])) for rows in (slice(0, 3), slice(3, 6))])
+        torch.testing.assert_close(found, wanted)
+        found.square().sum().backward()
+        torch.testing.assert_close(gradients(module), list(wanted_grads))
+    assert len(run._recordings) == 1
 
 
 @pytest.mark.parametrize("again", ["forward", "other shape", "backward"])

@@ -69,6 +69,7 @@ def shared(shards):
         *("--data.workers", "0", "--data.cache", "memory", "--tensorboard", "false", "--accelerator", "cpu"),
         *("--budget_samples", str(BUDGET), "--log_every_samples", str(2 * BATCH)),
         *("--save_every_samples", str(3 * BATCH), "--checkpoint_samples", f"[{4 * BATCH}, {7 * BATCH - 3}]"),
+        *("--model.patch_dropout", "0.25"),
     ]
 
 

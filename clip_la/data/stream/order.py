@@ -19,7 +19,7 @@ FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 MASK = (1 << 64) - 1
 DOUBLE_BITS = 53
 # What a number is drawn for: keys of different uses must not coincide.
-PASS, REPLACEMENT, INSIDE, MIXING, AUGMENTATION = range(5)
+PASS, REPLACEMENT, INSIDE, MIXING, AUGMENTATION, PATCHES = range(6)
 
 
 def _mix(x: UInt64[np.ndarray, "*any"]) -> UInt64[np.ndarray, "*any"]:
@@ -29,14 +29,20 @@ def _mix(x: UInt64[np.ndarray, "*any"]) -> UInt64[np.ndarray, "*any"]:
         return x ^ (x >> np.uint64(31))
 
 
-def hashed(key: tuple[int, ...], counters: Int64[np.ndarray, "*any"]) -> UInt64[np.ndarray, "*any"]:
-    """64 well-mixed bits for each counter under a key of integers."""
+def key_state(key: tuple[int, ...]) -> UInt64[np.ndarray, "1"]:
+    """64 bits that stand for a key of integers."""
     state = np.zeros(1, np.uint64)
     # The key's length is part of it: (1, 2) and (1, 2, 0) must not give the same numbers.
     with np.errstate(over="ignore"):
         for number in (*key, len(key)):
             state = _mix(state + GOLDEN + np.uint64(number & MASK))
-        return _mix(state + GOLDEN * (counters.astype(np.uint64) + np.uint64(1)))
+    return state
+
+
+def hashed(key: tuple[int, ...], counters: Int64[np.ndarray, "*any"]) -> UInt64[np.ndarray, "*any"]:
+    """64 well-mixed bits for each counter under a key of integers."""
+    with np.errstate(over="ignore"):
+        return _mix(key_state(key) + GOLDEN * (counters.astype(np.uint64) + np.uint64(1)))
 
 
 def uniforms(key: tuple[int, ...], positions: Int64[np.ndarray, " n"], count: int) -> Float64[np.ndarray, "n {count}"]:

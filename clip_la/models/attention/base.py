@@ -140,8 +140,13 @@ class Attention(nn.Module):
             out = self.gate(x, out)
         return self.proj(out)
 
+    @property
+    def needs_grid(self) -> bool:
+        """Does the layer read where tokens lie, so that it must be given all of an image's patches?"""
+        return self.needs_layout or any(self.around[name] != AROUND_PLAIN[name] for name in ("conv", "rope"))
+
     def _check_layout(self, tokens: int, is_causal: bool) -> None:
-        if not self.needs_layout and all(self.around[name] == AROUND_PLAIN[name] for name in ("conv", "rope", "cls")):
+        if not self.needs_grid:
             return
         # A caption may be shorter than the longest; an image always has all of its patches.
         layout = self.placed()

@@ -17,8 +17,8 @@ class RunQueue:
     """The runs of a sweep that wait, train, are finished or failed; for the threads of several places.
 
     Long runs first: a long one begun last would train alone while the other places stand idle. A branch leaves its
-    trunk's checkpoint as soon as that is written, while the trunk goes on. A place goes on with
-    runs of the same layers, a trunk's branches for one: its process has them compiled.
+    trunk's checkpoint as soon as that is written, while the trunk goes on. A place goes on with runs of the same
+    layers, a trunk's branches for one: its process has them compiled.
 
     Args:
         runs: all runs of the sweep.

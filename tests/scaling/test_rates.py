@@ -108,7 +108,7 @@ def test_a_rate_that_shares_no_seed_is_not_called_worse(write) -> None:
     """It may have the lower errors, of another seed: it was not compared."""
     rows = rows_of("softmax", 30, {0.002: (1, 2), 0.001: (0,), 0.004: (1,)})
     selection = at_rate(table_points([write(rows)]), "best")
-    reasons = {(item.source.split("learning rate ")[1], item.reason) for item in selection.left_out}
+    reasons = {(item.what.split("learning rate ")[1], item.reason) for item in selection.left_out}
     assert reasons == {("0.001)", NOT_COMPARED), ("0.004)", WORSE)}
     assert {point.learning_rate for point in selection.points} == {0.002}
 

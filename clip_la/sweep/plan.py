@@ -53,8 +53,11 @@ _REFUSED_WITH_BUDGETS = (
     "model.cooldown_samples",
 )
 # Options of the model that change no layer: what is compiled for one run serves another that differs in these alone.
-# But a frozen tower has other graphs.
-_ANY_LAYERS = {f"model.{each.name}" for each in (*fields(OptimOptions), *fields(LossOptions))} - {"model.freeze"}
+# But a frozen tower has other graphs, and so has one that drops patches.
+_ANY_LAYERS = {f"model.{each.name}" for each in (*fields(OptimOptions), *fields(LossOptions))} - {
+    "model.freeze",
+    "model.patch_dropout",
+}
 _ANY_LAYERS |= {"model.init_from"}
 # Of the run: what layers are compiled for as well; a file of options may hold any.
 _LAYERS_TOO = ("model", "config", "precision", "strategy")

@@ -173,6 +173,7 @@ def test_rate_and_schedule_leave_the_layers_as_they_are() -> None:
         ("seed", True),
         ("data.shards", True),
         ("model.freeze", False),
+        ("model.patch_dropout", False),
         ("model.narrow_residual", False),
         ("model", False),
         ("config", False),

@@ -199,6 +199,8 @@ def _predict(argv: list[str]) -> None:
             raise UserError("--check takes metric, target and runs from its file: give it alone")
         made = read_record(options.check)
         options.metric, options.target, options.axis = made["metric"], [made["target"]], made["axis"]
+        # Runs that the laws were not of are no outcome of theirs either.
+        options.where = list(dict.fromkeys([*made.get("where", ()), *options.where]))
         selection = at_rate(_select(options), made["rate"])
         print(outcome_text(made, outcomes(made["predictions"], selection, made["by"])))
         return

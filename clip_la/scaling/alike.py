@@ -52,7 +52,9 @@ def shared_misfit(
 
 def groups_of(points: Sequence[Point]) -> dict[str, list[object]]:
     """What runs may have in common, name -> its value for each point: the model (with its tokens), and the seed."""
-    return {"model": [(point.model, point.tokens) for point in points], "seed": [point.seed for point in points]}
+    # Runs whose seed nobody wrote down share none.
+    seeds: list[object] = [point.run if point.seed is None else point.seed for point in points]
+    return {"model": [(point.model, point.tokens) for point in points], "seed": seeds}
 
 
 def alike_groups(

@@ -26,7 +26,7 @@ from clip_la.scaling.fit import SAME_COMPUTE_LOG10
 from clip_la.scaling.form_analysis import FormAnalysis, FormSeries, inputs_of
 from clip_la.scaling.forms import Form
 from clip_la.scaling.intervals import MIN_RUNS, UPPER, Regression, as_interval
-from clip_la.scaling.points import Point, Selection
+from clip_la.scaling.points import Point, Selection, parse_filters
 from clip_la.scaling.report import compute_label, error_label, number
 from clip_la.scaling.table import Table, with_suffix
 
@@ -241,6 +241,7 @@ def read_record(path: Path) -> dict[str, Any]:
         for each in found["predictions"]:
             math.log10(each.error), math.log10(each.run.compute), [float(end) for end in each.interval or ()]
         ", ".join(each["file"] + each["sha256"] for each in found["tables"])
+        parse_filters(found.get("where", ()))
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: no record of predictions ({error})") from None
     return found

@@ -16,6 +16,7 @@ PLACE_FIELDS = (
     *("train_data", "schedule", "batch_size", "samples_seen"),
 )
 WORSE = "another learning rate is better for its kind, model and number of samples"
+NOT_COMPARED = "its learning rate shares no seed with the one that most seeds have: it is not compared"
 
 
 def rate_text(rate: float | None) -> str:
@@ -84,13 +85,18 @@ def at_rate(selection: Selection, rate: str) -> Selection:
         raise unknown("rate", rate, RATES)
     # What was not kept before stays a candidate: choosing again changes nothing.
     choices = rate_choices((*selection.points, *selection.off_law, *selection.tried)) if rate == BEST else []
-    worse = {point for choice in choices for point in choice.points if point.learning_rate != choice.best}
+    worse = {
+        point: WORSE if point.learning_rate in choice.behind else NOT_COMPARED
+        for choice in choices
+        for point in choice.points
+        if point.learning_rate != choice.best
+    }
     tried = [point for point in (*selection.points, *selection.off_law) if point in worse]
     if not tried:
         return selection
     out = [
         # What lies on no law is left out for that reason already.
-        LeftOut(point.where, f"{point.source} (learning rate {rate_text(point.learning_rate)})", WORSE)
+        LeftOut(point.where, f"{point.source} (learning rate {rate_text(point.learning_rate)})", worse[point])
         for point in selection.points
         if point in worse
     ]

@@ -14,7 +14,8 @@ def verdict(analysis: Analysis) -> str:
 
     A difference counts as shown where its 95 % interval leaves out that there is none; where several kinds are compared
     the p-value of the exponents has to be below 5 % over their number (Bonferroni). Where nothing is shown it says how
-    many runs a kind would be needed. What was measured is left to the tables, so that seeds that agree say the same.
+    many runs a kind would be needed; where runs miss a law together (see `alike`) it says that intervals are too
+    narrow. What was measured is left to the tables, so that seeds that agree say the same.
     """
 
     def listed(names: list[str], last: str = "and") -> str:
@@ -53,6 +54,9 @@ def verdict(analysis: Analysis) -> str:
     for found in analysis.comparisons:
         if ways[found.name]:
             shown += f"{joint} that {found.name} differs from {found.baseline} in {listed(ways[found.name])}"
+            if found.misfits:
+                together = f"runs of one {listed([*found.misfits], 'or')} miss the law together"
+                shown += f" (by intervals that are too narrow: {together})"
             joint = ", and"
     alike = [name for name, own in ways.items() if not own]
     if not alike:

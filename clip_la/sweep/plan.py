@@ -25,7 +25,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import yaml
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, unknown
+from clip_la.train.options import LossOptions, OptimOptions
 
 MANIFEST_NAME = "sweep.json"
 RUNS_NAME = "runs"
@@ -52,7 +53,14 @@ _REFUSED_WITH_BUDGETS = (
     "model.cooldown_samples",
 )
 # Options of the model that change no layer: what is compiled for one run serves another that differs in these alone.
-_ANY_LAYERS = ("model.lr", "model.schedule", "model.cooldown_samples")
+# But a frozen tower has other graphs, and so has one that drops patches.
+_ANY_LAYERS = {f"model.{each.name}" for each in (*fields(OptimOptions), *fields(LossOptions))} - {
+    "model.freeze",
+    "model.patch_dropout",
+}
+_ANY_LAYERS |= {"model.init_from"}
+# Of the run: what layers are compiled for as well; a file of options may hold any.
+_LAYERS_TOO = ("model", "config", "precision", "strategy")
 # A trunk goes on when its sweep is given more budgets; any other change would be another run.
 _MAY_GROW = ("budget_samples", "checkpoint_samples")
 
@@ -107,8 +115,13 @@ class PlannedRun:
 
 def layers_of(arguments: Sequence[str]) -> frozenset[str]:
     """What of the arguments of `clip-la train` the compiled layers depend on."""
-    given = (argument.removeprefix("--") for argument in arguments)
-    return frozenset(each for each in given if each.startswith("model.") and each.split("=")[0] not in _ANY_LAYERS)
+    found = set()
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if name in _LAYERS_TOO or (name.startswith("model.") and name not in _ANY_LAYERS):
+            found.add(f"{name}={value}")
+    return frozenset(found)
 
 
 def folder_of(out: Path, name: str) -> Path:

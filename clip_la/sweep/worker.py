@@ -80,7 +80,8 @@ def main() -> None:
     compiled: frozenset[str] | None = None
     for line in sys.stdin:
         request = json.loads(line)
-        if compiled not in (None, layers := layers_of(request["arguments"])):
+        layers = layers_of(request["arguments"])
+        if compiled not in (None, layers):
             # What was compiled for other layers would only be looked through again.
             import torch
 

@@ -30,7 +30,10 @@ class RankWatch(Callback):
 
     def __init__(self) -> None:
         self._over = threading.Event()
+        self._has_failed = False
         self._speaker: threading.Thread | None = None
+        # Not the speaker's own: the first process keeps it for the others, who hear of its end there.
+        self._store: TCPStore | None = None
         # The last that was heard of each watched process.
         self._heard: dict[int, str] = {}
 
@@ -52,6 +55,7 @@ class RankWatch(Callback):
         except RuntimeError as error:
             print(f"rank {rank} is not watched: {' '.join(str(error).split())[:120]}", file=sys.stderr)
             return
+        self._store = store
         watched = range(1, world_size) if rank == 0 else range(1)
         self._heard = dict.fromkeys(watched, LEFT)
         self._speaker = threading.Thread(target=self._speak, args=(store, str(rank)), daemon=True)
@@ -67,7 +71,9 @@ class RankWatch(Callback):
                 self._heard = {other: beat.decode() for other, beat in zip(self._heard, beats, strict=True)}
                 if self._over.wait(BEAT_S):
                     break
-            store.set(name, LEFT)
+            # One that fails alone is lost to the others, who wait for it.
+            if not self._has_failed:
+                store.set(name, LEFT)
 
     def _listen(self, silent_s: float) -> None:
         """Ends the job where nothing new is heard of a process that has not left."""
@@ -83,6 +89,7 @@ class RankWatch(Callback):
                 end_for_lost(silent, f"has been silent for {silent_s:g} s: stopped, or its machine is cut off")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._has_failed = True
         self._end()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -46,8 +46,6 @@ def test_values_and_gradients(prefix, grid, kernel, channels, dtype, backend):
     packed = torch.randn(batch, tokens, 3, channels, device=DEVICE, dtype=dtype)
     weight = torch.randn(channels, 1, *kernel, device=DEVICE)
     grad = torch.randn(batch, tokens, channels, device=DEVICE, dtype=dtype)
-    if backend == "torch":
-        weight = weight.to(dtype)
     v, wide = packed[:, :, 2].requires_grad_(), packed[:, :, 2].detach().double().requires_grad_()
     own, other = weight.clone().requires_grad_(), weight.double().requires_grad_()
     with use_backend(backend), poisoned():
@@ -62,6 +60,17 @@ def test_values_and_gradients(prefix, grid, kernel, channels, dtype, backend):
         assert (mine.double() - his).norm() <= TOLERANCE[dtype] * his.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_autocast_decides_the_dtype(dtype, backend):
+    v, weight = torch.randn(2, 10, 8, device=DEVICE, dtype=dtype), torch.randn(8, 1, 3, 3, device=DEVICE)
+    with use_backend(backend), torch.autocast(DEVICE, torch.bfloat16):
+        out = depthwise_convolution(v, weight, grid=(3, 3), prefix=1)
+    assert out.dtype == torch.bfloat16
+    wanted = by_definition(v, weight, (3, 3), 1)
+    assert (out.double() - wanted).norm() <= TOLERANCE[torch.bfloat16] * wanted.norm()
+
+
 def test_a_second_derivative_is_refused():
     v = torch.randn(1, 4, 8, device=DEVICE, requires_grad=True)
     with use_backend("triton"):
@@ -72,4 +81,8 @@ def test_a_second_derivative_is_refused():
 
 def test_no_tokens_are_no_work():
     with use_backend("triton"):
-        assert depthwise_convolution(torch.zeros(0, 5, 8), torch.zeros(8, 1, 3, 3), grid=(2, 2), prefix=1).shape[0] == 0
+        assert depthwise_convolution(torch.zeros(0, 5, 8), torch.zeros(8, 1, 3, 3), grid=(2, 2), prefix=1).shape == (
+            0,
+            5,
+            8,
+        )

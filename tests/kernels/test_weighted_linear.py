@@ -178,5 +178,7 @@ def test_bad_input():
             weighted_linear_attention(qkv, feature_map="exp")
         with pytest.raises(ValueError, match=r"turn must be float32 \(2, 4, 16\)"):
             weighted_linear_attention(qkv, turn=torch.zeros(2, 5, 16, device=DEVICE))
+        with pytest.raises(ValueError, match=f"on {DEVICE}.*; got torch.float32 .* on meta"):
+            weighted_linear_attention(qkv, turn=torch.zeros(2, 4, 16, device="meta"))
     with use_backend("torch"):
         assert not serves_weighted(qkv, "elu1")

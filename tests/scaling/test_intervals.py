@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clip_la.scaling.alike import alike_groups, shared_misfit
+from clip_la.scaling.alike import alike_groups, groups_of, shared_misfit
 from clip_la.scaling.coverage import WORLDS, CoverageRow, Design, World, study
 from clip_la.scaling.intervals import Regression, contrast_interval, root_interval
+from clip_la.scaling.points import Point
 
 
 def test_two_groups_are_welchs_t_test() -> None:
@@ -142,3 +143,13 @@ def test_a_run_counts_once_among_those_that_share() -> None:
     assert (
         shared_misfit(np.repeat(x, 3), np.repeat(y, 3), np.repeat(runs, 3), np.repeat(list("abcd"), 3).tolist()) is None
     )
+
+
+def test_runs_without_a_seed_do_not_share_one() -> None:
+    """Repeats without a record of their seeds, beside runs with one, are not taken for runs of one seed."""
+    seeds = [None, None, None, 0, 0]
+    fixed = (None, None, 1.0, 1, 1.0, 0.5)
+    points = [Point("", f"r{i}", "softmax", "m", None, "", seed, *fixed) for i, seed in enumerate(seeds)]
+    labels = groups_of(points)["seed"]
+    assert len(set(labels)) == 4
+    assert labels[3] == labels[4]

@@ -161,6 +161,25 @@ def test_a_compute_stands_for_all_kinds_and_finds_runs_near_it(rows, tmp_path) -
     assert rala.relative_error == pytest.approx(said[1].error / 0.5 - 1)
 
 
+def test_a_record_is_compared_with_runs_of_its_own_filters(rows, tmp_path, capsys) -> None:
+    """Whose compute and corpus the laws were of: runs on another corpus are no outcome, though nobody says so again."""
+    table = write([{**row, "train_data": "scenes"} for row in rows], tmp_path / "points.csv")
+    out = tmp_path / "prediction.json"
+    given = ["--model", "vit_w512", "--samples", str(SAMPLES), "--context-length", "64", "--out", str(out)]
+    only = ["--format", "points", "--where", "train_data=scenes"]
+    assert main(["scaling", "predict", str(table), *only, *given]) == 0
+    run = row_of("softmax", "vit_w512", 0)
+    measured = [
+        {**run, "train_data": data, "run": data, "value": value} for data, value in (("scenes", 0.5), ("photos", 5.0))
+    ]
+    later = write(measured, tmp_path / "later.csv")
+    capsys.readouterr()
+    for again in (only, only[:2]):
+        assert main(["scaling", "predict", str(later), *again, "--check", str(out)]) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("softmax"))
+        assert "  0.5  " in line
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -204,6 +223,10 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
     for wrong in ({"error": "much"}, {"error": None}, {"interval": "ab"}, {"run": {"compute": 0}}, {"run": 3}):
         path.write_text(json.dumps({**whole, "predictions": [{**asdict(said), **wrong}]}))
         with pytest.raises(UserError, match=r"r.json: no record of predictions \("):
+            read_record(path)
+    for where in (3, ["train_data"]):
+        path.write_text(json.dumps({**whole, "where": where, "predictions": []}))
+        with pytest.raises(UserError):
             read_record(path)
     path.write_text(json.dumps({**whole, "predictions": [asdict(said)]}))
     assert read_record(path)["predictions"][0].run == said.run

@@ -10,7 +10,7 @@ from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import analyse
 from clip_la.scaling.points_table import table_points, write_points
-from clip_la.scaling.rates import WORSE, at_rate, rate_choices
+from clip_la.scaling.rates import NOT_COMPARED, WORSE, at_rate, rate_choices
 
 FLOPS = {"vit_w64": 2e8, "vit_w128": 7e8, "vit_w256": 3e9}
 BUDGETS = (40_960, 131_072, 409_600)
@@ -114,6 +114,15 @@ def test_rates_of_one_model_with_other_patches_are_not_compared(write) -> None:
     selection = at_rate(table_points([write(coarse + fine)]), "best")
     assert len(selection.points) == len(coarse) + len(fine)
     assert rate_choices(selection.points) == []
+
+
+def test_a_rate_that_shares_no_seed_is_not_called_worse(write) -> None:
+    """It may have the lower errors, of another seed: it was not compared."""
+    rows = rows_of("softmax", 30, {0.002: (1, 2), 0.001: (0,), 0.004: (1,)})
+    selection = at_rate(table_points([write(rows)]), "best")
+    reasons = {(item.what.split("learning rate ")[1], item.reason) for item in selection.left_out}
+    assert reasons == {("0.001)", NOT_COMPARED), ("0.004)", WORSE)}
+    assert {point.learning_rate for point in selection.points} == {0.002}
 
 
 def test_rates_may_differ_from_budget_to_budget_and_a_middle_one_is_no_edge(write) -> None:

@@ -1,6 +1,7 @@
 """The sentence of a study, on laws that are known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,15 @@ def test_differences_are_said_where_no_error_falls(study) -> None:
         "differs from softmax in "
     )
     assert "its error at equal model and samples" in said
+
+
+def test_a_difference_by_intervals_that_are_too_narrow_says_so(study) -> None:
+    analysis = study({"softmax": (-0.1, 1.0), "worse": (-0.1, 1.1)}, 14, noise=0.002)
+    (found,) = analysis.comparisons
+    assert "too narrow" not in verdict(analysis)
+    alike = replace(found, misfits={"model": 0.01, "seed": 0.02})
+    said = verdict(replace(analysis, comparisons=(alike,)))
+    assert "(by intervals that are too narrow: runs of one model or seed miss the law together)" in said
 
 
 def test_repeated_pairs_are_said(write_lines, result_line) -> None:

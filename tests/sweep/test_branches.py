@@ -165,6 +165,27 @@ def test_rate_and_schedule_leave_the_layers_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "is_shared"),
+    [
+        ("model.weight-decay", True),
+        ("model.loss", True),
+        ("model.init_from", True),
+        ("seed", True),
+        ("data.shards", True),
+        ("model.freeze", False),
+        ("model.patch_dropout", False),
+        ("model.narrow_residual", False),
+        ("model", False),
+        ("config", False),
+        ("precision", False),
+        ("strategy", False),
+    ],
+)
+def test_which_options_runs_of_the_same_layers_may_differ_in(option: str, is_shared: bool) -> None:
+    assert (layers_of([f"--{option}=1"]) == layers_of([f"--{option}=2"])) == is_shared
+
+
+@pytest.mark.parametrize(
     ("keep", "kept"),
     [
         ("all", ["seed0-n128", "seed0-n256", "seed0-trunk", "seed1-n128", "seed1-trunk"]),

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_la_kernels.ops.linear_attention.attention import cast_for_autocast
 from clip_la_kernels.runtime.autograd import wants_gradient
 from clip_la_kernels.runtime.dispatch import runs_kernels
 
@@ -21,8 +22,10 @@ def depthwise_convolution(v: Tensor, weight: Tensor, *, grid: tuple[int, int] | 
         prefix: tokens before the grid, which take no part and get zeros.
 
     Returns:
-        (B, N, C) in v's dtype. Kernels sum in float32, whatever the dtype of v, and repeat to the bit.
+        (B, N, C) in v's dtype, under autocast in that of autocast; `weight` may be in float32 beside it. Kernels sum
+        in float32, whatever the dtype of v, and repeat to the bit.
     """
+    (v,) = cast_for_autocast((v,), v.device.type)
     if v.numel() and v.stride(-1) == 1 and weight.shape[3] <= WIDEST_KERNEL and runs_kernels(v):
         from clip_la_kernels.ops.depthwise.launch import Grid
         from clip_la_kernels.ops.depthwise.library import KernelDepthwise
@@ -30,7 +33,7 @@ def depthwise_convolution(v: Tensor, weight: Tensor, *, grid: tuple[int, int] | 
         rows, columns = grid or (1, v.shape[1] - prefix)
         place = Grid(prefix, rows, columns, grid is None)
         return KernelDepthwise.apply(v, weight, place, wants_gradient(v, weight))
-    channels = v.shape[2]
+    channels, weight = v.shape[2], weight.to(v.dtype)
     if grid is None:
         # A left pad alone: no token may see what follows it.
         row = F.pad(v[:, prefix:], (0, 0, weight.shape[3] - 1, 0)).unsqueeze(1).permute(0, 3, 1, 2)

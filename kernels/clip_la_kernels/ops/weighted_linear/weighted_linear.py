@@ -44,8 +44,10 @@ def weighted_linear_attention(
         )
     tokens, width = qkv.shape[1], qkv.shape[4]
     if turn is not None:
-        if turn.shape != (2, tokens, width // 2) or turn.dtype != torch.float32:
-            raise ValueError(f"turn must be float32 {(2, tokens, width // 2)}; got {turn.dtype} {tuple(turn.shape)}")
+        like = (2, tokens, width // 2), torch.float32, qkv.device
+        if (turn.shape, turn.dtype, turn.device) != like:
+            got = f"{turn.dtype} {tuple(turn.shape)} on {turn.device}"
+            raise ValueError(f"turn must be float32 {like[0]} on {qkv.device}; got {got}")
         turn = turn.detach().contiguous()
     from clip_la_kernels.ops.weighted_linear.launch import Numbers
     from clip_la_kernels.ops.weighted_linear.library import KernelWeightedLinear

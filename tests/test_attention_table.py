@@ -138,6 +138,7 @@ def test_a_control_is_softmax_in_the_same_surroundings(table: ModuleType, plan: 
     ("content", "message"),
     [
         (None, "No such file"),
+        ("\xd0\xff", "not CSV in UTF-8"),
         ("a,b\n", "no rows"),
         ("a,b\n1,2\n", "no column 'samples_seen'"),
         ("samples_seen,loss,seed\n1,1,0\n", "none of the columns"),
@@ -149,11 +150,28 @@ def test_a_bad_table_is_named(
 ) -> None:
     path = tmp_path / "bad.csv"
     if content is not None:
-        path.write_text(content)
-    with pytest.raises(SystemExit):
-        table.main([str(path), "--short"])
+        path.write_text(content, encoding="latin-1")
+    assert table.main([str(path), "--short"]) == 2
     assert message in (error := capsys.readouterr().err)
     assert str(path) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pairs", "raal"], "unknown attention with a linear layer 'raal'; did you mean rala"),
+        (["--pairs", "softmax"], "unknown attention with a linear layer 'softmax'"),  # it is what others are against
+        (["--max_loss", "low"], "argument --max-loss: invalid float value"),
+    ],
+)
+def test_a_bad_option_is_named(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    path = write(tmp_path / "arms.csv", [(name, 1e-3, 0, 0.6) for name in ("softmax", "rala")])
+    assert table.main([str(path), "--short", *options]) == 2
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
 
 
 def test_the_tables_in_results_and_in_the_readme_are_those_of_the_runs(

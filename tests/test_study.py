@@ -68,6 +68,26 @@ def test_one_call_makes_everything(study, tmp_path, capsys) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
+def test_tables_of_attentions_elsewhere_leave_the_repository_alone(study, tmp_path, monkeypatch) -> None:
+    """The figure is that of the folder's own tables, and lies beside them; the README is not of them."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "results" / "study"
+    folder.mkdir(parents=True)
+    (tmp_path / "README.md").write_text("mine\n")
+    some_rows(folder / "few.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",40960," in row)
+    rows = (study.FOLDER / "attention_scenes.csv").read_text().splitlines()
+    kept = [row for row in rows if row.startswith(("task,", "scenes,softmax,", "scenes,rala,"))]
+    (folder / "attention_scenes.csv").write_text("\n".join(kept) + "\n")
+    monkeypatch.setattr(study.attention_table, "write_tables", lambda *_: pytest.fail("written into the repository"))
+    before = (study.FOLDER / "attention_scenes.png").stat().st_mtime_ns
+    assert study.main(["--folder", str(folder)]) == 0
+    assert (study.FOLDER / "attention_scenes.png").stat().st_mtime_ns == before
+    drawn = (folder / "attention_scenes.svg").read_text(encoding="utf-8")
+    assert "<!-- rala -->" in drawn
+    assert "<!-- gated_delta -->" not in drawn
+    assert (tmp_path / "README.md").read_text() == "mine\n"
+
+
 def test_too_few_points_and_one_kind_have_tables_without_laws(study, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     some_rows(tmp_path / "few.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",40960," in row)

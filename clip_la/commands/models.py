@@ -56,7 +56,11 @@ def main(argv: list[str]) -> int | None:
     if options.kinds:
         rows = kinds()
         grows = {True: "; its result grows with the number of tokens", False: ""}
-        lines = [f"{r['kind']}: {r['summary']}{grows[r['grows_with_tokens']]}\n    {r['options']}" for r in rows]
+        lines = []
+        for row in rows:
+            own = [f"{name}={value.replace(' of ', ' (')}{')' * (' of ' in value)}" for name, value in row["options"].items()]
+            lines += [f"{row['kind']}: {row['summary']}{grows[row['grows_with_tokens']]}", f"    {', '.join(own)}"]
+        lines.append("\nEach option with its default (and its values): --attention 'rala(conv=3,gate=none)'")
     elif options.trained:
         others = ("names", "attention", "patch_size", "speed", "start")
         rows = trained(options.trained, options.image_size, [name for name in others if getattr(options, name)])

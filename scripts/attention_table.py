@@ -263,9 +263,7 @@ def shown(arms: Sequence[Arm], labels: Sequence[str] = FEATURED, *, is_short: bo
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the sweeps' tables, writes the two tables and prints them, or prints the short ones; the exit code."""
-    parser = Parser(
-        prog="attention_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="attention_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="*", metavar="CSV", help="default: those of results/study")
     parser.add_argument("--short", action="store_true", help="print the best arms of each group, write nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the two tables (default: results)")

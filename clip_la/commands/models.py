@@ -58,7 +58,10 @@ def main(argv: list[str]) -> int | None:
         grows = {True: "; its result grows with the number of tokens", False: ""}
         lines = []
         for row in rows:
-            own = [f"{name}={value.replace(' of ', ' (')}{')' * (' of ' in value)}" for name, value in row["options"].items()]
+            own = []
+            for name, value in row["options"].items():
+                default, of, choices = value.partition(" of ")
+                own.append(f"{name}={default} ({choices})" if of else f"{name}={default}")
             lines += [f"{row['kind']}: {row['summary']}{grows[row['grows_with_tokens']]}", f"    {', '.join(own)}"]
         lines.append("\nEach option with its default (and its values): --attention 'rala(conv=3,gate=none)'")
     elif options.trained:
@@ -177,7 +180,7 @@ def _row(spec: "ModelSpec") -> dict:
 
 
 def trained(paths: list[str], image_size: int | None = None, others: Sequence[str] = ()) -> list[dict]:
-    """As `table`, of runs or checkpoints, with what start.py measures at their weights under "start".
+    """As `table`, of runs or checkpoints ("run": as given), with what start.py measures at their weights as "start".
 
     Raises UserError for what is no run or checkpoint, an image size that does not fit, and `others`: names of options
     that were given and are for presets.
@@ -201,7 +204,8 @@ def trained(paths: list[str], image_size: int | None = None, others: Sequence[st
             raise UserError(f"{text} holds no checkpoint: give a run with one, or a checkpoint")
         model, _ = load_checkpoint(path)
         model = model.float() if image_size is None else at_image_size(model.float(), image_size)
-        rows.append({**_row(model.spec), "start": scales(model)})
+        # Runs of a sweep differ by seed or rate alone: only their names tell them apart.
+        rows.append({**_row(model.spec), "start": scales(model), "run": text})
     return rows
 
 
@@ -244,6 +248,8 @@ def _lines(rows: list[dict]) -> list[str]:
         head += f"{'pairs/s':>11}{'training':>11}"
     if rows and "start" in rows[0]:
         head += "".join(f"{name.replace('gradient', 'grad'):>15}" for name in rows[0]["start"])
+    if rows and "run" in rows[0]:
+        head += "  run"
     lines = [head]
     for row in rows:
         text = f"{row['model']:<11}{row['attention']:<{width}}"
@@ -252,5 +258,5 @@ def _lines(rows: list[dict]) -> list[str]:
         text += "".join(f"{row['gflops'][tower]:>11.4g}" for tower in ("total", "image", "text"))
         text += "".join(f"{speed:>11.0f}" for speed in row.get("pairs_per_second", {}).values())
         text += "".join(f"{scale:>15.3f}" for scale in row.get("start", {}).values())
-        lines.append(text)
+        lines.append(f"{text}  {row['run']}" if "run" in row else text)
     return lines

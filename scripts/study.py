@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             texts = make()
             if ATTENTION.exists():
                 tables = default_tables(Path())
-                plot_attention.main([*map(str, tables), "--out", ATTENTION.stem])
+                plot_attention.make(tables, Path(ATTENTION.stem))
                 # The tables of another folder are none of the repository's README and results.
                 if Path().resolve() == FOLDER:
                     root = Path("../../README.md")

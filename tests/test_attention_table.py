@@ -192,8 +192,20 @@ def test_the_figure_is_drawn(table: ModuleType, tmp_path: Path) -> None:
 
     labels = ["softmax", "softmax(conv=5)", "rala"]
     write(tmp_path / "arms.csv", [(name, 1e-3, seed, 0.6) for name in labels for seed in (0, 1)])
-    plot_attention.main([str(tmp_path / "arms.csv"), "--out", str(tmp_path / "arms")])
+    assert plot_attention.main([str(tmp_path / "arms.csv"), "--out", str(tmp_path / "arms")]) == 0
     assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
     # Letters are drawn as shapes, each text with a comment that says it.
     drawn = (tmp_path / "arms.svg").read_text(encoding="utf-8")
     assert [label for label in labels if f"<!-- {label} -->" not in drawn] == []
+
+
+def test_a_figure_without_its_line_is_refused_in_one_line(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plot_attention
+
+    path = write(tmp_path / "arms.csv", [("rala", 1e-3, 0, 0.6)])
+    assert plot_attention.main([str(path), "--out", str(tmp_path / "arms")]) == 2
+    said = capsys.readouterr().err
+    assert said == "plot_attention: error: no run of vit_ti16 with softmax on scenes: the figure has it as its line\n"
+    assert not (tmp_path / "arms.png").exists()

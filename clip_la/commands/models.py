@@ -53,26 +53,21 @@ def main(argv: list[str]) -> int | None:
     import json
     import sys
 
+    from clip_la.errors import UserError
+
     if options.kinds:
+        others = ("names", "attention", "image_size", "patch_size", "speed", "start", "trained")
+        if given := [name for name in others if getattr(options, name)]:
+            raise UserError(f"--kinds lists all kinds, whatever the model: leave out {', '.join(given)}")
         rows = kinds()
-        grows = {True: "; its result grows with the number of tokens", False: ""}
-        lines = []
-        for row in rows:
-            own = []
-            for name, value in row["options"].items():
-                default, of, choices = value.partition(" of ")
-                own.append(f"{name}={default} ({choices})" if of else f"{name}={default}")
-            lines += [f"{row['kind']}: {row['summary']}{grows[row['grows_with_tokens']]}", f"    {', '.join(own)}"]
-        lines.append("\nEach option with its default (and its values): --attention 'rala(conv=3,gate=none)'")
     elif options.trained:
         others = ("names", "attention", "patch_size", "speed", "start")
         rows = trained(options.trained, options.image_size, [name for name in others if getattr(options, name)])
-        lines = _lines(rows)
     else:
         rows = table(
             options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
         )
-        lines = _lines(rows)
+    lines = _kind_lines(rows) if options.kinds else _lines(rows)
     human = sys.stderr if options.json else sys.stdout
     for line in lines:
         print(line, file=human)
@@ -239,6 +234,19 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
             name: 1e3 * batch / quantiles(call, device=device, samples=SPEED_SAMPLES)[0]
             for name, call in (("forward", forward), ("training", training))
         }
+
+
+def _kind_lines(rows: list[dict]) -> list[str]:
+    """Each kind in two lines: what it is, and its options with their defaults and values."""
+    lines = []
+    for row in rows:
+        own = []
+        for name, value in row["options"].items():
+            default, of, choices = value.partition(" of ")
+            own.append(f"{name}={default} ({choices})" if of else f"{name}={default}")
+        grows = "; its result grows with the number of tokens" if row["grows_with_tokens"] else ""
+        lines += [f"{row['kind']}: {row['summary']}{grows}", f"    {', '.join(own)}"]
+    return [*lines, "", "Each option with its default (and its values): --attention 'rala(conv=3,gate=none)'"]
 
 
 def _lines(rows: list[dict]) -> list[str]:

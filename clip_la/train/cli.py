@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from clip_la.data.shards.remote import is_remote
-from clip_la.data.shards.sources import check_weights, expand_urls
+from clip_la.data.shards.sources import check_sources
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models.registry import model_spec
@@ -99,11 +98,7 @@ def check(options: TrainOptions) -> None:
     if model.init_from is None:
         choices = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
         model_spec(model.name, **{name: getattr(model, name) for name in choices})
-    if data.weights is not None:
-        check_weights(data.shards, data.weights)
-    entries = [data.shards] if isinstance(data.shards, str) else data.shards
-    if not any(is_remote(entry) for entry in entries):
-        expand_urls(entries)
+    check_sources(data.shards, data.weights)
     Captions(data.caption_fields, data.caption_weights)
 
 

@@ -134,6 +134,7 @@ def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> N
         (["--attention", "flatten(temperature=learned)"], "unknown option of attention 'flatten' 'temperature'"),
         (["vit_b16", "--trained", "x"], "--trained has models of its own: leave out names"),
         (["--trained", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["--kinds", "--attention", "rala"], "--kinds lists all kinds, whatever the model: leave out attention"),
         (["--image-size", "100"], "image_size 100 is no multiple of patch_size 16"),
         (["--image-sise", "64"], "did you mean --image-size"),
     ],

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from clip_la.errors import EXIT_CODE
+from clip_la.errors import EXIT_CODE, UserError, shown
 
 _PARENT = os.getppid()
 _PROC = Path("/proc")
@@ -54,12 +54,23 @@ def core_share() -> int:
 
 
 def rank_timeout() -> timedelta:
-    """How long a process waits for another one of its job: CLIP_LA_RANK_SECONDS, else 15 minutes."""
+    """How long a process waits for another one of its job: CLIP_LA_RANK_SECONDS, else 15 minutes.
+
+    Raises UserError where the variable holds no number of seconds above 0.
+    """
+    given = os.environ.get(RANK_SECONDS_VARIABLE)
+    if not given:
+        return timedelta(seconds=DEFAULT_RANK_S)
     try:
-        seconds = float(os.environ.get(RANK_SECONDS_VARIABLE, ""))
-    except ValueError:
-        seconds = 0.0
-    return timedelta(seconds=seconds if 0 < seconds < float("inf") else DEFAULT_RANK_S)
+        waited = timedelta(seconds=float(given))
+    except (ValueError, OverflowError):
+        waited = timedelta(0)
+    if waited <= timedelta(0):
+        raise UserError(
+            f"{RANK_SECONDS_VARIABLE} is {shown(given)}: give the seconds that ranks wait for each other, a number "
+            f"above 0, or leave it out ({DEFAULT_RANK_S:g})"
+        )
+    return waited
 
 
 def speaks() -> bool:

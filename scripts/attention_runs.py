@@ -132,9 +132,9 @@ class Arm:
         return max(means, key=means.__getitem__, default=None)
 
 
-def default_tables() -> list[Path]:
-    """The tables of results/study that are there."""
-    return [path for name in TABLES if (path := RESULTS / "study" / name).exists()]
+def default_tables(folder: Path = RESULTS / "study") -> list[Path]:
+    """The tables of attentions that are there."""
+    return [path for name in TABLES if (path := folder / name).exists()]
 
 
 def _is_softmax(plan: str) -> bool:
@@ -166,6 +166,8 @@ def read_runs(paths: Iterable[Path], max_loss: float = math.inf) -> list[Run]:
                 rows = list(csv.DictReader(stream))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: not CSV in UTF-8 ({error})") from None
         if not rows:
             raise UserError(f"{path} has no rows: expected a table of runs, such as a sweep's sweep.csv")
         try:

@@ -36,7 +36,8 @@ from attention_runs import (
 )
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError
+from clip_la.cli import Parser
+from clip_la.errors import EXIT_CODE, UserError, unknown
 
 LEVEL = 0.95
 # Seeds from which on their differences have an interval of their own.
@@ -260,25 +261,30 @@ def shown(arms: Sequence[Arm], labels: Sequence[str] = FEATURED, *, is_short: bo
     return "\n\n".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the sweeps' tables, writes the two tables and prints them, or prints the short ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the sweeps' tables, writes the two tables and prints them, or prints the short ones; the exit code."""
+    parser = Parser(prog="attention_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="*", metavar="CSV", help="default: those of results/study")
     parser.add_argument("--short", action="store_true", help="print the best arms of each group, write nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the two tables (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the two tables (default: results)")
     parser.add_argument("--max-loss", type=float, default=math.inf, help="a run whose last loss is higher diverged")
     parser.add_argument(
         "--pairs", nargs="*", default=FEATURED, metavar="ATTENTION", help="print differences of these (default: rala's)"
     )
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         arms = arms_of(read_runs(options.tables or default_tables(), options.max_loss))
+        labels = {arm.label for arm in arms if arm.group != CONTROLS}
+        if options.pairs is not FEATURED and (absent := [name for name in options.pairs if name not in labels]):
+            raise unknown("attention with a linear layer", absent[0], labels)
+        if not options.short:
+            write_tables(arms, options.out)
     except UserError as error:
-        parser.error(str(error))
-    if not options.short:
-        write_tables(arms, options.out)
+        print(f"attention_table: error: {error}", file=sys.stderr)
+        return EXIT_CODE
     print(shown(arms, options.pairs, is_short=options.short))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ Runs that diverged are not drawn; an arm with such a run at any rate is marked.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -27,7 +28,8 @@ from attention_runs import (
 )
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import UserError
+from clip_la.cli import Parser
+from clip_la.errors import EXIT_CODE, UserError
 from clip_la.scaling.plot import STYLE
 
 if TYPE_CHECKING:
@@ -101,25 +103,31 @@ def save(figure: "Figure", stem: Path) -> None:
         print(f"wrote {stem.with_suffix(suffix)}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the tables, draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", type=Path, nargs="*", metavar="CSV", help="tables of runs (default: results/study's)")
-    stem = RESULTS / "study" / "attention_scenes"
-    parser.add_argument("--out", type=Path, default=stem, help="without .png and .svg (default: %(default)s)")
-    options = parser.parse_args(argv)
-    try:
-        runs = read_runs(options.tables or default_tables())
-    except UserError as error:
-        parser.error(str(error))
-    arms = arms_of(run for run in runs if (run.task, run.model, run.tokens) == (TASK, MODEL, TOKENS))
+def make(tables: Sequence[Path], out: Path) -> None:
+    """Draws the runs of some tables. Raises UserError for a bad table, or one without softmax, the figure's line."""
+    arms = arms_of(run for run in read_runs(tables) if (run.task, run.model, run.tokens) == (TASK, MODEL, TOKENS))
     if not any(arm.label == SOFTMAX and recalls(arm) for arm in arms):
-        parser.error(f"no run of {MODEL} with softmax on {TASK}: the figure has it as its line")
+        raise UserError(f"no run of {MODEL} with softmax on {TASK}: the figure has it as its line")
     import matplotlib
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "font.size": FONT_SIZE_PT}):
-        save(draw(arms), options.out)
+        save(draw(arms), out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Reads the tables, draws; returns the exit code."""
+    parser = Parser(prog="plot_attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", type=Path, nargs="*", metavar="CSV", help="tables of runs (default: results/study's)")
+    stem = RESULTS / "study" / "attention_scenes"
+    parser.add_argument("--out", type=Path, default=stem, help="without .png and .svg (default: %(default)s)")
+    try:
+        options = parser.parse_args(argv)
+        make(options.tables or default_tables(), options.out)
+    except UserError as error:
+        print(f"plot_attention: error: {error}", file=sys.stderr)
+        return EXIT_CODE
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -298,10 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.chdir(options.folder):
             texts = make()
             if ATTENTION.exists():
-                plot_attention.main([])
-                root = Path("../../README.md")
-                if root.exists():
-                    arms = arms_of(read_runs(default_tables()))
+                tables = default_tables(Path())
+                plot_attention.make(tables, Path(ATTENTION.stem))
+                # The tables of another folder are none of the repository's README and results.
+                if Path().resolve() == FOLDER:
+                    root = Path("../../README.md")
+                    arms = arms_of(read_runs(tables))
                     attention_table.write_tables(arms, attention_table.RESULTS)
                     part = attention_table.shown(arms)
                     texts[root] = with_part(root.read_text(encoding="utf-8"), part, root)

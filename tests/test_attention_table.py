@@ -138,6 +138,7 @@ def test_a_control_is_softmax_in_the_same_surroundings(table: ModuleType, plan: 
     ("content", "message"),
     [
         (None, "No such file"),
+        ("\xd0\xff", "not CSV in UTF-8"),
         ("a,b\n", "no rows"),
         ("a,b\n1,2\n", "no column 'samples_seen'"),
         ("samples_seen,loss,seed\n1,1,0\n", "none of the columns"),
@@ -149,11 +150,28 @@ def test_a_bad_table_is_named(
 ) -> None:
     path = tmp_path / "bad.csv"
     if content is not None:
-        path.write_text(content)
-    with pytest.raises(SystemExit):
-        table.main([str(path), "--short"])
+        path.write_text(content, encoding="latin-1")
+    assert table.main([str(path), "--short"]) == 2
     assert message in (error := capsys.readouterr().err)
     assert str(path) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pairs", "raal"], "unknown attention with a linear layer 'raal'; did you mean rala"),
+        (["--pairs", "softmax"], "unknown attention with a linear layer 'softmax'"),  # it is what others are against
+        (["--max_loss", "low"], "argument --max-loss: invalid float value"),
+    ],
+)
+def test_a_bad_option_is_named(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    path = write(tmp_path / "arms.csv", [(name, 1e-3, 0, 0.6) for name in ("softmax", "rala")])
+    assert table.main([str(path), "--short", *options]) == 2
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
 
 
 def test_the_tables_in_results_and_in_the_readme_are_those_of_the_runs(
@@ -174,8 +192,20 @@ def test_the_figure_is_drawn(table: ModuleType, tmp_path: Path) -> None:
 
     labels = ["softmax", "softmax(conv=5)", "rala"]
     write(tmp_path / "arms.csv", [(name, 1e-3, seed, 0.6) for name in labels for seed in (0, 1)])
-    plot_attention.main([str(tmp_path / "arms.csv"), "--out", str(tmp_path / "arms")])
+    assert plot_attention.main([str(tmp_path / "arms.csv"), "--out", str(tmp_path / "arms")]) == 0
     assert (tmp_path / "arms.png").read_bytes().startswith(b"\x89PNG")
     # Letters are drawn as shapes, each text with a comment that says it.
     drawn = (tmp_path / "arms.svg").read_text(encoding="utf-8")
     assert [label for label in labels if f"<!-- {label} -->" not in drawn] == []
+
+
+def test_a_figure_without_its_line_is_refused_in_one_line(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plot_attention
+
+    path = write(tmp_path / "arms.csv", [("rala", 1e-3, 0, 0.6)])
+    assert plot_attention.main([str(path), "--out", str(tmp_path / "arms")]) == 2
+    said = capsys.readouterr().err
+    assert said == "plot_attention: error: no run of vit_ti16 with softmax on scenes: the figure has it as its line\n"
+    assert not (tmp_path / "arms.png").exists()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_la import launched
 from clip_la.data.shards.reader import ShardWriter
+from clip_la.errors import UserError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # The command as a user starts it, but that something happens to rank 1 at its third batch.
@@ -109,10 +110,19 @@ def test_only_what_comes_of_other_ranks_is_told_of_them(monkeypatch):
     assert launched.lost_rank(unmet) is not None
 
 
-@pytest.mark.parametrize(("given", "seconds"), [("", 900), ("7.5", 7.5), ("0", 900), ("x", 900), ("inf", 900)])
+@pytest.mark.parametrize(("given", "seconds"), [(None, 900), ("", 900), ("7.5", 7.5)])
 def test_how_long_ranks_wait_for_each_other(monkeypatch, given, seconds):
-    monkeypatch.setenv(launched.RANK_SECONDS_VARIABLE, given)
+    monkeypatch.delenv(launched.RANK_SECONDS_VARIABLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(launched.RANK_SECONDS_VARIABLE, given)
     assert launched.rank_timeout() == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "15m", "nan", "inf", "1e300"])
+def test_what_is_no_time_to_wait_is_refused(monkeypatch, given):
+    monkeypatch.setenv(launched.RANK_SECONDS_VARIABLE, given)
+    with pytest.raises(UserError, match=rf"CLIP_LA_RANK_SECONDS is '{given}': give the seconds"):
+        launched.rank_timeout()
 
 
 def test_processes_that_the_first_one_starts_tell_of_an_error_once():

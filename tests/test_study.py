@@ -1,8 +1,10 @@
 """`python scripts/study.py`: everything that the study shows, from its tables; wrong tables give one line."""
 
+import csv
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REPO = Path(__file__).parents[1]
@@ -24,6 +26,19 @@ def some_rows(path: Path, keep) -> None:
     """The study's rows that `keep` wants, as a table."""
     header, *rows = TABLE.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join([header, *filter(keep, rows)]), encoding="utf-8")
+
+
+def losses(kind: str) -> list[dict[str, str]]:
+    """The rows of a kind's contrastive losses."""
+    with TABLE.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return [row for row in rows if (row["attention"], row["metric"]) == (kind, "contrastive_loss")]
+
+
+def by_law(rows: list[dict[str, str]], compute: float) -> float:
+    """The loss at some compute by the line through the logarithms of the rows."""
+    x, y = np.log10([[float(row["forward_flops"]), float(row["value"])] for row in rows]).T
+    return float(10 ** np.polyval(np.polyfit(x, y, 1), np.log10(compute)))
 
 
 def test_pages_show_the_tables_as_they_are(study, monkeypatch) -> None:
@@ -54,28 +69,49 @@ def test_one_call_makes_everything(study, tmp_path, capsys) -> None:
     assert readme.startswith(f"before\n{study.BEGIN}\n\n### scenes-unseen, contrastive_loss\n")
     assert readme.endswith(f"\n\n{study.END}\nafter\n")
     assert "old" not in readme
-    # The loss of rala at vit_s16 from the table, and the power law's prediction of it as `clip-la scaling fit` has it.
-    assert "| vit_s16  | 409,600 | 0.362" in readme
-    assert "0.0683 (1)" in printed
-    assert "0.0447 (-35 %)" in printed
-    assert (
-        "20 points entered, 11 left out\n  11 x the same run as in an earlier table"
-        in (tmp_path / "tables.md").read_text()
-    )
+    # The loss of rala at the largest scale from the table, and the power law's prediction of it from all others.
+    rala, num_softmax = sorted(losses("rala"), key=lambda row: float(row["forward_flops"])), len(losses("softmax"))
+    measured, said = float(rala[-1]["value"]), by_law(rala[:-1], float(rala[-1]["forward_flops"]))
+    assert f"| {measured:.3f}" in next(line for line in readme.splitlines() if line.startswith("| vit_s16  | 409,600"))
+    assert f"{measured:.3g} (1)" in printed
+    assert f"{said:.3g} ({100 * (said / measured - 1):+.0f} %)" in printed
+    left_out = f"{num_softmax} left out\n  {num_softmax} x the same run as in an earlier table"
+    assert f"{num_softmax + len(rala)} points entered, {left_out}" in (tmp_path / "tables.md").read_text()
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {"scenes_unseen_loss.png", "scenes_unseen_loss.svg", "scenes_unseen_loss.html", "tables.md"} <= set(written)
     assert study.main(["--folder", str(tmp_path)]) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
+def test_tables_of_attentions_elsewhere_leave_the_repository_alone(study, tmp_path, monkeypatch) -> None:
+    """The figure is that of the folder's own tables, and lies beside them; the README is not of them."""
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "results" / "study"
+    folder.mkdir(parents=True)
+    (tmp_path / "README.md").write_text("mine\n")
+    some_rows(folder / "few.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",57344," in row)
+    rows = (study.FOLDER / "attention_scenes.csv").read_text().splitlines()
+    kept = [row for row in rows if row.startswith(("task,", "scenes,softmax,", "scenes,rala,"))]
+    (folder / "attention_scenes.csv").write_text("\n".join(kept) + "\n")
+    monkeypatch.setattr(study.attention_table, "write_tables", lambda *_: pytest.fail("written into the repository"))
+    before = (study.FOLDER / "attention_scenes.png").stat().st_mtime_ns
+    assert study.main(["--folder", str(folder)]) == 0
+    assert (study.FOLDER / "attention_scenes.png").stat().st_mtime_ns == before
+    drawn = (folder / "attention_scenes.svg").read_text(encoding="utf-8")
+    assert "<!-- rala -->" in drawn
+    assert "<!-- gated_delta -->" not in drawn
+    assert (tmp_path / "README.md").read_text() == "mine\n"
+
+
 def test_too_few_points_and_one_kind_have_tables_without_laws(study, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    some_rows(tmp_path / "few.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",40960," in row)
+    some_rows(tmp_path / "few.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",57344," in row)
     (page,) = study.make(files=False).values()
-    assert "| vit_w256 |  40,960 |  2.252 |" in page
+    (value,) = (row["value"] for row in losses("rala") if (row["model"], row["samples_seen"]) == ("vit_w64", "57344"))
+    assert f"| vit_w64  |  57,344 |  {float(value):.3f} |" in page
     assert "one attention alone, rala: nothing to compare it with" in page
     some_rows(
-        tmp_path / "few.csv", lambda row: "vit_w64,rala," in row and "contrastive_loss" in row and ",40960," in row
+        tmp_path / "few.csv", lambda row: "vit_w64,rala," in row and "contrastive_loss" in row and ",57344," in row
     )
     (page,) = study.make(files=False).values()
     assert "No laws: no fit for rala: 1 point, a fit needs at least 3." in page
@@ -89,14 +125,17 @@ def test_a_prediction_is_compared_with_what_was_measured(study, tmp_path, monkey
     given = ["--metric", "contrastive_loss", "--model", "vit_s16", "--samples", "409600", "--context-length", "64"]
     assert main(["scaling", "predict", "scenes.csv", "--format", "points", *given, "--out", "prediction.json"]) == 0
     capsys.readouterr()
-    some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row)
+    some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row and "vit_s16,linear_mean," not in row)
     page = study.make(files=False)[Path("tables.md")]
     assert "### Predicted before it was measured" in page
     rows = [line.split() for line in page.partition("Predicted before it was measured")[2].splitlines()]
-    # As measured and off by as much as when it was held out; linear_mean was not measured there.
+    # As measured, and off by as much as the line through the others is; linear_mean was not measured there.
+    (largest,) = (row for row in losses("rala") if (row["model"], row["samples_seen"]) == ("vit_s16", "409600"))
+    said = by_law([row for row in losses("rala") if row["model"] != "vit_s16"], float(largest["forward_flops"]))
+    measured = float(largest["value"])
     rala = next(row for row in rows if row[1:2] == ["rala"])
     assert (rala[3], rala[5]) == ("vit_s16", "409,600")
-    assert " ".join(rala[-10:]) == "| 0.06826 | 1 | -34.5 % | yes |"
+    assert " ".join(rala[-10:]) == f"| {measured:.4g} | 1 | {100 * (said / measured - 1):+.1f} % | yes |"
     assert "not yet" in " ".join(next(row for row in rows if row[1:2] == ["linear_mean"]))
     some_rows(Path("scenes.csv"), lambda row: "image_retrieval_recall@1" in row)
     assert study.main(["--folder", str(tmp_path)]) == 2

@@ -29,6 +29,7 @@ from clip_la.bench.train_steps import (
     train_step,
 )
 from clip_la.distributed import rank, world_size
+from clip_la.errors import UserError
 from clip_la.models.flops import training_flops
 from clip_la.models.registry import model_spec
 from clip_la.train.hardware import fast_matmul
@@ -208,7 +209,13 @@ def cases_of(
     cases = []
     sizes: Sequence[int | None] = image_sizes or (None,)
     for model, size, text in itertools.product(models, sizes, texts):
-        side = model_spec(model, image_size=size).image_size
+        spec = model_spec(model, image_size=size)
+        # Cut to the model's context, captions would be of another length than their row says.
+        if text.isdecimal() and int(text) > spec.context_length:
+            raise UserError(
+                f"bench train: --text {text}: captions of {model} have at most {spec.context_length} tokens"
+            )
+        side = spec.image_size
         base = StepCase(PEER, model, "softmax", side, text, batch_size, 1, 1, checkpointing, False, patch_dropout)
         cases += [base] if with_peer else []
         cases += [

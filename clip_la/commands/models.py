@@ -53,19 +53,21 @@ def main(argv: list[str]) -> int | None:
     import json
     import sys
 
+    from clip_la.errors import UserError
+
     if options.kinds:
+        others = ("names", "attention", "image_size", "patch_size", "speed", "start", "trained")
+        if given := [name for name in others if getattr(options, name)]:
+            raise UserError(f"--kinds lists all kinds, whatever the model: leave out {', '.join(given)}")
         rows = kinds()
-        grows = {True: "; its result grows with the number of tokens", False: ""}
-        lines = [f"{r['kind']}: {r['summary']}{grows[r['grows_with_tokens']]}\n    {r['options']}" for r in rows]
     elif options.trained:
         others = ("names", "attention", "patch_size", "speed", "start")
         rows = trained(options.trained, options.image_size, [name for name in others if getattr(options, name)])
-        lines = _lines(rows)
     else:
         rows = table(
             options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
         )
-        lines = _lines(rows)
+    lines = _kind_lines(rows) if options.kinds else _lines(rows)
     human = sys.stderr if options.json else sys.stdout
     for line in lines:
         print(line, file=human)
@@ -173,7 +175,7 @@ def _row(spec: "ModelSpec") -> dict:
 
 
 def trained(paths: list[str], image_size: int | None = None, others: Sequence[str] = ()) -> list[dict]:
-    """As `table`, of runs or checkpoints, with what start.py measures at their weights under "start".
+    """As `table`, of runs or checkpoints ("run": as given), with what start.py measures at their weights as "start".
 
     Raises UserError for what is no run or checkpoint, an image size that does not fit, and `others`: names of options
     that were given and are for presets.
@@ -197,7 +199,8 @@ def trained(paths: list[str], image_size: int | None = None, others: Sequence[st
             raise UserError(f"{text} holds no checkpoint: give a run with one, or a checkpoint")
         model, _ = load_checkpoint(path)
         model = model.float() if image_size is None else at_image_size(model.float(), image_size)
-        rows.append({**_row(model.spec), "start": scales(model)})
+        # Runs of a sweep differ by seed or rate alone: only their names tell them apart.
+        rows.append({**_row(model.spec), "start": scales(model), "run": text})
     return rows
 
 
@@ -233,6 +236,19 @@ def _measure(spec: "ModelSpec", batch: int) -> dict[str, float]:
         }
 
 
+def _kind_lines(rows: list[dict]) -> list[str]:
+    """Each kind in two lines: what it is, and its options with their defaults and values."""
+    lines = []
+    for row in rows:
+        own = []
+        for name, value in row["options"].items():
+            default, of, choices = value.partition(" of ")
+            own.append(f"{name}={default} ({choices})" if of else f"{name}={default}")
+        grows = "; its result grows with the number of tokens" if row["grows_with_tokens"] else ""
+        lines += [f"{row['kind']}: {row['summary']}{grows}", f"    {', '.join(own)}"]
+    return [*lines, "", "Each option with its default (and its values): --attention 'rala(conv=3,gate=none)'"]
+
+
 def _lines(rows: list[dict]) -> list[str]:
     width = max(len(row["attention"]) for row in rows) + 2
     head = f"{'model':<11}{'attention':<{width}}" + "".join(f"{column:>11}" for column in _NUMBERS)
@@ -240,6 +256,8 @@ def _lines(rows: list[dict]) -> list[str]:
         head += f"{'pairs/s':>11}{'training':>11}"
     if rows and "start" in rows[0]:
         head += "".join(f"{name.replace('gradient', 'grad'):>15}" for name in rows[0]["start"])
+    if rows and "run" in rows[0]:
+        head += "  run"
     lines = [head]
     for row in rows:
         text = f"{row['model']:<11}{row['attention']:<{width}}"
@@ -248,5 +266,5 @@ def _lines(rows: list[dict]) -> list[str]:
         text += "".join(f"{row['gflops'][tower]:>11.4g}" for tower in ("total", "image", "text"))
         text += "".join(f"{speed:>11.0f}" for speed in row.get("pairs_per_second", {}).values())
         text += "".join(f"{scale:>15.3f}" for scale in row.get("start", {}).values())
-        lines.append(text)
+        lines.append(f"{text}  {row['run']}" if "run" in row else text)
     return lines

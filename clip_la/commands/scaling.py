@@ -195,8 +195,12 @@ def _predict(argv: list[str]) -> None:
     parser.add_argument("--check", type=Path, metavar="FILE.json", help="a record to be compared with FILE ...")
     options = parser.parse_args(argv)
     if options.check is not None:
-        if options.metric or options.target or options.by or options.out or options.model or options.compute:
-            raise UserError("--check takes metric, target and runs from its file: give it alone")
+        mine = ("check", "files", "format", "where")
+        others = {name: value for name, value in vars(options).items() if name not in mine}
+        given = [name for name, value in others.items() if value != parser.get_default(name)]
+        if given:
+            alone = "--check takes metric, target and runs from its file: give it alone"
+            raise UserError(f"{alone}, without --{given[0].replace('_', '-')}")
         made = read_record(options.check)
         options.metric, options.target, options.axis = made["metric"], [made["target"]], made["axis"]
         # Runs that the laws were not of are no outcome of theirs either.

@@ -11,6 +11,7 @@ from clip_la.convert.copying import converted_spec, copy_weights, load_teacher, 
 from clip_la.convert.matching import FeatureMatching, LayerMatching
 from clip_la.convert.options import FEATURES, LAYERS, STAGES, TUNE, ConvertOptions, Stage
 from clip_la.data.datamodule import ShardDataModule
+from clip_la.data.shards.sources import check_sources
 from clip_la.errors import UserError
 from clip_la.models.checkpoint import read_torch_file
 from clip_la.models.spec import ModelSpec
@@ -47,7 +48,10 @@ def convert(teacher: str, options: ConvertOptions) -> list[Run]:
     begun = load_teacher(teacher)
     spec = converted_spec(begun.model.spec, options.attention, options.image_attention, options.text_attention)
     conversion = Conversion(begun, spec, options)
-    # All of them before anything is written: a number that is missing is found now.
+    # Before anything is written, all that can be seen now: stages in a run's folder would hide its checkpoints.
+    if RunFolder(conversion.out).is_begun:
+        raise UserError(f"{conversion.out} holds a run: give the conversion an --out of its own")
+    check_sources(options.data.shards, options.data.weights)
     stages = {name: conversion.stage(name) for name in STAGES if name in options.stages}
     last = conversion.copied()
     runs: list[Run] = []

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from clip_la.data.shards.remote import is_remote
-from clip_la.data.shards.sources import check_weights, expand_urls
+from clip_la.data.shards.sources import check_sources
 from clip_la.data.text.captions import Captions
+from clip_la.errors import UserError
 from clip_la.models.registry import model_spec
 from clip_la.options import respelt
 from clip_la.runs import RunFolder
@@ -70,7 +70,13 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
     own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
     configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
-    options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
+    try:
+        options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
+    except UserError as error:
+        # Whoever resumes gives no options: that all are missing is said of a folder without a run.
+        if own is not None and not configs and "arguments are required" in str(error):
+            raise UserError(f"{own.path} holds no run to resume: {error}") from None
+        raise
     values = vars(parser.instantiate(options))
     del values["config"]
     return TrainOptions(**values)
@@ -92,11 +98,7 @@ def check(options: TrainOptions) -> None:
     if model.init_from is None:
         choices = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
         model_spec(model.name, **{name: getattr(model, name) for name in choices})
-    if data.weights is not None:
-        check_weights(data.shards, data.weights)
-    entries = [data.shards] if isinstance(data.shards, str) else data.shards
-    if not any(is_remote(entry) for entry in entries):
-        expand_urls(entries)
+    check_sources(data.shards, data.weights)
     Captions(data.caption_fields, data.caption_weights)
 
 

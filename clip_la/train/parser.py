@@ -45,7 +45,7 @@ _ALIASES = {
     **dict.fromkeys(("warmup", "warmup_steps"), "model.warmup_samples"),
     **dict.fromkeys(("cooldown", "cooldown_steps"), "model.cooldown_samples"),
     **dict.fromkeys(("grad_clip", "grad_clip_norm", "clip_grad_norm"), "model.max_grad_norm"),
-    **dict.fromkeys(("arch", "preset"), "model.name"),
+    **dict.fromkeys(("arch", "preset", "model"), "model.name"),
     **dict.fromkeys(("epochs", "max_epochs", "num_epochs", "steps", "max_steps", "samples"), "budget_samples"),
     **dict.fromkeys(("train_data", "dataset", "train_shards"), "data.shards"),
     **dict.fromkeys(("batch", "bs", "train_batch_size"), "data.batch_size"),
@@ -147,7 +147,9 @@ class OneLineParser(ArgumentParser):
         """What to say of an option that there is not: where it is, if another group has it, else what is like it."""
         known = [action.dest for action in self._actions if action.dest not in ("help", argparse.SUPPRESS)]
         name = name.replace("-", "_")
-        homes = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+        # A group of options, such as `model`, takes no value.
+        single = [each for each in known if not any(other.startswith(f"{each}.") for other in known)]
+        homes = [other for other in single if other.rpartition(".")[2] == name.rpartition(".")[2]]
         if len(homes) == 1 and homes[0] != name:
             return f'"{name}" must be given via "{homes[0]}"'
         if (alias := _ALIASES.get(name.rpartition(".")[2])) in known:

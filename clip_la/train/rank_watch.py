@@ -42,7 +42,7 @@ class RankWatch(Callback):
         if world_size == 1 or host is None:
             return
         # Whoever says how long a process waits for another one, as for a debugger, means this as well.
-        silent_s = rank_timeout().total_seconds() if RANK_SECONDS_VARIABLE in os.environ else SILENT_S
+        silent_s = rank_timeout().total_seconds() if os.environ.get(RANK_SECONDS_VARIABLE) else SILENT_S
         store, timeout = None, timedelta(seconds=silent_s)
         if rank == 0:
             # A store of its own: the job's is held up while somebody waits in it.

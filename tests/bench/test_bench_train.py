@@ -127,6 +127,7 @@ def test_utilisation_is_of_the_makers_figure():
         (["--text", "2"], "--text 2: give full, laion or a number"),
         (["--text", "long"], "--text long"),
         (["--batch-size", "1"], "--batch-size 1 is too small"),
+        (["--text", "33"], "--text 33: captions of vit_pico have at most 32 tokens"),
         (["--text-groups", "9"], "--text-groups 9"),
         (["--micro-batches", "0"], "--micro-batches 0"),
         (["--patch-dropout", "1"], "--patch-dropout 1.0 must be from 0 to below 1"),

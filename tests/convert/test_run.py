@@ -255,6 +255,15 @@ def test_wrong_options_are_one_line(wrong, says, shared, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert says in shown.splitlines()[-1]
     assert "Traceback" not in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_run_is_left_alone(teacher, shared, capsys):
+    """With stages in it, neither the teacher nor the conversion could be found by that folder."""
+    before = sorted(teacher.rglob("*"))
+    assert command(["convert", *shared, "--out", str(teacher)]) == 2
+    assert f"{teacher} holds a run: give the conversion an --out of its own" in capsys.readouterr().err
+    assert sorted(teacher.rglob("*")) == before
 
 
 @pytest.mark.parametrize("wrong", [["--tune.lr", "-1"], ["--tune.batch_size", "1"], ["--tune.weight_decay", "-1"]])

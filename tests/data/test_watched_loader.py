@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 
 import pytest
 from torch.utils.data import IterableDataset
@@ -25,6 +26,14 @@ os.register_at_fork(after_in_child=_stop_if_asked)
 class Numbers(IterableDataset):
     def __iter__(self):
         yield from range(3)
+
+
+def test_more_workers_than_cores_are_no_warning():
+    """PyTorch says so twice a loader, three lines each; training warns where batches are waited for."""
+    many = 4 * (os.cpu_count() or 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WatchedLoader(Numbers(), num_workers=many, batch_size=None)
 
 
 def test_a_worker_that_never_begins_is_reported_instead_of_waited_for(monkeypatch):

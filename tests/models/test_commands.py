@@ -93,9 +93,16 @@ def test_models_measures_what_is_trained(tmp_path: Path, capsys: pytest.CaptureF
         assert main(["models", *arguments, "--json"]) == 0
         rows += json.loads(capsys.readouterr().out)
     assert main(["models", "vit_micro", "--attention", "linear", "--start", "--json"]) == 0
-    assert rows[0] == json.loads(capsys.readouterr().out)[0]
+    assert rows[0] == json.loads(capsys.readouterr().out)[0] | {"run": str(path)}
     assert rows[1]["image_tokens"] == 65
     assert rows[1]["start"]["residual_last"] > 2 * rows[0]["start"]["residual_last"]
+    # Two runs of one preset and attention are told apart in the table.
+    other = tmp_path / "other.ckpt"
+    save_checkpoint(other, create_model("vit_micro", attention="linear", seed=1))
+    assert main(["models", "--trained", str(path), str(other)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[-1] == "run"
+    assert [line.split()[-1] for line in lines] == [str(path), str(other)]
 
 
 def model_parameters(name: str) -> dict[str, int]:
@@ -108,6 +115,10 @@ def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> N
     assert list(rows) == list_attention()
     assert rows["rala"]["options"]["conv"] == "5 of 0|3|5|dynamic"
     assert not rows["ttt"]["causal"]
+    assert main(["models", "--kinds"]) == 0
+    said = capsys.readouterr().out
+    assert "\n    eps=1e-06, temperature=fixed (fixed|learned), conv=5 (0|3|5|dynamic), gate=linear (" in said
+    assert "{" not in said
 
 
 @pytest.mark.parametrize(
@@ -123,6 +134,7 @@ def test_models_lists_kinds_and_options(capsys: pytest.CaptureFixture[str]) -> N
         (["--attention", "flatten(temperature=learned)"], "unknown option of attention 'flatten' 'temperature'"),
         (["vit_b16", "--trained", "x"], "--trained has models of its own: leave out names"),
         (["--trained", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["--kinds", "--attention", "rala"], "--kinds lists all kinds, whatever the model: leave out attention"),
         (["--image-size", "100"], "image_size 100 is no multiple of patch_size 16"),
         (["--image-sise", "64"], "did you mean --image-size"),
     ],

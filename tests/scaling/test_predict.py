@@ -197,6 +197,9 @@ def test_a_record_is_compared_with_runs_of_its_own_filters(rows, tmp_path, capsy
         (["--check", "absent.json"], "no such file: absent.json"),
         (["--check", "T"], "no record of predictions"),
         (["--check", "T", "--metric", "top1"], "takes metric, target and runs from its file"),
+        (["--check", "T", "--samples", "9"], "give it alone, without --samples"),
+        (["--check", "T", "--rate", "all"], "give it alone, without --rate"),
+        (["--check", "T", "--context-length", "9"], "give it alone, without --context-length"),
     ],
 )
 def test_wrong_input_gives_one_line(rows, tmp_path, capsys, options, says) -> None:

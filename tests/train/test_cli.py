@@ -309,6 +309,8 @@ data:
         (["--data.image_size", "64"], '"data.image_size" must be given via "model.image_size"'),
         (["--model.seed", "1"], '"model.seed" must be given via "seed"'),
         (["--model.zzz", "1"], "unknown option --model.zzz; did you mean model"),
+        (["--model.model", "vit_pico"], "unknown option --model.model; did you mean model.name?"),
+        (["--resume", "--out", "nowhere"], "nowhere holds no run to resume: clip-la train: the following arguments"),
     ],
 )
 def test_an_option_of_another_group_says_where_it_is(wrong: list[str], says: str) -> None:

@@ -71,6 +71,18 @@ def check_weights(shards: str | Sequence[str], weights: Sequence[float]) -> None
         raise UserError(f"weights {list(weights)} must be positive; leave out an entry of shards that is not wanted")
 
 
+def check_sources(shards: str | Sequence[str], weights: Sequence[float] | None) -> None:
+    """Raises UserError for weights as `check_weights` does, and for local shards that are not there.
+
+    Buckets are not asked: that takes long, and is left to who reads them.
+    """
+    if weights is not None:
+        check_weights(shards, weights)
+    entries = [shards] if isinstance(shards, str) else shards
+    if not any(is_remote(entry) for entry in entries):
+        expand_urls(entries)
+
+
 def _matches(path: str) -> list[str]:
     """The shards of one path, glob, folder or address without braces."""
     if is_remote(path):

@@ -96,6 +96,9 @@ class WatchedLoader(DataLoader):
             process._popen.terminate = process._popen.kill
         return iterator
 
+    def check_worker_number_rationality(self) -> None:
+        """Says nothing of more workers than cores: training warns where batches are waited for, the reason to care."""
+
     def _kill_overdue(self) -> set[int]:
         pids = {at.pid for at in self._board.overdue()}
         for pid in pids:

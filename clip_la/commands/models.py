@@ -53,20 +53,7 @@ def main(argv: list[str]) -> int | None:
     import json
     import sys
 
-    from clip_la.errors import UserError
-
-    if options.kinds:
-        others = ("names", "attention", "image_size", "patch_size", "speed", "start", "trained")
-        if given := [name for name in others if getattr(options, name)]:
-            raise UserError(f"--kinds lists all kinds, whatever the model: leave out {', '.join(given)}")
-        rows = kinds()
-    elif options.trained:
-        others = ("names", "attention", "patch_size", "speed", "start")
-        rows = trained(options.trained, options.image_size, [name for name in others if getattr(options, name)])
-    else:
-        rows = table(
-            options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start
-        )
+    rows = _rows(options)
     lines = _kind_lines(rows) if options.kinds else _lines(rows)
     human = sys.stderr if options.json else sys.stdout
     for line in lines:
@@ -74,6 +61,22 @@ def main(argv: list[str]) -> int | None:
     if options.json:
         print(json.dumps(rows, indent=2))
     return None
+
+
+def _rows(options: argparse.Namespace) -> list[dict]:
+    """What is asked for. Raises UserError for options that do not go with it."""
+    from clip_la.errors import UserError
+
+    def given(*others: str) -> list[str]:
+        return [name for name in others if getattr(options, name)]
+
+    if options.kinds:
+        if needless := given("names", "attention", "image_size", "patch_size", "speed", "start", "trained"):
+            raise UserError(f"--kinds lists all kinds, whatever the model: leave out {', '.join(needless)}")
+        return kinds()
+    if options.trained:
+        return trained(options.trained, options.image_size, given("names", "attention", "patch_size", "speed", "start"))
+    return table(options.names, options.attention, options.image_size, options.patch_size, options.speed, options.start)
 
 
 def kinds() -> list[dict]:

@@ -1,5 +1,6 @@
 """`clip-la models`: every preset with every attention kind, its parameters and its cost. Needs no torch."""
 
+import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 

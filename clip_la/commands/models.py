@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int | None:
     from clip_la.errors import UserError
 
     if options.kinds:
-        others = ("names", "attention", "image_size", "patch_size", "speed", "start", "trained")
-        if given := [name for name in others if getattr(options, name)]:
+        unused = ("names", "attention", "image_size", "patch_size", "speed", "start", "trained")
+        if given := [name for name in unused if getattr(options, name)]:
             raise UserError(f"--kinds lists all kinds, whatever the model: leave out {', '.join(given)}")
         rows = kinds()
     elif options.trained:

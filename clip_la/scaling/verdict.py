@@ -37,8 +37,9 @@ def verdict(analysis: Analysis) -> str:
 
     falling = [fit.name for fit in analysis.fits if fit.alpha_interval and fit.alpha_interval[1] < 0]
     unlike = [fit.name for fit in analysis.fits if fit.name not in falling]
-    least = min(fit.num_runs for fit in analysis.fits)
-    runs = f"{least} run{'' if least == 1 else 's'}" + (" of each kind" if len(analysis.fits) > 1 else "")
+    least, most = (pick(fit.num_runs for fit in analysis.fits) for pick in (min, max))
+    number = f"{least}" if least == most else f"{least} to {most}"
+    runs = f"{number} run{'' if most == 1 else 's'}" + (" of each kind" if len(analysis.fits) > 1 else "")
     falls = f"that {error_label(analysis.selection)} falls with compute"
     if falling:
         rest = f", not for {listed(unlike)}" if unlike else ""

@@ -16,6 +16,7 @@ from typing import Any
 from clip_la.errors import UserError
 from clip_la.models.attention.kinds import attention_kind
 from clip_la.models.attention.pattern import AttentionChoice, canonical_pattern, layer_choices
+from clip_la.scaling.rates import compared
 
 RESULTS = Path(__file__).parents[1] / "results"
 # In this order, for runs of a later one replace those of an earlier.
@@ -123,13 +124,19 @@ class Arm:
 
     @property
     def best_lr(self) -> float | None:
-        """The rate of the highest mean of the task's first metric over the seeds it has; None if all runs diverged.
+        """The best rate by the task's first metric, as `clip-la scaling fit` chooses it; None if all runs diverged.
 
-        Rates may have been tried with different seeds: the tables say how many each has.
+        Each is compared with the rate of most seeds (of equals the one with the better mean) over the seeds that both
+        have: one that shares none was not compared.
         """
         column = TASKS[self.task][0].column
-        means = {lr: fmean(found.values()) for lr in self.by_rate if (found := self.values(lr, column))}
-        return max(means, key=means.__getitem__, default=None)
+        found = {lr: self.values(lr, column) for lr in self.by_rate if self.values(lr, column)}
+        if not found:
+            return None
+        best_first = sorted(found, key=lambda lr: -fmean(found[lr].values()))
+        losses = {lr: {seed: [-value] for seed, value in found[lr].items()} for lr in best_first}
+        _, behind = compared(losses)
+        return min(behind, key=lambda lr: behind[lr][0])
 
 
 def default_tables(folder: Path = RESULTS / "study") -> list[Path]:

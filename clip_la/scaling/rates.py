@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any, TypeVar
 
 from clip_la.errors import unknown
 from clip_la.scaling.points import LeftOut, Point, Selection
@@ -22,6 +23,22 @@ NOT_COMPARED = "its learning rate shares no seed with the one that most seeds ha
 def rate_text(rate: float | None) -> str:
     """A learning rate for a person."""
     return "no rate recorded" if rate is None else f"{rate:g}"
+
+
+Rate = TypeVar("Rate", float, float | None)
+Behind = dict[Rate, tuple[float, int]]
+
+
+def compared(runs: Mapping[Rate, Mapping[Any, Sequence[float]]]) -> tuple[Rate, Behind[Rate]]:
+    """RateChoice's `fullest` and `behind`, from the errors of each seed's runs at each rate; repeats count as their
+    mean."""
+    fullest = max(runs, key=lambda rate: len(runs[rate]))
+    behind: Behind[Rate] = {}
+    for rate, own in runs.items():
+        if shared := own.keys() & runs[fullest].keys():
+            mean, other = (fmean(fmean(each[seed]) for seed in shared) for each in (own, runs[fullest]))
+            behind[rate] = (mean - other, len(shared))
+    return fullest, behind
 
 
 @dataclass(frozen=True)
@@ -51,13 +68,7 @@ class RateChoice:
         runs: dict[float | None, dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
         for point in sorted(points, key=lambda point: point.learning_rate or 0.0):
             runs[point.learning_rate][point.seed].append(point.error)
-        fullest = max(runs, key=lambda rate: len(runs[rate]))
-        behind: dict[float | None, tuple[float, int]] = {}
-        for rate, own in runs.items():
-            if shared := own.keys() & runs[fullest].keys():
-                # Repeats of a seed count as their mean.
-                mean, other = (fmean(fmean(each[seed]) for seed in shared) for each in (own, runs[fullest]))
-                behind[rate] = (mean - other, len(shared))
+        fullest, behind = compared(runs)
         return cls(tuple(points), fullest, behind, min(behind, key=lambda rate: behind[rate][0]))
 
     @property

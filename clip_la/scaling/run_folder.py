@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from clip_la.errors import UserError
+from clip_la.models.flops import flops
 from clip_la.models.registry import model_spec
 from clip_la.runs import RunFolder
 
@@ -50,7 +51,9 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     lines elsewhere). Added, as far as known: `learning_rate`; `image_size` in pixels and `tokens` of an image with the
     class token; `train_pairs`, the different pairs in local shards, and for shards mixed by weights `pass_samples`, the
     samples after which one of them has been shown whole; `gpu_seconds`, the seconds of training up to the
-    line's samples times the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part.
+    line's samples times the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part. What
+    the line says is changed in one place: `flops_per_sample` is that of the model as evaluated, and a run that left
+    patches out trained on less.
     """
     # A line that is newer than its folder, or was copied, keeps what it says: it was there when the model was made.
     checkpoint = fields.get("checkpoint")
@@ -67,8 +70,15 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(model, dict):
         sizes = {name: model[name] for name in ("image_size", "patch_size") if model.get(name) is not None}
         try:
-            spec = model_spec(str(model.get("name")), **sizes)
+            kinds: dict[str, Any] = {
+                f"{tower}_attention": fields.get(f"{tower}_attention") for tower in ("image", "text")
+            }
+            spec = model_spec(str(model.get("name")), **sizes, **kinds)
             more["image_size"], more["tokens"] = spec.image_size, spec.num_image_tokens
+            whole, dropout = fields.get("flops_per_sample"), number(model, "patch_dropout")
+            if dropout and isinstance(whole, int | float):
+                trained = flops(spec, dropout)["total"] / flops(spec)["total"]
+                fields = {**fields, "flops_per_sample": whole * trained}
         except (UserError, TypeError, ValueError):
             # A model of a plugin that is not loaded here, or a config that was edited.
             pass

@@ -250,6 +250,22 @@ def test_the_run_folder_adds_tokens_pairs_and_its_share_of_a_gpu(write_lines, re
     assert any("saw their pairs more than 4 times (up to 47)" in note for note in carrying("a", [point]))
 
 
+def test_patches_left_out_in_training_cost_nothing(write_lines, result_line, tmp_path) -> None:
+    """A line counts the FLOPs of the model that was evaluated, on all patches."""
+    from clip_la.models.flops import flops
+    from clip_la.models.registry import model_spec
+
+    spec = model_spec("vit_nano", image_size=64, attention="linear")
+    kinds = {"image_attention": "linear", "text_attention": "linear"}
+    path = write_lines([result_line(0.3, flops_per_sample=flops(spec)["total"], **kinds)], "a/results.jsonl")
+    config = {"model": {"name": "vit_nano", "image_size": 64, "patch_dropout": 0.5}}
+    (path.parent / "config.yaml").write_text(json.dumps(config))
+    (point,) = result_points([path]).points
+    # 32 of 64 patches and the class token: what a model of as many tokens costs, and the patches' embedding.
+    assert point.flops_per_sample == pytest.approx(flops(spec, 0.5)["total"])
+    assert point.flops_per_sample < 0.8 * flops(spec)["total"]
+
+
 @pytest.mark.parametrize(
     ("weights", "pass_samples", "passes"),
     [

@@ -291,7 +291,12 @@ def test_an_interrupted_sweep_calls_no_run_a_failure(tmp_path: Path) -> None:
         str(tmp_path / "out"),
         "--gpus=",
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:
+        """What a shell starts in the background ignores them, and so do its children."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         deadline = time.monotonic() + DEADLINE_S
         while not (tmp_path / "out/runs/seed0/metrics.csv").exists():
             assert process.poll() is None, "the sweep ended before it could be stopped"

@@ -1,7 +1,7 @@
 """From points to laws: a fit for each kind, and the paired difference between the kinds."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,7 +237,21 @@ def analyse(
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
     notes += _without_intervals(fits, comparisons, how.method)
-    tried = group_points(selection.tried, by)
+    notes += _cautions(fits, comparisons, group_points(selection.tried, by), frontier)
+    label = f"best of {num_bins} bins" if frontier == "bins" else frontier
+    return Analysis(
+        selection, by, label, how.method, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes)
+    )
+
+
+def _cautions(
+    fits: Sequence[SeriesFit],
+    comparisons: Sequence[Comparison],
+    tried: Mapping[str, Sequence[Point]],
+    frontier: str,
+) -> list[str]:
+    """What the data cannot carry; `tried`: points of each kind at learning rates that were not the best."""
+    notes: list[str] = []
     for found in comparisons:
         notes += misfit_notes(f"{found.name} against {found.baseline}", found.misfits)
     for fit in fits:
@@ -248,10 +262,7 @@ def analyse(
             runs = numbered([point.run for point in fit.points])
             notes += misfit_notes(fit.name, alike_groups(x, y, runs, groups_of(fit.points)))
         notes += carrying(fit.name, fit.points, tried.get(fit.name, ()))
-    label = f"best of {num_bins} bins" if frontier == "bins" else frontier
-    return Analysis(
-        selection, by, label, how.method, num_resamples, seed, tuple(fits), tuple(comparisons), tuple(notes)
-    )
+    return notes
 
 
 def no_fit(reasons: Sequence[str]) -> UserError:

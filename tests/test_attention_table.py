@@ -56,6 +56,18 @@ def test_an_arm_is_its_mean_over_seeds_at_its_best_rate(table: ModuleType, tmp_p
     assert found["softmax", 1e-3]["low_over_images"] == pytest.approx(0.65 - 0.014781, abs=1e-6)
 
 
+def test_rates_are_compared_over_the_seeds_that_both_have(table: ModuleType, tmp_path: Path) -> None:
+    """Seed 1 is easy: the mean over all seeds would choose the rate that had it. Seed 2's rate was never compared."""
+    runs = [
+        ("softmax", 1e-3, 0, 0.5),
+        ("softmax", 1e-3, 1, 0.9),
+        ("softmax", 5e-4, 0, 0.55),
+        ("softmax", 2e-3, 2, 0.95),
+    ]
+    arms, _ = rows_of(table, write(tmp_path / "a.csv", runs))
+    assert {row["lr"]: row["is_best_rate"] for row in arms} == {5e-4: True, 1e-3: False, 2e-3: False}
+
+
 def test_a_later_table_replaces_runs_and_unfinished_or_diverged_ones_enter_no_mean(
     table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

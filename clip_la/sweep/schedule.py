@@ -55,7 +55,8 @@ class RunQueue:
         needed = {run.trunk for run in self.waiting if run.trunk and start_of(out, run, is_trunk_at_work=False) is None}
         for run in (run for run in runs if run.is_trunk):
             (self.waiting if run.name in needed else self.finished).append(run)
-        self.waiting.sort(key=lambda run: (run.grid, run.trunk is not None, -training_flops(run)))
+        # `take` puts the grids in order.
+        self.waiting.sort(key=lambda run: (run.trunk is not None, -training_flops(run)))
 
     def take(self, before: PlannedRun | None = None, gpu: str | None = None) -> tuple[PlannedRun, Path | None] | None:
         """The next run and the checkpoint that it branches from; waits for one, None where there will be none.

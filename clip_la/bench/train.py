@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_la.bench.table import note
@@ -32,8 +33,8 @@ from clip_la.distributed import rank, world_size
 from clip_la.errors import UserError
 from clip_la.models.flops import training_flops
 from clip_la.models.registry import model_spec
-from clip_la.train.hardware import fast_matmul
-from clip_la.train.options import Checkpointing
+from clip_la.train.hardware import ddp_settings, fast_matmul
+from clip_la.train.options import Checkpointing, Reduction
 from clip_la.train.peak import peak_flops
 
 # Different batches, so that the lengths of captions vary from step to step as they do in a run.
@@ -58,6 +59,7 @@ class StepRow:
     checkpointing: Checkpointing
     narrow_residual: bool
     patch_dropout: float
+    reduction: Reduction
     gpus: int
     pairs_per_s: float | None
     step_ms: float | None
@@ -97,7 +99,7 @@ def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps
     start = time.perf_counter()
     model = (PeerStep(case) if case.provider == PEER else OurStep(case)).to(device)
     optimizer = model.optimizer()
-    wrapped = model if world_size() == 1 else DistributedDataParallel(model, gradient_as_bucket_view=True)
+    wrapped = model if world_size() == 1 else _distributed(model, case)
     endless = itertools.cycle(batches)
 
     def step() -> Tensor:
@@ -120,6 +122,16 @@ def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps
     measured = [many(steps) for _ in range(rounds)]
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else 0
     return Timing([1e3 * seconds / steps for seconds, _ in measured], start_s, peak, measured[-1][1].item())
+
+
+def _distributed(model: OurStep | PeerStep, case: StepCase) -> DistributedDataParallel:
+    """The model under DDP: ours as in a run, the peer as its training script does it."""
+    if case.provider == PEER:
+        return DistributedDataParallel(model)
+    wrapped = DistributedDataParallel(model, **ddp_settings())
+    if case.reduction == "bfloat16":
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def measure(
@@ -203,6 +215,7 @@ def cases_of(
     checkpointing: Checkpointing,
     narrow_residual: bool = False,
     patch_dropout: float = 0.0,
+    reduction: Reduction = "float32",
     with_peer: bool,
 ) -> list[StepCase]:
     """All combinations, at the models' own size without sizes; the peer, if wanted, before ours of the same batches."""
@@ -226,6 +239,7 @@ def cases_of(
                 text_groups=groups,
                 micro_batches=micro_batches,
                 narrow_residual=narrow_residual,
+                reduction=reduction,
             )
             for attention, mode, groups in itertools.product(attentions, modes, text_groups)
         ]

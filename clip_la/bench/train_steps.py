@@ -15,7 +15,7 @@ from clip_la.distributed import rank, world_size
 from clip_la.models.registry import model_spec
 from clip_la.models.spec import MLP_RATIO, ModelSpec
 from clip_la.train.optim import clip_gradients
-from clip_la.train.options import Checkpointing, ModelOptions
+from clip_la.train.options import Checkpointing, ModelOptions, Reduction
 from clip_la.train.task import ContrastiveTask
 
 PEER = "open_clip"
@@ -39,6 +39,7 @@ class StepCase:
     checkpointing: Checkpointing
     narrow_residual: bool = False
     patch_dropout: float = 0.0
+    reduction: Reduction = "float32"
 
     @property
     def spec(self) -> ModelSpec:
@@ -52,6 +53,7 @@ class StepCase:
         if self.provider == PEER:
             return f"{what}: {PEER}"
         parts = f", {self.micro_batches} parts" if self.micro_batches > 1 else ""
+        parts += f", gradients sent in {self.reduction}" if world_size() > 1 else ""
         return f"{what}: {self.attention}, {self.provider}, groups {self.text_groups}{parts}"
 
 

@@ -46,6 +46,7 @@ def main(argv: list[str]) -> int | None:
         checkpointing=args.grad_checkpointing,
         narrow_residual=args.narrow_residual,
         patch_dropout=args.patch_dropout,
+        reduction=args.reduction,
         with_peer=not args.no_open_clip,
     )
     for case in cases:
@@ -106,6 +107,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--patch-dropout", type=float, default=0.0, help="share of the patches left out, by both (default: none)"
+    )
+    parser.add_argument(
+        "--reduction",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what several GPUs send our gradients in (default %(default)s)",
     )
     parser.add_argument("--no-open-clip", action="store_true", help="time ours alone")
     parser.add_argument("--steps", type=int, default=20, help="steps in a round (default %(default)s)")

@@ -19,6 +19,10 @@ from clip_la.train.lightning_private import process_rank
 from clip_la.train.options import HardwareOptions
 from clip_la.train.sharded import ShardedStrategy
 
+# MiB of gradients that DDP sends at once. CUDA graphs hand over all gradients of a tower together, so that PyTorch's 25
+# overlap with nothing more, and each costs a start.
+BUCKET_MIB = 128
+
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 
 
@@ -43,7 +47,7 @@ def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
     elif num_devices * num_nodes > 1:
         hook = bf16_compress_hook if options.reduction == "bfloat16" else None
         # A process that waits longer than this for another one ends with an error.
-        strategy = DDPStrategy(gradient_as_bucket_view=True, ddp_comm_hook=hook, timeout=rank_timeout())
+        strategy = DDPStrategy(**ddp_settings(), ddp_comm_hook=hook, timeout=rank_timeout())
     # Emulated bfloat16, on GPUs of before 2020, is slower than float32.
     has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     is_mixed = options.precision == "bfloat16" or (options.precision == "auto" and has_bfloat16)
@@ -54,6 +58,11 @@ def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
         "strategy": strategy,
         "precision": "bf16-mixed" if is_mixed else "32-true",
     }
+
+
+def ddp_settings() -> dict[str, Any]:
+    """What DistributedDataParallel gets in a run, and where its step is timed."""
+    return {"gradient_as_bucket_view": True, "bucket_cap_mb": BUCKET_MIB}
 
 
 def cluster_plugins() -> list[Any]:

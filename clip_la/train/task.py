@@ -91,8 +91,9 @@ class ContrastiveTask(pl.LightningModule):
         return chance_loss(self.batch_size) if self.logit_bias is None else None
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        image_features = self._encoder.images(batch["image"], self._kept_patches(batch["image"]))
+        # The images last: their backward pass comes first then, and their gradients travel during that of the texts.
         text_features = self._encoder.texts(batch)
+        image_features = self._encoder.images(batch["image"], self._kept_patches(batch["image"]))
         scale = self.model.logit_scale.exp()
         caption_ids = None if self.options.repeated_captions_are_negatives else batch["caption_id"]
         if self.logit_bias is None:

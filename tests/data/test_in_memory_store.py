@@ -15,7 +15,7 @@ from PIL import Image
 from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.images.limits import Limits
 from clip_la.data.shards.sources import ShardOpener
-from clip_la.data.stream import in_memory
+from clip_la.data.stream import in_memory, in_memory_decode
 from clip_la.data.stream.in_memory import load_in_memory
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
@@ -88,7 +88,7 @@ def decoding_fails(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(in_memory, "read_image", fail)
+    monkeypatch.setattr(in_memory_decode, "read_image", fail)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["on-the-host", "as-on-a-gpu"])
@@ -144,7 +144,7 @@ def test_a_kept_corpus_may_not_be_larger_than_allowed(tmp_path, sources):
 
 
 def _decode_in_a_process(sources, folder, queue):
-    counted, read = [], in_memory.read_image
+    counted, read = [], in_memory_decode.read_image
 
     def slowly(*args):
         # So that all processes would be at it together, were there no lock.
@@ -152,7 +152,7 @@ def _decode_in_a_process(sources, folder, queue):
         time.sleep(0.05)
         return read(*args)
 
-    in_memory.read_image = slowly
+    in_memory_decode.read_image = slowly
     content(filled(sources, folder))
     queue.put(len(counted))
 

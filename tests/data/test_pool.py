@@ -12,7 +12,7 @@ from PIL import Image
 from clip_la.data.images.augment import BACKGROUND, FLIP, NUM_UNIFORMS, Augmentation, random_crop
 from clip_la.data.shards import problems, watch
 from clip_la.data.shards.problems import Problem
-from clip_la.data.stream import in_memory as pool_module
+from clip_la.data.stream import in_memory_decode as decode_module
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.in_memory import InMemoryDataset
 from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
@@ -106,14 +106,14 @@ def test_decoders_that_hang_cost_their_samples_however_many_there_are(monkeypatc
     """Also more of them than threads."""
     monkeypatch.setenv(watch.VARIABLE, "0.3")
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    released, read = threading.Event(), pool_module.read_image
+    released, read = threading.Event(), decode_module.read_image
 
     def hang(sample, limits):
         if sample["__key__"] in "246":
             released.wait(60)
         return read(sample, limits)
 
-    monkeypatch.setattr(pool_module, "read_image", hang)
+    monkeypatch.setattr(decode_module, "read_image", hang)
     data, found = BytesIO(), []
     Image.new("RGB", (30, 30)).save(data, "PNG")
     samples = [{"__key__": str(n), "__url__": "s", "png": data.getvalue(), "txt": b"text"} for n in range(10)]

@@ -6,19 +6,16 @@ a batch takes a few milliseconds, of which hardly any is the processor's where t
 
 import contextlib
 import math
+import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from functools import lru_cache
 from itertools import chain, islice
-from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
-from PIL import Image
 from torch import Tensor
 
 from clip_la.data.images.augment import CAPTION, FLIP, JITTER, Augmentation, jitter_colors, random_crops
@@ -27,15 +24,21 @@ from clip_la.data.options import StreamOptions
 from clip_la.data.shards.formats import KEY, URL
 from clip_la.data.shards.problems import BadSample, OnProblem, Problem
 from clip_la.data.shards.reader import read_samples
-from clip_la.data.shards.watch import sample_seconds, took_too_long
 from clip_la.data.stream.in_memory_captions import CaptionTable
+from clip_la.data.stream.in_memory_decode import (
+    OPAQUE,
+    DecodedShard,
+    DecodingThreads,
+    Recipe,
+    decode_shards,
+    num_processes,
+)
 from clip_la.data.stream.in_memory_store import DecodedStore
-from clip_la.data.stream.samples import Limits, read_image
+from clip_la.data.stream.samples import Limits
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.launched import core_share
 
-OPAQUE = 255.0
 GIB = 1 << 30
 # Decoded pixels that a pool may take unless more is asked for; beyond, streaming is the right way.
 DEFAULT_POOL_GB = StreamOptions.cache_gb
@@ -100,10 +103,10 @@ class InMemoryDataset:
     ) -> None:
         self.augmentation = augmentation
         self._captions = captions
-        self._limits = limits
         self._max_bytes = max_bytes
         # Of the decoded squares, in pixels.
         self.side = math.ceil(augmentation.image_size / math.sqrt(augmentation.min_crop_area))
+        self.recipe = Recipe(captions, limits, self.side)
         self._samples: list[tuple[str, str, list[list[str]]]] = []
         self._images: list[UInt8[np.ndarray, "side channels side"]] = []
         self._mapped: UInt8[np.ndarray, "samples side channels side"] | None = None
@@ -122,6 +125,16 @@ class InMemoryDataset:
             self._samples.append((sample[KEY], sample[URL], captions))
             self._check_size(len(self._samples) * image.size)
         return range(first, len(self._samples))
+
+    def add_decoded(self, shard: DecodedShard) -> None:
+        """Takes what another process has decoded."""
+        for sample, image in zip(shard.samples, shard.images(self.side), strict=True):
+            self._images.append(image)
+            self._samples.append(sample)
+            self._check_size(len(self._samples) * image.size)
+
+    def __len__(self) -> int:
+        return len(self._samples)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -147,26 +160,15 @@ class InMemoryDataset:
     def _decoded(self, samples: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
         """In the order of the samples, each with its parts or a BadSample. Decoding lets other threads run."""
         remaining = iter(samples)
-        with _Threads(self._decode) as threads:
+        with DecodingThreads(self._decode) as threads:
             while some := list(islice(remaining, DECODED_AT_ONCE)):
                 yield from zip(some, threads.results(some), strict=True)
 
     def _decode(self, sample: dict[str, Any]) -> tuple[list[list[str]], np.ndarray] | BadSample:
         try:
-            captions = self._captions.read(sample)
-            image = read_image(sample, self._limits)
+            return self.recipe.decode(sample)
         except BadSample as bad:
             return bad
-        short = min(image.size)
-        left, top = (image.width - short) // 2, (image.height - short) // 2
-        box = (left, top, left + short, top + short)
-        square = image.resize((self.side, self.side), Image.Resampling.BICUBIC, box=box)
-        pixels = np.asarray(square)
-        if square.mode == "RGBA":
-            # Colours times alpha: laid on a background, what is transparent then adds nothing.
-            alpha = pixels[:, :, 3:].astype(np.float32) / OPAQUE
-            pixels = np.concatenate([(pixels[:, :, :3] * alpha).round().astype(np.uint8), pixels[:, :, 3:]], axis=2)
-        return captions, pixels.transpose(0, 2, 1)
 
     def seal(self, tokenizer: str, context_length: int, device: torch.device | None = None) -> None:
         """Tokenises the captions and puts all images into one tensor, on `device` if it has room; nothing can be
@@ -234,51 +236,6 @@ class InMemoryDataset:
         }
 
 
-class _Threads:
-    """Threads that decode, one a processor. A decoder that does not come back costs its sample, not the run."""
-
-    def __init__(self, decode: Callable[[dict[str, Any]], Any]) -> None:
-        self._decode = decode
-        self._tasks: SimpleQueue[tuple[dict[str, Any], Future[Any]] | None] = SimpleQueue()
-        # Not those of a ThreadPoolExecutor, which the end of the process would wait for.
-        self._started = 0
-
-    def __enter__(self) -> "_Threads":
-        for _ in range(core_share()):
-            self._start()
-        return self
-
-    def __exit__(self, *exit_info: object) -> None:
-        for _ in range(self._started):
-            self._tasks.put(None)
-
-    def _start(self) -> None:
-        self._started += 1
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            sample, result = task
-            try:
-                result.set_result(self._decode(sample))
-            except BaseException as error:  # raised where the result is waited for
-                result.set_exception(error)
-
-    def results(self, samples: Sequence[dict[str, Any]]) -> Iterator[Any]:
-        """What `decode` returns for each; a BadSample for one that is waited for longer than a sample may take."""
-        waiting: list[Future[Any]] = [Future() for _ in samples]
-        tasks = list(zip(samples, waiting, strict=True))
-        for task in tasks:
-            self._tasks.put(task)
-        for sample, result in tasks:
-            done, _ = wait([result], sample_seconds())
-            if done:
-                yield result.result()
-            else:
-                self._start()  # in the place of the one that is stuck, or those behind it would wait for ever
-                yield took_too_long(sample[URL], sample[KEY])
-
-
 def _has_room(device: torch.device, size: int) -> bool:
     return device.type == "cuda" and size <= GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
 
@@ -340,7 +297,7 @@ def _fill(
             samples, images, members, problems = kept
             pool.restore(samples, images)
         else:
-            members, problems = _decode_sources(pool, sources, opener)
+            members, problems = _decode_sources(pool, sources, opener, keep_in)
             if store is not None:
                 pool.keep(store, members, problems)
     pool.seal(*sealed)
@@ -348,12 +305,30 @@ def _fill(
 
 
 def _decode_sources(
-    pool: InMemoryDataset, sources: tuple[tuple[str, ...], ...], opener: Callable[[str], IO[bytes]]
+    pool: InMemoryDataset,
+    sources: tuple[tuple[str, ...], ...],
+    opener: Callable[[str], IO[bytes]],
+    folder: str | None,
 ) -> tuple[tuple[range, ...], tuple[tuple[Problem, ...], ...]]:
+    urls = list(chain.from_iterable(sources))
+    workers = num_processes(urls, core_share())
     members, problems = [], []
-    for urls in sources:
-        found: list[Problem] = []
-        reads = [read_samples(url, on_problem=found.append, opener=opener) for url in urls]
-        members.append(pool.add(chain.from_iterable(reads), found.append))
-        problems.append(tuple(found))
+    if workers == 1 or multiprocessing.current_process().daemon:
+        for source in sources:
+            found: list[Problem] = []
+            reads = [read_samples(url, on_problem=found.append, opener=opener) for url in source]
+            members.append(pool.add(chain.from_iterable(reads), found.append))
+            problems.append(tuple(found))
+        return tuple(members), tuple(problems)
+    shards = decode_shards(urls, pool.recipe, opener, workers, folder)
+    try:
+        for source in sources:
+            first, found = len(pool), []
+            for shard in islice(shards, len(source)):
+                pool.add_decoded(shard)
+                found += shard.problems
+            members.append(range(first, len(pool)))
+            problems.append(tuple(found))
+    finally:
+        shards.close()
     return tuple(members), tuple(problems)

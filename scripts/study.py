@@ -54,8 +54,10 @@ ATTENTION = Path("attention_scenes.csv")
 NONE = "–"
 HOW_COMPARED = (
     "Over pairs of runs that differ in the kind alone, by the law E = beta C^alpha, with 95 % intervals (Student's t, "
-    "errors clustered by run). The multiplier is how many times the baseline's compute the kind needs for an equal "
-    "error: in the middle of the pairs, and at any error if both have one exponent."
+    "errors clustered by run). Each interval is 95 % by itself: of twenty kinds alike with the baseline one lies "
+    "outside; the sentences below the plots in README.md judge the kinds of a plot together. The multiplier is how "
+    "many times the baseline's compute the kind needs for an equal error: in the middle of the pairs, and at any error "
+    "if both have one exponent."
 )
 BEGIN, END = "<!-- made by scripts/study.py from here -->", "<!-- to here -->"
 

@@ -99,7 +99,7 @@ def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps
     start = time.perf_counter()
     model = (PeerStep(case) if case.provider == PEER else OurStep(case)).to(device)
     optimizer = model.optimizer()
-    wrapped = model if world_size() == 1 else _distributed(model, case)
+    wrapped = model if world_size() == 1 else distributed(model, case)
     endless = itertools.cycle(batches)
 
     def step() -> Tensor:
@@ -124,7 +124,7 @@ def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps
     return Timing([1e3 * seconds / steps for seconds, _ in measured], start_s, peak, measured[-1][1].item())
 
 
-def _distributed(model: OurStep | PeerStep, case: StepCase) -> DistributedDataParallel:
+def distributed(model: OurStep | PeerStep, case: StepCase) -> DistributedDataParallel:
     """The model under DDP: ours as in a run, the peer as its training script does it."""
     if case.provider == PEER:
         return DistributedDataParallel(model)

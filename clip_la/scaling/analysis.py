@@ -24,13 +24,14 @@ from clip_la.scaling.bootstrap import (
     without_each,
 )
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.comparison import PERCENTILE, Comparison, How, T, compare, numbered, power_bounds, why_no_pairs
+from clip_la.scaling.comparison import Comparison, compare, make_pairs, numbered, power_bounds, why_no_pairs
 from clip_la.scaling.fit import (
     HeldOut,
     PowerLaw,
     fit_power_law,
 )
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
+from clip_la.scaling.paired import PERCENTILE, How, T, confidence_of_each
 from clip_la.scaling.points import Point, Selection
 
 # The first of these that is among the kinds is what the others are compared with.
@@ -226,17 +227,20 @@ def analyse(
             notes.append(f"no fit for {name}: {error}")
     if not fits:
         raise no_fit(notes)
-    comparisons: list[Comparison] = []
+    first = fits[0]
+    pairs = {other.name: make_pairs(first.points, other.points, by) for other in fits[1:]}
     for other in fits[1:]:
-        compared = compare(other.name, fits[0].name, other.points, fits[0].points, by=by, how=how)
-        if compared is None:
-            why = why_no_pairs(fits[0].points, other.points, by)
-            notes.append(f"no pairs of {other.name} and {fits[0].name}: {why}")
-        else:
-            comparisons.append(compared)
+        if pairs[other.name][0].num_units == 0:
+            why = why_no_pairs(first.points, other.points, by)
+            notes.append(f"no pairs of {other.name} and {first.name}: {why}")
+            del pairs[other.name]
+    comparisons = [
+        compare(name, first.name, own, how=how, num_repeated=num_repeated, num_compared=len(pairs))
+        for name, (own, num_repeated) in pairs.items()
+    ]
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
-    notes += _without_intervals(fits, comparisons, how.method)
+    notes += _without_intervals(fits, comparisons, how)
     notes += _cautions(fits, comparisons, group_points(selection.tried, by), frontier)
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(
@@ -271,9 +275,9 @@ def no_fit(reasons: Sequence[str]) -> UserError:
     return UserError("; ".join(reasons[:MAX_REASONS]) + more)
 
 
-def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparison], method: str) -> list[str]:
-    """Why an interval is missing, for each kind and comparison."""
-    why = "too few, or one alone decides the slope" if method == T else f"too few to resample (at least {MIN_RUNS})"
+def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparison], how: How) -> list[str]:
+    """Why an interval is missing, for each kind and comparison, and why no difference can be claimed of many kinds."""
+    why = "too few, or one alone decides the slope" if how.method == T else f"too few to resample (at least {MIN_RUNS})"
 
     def few(number: int, noun: str, plural: str | None = None) -> str:
         return f"{counted(number, noun, plural)} {'is' if number == 1 else 'are'} {why}"
@@ -285,4 +289,8 @@ def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparis
                 f"no interval for the compute multiplier of {found.name}: "
                 f"{few(found.num_runs, 'pair of runs', 'pairs of runs')}, or the slope may be 0"
             )
+    each = confidence_of_each(max(len(comparisons), 1))
+    if any(found.num_runs >= MIN_RUNS and not how.resolves(found.num_runs, each) for found in comparisons):
+        kinds = counted(len(comparisons), "kind")
+        notes.append(f"{how.num_resamples} resamples are too few to judge the differences of {kinds}: give more")
     return notes

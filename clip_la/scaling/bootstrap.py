@@ -30,8 +30,8 @@ Interval = tuple[float, float]
 Laws = Float[np.ndarray, "resamples 2"]
 
 
-def widened_ends(num_runs: int) -> Float[np.ndarray, " 2"]:
-    """The normal quantiles of the ends of an interval.
+def widened_ends(num_runs: int, confidence: float = CONFIDENCE) -> Float[np.ndarray, " 2"]:
+    """The normal quantiles of the ends of an interval that holds the truth with probability `confidence`.
 
     Resampling takes the spread of a sample for that of the population, sqrt(n / (n - 2)) too small for a line, and its
     percentiles forget that the spread is not known: Student's t instead of 1.96 (Hesterberg 2015, "What teachers should
@@ -40,13 +40,16 @@ def widened_ends(num_runs: int) -> Float[np.ndarray, " 2"]:
     if num_runs <= PARAMETERS:
         return np.array([-np.inf, np.inf])
     free = num_runs - PARAMETERS
-    return stdtrit(free, np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])) * np.sqrt(num_runs / free)
+    return stdtrit(free, np.array([(1 - confidence) / 2, (1 + confidence) / 2])) * np.sqrt(num_runs / free)
 
 
 def interval(
-    values: Float[np.ndarray, " resamples"], num_runs: int, levels: Float[np.ndarray, " 2"] | None = None
+    values: Float[np.ndarray, " resamples"],
+    num_runs: int,
+    levels: Float[np.ndarray, " 2"] | None = None,
+    confidence: float = CONFIDENCE,
 ) -> Interval | None:
-    """The 95 % percentile interval of resampled values, widened for few runs.
+    """The percentile interval of resampled values, 95 % unless told otherwise, widened for few runs.
 
     Args:
         values: NaN where a resample leaves the quantity undefined.
@@ -58,7 +61,7 @@ def interval(
     undefined = np.isnan(values)
     if num_runs < MIN_RUNS or undefined.mean() > MAX_UNDEFINED_SHARE:
         return None
-    low, high = np.quantile(values[~undefined], ndtr(widened_ends(num_runs)) if levels is None else levels)
+    low, high = np.quantile(values[~undefined], ndtr(widened_ends(num_runs, confidence)) if levels is None else levels)
     return float(low), float(high)
 
 
@@ -67,8 +70,11 @@ def bca_interval(
     estimate: float,
     left_out: Float[np.ndarray, " runs"],
     num_runs: int,
+    confidence: float = CONFIDENCE,
 ) -> Interval | None:
-    """The 95 % BCa interval: percentiles shifted for bias and skewness (Efron and Tibshirani 1993, eq. 14.9 to 14.15).
+    """The BCa interval, 95 % unless told otherwise: percentiles shifted for bias and skewness.
+
+    It is that of Efron and Tibshirani 1993, eq. 14.9 to 14.15.
 
     Args:
         values: resampled, NaN where undefined.
@@ -83,14 +89,14 @@ def bca_interval(
     deviation = left_out.mean() - left_out
     spread = float((deviation**2).sum())
     if spread == 0:
-        return interval(values, num_runs)
+        return interval(values, num_runs, confidence=confidence)
     acceleration = float((deviation**3).sum()) / (6 * spread**1.5)
     known = values[~np.isnan(values)]
     # The bias is how far the estimate lies from the median of the resampled values, in normal quantiles.
     # Half of the ties count as below: the median of a discrete distribution has no bias.
     below = ((known < estimate).sum() + 0.5 * (known == estimate).sum()) / max(len(known), 1)
     bias = float(ndtri(np.clip(below, 0.5 / max(len(known), 1), 1 - 0.5 / max(len(known), 1))))
-    ends = bias + widened_ends(num_runs)
+    ends = bias + widened_ends(num_runs, confidence)
     return interval(values, num_runs, ndtr(bias + ends / (1 - acceleration * ends)))
 
 
@@ -224,10 +230,11 @@ class PairedBootstrap:
         resampled = pairs.laws_by(draw_counts(num, num_resamples, seed), frontier)
         return cls(pairs.laws(frontier), resampled, pairs.laws_by(without_each(num), frontier))
 
-    def bounds(self, statistic: Statistic, method: str) -> Interval | None:
-        """The 95 % interval of a number made of the two laws, by "percentile" or "bca"."""
+    def bounds(self, statistic: Statistic, method: str, confidence: float = CONFIDENCE) -> Interval | None:
+        """The interval of a number made of the two laws, by "percentile" or "bca"; 95 % unless told otherwise."""
         num = len(self.left_out)
         values = statistic(self.resampled)
         if method == "percentile":
-            return interval(values, num)
-        return bca_interval(values, float(statistic(self.laws[None])[0]), statistic(self.left_out), num)
+            return interval(values, num, confidence=confidence)
+        estimate = float(statistic(self.laws[None])[0])
+        return bca_interval(values, estimate, statistic(self.left_out), num, confidence)

@@ -2,77 +2,28 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from scipy.special import stdtr
 
-from clip_la.errors import UserError, one_line, unknown
+from clip_la.errors import one_line
 from clip_la.scaling.alike import alike_groups, groups_of
-from clip_la.scaling.bootstrap import (
-    FLAT,
-    Interval,
-    PairedBootstrap,
-    Pairs,
-    bca_interval,
-    draw_counts,
-    interval,
-    log10_multiplier_at,
-    without_each,
-)
-from clip_la.scaling.fit import Frontier, get_frontier, num_scales, power10
-from clip_la.scaling.intervals import (
-    Regression,
-    as_interval,
-    contrast_interval,
-    root_interval,
-)
+from clip_la.scaling.bootstrap import Interval, Pairs, log10_multiplier_at
+from clip_la.scaling.fit import power10
 from clip_la.scaling.joint import JointFit, power_fits
+from clip_la.scaling.paired import How, PairedIntervals, T
 from clip_la.scaling.points import Point
 
-# How an interval is made; see `intervals` and `bootstrap`.
-T, PERCENTILE, BCA = "t", "percentile", "bca"
-METHODS = (T, PERCENTILE, BCA)
 # What two runs must share to be a pair, besides the field they differ in.
 PAIR_FIELDS = (
     *("attention", "model", "image_size", "tokens", "train_data"),
     *("seed", "schedule", "batch_size", "samples_seen"),
 )
-# With one degree of freedom (three pairs) t is 12.7: the interval of a multiplier is too wide to say anything, and
-# holds the truth in 98 of 100 studies instead of 95 (results/scaling_coverage.csv).
-MIN_MULTIPLIER_DEGREES = 1.5
 # Enough for a smooth curve over the few decades of a study.
 CURVE_PLACES = 15
-
-
-@dataclass(frozen=True)
-class How:
-    """By what means intervals are made: "t" (all points alone), "percentile" or "bca", from resamples of runs."""
-
-    frontier: Frontier
-    method: str
-    num_resamples: int
-    seed: int
-
-    @classmethod
-    def of(cls, frontier: str, num_bins: int, method: str | None, num_resamples: int, seed: int) -> "How":
-        """The means by their names; without a method t, or percentiles where a frontier picks points.
-
-        Raises:
-            UserError: an unknown frontier or method, or t with a frontier: what it picks hangs on the errors, and t
-                knows no law for that.
-        """
-        choose = get_frontier(frontier, num_bins)
-        if method is None:
-            method = T if frontier == "all" else PERCENTILE
-        if method not in METHODS:
-            raise unknown("interval", method, METHODS)
-        if method == T and frontier != "all":
-            raise UserError(f"--interval t needs --frontier all: what {frontier} picks hangs on the errors themselves")
-        return cls(choose, method, num_resamples, seed)
 
 
 @dataclass(frozen=True)
@@ -101,6 +52,9 @@ class Comparison:
     joint fits with the exponent separate, in common, and with one law for both; `shared_multiplier` is the multiplier,
     the same at every error, where the exponent is one. `curve` holds the multiplier at evenly spaced log compute of the
     baseline, from its smallest paired run to its largest. `misfits` are those of `alike_groups`.
+
+    Intervals are 95 % each, whatever is compared beside them. `differs_in` names the quantities (EXPONENT, MULTIPLIER,
+    ERROR) in which the kinds differ by `PairedIntervals.differ_in`, corrected for all kinds that are compared.
     """
 
     name: str
@@ -110,6 +64,7 @@ class Comparison:
     num_repeated: int
     error_ratio: float
     error_ratio_interval: Interval | None
+    differs_in: tuple[str, ...] = ()
     alpha_difference: float | None = None
     alpha_difference_interval: Interval | None = None
     difference_p_value: float | None = None
@@ -176,119 +131,54 @@ def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tu
     return pairs, repeated_first + repeated_second
 
 
-def _error_ratio(pairs: Pairs, how: How) -> tuple[float, Interval | None]:
-    """log10 of the mean ratio of errors over pairs of runs, and its interval."""
-    ratios = pairs.log10_error_ratios()
-    value, num = float(ratios.mean()), len(ratios)
-    if how.method == T:
-        if num < 2:
-            return value, None
-        return value, as_interval(contrast_interval(Regression(np.ones((num, 1)), np.arange(num)), ratios, [1]))
-    resampled = draw_counts(num, how.num_resamples, how.seed) @ ratios / num
-    if how.method == PERCENTILE:
-        return value, interval(resampled, num)
-    return value, bca_interval(resampled, value, without_each(num) @ ratios / max(num - 1, 1), num)
-
-
-@dataclass(frozen=True)
-class _ByT:
-    """Differences of two laws by least squares with clustered errors."""
-
-    pairs: Pairs
-
-    @property
-    def _response(self) -> np.ndarray:
-        return np.log10(self.pairs.error).T.ravel()
-
-    def _regression(self, shared_exponent: bool = False) -> Regression:
-        return Regression.of_pairs(np.log10(self.pairs.compute), self.pairs.units, shared_exponent=shared_exponent)
-
-    def difference(self) -> tuple[Interval | None, float | None]:
-        """The interval of the difference of exponents, and the p-value of none."""
-        regression, weights = self._regression(), np.array([0.0, -1, 0, 1])
-        bounds = as_interval(contrast_interval(regression, self._response, weights.tolist()))
-        value = float(regression.coefficients(self._response) @ weights)
-        error = float(np.sqrt(weights @ regression.covariance(self._response) @ weights))
-        if bounds is None:
-            return None, None
-        degrees = float(regression.degrees_of_freedom(weights))
-        return bounds, float(2 * stdtr(degrees, -abs(value) / max(error, 1e-300)))
-
-    def multiplier(self, x: float) -> Interval | None:
-        """The interval of the log10 multiplier at the baseline's log10 compute `x`."""
-        return self._root(self._regression(), [-1, -x, 1, x], [0, 0, 0, 1])
-
-    def shared_multiplier(self) -> Multiplier | None:
-        """The multiplier where both kinds have one exponent, at the baseline's mean; None where errors do not fall."""
-        regression = self._regression(shared_exponent=True)
-        root, _ = root_interval(regression, self._response, [-1, 1, 0], [0, 0, 1])
-        if not np.isfinite(root) or regression.coefficients(self._response)[2] >= -FLAT:
-            return None
-        bounds = self._root(regression, [-1, 1, 0], [0, 0, 1])
-        compute, error = (float(np.log10(own[:, 0]).mean()) for own in (self.pairs.compute, self.pairs.error))
-        return Multiplier(power10(compute), power10(error), power10(float(root)), power_bounds(bounds))
-
-    def _root(self, regression: Regression, constant: list[float], slope: list[float]) -> Interval | None:
-        root, bounds = root_interval(regression, self._response, constant, slope)
-        if not np.isfinite(root):  # flat laws meet nowhere
-            return None
-        degrees = regression.degrees_of_freedom(np.array(constant, float) + root * np.array(slope, float))
-        return as_interval(bounds) if degrees >= MIN_MULTIPLIER_DEGREES else None
-
-
-def _multipliers(
-    places: Sequence[float], laws: np.ndarray, by_t: _ByT, resampled: PairedBootstrap | None, method: str
-) -> tuple[Multiplier, ...]:
-    """The multiplier at each of some log10 computes of the baseline; none where no multiplier is defined."""
-    found = []
-    for place in places:
-        value = float(log10_multiplier_at(laws, place))
-        if np.isnan(value):
-            continue
-
-        def statistic(each: np.ndarray, place: float = place) -> np.ndarray:
-            return log10_multiplier_at(each, place)
-
-        bounds = by_t.multiplier(place) if resampled is None else resampled.bounds(statistic, method)
-        error = power10(float(laws[0, 0] + laws[0, 1] * place))
-        found.append(Multiplier(power10(place), error, power10(value), power_bounds(bounds)))
-    return tuple(found)
+def _multiplier(found: PairedIntervals, place: float) -> Multiplier | None:
+    """The multiplier at a log10 compute of the baseline; None where none is defined."""
+    value = float(log10_multiplier_at(found.laws, place))
+    if np.isnan(value):
+        return None
+    error = power10(float(found.laws[0, 0] + found.laws[0, 1] * place))
+    return Multiplier(power10(place), error, power10(value), power_bounds(found.multiplier(place)))
 
 
 def compare(
-    name: str, baseline: str, points: Sequence[Point], baseline_points: Sequence[Point], *, by: str, how: How
-) -> Comparison | None:
-    """The paired comparison of two kinds, or None where no two runs differ in `by` alone."""
-    pairs, num_repeated = make_pairs(baseline_points, points, by)
-    if len(pairs.units) == 0:
-        return None
-    ratio, ratio_bounds = _error_ratio(pairs, how)
-    ratios = np.log10(pairs.error[:, 1] / pairs.error[:, 0])
-    misfits = alike_groups(np.log10(pairs.compute[:, 0]), ratios, pairs.units, pairs.groups)
-    counts = (name, baseline, len(pairs.units), pairs.num_units, num_repeated)
-    plain = Comparison(*counts, power10(ratio), power_bounds(ratio_bounds), misfits=misfits)
-    laws = pairs.laws(how.frontier)
-    # Two pairs make two exact lines: a difference of exponents without any residual is not a finding.
-    if min(len(pairs.units), num_scales(np.log10(pairs.compute[:, 0])) + 1) < 3 or np.isnan(laws).any():
-        return plain
-    by_t, resampled = _ByT(pairs), None
+    name: str, baseline: str, pairs: Pairs, *, how: How, num_repeated: int = 0, num_compared: int = 1
+) -> Comparison:
+    """The comparison of two kinds over pairs of `make_pairs`, of which there must be one.
+
+    `num_compared` is how many kinds are compared with the baseline beside each other: `differs_in` is corrected for
+    them, the intervals are not.
+    """
+    found = PairedIntervals(pairs, how)
     x = np.log10(pairs.compute[:, 0])
-    along = np.linspace(x.min(), x.max(), CURVE_PLACES).tolist()
-    if how.method == T:
-        bounds, p_value = by_t.difference()
-    else:
-        resampled = PairedBootstrap.of(pairs, frontier=how.frontier, num_resamples=how.num_resamples, seed=how.seed)
-        bounds, p_value = resampled.bounds(lambda each: each[:, 1, 1] - each[:, 0, 1], how.method), None
-    return Comparison(
-        *counts,
+    misfits = alike_groups(x, np.log10(pairs.error[:, 1] / pairs.error[:, 0]), pairs.units, pairs.groups)
+    ratio = float(pairs.log10_error_ratios().mean())
+    plain = Comparison(
+        *(name, baseline, len(pairs.units), pairs.num_units, num_repeated),
         power10(ratio),
-        power_bounds(ratio_bounds),
-        alpha_difference=float(laws[1, 1] - laws[0, 1]),
-        alpha_difference_interval=bounds,
-        difference_p_value=p_value,
-        multipliers=_multipliers((float(x.mean()), float(x.max())), laws, by_t, resampled, how.method),
-        shared_multiplier=by_t.shared_multiplier() if how.method == T else None,
-        shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
-        curve=_multipliers(along, laws, by_t, resampled, how.method),
+        power_bounds(found.error_ratio()),
+        differs_in=found.differ_in(num_compared),
         misfits=misfits,
+    )
+    if not found.has_laws:
+        return plain
+    by_t = how.method == T
+    shared = found.shared_multiplier() if by_t else None
+    at_one_exponent = None
+    if shared:
+        compute, error, value, bounds = shared
+        at_one_exponent = Multiplier(power10(compute), power10(error), power10(value), power_bounds(bounds))
+    along = np.linspace(x.min(), x.max(), CURVE_PLACES).tolist()
+    middle_and_largest, curve = (
+        tuple(each for place in places if (each := _multiplier(found, place)))
+        for places in ((found.middle, float(x.max())), along)
+    )
+    return replace(
+        plain,
+        alpha_difference=float(found.laws[1, 1] - found.laws[0, 1]),
+        alpha_difference_interval=found.difference(),
+        difference_p_value=found.difference_p_value() if by_t else None,
+        multipliers=middle_and_largest,
+        shared_multiplier=at_one_exponent,
+        shared=tuple(power_fits(list(np.log10(pairs.compute).T), list(np.log10(pairs.error).T))),
+        curve=curve,
     )

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 
 from clip_la.atomic import atomic_write
 from clip_la.scaling.bootstrap import PairedBootstrap, Pairs, Statistic, log10_multiplier_at
-from clip_la.scaling.comparison import METHODS, MIN_MULTIPLIER_DEGREES, T
 from clip_la.scaling.fit import choose_all
 from clip_la.scaling.intervals import Regression, contrast_interval, root_interval
+from clip_la.scaling.paired import METHODS, MIN_MULTIPLIER_DEGREES, T
 
 QUANTITIES = ("exponent", "difference", "multiplier")
 # Kind 2 needs fewer FLOPs a pair, the more so the larger the run; log10.

@@ -122,20 +122,24 @@ Bounds = Float[np.ndarray, "*studies 2"]
 
 
 def contrast_interval(
-    regression: Regression, response: Float[np.ndarray, "*studies points"], contrast: Sequence[float]
+    regression: Regression,
+    response: Float[np.ndarray, "*studies points"],
+    contrast: Sequence[float],
+    confidence: float = CONFIDENCE,
 ) -> Bounds:
-    """The 95 % interval of a sum of coefficients.
+    """The interval of a sum of coefficients.
 
     Args:
         response: log10 errors, a row a study.
         contrast: the weights of the coefficients in the sum.
+        confidence: the probability with which the interval holds the true sum.
 
     Returns lower and upper end; NaN where a single run determines the sum.
     """
     weights = np.array(contrast, float)
     value = regression.coefficients(response) @ weights
     variance = np.einsum("...ab,a,b->...", regression.covariance(response), weights, weights)
-    half = stdtrit(regression.degrees_of_freedom(weights), UPPER) * np.sqrt(variance)
+    half = stdtrit(regression.degrees_of_freedom(weights), 0.5 + confidence / 2) * np.sqrt(variance)
     return np.stack([value - half, value + half], axis=-1)
 
 
@@ -144,11 +148,12 @@ def root_interval(
     response: Float[np.ndarray, "*studies points"],
     constant: Sequence[float],
     slope: Sequence[float],
+    confidence: float = CONFIDENCE,
 ) -> tuple[Float[np.ndarray, "*studies"], Bounds]:
-    """The value d at which the sum of coefficients with weights `constant + d * slope` is 0, and its 95 % interval.
+    """The value d at which the sum of coefficients with weights `constant + d * slope` is 0, and its interval.
 
-    The interval is Fieller's: all d at which that sum does not differ from 0 by its own t test. NaN where it has no
-    ends: the sum with weights `slope` may itself be 0.
+    The interval, 95 % unless `confidence` says otherwise, is Fieller's: all d at which that sum does not differ from 0
+    by its own t test. NaN where it has no ends: the sum with weights `slope` may itself be 0.
     """
     first, second = np.array(constant, float), np.array(slope, float)
     beta, covariance = regression.coefficients(response), regression.covariance(response)
@@ -156,7 +161,7 @@ def root_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         root = -u / v
         # The degrees of freedom hardly change with d: those at the root serve for the whole interval.
-        t = stdtrit(regression.degrees_of_freedom(first + root[..., None] * second), UPPER)
+        t = stdtrit(regression.degrees_of_freedom(first + root[..., None] * second), 0.5 + confidence / 2)
     uu, uv, vv = (
         np.einsum("...ab,a,b->...", covariance, a, b) for a, b in ((first, first), (first, second), (second, second))
     )

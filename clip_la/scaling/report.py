@@ -8,8 +8,9 @@ from typing import Any
 from clip_la.errors import counted
 from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
-from clip_la.scaling.comparison import Comparison, T
+from clip_la.scaling.comparison import Comparison
 from clip_la.scaling.joint import best
+from clip_la.scaling.paired import T
 from clip_la.scaling.points import AXES, Selection, is_loss
 from clip_la.scaling.table import Table
 
@@ -163,10 +164,10 @@ JOINT_NAMES = {(): "separate laws", ("alpha",): "one exponent", ("alpha", "log10
 
 
 def how(analysis: Analysis) -> str:
-    """By what means the intervals were made."""
+    """By what means the intervals were made; none is corrected for the others beside it."""
     if analysis.method == T:
-        return "[95 % intervals by Student's t, errors clustered by run]"
-    return f"[95 % intervals from {analysis.num_resamples} resamples of runs, {analysis.method}]"
+        return "[95 % intervals, each by itself, by Student's t, errors clustered by run]"
+    return f"[95 % intervals, each by itself, from {analysis.num_resamples} resamples of runs, {analysis.method}]"
 
 
 def to_text(analysis: Analysis) -> str:

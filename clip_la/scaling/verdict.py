@@ -1,39 +1,33 @@
-"""What the points of a study show, and what they do not, in one sentence."""
+"""What the points of a study show, and what they do not, in a sentence or two."""
 
 from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.bootstrap import MIN_RUNS
 from clip_la.scaling.cautions import MAX_REPEATS
 from clip_la.scaling.comparison import Comparison
+from clip_la.scaling.paired import ERROR, EXPONENT, MULTIPLIER
 from clip_la.scaling.report import error_label
-
-LEVEL = 0.05
 
 
 def verdict(analysis: Analysis) -> str:
-    """The sentence: whether errors fall, and whether exponents, compute or errors differ beyond chance.
+    """A sentence: whether errors fall, and whether exponents, compute or errors differ beyond chance.
 
-    A difference counts as shown where its 95 % interval leaves out that there is none; where several kinds are compared
-    the p-value of the exponents has to be below 5 % over their number (Bonferroni). Where nothing is shown it says how
-    many runs a kind would be needed; where runs miss a law together (see `alike`) it says that intervals are too
-    narrow. What was measured is left to the tables, so that seeds that agree say the same.
+    What counts as a difference is `PairedIntervals.differ_in`'s to say: corrected for the number of kinds compared, for
+    exponents, multipliers and errors alike; where there are several kinds a second sentence says so. The correction is
+    for this analysis: another metric, data set or baseline is another one, and gets a verdict of its own. Where nothing
+    is shown it says how many runs a kind would be needed; where runs miss a law together (see `alike`) it says that
+    intervals are too narrow. What was measured is left to the tables, so that seeds that agree say the same.
     """
 
     def listed(names: list[str], last: str = "and") -> str:
         return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
     def differences(found: Comparison) -> list[str]:
-        ways = []
-        bounds, p_value = found.alpha_difference_interval, found.difference_p_value
-        is_significant = p_value is None or p_value < LEVEL / len(analysis.comparisons)
-        if bounds and not bounds[0] <= 0 <= bounds[1] and is_significant:
-            ways.append("its exponent")
-        multiplier = found.multipliers[0].interval if found.multipliers else None
-        if multiplier and not multiplier[0] <= 1 <= multiplier[1]:
-            ways.append("the compute it needs for an equal error")
-        ratio = found.error_ratio_interval
-        if ratio and not ratio[0] <= 1 <= ratio[1]:
-            ways.append(f"its error at equal model and samples ({'less' if found.error_ratio < 1 else 'more'})")
-        return ways
+        words = {
+            EXPONENT: "its exponent",
+            MULTIPLIER: "the compute it needs for an equal error",
+            ERROR: f"its error at equal model and samples ({'less' if found.error_ratio < 1 else 'more'})",
+        }
+        return [words[name] for name in found.differs_in]
 
     falling = [fit.name for fit in analysis.fits if fit.alpha_interval and fit.alpha_interval[1] < 0]
     unlike = [fit.name for fit in analysis.fits if fit.name not in falling]
@@ -60,11 +54,12 @@ def verdict(analysis: Analysis) -> str:
                 shown += f" (by intervals that are too narrow: {together})"
             joint = ", and"
     alike = [name for name, own in ways.items() if not own]
-    if not alike:
-        return f"{shown}."
-    more = f": {MIN_RUNS} paired runs may tell" if least < MIN_RUNS else ""
-    baseline = analysis.comparisons[0].baseline
-    return (
-        f"{shown}; it is not shown whether {listed(alike, 'or')} differs from {baseline} in its exponent or in the "
-        f"compute it needs for an equal error{more}."
-    )
+    if alike:
+        more = f": {MIN_RUNS} paired runs may tell" if least < MIN_RUNS else ""
+        shown += (
+            f"; it is not shown whether {listed(alike, 'or')} differs from {analysis.comparisons[0].baseline} in its "
+            f"exponent, in the compute it needs for an equal error or in its error at equal model and samples{more}"
+        )
+    num = len(analysis.comparisons)
+    judged = f" Differences are judged at 95 % over the {num} kinds together." if num > 1 else ""
+    return f"{shown}.{judged}"

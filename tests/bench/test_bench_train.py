@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from clip_la.bench.train import cases_of
+from clip_la.bench.train import cases_of, distributed
 from clip_la.bench.train_steps import (
+    PEER,
     OurStep,
     PeerStep,
     caption_lengths,
@@ -19,6 +22,7 @@ from clip_la.bench.train_steps import (
 )
 from clip_la.cli import main
 from clip_la.models.clip import model_from_spec
+from clip_la.train.hardware import BUCKET_MIB
 from clip_la.train.peak import peak_flops
 
 SMALL = ["bench", "train", "--models", "vit_pico", "--batch-size", "8", "--steps", "2", "--rounds", "1"]
@@ -112,6 +116,28 @@ def test_both_models_drop_the_same_share_of_patches():
     assert seen == [9, 9]
 
 
+@pytest.mark.parametrize("reduction", ["float32", "bfloat16"])
+def test_gradients_are_sent_as_asked_for_and_the_row_says_so(reduction, tmp_path, capsys):
+    options = ["--attention", "linear", "--modes", "eager", "--no-open-clip", "--json"]
+    assert main([*SMALL, *options, *(["--reduction", "bfloat16"] if reduction == "bfloat16" else [])]) in (None, 0)
+    assert json.loads(capsys.readouterr().out)["reduction"] == reduction
+    # A job of one process sends its gradients as one of several does.
+    case = cases(with_peer=False, reduction=reduction)[0]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        wrapped = distributed(OurStep(case), case)
+        wrapped(make_batch(case.spec, case, 0, torch.device("cpu"))).backward()
+        peer = distributed(PeerStep(case), replace(case, provider=PEER))
+    finally:
+        dist.destroy_process_group()
+    settings = (wrapped.bucket_bytes_cap, wrapped.gradient_as_bucket_view)
+    assert settings == (BUCKET_MIB * 2**20, True) == (128 * 2**20, True)
+    assert (peer.bucket_bytes_cap, peer.gradient_as_bucket_view) == (25 * 2**20, False)
+    sent = [parameter.grad for parameter in wrapped.parameters() if parameter.grad is not None]
+    assert len(sent) > 20
+    assert all(torch.equal(grad, grad.bfloat16().float()) for grad in sent) == (reduction == "bfloat16")
+
+
 def test_utilisation_is_of_the_makers_figure():
     assert peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
     assert peak_flops("NVIDIA H100 PCIe", torch.bfloat16) == 756e12
@@ -130,6 +156,7 @@ def test_utilisation_is_of_the_makers_figure():
         (["--text", "33"], "--text 33: captions of vit_pico have at most 32 tokens"),
         (["--text-groups", "9"], "--text-groups 9"),
         (["--micro-batches", "0"], "--micro-batches 0"),
+        (["--reduction", "float16"], "invalid choice: 'float16'"),
         (["--patch-dropout", "1"], "--patch-dropout 1.0 must be from 0 to below 1"),
         (["--image-size", "30"], "image_size 30 is no multiple of patch_size 8"),
         (["--device", "cpu", "--modes", "graphs"], "graphs needs a GPU"),

@@ -97,6 +97,18 @@ def test_value_and_every_gradient_equal_the_reference(plan: str, place: str) -> 
 
 
 @pytest.mark.parametrize(("plan", "place"), CASES)
+def test_gradients_lie_as_their_parameters(plan: str, place: str) -> None:
+    """DDP keeps gradients as views of its buckets, and warns where the strides of one are not its parameter's."""
+    layout = LAYOUTS[place]
+    # float32: float64 takes another convolution, whose gradients lie right in any case.
+    layer = make_layer(plan, layout).float()
+    layer(random_tokens(layout.max_tokens).float(), is_causal=layout.causal).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
+@pytest.mark.parametrize(("plan", "place"), CASES)
 def test_parameters_are_those_counted(plan: str, place: str) -> None:
     layer, layout, (choice,) = make_layer(plan, LAYOUTS[place]), LAYOUTS[place], layer_choices(plan, 1)
     extra = sum(p.numel() for name, p in layer.named_parameters() if not name.startswith(("qkv.", "proj.")))

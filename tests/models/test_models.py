@@ -88,6 +88,7 @@ def test_features_are_unit_rows_and_every_weight_learns(name: str, attention: st
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.stride() == parameter.stride(), parameter_name
         last = parameter_name.startswith(f"image.trunk.blocks.{model.spec.image_layers - 1}.")
         unread = last and any(part in parameter_name for part in UNREAD)
         assert (parameter.grad.abs().max() > 0) != unread, parameter_name

@@ -33,8 +33,9 @@ def test_few_runs_show_the_fall_and_no_more(study) -> None:
     laws = {"softmax": (-0.1, 1.0), "linear": (-0.1, 1.001), "linear_mean": (-0.101, 1.0)}
     assert verdict(study(laws, 5, noise=0.002)) == (
         "From 5 runs of each kind it is shown that contrastive_loss falls with compute for softmax, linear and "
-        "linear_mean; it is not shown whether linear or linear_mean differs from softmax in its exponent or in the "
-        "compute it needs for an equal error: 12 paired runs may tell."
+        "linear_mean; it is not shown whether linear or linear_mean differs from softmax in its exponent, in the "
+        "compute it needs for an equal error or in its error at equal model and samples: 12 paired runs may tell. "
+        "Differences are judged at 95 % over the 2 kinds together."
     )
 
 
@@ -53,6 +54,21 @@ def test_planted_differences_are_named_and_noise_shows_nothing(study) -> None:
     assert verdict(study({"softmax": (0.0, 1.0), "linear": (0.0, 1.0)}, 14, noise=0.05)).startswith(
         "From 14 runs of each kind it is not shown that contrastive_loss falls with compute; it is not shown"
     )
+
+
+def test_each_kind_is_judged_among_all_that_are_compared(study) -> None:
+    """Of four kinds alike with the baseline one has intervals that leave out 0 and 1; among four that is chance."""
+    kinds = {"softmax": (-0.1, 1.0), **{f"linear{number}": (-0.1, 1.0) for number in range(4)}}
+    analysis = study(kinds, 12, noise=0.003)
+    found = analysis.comparisons[2]
+    assert found.multipliers[0].interval[0] > 1
+    said = verdict(analysis)
+    assert "differs from softmax in the compute" not in said
+    assert "and the compute" not in said
+    assert said.endswith("Differences are judged at 95 % over the 4 kinds together.")
+    alone = study({"softmax": (-0.1, 1.0), "worse": (-0.1, 1.03)}, 12, noise=0.003)
+    assert "that worse differs from softmax in its exponent, the compute it needs" in verdict(alone)
+    assert "together" not in verdict(alone)
 
 
 def test_differences_are_said_where_no_error_falls(study) -> None:

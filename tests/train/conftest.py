@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from clip_la.data.shards.reader import ShardWriter
+from clip_la.runs import RunFolder
+from tests.train.runs import BATCH, BUDGET, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (230, 200, 20)}
 SHAPES = ("circle", "square", "triangle", "bar")
@@ -52,6 +54,27 @@ def run_options(shards):
         *("--model.name", "vit_pico", "--model.lr", "0.003", "--data.shards", shards, "--data.batch_size", "16"),
         *("--data.workers", "0", "--data.cache", "memory", "--tensorboard", "false", "--accelerator", "cpu"),
     ]
+
+
+@pytest.fixture(scope="session")
+def shared(shards):
+    """Options of a run that is cut in many ways: a row each two batches, a checkpoint for resuming each three."""
+    return [
+        *("--model.name", "vit_pico", "--model.lr", "0.003", "--data.shards", shards, "--data.batch_size", str(BATCH)),
+        *("--data.workers", "0", "--data.cache", "memory", "--tensorboard", "false", "--accelerator", "cpu"),
+        *("--budget_samples", str(BUDGET), "--log_every_samples", str(2 * BATCH)),
+        *("--save_every_samples", str(3 * BATCH), "--checkpoint_samples", f"[{4 * BATCH}, {7 * BATCH - 3}]"),
+        *("--model.patch_dropout", "0.25"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(shared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert train(out, shared) == 0
+    # Decided for this hardware, and kept by a run that goes on elsewhere.
+    assert RunFolder(out).read_config()["model"]["compile"] is False
+    return out
 
 
 @pytest.fixture(autouse=True, scope="session")

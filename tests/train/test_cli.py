@@ -16,7 +16,7 @@ from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.models import list_models
 from clip_la.train.cli import config_text, make_parser, make_task_and_data, parse
-from clip_la.train.hardware import cluster_plugins, trainer_hardware
+from clip_la.train.hardware import BUCKET_MIB, cluster_plugins, ddp_settings, trainer_hardware
 from clip_la.train.options import HardwareOptions, ModelOptions, TrainOptions
 from clip_la.train.task import ContrastiveTask
 
@@ -212,7 +212,12 @@ def test_a_foreign_checkpoint_is_no_start(run_options, tmp_path, capsys):
 
 def test_gradients_are_sent_as_asked_for():
     two = [HardwareOptions(accelerator="cpu", devices=2, reduction=reduction) for reduction in ("float32", "bfloat16")]
-    assert [trainer_hardware(options)["strategy"]._ddp_comm_hook for options in two] == [None, bf16_compress_hook]
+    strategies = [trainer_hardware(options)["strategy"] for options in two]
+    assert [strategy._ddp_comm_hook for strategy in strategies] == [None, bf16_compress_hook]
+    # Where a step is timed DDP gets the same.
+    assert ddp_settings() == {"gradient_as_bucket_view": True, "bucket_cap_mb": BUCKET_MIB}
+    for strategy in strategies:
+        assert strategy._ddp_kwargs == ddp_settings()
 
 
 def test_gradient_accumulation_is_refused():

@@ -9,8 +9,9 @@ from clip_la.scaling.report import MULTIPLIED, number, sentence
 def headlines(analysis: Analysis) -> list[str]:
     """A sentence for each comparison with the baseline; where there is none, one that says so and gives the exponent.
 
-    Numbers and intervals are those of `Comparison`, 95 %. A quantity without an interval is given as what the points
-    alone say; an interval that includes the value of no difference (multiplier 1, exponents 0 apart) is pointed out.
+    Numbers and intervals are those of `Comparison`, 95 % each by itself (`verdict` judges all kinds together). A
+    quantity without an interval is given as what the points alone say; an interval that includes the value of no
+    difference (multiplier 1, exponents 0 apart) is pointed out.
     """
     if analysis.comparisons:
         return [_said(found, analysis.selection.axis) for found in analysis.comparisons]

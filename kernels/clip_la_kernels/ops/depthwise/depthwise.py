@@ -33,7 +33,9 @@ def depthwise_convolution(v: Tensor, weight: Tensor, *, grid: tuple[int, int] | 
         rows, columns = grid or (1, v.shape[1] - prefix)
         place = Grid(prefix, rows, columns, grid is None)
         return KernelDepthwise.apply(v, weight, place, wants_gradient(v, weight))
-    channels, weight = v.shape[2], weight.to(v.dtype)
+    # Through the flat view the gradient comes back with the weight's own strides: of tokens channels last, conv2d gives
+    # it others, and DDP, which keeps gradients as views of its buckets, warns of each weight whose strides differ.
+    channels, weight = v.shape[2], weight.to(v.dtype).flatten(1).view(weight.shape)
     if grid is None:
         # A left pad alone: no token may see what follows it.
         row = F.pad(v[:, prefix:], (0, 0, weight.shape[3] - 1, 0)).unsqueeze(1).permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
 """Runs of sweeps over attentions, from tables to arms: what attention_table.py and plot_attention.py work on.
 
-A table has a row a run: sweep.csv of `clip-la scaling sweep`, or those of results/study.
+A table has a row a run: sweep.csv of `clip-la scaling sweep`, or those of results/study. Of points (`clip-la scaling
+points`), which have a row for each metric, the runs of most samples are taken.
 """
 
 import csv
@@ -20,7 +21,7 @@ from clip_la.scaling.rates import compared
 
 RESULTS = Path(__file__).parents[1] / "results"
 # In this order, for runs of a later one replace those of an earlier.
-TABLES = ("attention_scenes.csv", "controls_again.csv", "pairs_scenes.csv", "attention_tiny.csv")
+TABLES = ("attention_scenes.csv", "controls_again.csv", "scenes.csv", "attention_tiny.csv")
 NUM_LAYERS = 12
 SOFTMAX = "softmax"
 # Of tables that name no model or its number of image tokens.
@@ -58,6 +59,7 @@ class Run:
     task: str
     model: str
     tokens: int
+    samples: int
     image: str
     text: str
     lr: float
@@ -70,8 +72,8 @@ class Run:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """Task, model, tokens, attention, rate and seed."""
-        return (self.task, self.model, self.tokens, self.image, self.text, self.lr, self.seed)
+        """Task, model, tokens, samples seen, attention, rate and seed."""
+        return (self.task, self.model, self.tokens, self.samples, self.image, self.text, self.lr, self.seed)
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,15 @@ class Arm:
     task: str
     model: str
     tokens: int
+    samples: int
     image: str
     text: str
     by_rate: Mapping[float, Sequence[Run]]
 
     @property
-    def setting(self) -> tuple[str, str, int]:
-        """What arms that can be compared share: task, model and number of image tokens."""
-        return self.task, self.model, self.tokens
+    def setting(self) -> dict[str, Any]:
+        """What arms that can be compared share: task, model, number of image tokens, samples seen."""
+        return {name: getattr(self, name) for name in ("task", "model", "tokens", "samples")}
 
     @property
     def label(self) -> str:
@@ -178,6 +181,7 @@ def read_runs(paths: Iterable[Path], max_loss: float = math.inf) -> list[Run]:
         if not rows:
             raise UserError(f"{path} has no rows: expected a table of runs, such as a sweep's sweep.csv")
         try:
+            rows = _rows_of_points(rows) if "metric" in rows[0] else rows
             budget = max(int(row["samples_seen"] or 0) for row in rows)
             finished = [row for row in rows if int(row["samples_seen"] or 0) == budget]
             found = [run for row in finished for run in _runs_of(row, max_loss)]
@@ -196,6 +200,18 @@ def read_runs(paths: Iterable[Path], max_loss: float = math.inf) -> list[Run]:
     return list(runs.values())
 
 
+def _rows_of_points(points: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A row a run, as sweep.csv has it, from a row for each of its metrics; of runs of most samples alone."""
+    budget = max(int(point["samples_seen"]) for point in points)
+    rows: dict[str, dict[str, str]] = {}
+    for point in points:
+        if int(point["samples_seen"]) == budget:
+            row = rows.setdefault(point["run"], {**point, "lr": point["learning_rate"], "loss": "0"})
+            row[f"{point['dataset']}/{point['metric']}"] = point["value"]
+            row[f"{point['dataset']}/num_samples"] = point["num_evaluated"]
+    return list(rows.values())
+
+
 def _runs_of(row: Mapping[str, str], max_loss: float) -> list[Run]:
     """The run of a row, once for each task that it has figures of."""
     runs = []
@@ -211,6 +227,7 @@ def _runs_of(row: Mapping[str, str], max_loss: float) -> list[Run]:
                 task=task,
                 model=row.get("model") or MODEL,
                 tokens=int(row.get("tokens") or TOKENS),
+                samples=int(row["samples_seen"]),
                 image=canonical_pattern(row["image_attention"], NUM_LAYERS),
                 text=canonical_pattern(row["text_attention"], NUM_LAYERS),
                 lr=float(row["lr"] if "lr" in row else row["model.lr"]),
@@ -227,14 +244,15 @@ def _runs_of(row: Mapping[str, str], max_loss: float) -> list[Run]:
 
 def arms_of(runs: Iterable[Run]) -> list[Arm]:
     """Runs by attention: task by task, model by model, group by group, the highest mean at its best rate first."""
-    by_arm: dict[tuple[str, str, int, str, str], dict[float, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    by_arm: dict[tuple[str, str, int, int, str, str], dict[float, list[Run]]]
+    by_arm = defaultdict(lambda: defaultdict(list))
     for run in sorted(runs, key=lambda run: (run.lr, run.seed)):
-        by_arm[run.task, run.model, run.tokens, run.image, run.text][run.lr].append(run)
+        by_arm[run.task, run.model, run.tokens, run.samples, run.image, run.text][run.lr].append(run)
     arms = [Arm(*place, by_rate) for place, by_rate in by_arm.items()]
 
     def order(arm: Arm) -> tuple[Any, ...]:
         found = arm.values(arm.best_lr, TASKS[arm.task][0].column).values()
         task = list(TASKS).index(arm.task)
-        return task, arm.model, arm.tokens, GROUPS.index(arm.group), -fmean(found or [0.0]), arm.label
+        return task, arm.model, arm.tokens, arm.samples, GROUPS.index(arm.group), -fmean(found or [0.0]), arm.label
 
     return sorted(arms, key=order)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """From the tables of sweeps over attentions to one: each arm at each rate, its best rate, and paired differences.
 
-    python scripts/attention_table.py            # writes results/attention.csv, attention_differences.csv; prints them
-    python scripts/attention_table.py --short    # prints the best arms of each group, as in the README; writes nothing
+    python scripts/attention_table.py            # writes attention.csv, attention_differences.csv, attention.md; prints
+    python scripts/attention_table.py --short    # prints the best arms of each group; writes nothing
     python scripts/attention_table.py runs/scenes_attention/sweep.csv runs/tiny_attention/sweep.csv
 
 A run of a later table replaces the same one (task, model, attention, rate, seed) of an earlier table. Unfinished runs
@@ -24,7 +24,6 @@ from typing import Any
 
 from attention_runs import (
     CONTROLS,
-    GROUPS,
     RESULTS,
     SOFTMAX,
     TASKS,
@@ -34,6 +33,7 @@ from attention_runs import (
     default_tables,
     read_runs,
 )
+from attention_text import FEATURED, shown
 
 from clip_la.atomic import atomic_write
 from clip_la.cli import Parser
@@ -42,16 +42,6 @@ from clip_la.errors import EXIT_CODE, UserError, unknown
 LEVEL = 0.95
 # Seeds from which on their differences have an interval of their own.
 MIN_PAIRED = 3
-# Of the short table: so many of each group, and these.
-BEST_ROWS = 3
-PLAIN = (SOFTMAX, "image: linear_mean", "linear_mean", "linear")
-FEATURED = ("rala", "image: rala")
-DIFFERENCES = (
-    "`image: KIND` has KIND in the image tower and softmax in the text tower; `*` marks an attention with a\n"
-    "diverged run at some rate. Differences over the seeds that both have, with two 95 % intervals: over seeds (from\n"
-    "the pooled spread of all seeds where fewer than three are paired), and over images, as if the two models failed\n"
-    "on images of their own:"
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,9 @@ def spreads_of(arms: Sequence[Arm]) -> dict[tuple[Any, ...], Spread]:
     samples: dict[tuple[Any, ...], list[list[float]]] = defaultdict(list)
     for arm in arms:
         for metric in TASKS[arm.task]:
-            samples[(*arm.setting, metric.column)] += [[*arm.values(lr, metric.column).values()] for lr in arm.by_rate]
+            samples[(*arm.setting.values(), metric.column)] += [
+                [*arm.values(lr, metric.column).values()] for lr in arm.by_rate
+            ]
     return {key: Spread.of(found) for key, found in samples.items()}
 
 
@@ -110,7 +102,7 @@ def arm_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
             for metric in TASKS[arm.task]:
                 values = arm.values(lr, metric.column)
                 row = {
-                    **dict(zip(("task", "model", "tokens"), arm.setting, strict=True)),
+                    **arm.setting,
                     "metric": metric.column,
                     "image_attention": arm.image,
                     "text_attention": arm.text,
@@ -123,7 +115,7 @@ def arm_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                 }
                 if values:
                     mean = fmean(values.values())
-                    half = spreads[*arm.setting, metric.column].half(1 / len(values))
+                    half = spreads[*arm.setting.values(), metric.column].half(1 / len(values))
                     size = runs[0].num_samples[metric.column]
                     row |= {"mean": round(mean, 6), **intervals(mean, half, [mean], size)}
                 rows.append(row | {"parameters": runs[0].parameters, "forward_gflops": runs[0].gflops})
@@ -147,13 +139,13 @@ def difference_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     arms: differences of one or two seeds do not say how far a third may lie.
     """
     spreads = spreads_of(arms)
-    known = {(*arm.setting, arm.image, arm.text): arm for arm in arms}
+    known = {(*arm.setting.values(), arm.image, arm.text): arm for arm in arms}
     linear = [arm for arm in arms if arm.group != CONTROLS]
     rows = []
     for arm in linear:
         # Where nothing stands around an arm its control is plain softmax.
         plans = dict.fromkeys([(SOFTMAX, SOFTMAX), (control_of(arm.image), control_of(arm.text))])
-        for against in [known[key] for each in plans if (key := (*arm.setting, *each)) in known]:
+        for against in [known[key] for each in plans if (key := (*arm.setting.values(), *each)) in known]:
             for (lr, against_lr, at), metric in itertools.product(rates_of(arm, against), TASKS[arm.task]):
                 a, b = arm.values(lr, metric.column), against.values(against_lr, metric.column)
                 seeds = sorted(a.keys() & b.keys())
@@ -161,12 +153,12 @@ def difference_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                     continue
                 differences = [a[seed] - b[seed] for seed in seeds]
                 is_paired = len(seeds) >= MIN_PAIRED
-                spread = Spread.of([differences]) if is_paired else spreads[*arm.setting, metric.column]
+                spread = Spread.of([differences]) if is_paired else spreads[*arm.setting.values(), metric.column]
                 half = spread.half((1 if is_paired else 2) / len(seeds))
                 shares = [fmean(each[seed] for seed in seeds) for each in (a, b)]
                 size = arm.first_run.num_samples[metric.column]
                 row = {
-                    **dict(zip(("task", "model", "tokens"), arm.setting, strict=True)),
+                    **arm.setting,
                     "metric": metric.column,
                     "attention": arm.label,
                     "against": against.label,
@@ -183,59 +175,6 @@ def difference_rows(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return rows
 
 
-def _percent(values: Mapping[int, float]) -> str:
-    seeds = ", ".join(f"{100 * value:.1f}" for value in values.values())
-    return f"{100 * fmean(values.values()):.1f} ({seeds})" if values else "diverged"
-
-
-def arms_markdown(arms: Sequence[Arm], *, is_short: bool) -> str:
-    """A table for each task and model: percent at the best rate, mean and seeds; `is_short` leaves worse arms out."""
-    blocks = []
-    for task, model, tokens in dict.fromkeys(arm.setting for arm in arms):
-        here = [arm for arm in arms if arm.setting == (task, model, tokens)]
-        metrics = [each for each in TASKS[task] if any(arm.values(arm.best_lr, each.column) for arm in here)]
-        headings = [f"{each.heading} %, mean (seeds)" for each in metrics]
-        lines = [f"| attention, {model}, {tokens} tokens | {' | '.join(headings)} | rate | forward GFLOPs a pair |"]
-        lines.append("|---" * (len(metrics) + 3) + "|")
-        for group in GROUPS:
-            members = [arm for arm in here if arm.group == group and not (is_short and arm.best_lr is None)]
-            if members:
-                lines.append(f"| **{group}** |" + " |" * (len(metrics) + 2))
-            for arm in [arm for i, arm in enumerate(members) if not is_short or i < BEST_ROWS or arm.label in PLAIN]:
-                cells = [_percent(arm.values(arm.best_lr, each.column)) for each in metrics]
-                cells[0] += " *" if arm.has_diverged and arm.best_lr is not None else ""
-                rate = f"{arm.best_lr:g}" if arm.best_lr is not None else ""
-                lines.append(f"| `{arm.label}` | {' | '.join(cells)} | {rate} | {arm.first_run.gflops:.2f} |")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
-def differences_markdown(rows: Iterable[Mapping[str, Any]], labels: Sequence[str], *, is_short: bool) -> str:
-    """The differences of some arms in points, with both intervals; that of seeds with where its spread is from.
-
-    `is_short` leaves out rates that are not the best of each.
-    """
-    lines = ["| attention | against | metric | rate | seeds | difference, points | over seeds | over images |"]
-    lines.append("|---" * 8 + "|")
-    headings = {metric.column: metric.heading for metrics in TASKS.values() for metric in metrics}
-
-    def bounds(row: Mapping[str, Any], of: str) -> str:
-        low, high = (row.get(f"{end}_over_{of}", "") for end in ("low", "high"))
-        return f"[{100 * low:+.1f}, {100 * high:+.1f}]" if low != "" else ""
-
-    for row in rows:
-        if row["attention"] in labels and not (is_short and row["rates"] == "equal"):
-            lr, against_lr = row["lr"], row["against_lr"]
-            rate = f"{lr:g}" if lr == against_lr else f"{lr:g} and {against_lr:g}"
-            rate += " (best)" if "best" in row["rates"] else ""
-            setting = f"{headings[row['metric']]}, {row['model']}, {row['tokens']} tokens"
-            lines.append(
-                f"| `{row['attention']}` | `{row['against']}` | {setting} | {rate} | {row['num_seeds']}"
-                f" | {100 * row['mean']:+.1f} | {bounds(row, 'seeds')} {row['spread']} | {bounds(row, 'images')} |"
-            )
-    return "\n".join(lines)
-
-
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV, with every column that any of them has."""
     with atomic_write(path, "w") as stream:
@@ -247,18 +186,13 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_tables(arms: Sequence[Arm], folder: Path) -> None:
-    """attention.csv and attention_differences.csv."""
+    """attention.csv, attention_differences.csv, and both to read: attention.md."""
     write(folder / "attention.csv", arm_rows(arms))
     write(folder / "attention_differences.csv", difference_rows(arms))
-
-
-def shown(arms: Sequence[Arm], labels: Sequence[str] = FEATURED, *, is_short: bool = True) -> str:
-    """Both tables as Markdown, of the differences those of `labels`: what README.md shows."""
-    parts = [arms_markdown(arms, is_short=is_short)]
-    if labels:
-        parts.append(DIFFERENCES)
-        parts.append(differences_markdown(difference_rows(arms), labels, is_short=is_short))
-    return "\n\n".join(parts)
+    path = folder / "attention.md"
+    with atomic_write(path, "w") as stream:
+        stream.write(f"# Attentions compared\n\n{shown(arms, difference_rows(arms), is_short=False)}\n")
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"attention_table: error: {error}", file=sys.stderr)
         return EXIT_CODE
-    print(shown(arms, options.pairs, is_short=options.short))
+    print(shown(arms, difference_rows(arms), options.pairs, is_short=options.short))
     return 0
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import attention_table
+import attention_text
 import numpy as np
 import plot_attention
 from attention_runs import arms_of, default_tables, read_runs
@@ -307,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     root = Path("../../README.md")
                     arms = arms_of(read_runs(tables))
                     attention_table.write_tables(arms, attention_table.RESULTS)
-                    part = attention_table.shown(arms)
+                    part = attention_text.summary(arms, attention_table.difference_rows(arms))
                     texts[root] = with_part(root.read_text(encoding="utf-8"), part, root)
             for path, text in texts.items():
                 with atomic_write(path, "w") as stream:

@@ -8,6 +8,7 @@ Runs that diverged are not drawn; an arm with such a run at any rate is marked.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -105,7 +106,10 @@ def save(figure: "Figure", stem: Path) -> None:
 
 def make(tables: Sequence[Path], out: Path) -> None:
     """Draws the runs of some tables. Raises UserError for a bad table, or one without softmax, the figure's line."""
-    arms = arms_of(run for run in read_runs(tables) if (run.task, run.model, run.tokens) == (TASK, MODEL, TOKENS))
+    runs = [run for run in read_runs(tables) if (run.task, run.model, run.tokens) == (TASK, MODEL, TOKENS)]
+    # One budget: that of most runs.
+    samples = Counter(run.samples for run in runs).most_common(1)
+    arms = arms_of(run for run in runs if run.samples == samples[0][0])
     if not any(arm.label == SOFTMAX and recalls(arm) for arm in arms):
         raise UserError(f"no run of {MODEL} with softmax on {TASK}: the figure has it as its line")
     import matplotlib

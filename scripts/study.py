@@ -23,6 +23,7 @@ import attention_table
 import attention_text
 import numpy as np
 import plot_attention
+import plot_curves
 from attention_runs import arms_of, default_tables, read_runs
 
 from clip_la.atomic import atomic_write
@@ -300,6 +301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Origins of points are then named as beside the tables, wherever the repository lies.
         with contextlib.chdir(options.folder):
             texts = make()
+            if plot_curves.CURVES.exists():
+                plot_curves.make(plot_curves.CURVES, Path(plot_curves.CURVES.stem))
             if ATTENTION.exists():
                 tables = default_tables(Path())
                 plot_attention.make(tables, Path(ATTENTION.stem))

@@ -18,7 +18,7 @@ def study(monkeypatch):
     import study
 
     yield study
-    for name in ("study", "plot_attention", "attention_table", "attention_text", "attention_runs"):
+    for name in ("study", "plot_attention", "attention_table", "attention_text", "attention_runs", "plot_curves"):
         sys.modules.pop(name, None)
 
 
@@ -170,3 +170,21 @@ def test_wrong_folders_give_one_line(study, tmp_path, capsys, name, text, says) 
     assert study.main(["--folder", str(tmp_path / "absent")]) == 2
     with pytest.raises(study.UserError, match="lacks the markers"):
         study.with_part("no markers", "x", Path("README.md"))
+
+
+def test_the_curves_are_drawn_and_another_table_gives_one_line(study, tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    import plot_curves
+
+    rows = (REPO / "results" / "study" / "curves.csv").read_text().splitlines(keepends=True)
+    table = tmp_path / "curves.csv"
+    table.write_text("".join(row for row in rows if row.startswith(("model", "vit_w64", "vit_s16,rala,"))))
+    curves = plot_curves.read_curves(table)
+    # From the first row of a trunk to the last of its branch.
+    assert [points[-1][0] for points in curves.values()] == [409600] * len(curves)
+    assert all(points == sorted(points) and points[0][1] > points[-1][1] for points in curves.values())
+    assert plot_curves.main([str(table)]) == 0
+    assert table.with_suffix(".svg").stat().st_size > 10_000
+    table.write_text("model,loss\na,1\n")
+    assert plot_curves.main([str(table)]) == 2
+    assert "not a table of the columns model, attention, seed" in capsys.readouterr().err

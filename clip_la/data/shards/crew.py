@@ -43,8 +43,9 @@ class _Worker(NamedTuple):
 def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iterator[Result | Lost]:
     """The results of all jobs, in order, made by at most `workers` processes; with one worker, by this process.
 
-    A process that dies or takes too long at one sample is replaced and reported on stderr. Its job starts again without
-    the sample that took too long, or that two processes have died at. A job that fails more than five times is lost.
+    A process that dies or takes too long at one sample is replaced and reported on stderr. Its job starts again, without
+    the sample if two processes have stopped at it. A job that fails more than five times is lost. What takes too long
+    in Python, not in C, is interrupted by the process itself and costs its sample at once.
 
     Args:
         work: called with a job and the samples to skip; pickles. Notes its progress as in `watch`.
@@ -158,8 +159,8 @@ class _Crew(Generic[Job, Result]):
         if is_lost := len(earlier) > MAX_FAILURES or (is_overdue and at.number < 0):
             self._done[number] = Lost(reason, at)
         else:
-            # One death may come from outside, such as a machine short of memory; two at one sample are its own.
-            if is_overdue or any(at.number == other.number >= 0 for other in earlier[:-1]):
+            # Once may come from outside, such as a machine short of memory; twice at one sample is its own doing.
+            if any(at.number == other.number >= 0 for other in earlier[:-1]):
                 self._skips[number][at.number] = reason
             self._todo.appendleft(number)
         what = "given up" if is_lost else "begun again"

@@ -7,7 +7,7 @@ from clip_la.errors import UserError
 from clip_la.sweep.costs import flops_per_sample
 from clip_la.sweep.plan import PlannedRun
 from clip_la.sweep.runner import count_evaluations
-from clip_la.train.cli import make_parser, parse
+from clip_la.train.cli import parse
 
 SUITE = "zeroshot_suite"
 
@@ -23,8 +23,6 @@ def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> None:
         UserError: an option that training refuses, an attention that does not fit its model, a suite that is not there
             or damaged; with file, run and option.
     """
-    # Made once: it takes far longer than parsing does.
-    parser = make_parser()
     checked: set[str] = set()
     for run in runs:
         # The branches of a trunk differ in lengths alone, which the sweep works out and checks itself.
@@ -32,7 +30,7 @@ def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> None:
             continue
         checked |= {run.trunk} if run.trunk else set()
         try:
-            parse(run.option_arguments(out), parser)
+            parse(run.option_arguments(out))
             flops_per_sample(run)
         except UserError as error:
             raise UserError(f"{file}: run {run.name}: {error}") from None

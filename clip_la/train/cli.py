@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -42,18 +43,18 @@ RESUME = "--resume"
 YES = ("true", "yes", "on")
 
 
+@functools.cache
 def make_parser() -> OneLineParser:
-    """Every option of the command, from TrainOptions."""
+    """Every option of the command, from TrainOptions; one parser for all calls, as it takes far longer than parsing."""
     return OneLineParser(TrainOptions, prog="clip-la train", usage=USAGE, description=DESCRIPTION)
 
 
-def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOptions:
+def parse(argv: Sequence[str]) -> TrainOptions:
     """The options that a command line stands for, with those of its configuration files. Raises UserError.
 
-    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top. Who parses many
-    command lines hands in one `make_parser()` for all.
+    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top.
     """
-    parser = parser or make_parser()
+    parser = make_parser()
     rest, words = respelt(argv, parser), []
     while rest:
         word = rest.pop(0)

@@ -17,7 +17,7 @@ from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models.registry import model_spec
 from clip_la.options import respelt
-from clip_la.runs import RunFolder
+from clip_la.runs import BEGINS_WITH, RunFolder
 from clip_la.train.lock import LOCK
 from clip_la.train.optim import schedule_of
 from clip_la.train.options import TrainOptions
@@ -70,17 +70,39 @@ def parse(argv: Sequence[str]) -> TrainOptions:
         known = begun.parse_args([])  # an option without its value; the full parser says so
     own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
-    configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
+    begun_run = next((run for run in (own, parent) if run and run.config.is_file()), None)
     try:
-        options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
+        options = parser.parse_args([*(["--config", str(begun_run.config)] if begun_run else []), *words])
     except UserError as error:
-        # Whoever resumes gives no options: that all are missing is said of a folder without a run.
-        if own is not None and not configs and "arguments are required" in str(error):
-            raise UserError(f"{own.path} holds no run to resume: {error}") from None
+        if begun_run is not None:
+            check_is_no_stage(begun_run)
+        # Whoever resumes or branches off gives no options: that all are missing is said of what holds none.
+        elif "arguments are required" in str(error):
+            if own is not None:
+                raise UserError(f"{own.path} holds no run to resume: {error}") from None
+            if known.branch_from and not Path(known.branch_from).is_file():
+                is_what = "is a folder" if Path(known.branch_from).is_dir() else "is not there"
+                where = "name a checkpoint, RUN/checkpoints/samples=NUMBER.ckpt"
+                raise UserError(f"--branch_from {known.branch_from} {is_what}: {where}") from None
+            if known.branch_from:
+                raise UserError(f"--branch_from {known.branch_from} has no config.yaml beside it: {error}") from None
         raise
     values = vars(parser.instantiate(options))
     del values["config"]
     return TrainOptions(**values)
+
+
+def check_is_no_stage(run: RunFolder) -> None:
+    """Raises UserError for a run that `clip-la convert` made: its settings are no options of training."""
+    try:
+        settings = run.read_config()
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return
+    if isinstance(settings, dict) and BEGINS_WITH in settings:
+        raise UserError(
+            f"{run.path} is a stage of a conversion: the same `clip-la convert` resumes it; a run of its own begins with "
+            "its weights by --model.init_from CHECKPOINT"
+        )
 
 
 def check(options: TrainOptions) -> None:

@@ -43,10 +43,13 @@ RESUME = "--resume"
 YES = ("true", "yes", "on")
 
 
-@functools.cache
 def make_parser() -> OneLineParser:
-    """Every option of the command, from TrainOptions; one parser for all calls, as it takes far longer than parsing."""
+    """Every option of the command, from TrainOptions."""
     return OneLineParser(TrainOptions, prog="clip-la train", usage=USAGE, description=DESCRIPTION)
+
+
+# One for all that a process parses: a sweep reads hundreds of command lines, and making it takes longer than parsing.
+_shared_parser = functools.cache(make_parser)
 
 
 def parse(argv: Sequence[str]) -> TrainOptions:
@@ -54,7 +57,7 @@ def parse(argv: Sequence[str]) -> TrainOptions:
 
     A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top.
     """
-    parser = make_parser()
+    parser = _shared_parser()
     rest, words = respelt(argv, parser), []
     while rest:
         word = rest.pop(0)
@@ -100,8 +103,8 @@ def check_is_no_stage(run: RunFolder) -> None:
         return
     if isinstance(settings, dict) and BEGINS_WITH in settings:
         raise UserError(
-            f"{run.path} is a stage of a conversion: the same `clip-la convert` resumes it; a run of its own begins with "
-            "its weights by --model.init_from CHECKPOINT"
+            f"{run.path} is a stage of a conversion: the same `clip-la convert` resumes it; a run of its own begins "
+            "with its weights by --model.init_from CHECKPOINT"
         )
 
 

@@ -47,11 +47,15 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
-    from clip_la.sweep.check import check_runs
+    import torch
+
+    from clip_la.runs import RunFolder
+    from clip_la.sweep.check import check_data, check_runs
     from clip_la.sweep.costs import cost_table
     from clip_la.sweep.places import LOGS_NAME, Place, Worker, slots, visible_gpus
     from clip_la.sweep.plan import PlannedRun, read_plan
     from clip_la.sweep.runner import KEEP, Sweep, count_evaluations
+    from clip_la.sweep.state import is_finished
 
     options = parser().parse_args(argv)
     if options.keep not in KEEP:
@@ -66,9 +70,13 @@ def main(argv: list[str]) -> int:
     if jobs < 1 or (not by_slurm and (options.slurm or options.jobs)):
         raise UserError("--jobs (a number from 1) and --slurm belong to --launcher slurm")
     runs = read_plan(options.file)
-    # Before a folder is made or a GPU looked for; --dry-run says as much as the real run would.
-    check_runs(options.file, options.out, runs)
+    # Before a folder is made or a GPU looked for; --dry-run says as much as the real run would, but for data, which may
+    # be on another machine.
+    RunFolder(options.out).check_is_no_file()
+    data = check_runs(options.file, options.out, runs)
     gpus = visible_gpus() if options.gpus is None else [gpu for gpu in options.gpus.split(",") if gpu]
+    if options.gpus and not options.dry_run and not by_slurm and not torch.cuda.device_count():
+        raise UserError(f"--gpus {options.gpus}: no GPU can be used here (none: --gpus '' trains on the CPU)")
     local = slots(gpus, options.per_gpu)
     if options.dry_run:
         num_places = jobs if by_slurm else len(local)
@@ -87,6 +95,9 @@ def main(argv: list[str]) -> int:
 
         places = [*job_places(options.out, jobs, options.slurm)]
     else:
+        # Jobs may find their data on disks of their own nodes.
+        needed = [run for run in runs if not run.is_trunk and not is_finished(options.out, run, num_evaluations(run))]
+        check_data(options.file, needed, data)
         places = [Worker(slot, options.out / LOGS_NAME) for slot in local]
     failed = Sweep(
         runs,

@@ -48,7 +48,8 @@ def convert(teacher: str, options: ConvertOptions) -> list[Run]:
     begun = load_teacher(teacher)
     spec = converted_spec(begun.model.spec, options.attention, options.image_attention, options.text_attention)
     conversion = Conversion(begun, spec, options)
-    # Before anything is written, all that can be seen now: stages in a run's folder would hide its checkpoints.
+    # Before anything is written, all that can be seen now.
+    RunFolder(conversion.out).check_is_no_file()
     if RunFolder(conversion.out).is_begun:
         raise UserError(f"{conversion.out} holds a run: give the conversion an --out of its own")
     check_sources(options.data.shards, options.data.weights)

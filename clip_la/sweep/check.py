@@ -1,28 +1,34 @@
-"""A sweep's runs, checked before anything is trained: options as training reads them, architectures, suites."""
+"""A sweep's runs, checked before anything is trained: options as training reads them, architectures, suites, data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from clip_la.data.options import StreamOptions
+from clip_la.data.shards.sources import check_sources
 from clip_la.errors import UserError
 from clip_la.sweep.costs import flops_per_sample
 from clip_la.sweep.plan import PlannedRun
 from clip_la.sweep.runner import count_evaluations
-from clip_la.train.cli import parse
+from clip_la.train.cli import check_plan, parse
 
 SUITE = "zeroshot_suite"
 
 
-def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> None:
+def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> dict[str, StreamOptions]:
     """Checks every run by training's own parser, without torch: a grid of 400 runs takes seconds.
 
     Args:
         file: what the sweep was read from, which errors name.
         out: the sweep's folder; nothing is written there, nor read of runs that lie in it.
 
+    Returns:
+        The data that each run trains on, by its name; a branch's under that of its trunk.
+
     Raises:
-        UserError: an option that training refuses, an attention that does not fit its model, a suite that is not there
-            or damaged; with file, run and option.
+        UserError: an option that training refuses, a schedule that does not fit its budget, an attention that does not
+            fit its model, a suite that is not there or damaged; with file, run and option.
     """
+    data: dict[str, StreamOptions] = {}
     checked: set[str] = set()
     for run in runs:
         # The branches of a trunk differ in lengths alone, which the sweep works out and checks itself.
@@ -30,11 +36,32 @@ def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> None:
             continue
         checked |= {run.trunk} if run.trunk else set()
         try:
-            parse(run.option_arguments(out))
+            options = parse(run.option_arguments(out))
+            check_plan(options)
             flops_per_sample(run)
         except UserError as error:
             raise UserError(f"{file}: run {run.name}: {error}") from None
+        data[run.trunk or run.name] = options.data
         try:
             count_evaluations(run.options.get(SUITE))
         except UserError as error:
             raise UserError(f"{file}: run {run.name}: option {SUITE}: {error}") from None
+    return data
+
+
+def check_data(file: Path, runs: Iterable[PlannedRun], data: Mapping[str, StreamOptions]) -> None:
+    """Raises UserError, with file and run, where shards that `runs` train on are not there.
+
+    Args:
+        data: what `check_runs` returned.
+    """
+    looked_at: set[str] = set()
+    for run in runs:
+        own = data[run.trunk or run.name]
+        if (sources := repr((own.shards, own.weights))) in looked_at:
+            continue
+        looked_at.add(sources)
+        try:
+            check_sources(own.shards, own.weights)
+        except UserError as error:
+            raise UserError(f"{file}: run {run.name}: {error}") from None

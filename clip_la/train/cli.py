@@ -114,17 +114,23 @@ def check(options: TrainOptions) -> None:
     Whatever has another source of truth, such as a checkpoint to begin with or a bucket, is left to who reads that.
     Raises UserError.
     """
-    folder, model, data = RunFolder(Path(options.out)), options.model, options.data
+    folder = RunFolder(Path(options.out))
     folder.check_is_no_file()
     # Whoever holds the lock has not finished: that is said instead, by who wants the lock.
     if not options.resume and not (folder.path / LOCK).exists():
         folder.check_not_begun()
+    check_plan(options)
+    check_sources(options.data.shards, options.data.weights)
+
+
+def check_plan(options: TrainOptions) -> None:
+    """Of `check` what needs neither the run's folder nor its data: lengths, schedule, architecture, captions."""
+    model, data = options.model, options.data
     schedule = schedule_of(model, batch_size=data.batch_size, budget_samples=options.budget_samples)
     options.check_within(schedule.budget_samples)
     if model.init_from is None:
         choices = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
         model_spec(model.name, **{name: getattr(model, name) for name in choices})
-    check_sources(data.shards, data.weights)
     Captions(data.caption_fields, data.caption_weights)
 
 

@@ -3,18 +3,17 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clip_la.data.options import StreamOptions
-from clip_la.data.shards.sources import check_sources
 from clip_la.errors import UserError
 from clip_la.sweep.costs import flops_per_sample
 from clip_la.sweep.plan import PlannedRun
 from clip_la.sweep.runner import count_evaluations
-from clip_la.train.cli import check_plan, parse
+from clip_la.train.cli import check_data, check_plan, parse
+from clip_la.train.options import TrainOptions
 
 SUITE = "zeroshot_suite"
 
 
-def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> dict[str, StreamOptions]:
+def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> dict[str, TrainOptions]:
     """Checks every run by training's own parser, without torch: a grid of 400 runs takes seconds.
 
     Args:
@@ -22,13 +21,13 @@ def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> dict[str, S
         out: the sweep's folder; nothing is written there, nor read of runs that lie in it.
 
     Returns:
-        The data that each run trains on, by its name; a branch's under that of its trunk.
+        The options of each run, by its name; of a trunk and its branches one's, by the trunk's.
 
     Raises:
         UserError: an option that training refuses, a schedule that does not fit its budget, an attention that does not
             fit its model, a suite that is not there or damaged; with file, run and option.
     """
-    data: dict[str, StreamOptions] = {}
+    found: dict[str, TrainOptions] = {}
     checked: set[str] = set()
     for run in runs:
         # The branches of a trunk differ in lengths alone, which the sweep works out and checks itself.
@@ -41,27 +40,27 @@ def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> dict[str, S
             flops_per_sample(run)
         except UserError as error:
             raise UserError(f"{file}: run {run.name}: {error}") from None
-        data[run.trunk or run.name] = options.data
+        found[run.trunk or run.name] = options
         try:
             count_evaluations(run.options.get(SUITE))
         except UserError as error:
             raise UserError(f"{file}: run {run.name}: option {SUITE}: {error}") from None
-    return data
+    return found
 
 
-def check_data(file: Path, runs: Iterable[PlannedRun], data: Mapping[str, StreamOptions]) -> None:
+def check_shards(file: Path, runs: Iterable[PlannedRun], options: Mapping[str, TrainOptions]) -> None:
     """Raises UserError, with file and run, where shards that `runs` train on are not there.
 
     Args:
-        data: what `check_runs` returned.
+        options: what `check_runs` returned.
     """
     looked_at: set[str] = set()
     for run in runs:
-        own = data[run.trunk or run.name]
-        if (sources := repr((own.shards, own.weights))) in looked_at:
+        own = options[run.trunk or run.name]
+        if (sources := repr((own.data.shards, own.data.weights))) in looked_at:
             continue
         looked_at.add(sources)
         try:
-            check_sources(own.shards, own.weights)
+            check_data(own)
         except UserError as error:
             raise UserError(f"{file}: run {run.name}: {error}") from None

@@ -120,7 +120,7 @@ def check(options: TrainOptions) -> None:
     if not options.resume and not (folder.path / LOCK).exists():
         folder.check_not_begun()
     check_plan(options)
-    check_sources(options.data.shards, options.data.weights)
+    check_data(options)
 
 
 def check_plan(options: TrainOptions) -> None:
@@ -132,6 +132,11 @@ def check_plan(options: TrainOptions) -> None:
         choices = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
         model_spec(model.name, **{name: getattr(model, name) for name in choices})
     Captions(data.caption_fields, data.caption_weights)
+
+
+def check_data(options: TrainOptions) -> None:
+    """Raises UserError for shards that are not there, or weights that do not fit them."""
+    check_sources(options.data.shards, options.data.weights)
 
 
 def config_text(options: TrainOptions) -> str:

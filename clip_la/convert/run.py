@@ -53,7 +53,7 @@ def convert(teacher: str, options: ConvertOptions) -> list[Run]:
     if RunFolder(conversion.out).is_begun:
         raise UserError(f"{conversion.out} holds a run: give the conversion an --out of its own")
     check_sources(options.data.shards, options.data.weights)
-    stages = {name: conversion.stage(name) for name in STAGES if name in options.stages}
+    stages: dict[str, Stage] = {name: conversion.stage(name) for name in STAGES if name in options.stages}
     last = conversion.copied()
     conversion.check_folders(stages)
     runs: list[Run] = []

@@ -24,6 +24,8 @@ CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 # The weights of a checkpoint: as they were trained, or their average, which runs with `model.ema_samples` save too.
 # "ema" is its key in the file, and what result lines say of it in their field `weights`.
 WEIGHTS = TRAINED, EMA = "trained", "ema"
+# In config.yaml of a conversion's stage: the checkpoint that it starts from. No run of `clip-la train` has it.
+BEGINS_WITH = "begins_with"
 # The column of metrics.csv that its rows are in order of.
 SAMPLES_SEEN = "samples_seen"
 _CHECKPOINT = re.compile(r"samples=(\d+)\.ckpt")

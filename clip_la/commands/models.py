@@ -184,23 +184,17 @@ def trained(paths: list[str], image_size: int | None = None, others: Sequence[st
     Raises UserError for what is no run or checkpoint, an image size that does not fit, and `others`: names of options
     that were given and are for presets.
     """
-    from pathlib import Path
-
     from clip_la.errors import UserError
     from clip_la.models.checkpoint import load_checkpoint
     from clip_la.models.resize import at_image_size
     from clip_la.models.start import scales
-    from clip_la.runs import RunFolder
+    from clip_la.zeroshot.model.load import expand_models
 
     if others:
         raise UserError(f"--trained has models of its own: leave out {', '.join(others)}")
     rows = []
     for text in paths:
-        path: Path | None = Path(text)
-        if Path(text).is_dir():
-            path = RunFolder(Path(text)).newest_checkpoint()
-        if path is None:
-            raise UserError(f"{text} holds no checkpoint: give a run with one, or a checkpoint")
+        (path,) = expand_models([text])
         model, _ = load_checkpoint(path)
         model = model.float() if image_size is None else at_image_size(model.float(), image_size)
         # Runs of a sweep differ by seed or rate alone: only their names tell them apart.

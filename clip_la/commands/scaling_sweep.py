@@ -1,5 +1,6 @@
 """`clip-la scaling sweep`: a grid of training runs, resumed after a stop."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -45,15 +46,11 @@ def parser() -> Parser:
     return made
 
 
-def main(argv: list[str]) -> int:
-    """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
-    from clip_la.sweep.check import check_runs
-    from clip_la.sweep.costs import cost_table
-    from clip_la.sweep.places import LOGS_NAME, Place, Worker, slots, visible_gpus
-    from clip_la.sweep.plan import PlannedRun, read_plan
-    from clip_la.sweep.runner import KEEP, Sweep, count_evaluations
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError for values of options that cannot be, or do not go together."""
+    from clip_la.runs import RunFolder
+    from clip_la.sweep.runner import KEEP
 
-    options = parser().parse_args(argv)
     if options.keep not in KEEP:
         raise unknown("value of --keep", options.keep, KEEP)
     absent = next((folder for folder in options.rates if not folder.is_dir()), None)
@@ -61,14 +58,32 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--rates {absent}: no such folder")
     if options.launcher not in LAUNCHERS:
         raise unknown("launcher", options.launcher, LAUNCHERS)
-    jobs = DEFAULT_JOBS if options.jobs is None else options.jobs
     by_slurm = options.launcher == "slurm"
-    if jobs < 1 or (not by_slurm and (options.slurm or options.jobs)):
+    if (options.jobs is not None and options.jobs < 1) or (not by_slurm and (options.slurm or options.jobs)):
         raise UserError("--jobs (a number from 1) and --slurm belong to --launcher slurm")
+    RunFolder(options.out).check_is_no_file()
+
+
+def main(argv: list[str]) -> int:
+    """Runs the sweep; returns 0, or 1 where runs failed. Raises UserError."""
+    from clip_la.sweep.check import check_runs, check_shards
+    from clip_la.sweep.costs import cost_table
+    from clip_la.sweep.places import LOGS_NAME, Place, Worker, has_gpu, slots, visible_gpus
+    from clip_la.sweep.plan import PlannedRun, read_plan
+    from clip_la.sweep.runner import Sweep, count_evaluations
+    from clip_la.sweep.state import is_finished
+
+    options = parser().parse_args(argv)
+    _check(options)
+    by_slurm = options.launcher == "slurm"
+    jobs = DEFAULT_JOBS if options.jobs is None else options.jobs
     runs = read_plan(options.file)
-    # Before a folder is made or a GPU looked for; --dry-run says as much as the real run would.
-    check_runs(options.file, options.out, runs)
+    # Before a folder is made or a GPU looked for; --dry-run says as much as the real run would, but for data, which may
+    # be on another machine.
+    checked = check_runs(options.file, options.out, runs)
     gpus = visible_gpus() if options.gpus is None else [gpu for gpu in options.gpus.split(",") if gpu]
+    if options.gpus and not options.dry_run and not by_slurm and not has_gpu():
+        raise UserError(f"--gpus {options.gpus}: no GPU can be used here (none: --gpus '' trains on the CPU)")
     local = slots(gpus, options.per_gpu)
     if options.dry_run:
         num_places = jobs if by_slurm else len(local)
@@ -87,6 +102,9 @@ def main(argv: list[str]) -> int:
 
         places = [*job_places(options.out, jobs, options.slurm)]
     else:
+        # Jobs may find their data on disks of their own nodes.
+        needed = [run for run in runs if not run.is_trunk and not is_finished(options.out, run, num_evaluations(run))]
+        check_shards(options.file, needed, checked)
         places = [Worker(slot, options.out / LOGS_NAME) for slot in local]
     failed = Sweep(
         runs,

@@ -15,11 +15,11 @@ from clip_la.data.shards.sources import check_sources
 from clip_la.errors import UserError
 from clip_la.models.checkpoint import read_torch_file
 from clip_la.models.spec import ModelSpec
-from clip_la.runs import RunFolder
+from clip_la.runs import BEGINS_WITH, RunFolder
 from clip_la.train.beginning import Beginning, read_beginning
 from clip_la.train.checkpoint import check_same_model, read_block
 from clip_la.train.hardware import note
-from clip_la.train.optim import schedule_of
+from clip_la.train.optim import schedule_of, whole_batches
 from clip_la.train.options import ModelOptions, RunOptions
 from clip_la.train.run import Run, train_run
 from clip_la.train.task import ContrastiveTask
@@ -48,12 +48,14 @@ def convert(teacher: str, options: ConvertOptions) -> list[Run]:
     begun = load_teacher(teacher)
     spec = converted_spec(begun.model.spec, options.attention, options.image_attention, options.text_attention)
     conversion = Conversion(begun, spec, options)
-    # Before anything is written, all that can be seen now: stages in a run's folder would hide its checkpoints.
+    # Before anything is written, all that can be seen now.
+    RunFolder(conversion.out).check_is_no_file()
     if RunFolder(conversion.out).is_begun:
         raise UserError(f"{conversion.out} holds a run: give the conversion an --out of its own")
     check_sources(options.data.shards, options.data.weights)
-    stages = {name: conversion.stage(name) for name in STAGES if name in options.stages}
+    stages: dict[str, Stage] = {name: conversion.stage(name) for name in STAGES if name in options.stages}
     last = conversion.copied()
+    conversion.check_folders(stages)
     runs: list[Run] = []
     for name in STAGES:
         if name not in stages:
@@ -137,13 +139,31 @@ class Conversion:
             raise UserError(f"{folder} is not finished: add {name} to the stages, or remove it")
         return newest
 
+    def check_folders(self, stages: Mapping[str, Stage]) -> None:
+        """Raises UserError where a stage in `out` had other settings or another beginning than it will be asked for.
+
+        All of them before the first trains: a last stage must not be refused after hours of those before it.
+        """
+        last = RunFolder(self.out / COPIED).checkpoint(0)
+        for name in STAGES:
+            if name not in stages:
+                last = self.skipped(name, last)
+                continue
+            run, stage = RunFolder(self.out / name), stages[name]
+            if run.config.exists():
+                _check_same_settings(run, self._settings(stage, last))
+            assert stage.samples is not None
+            assert stage.batch_size is not None
+            last = run.checkpoint(whole_batches(stage.samples, stage.batch_size))
+
+    def _settings(self, stage: Stage, begins_with: Path) -> dict[str, Any]:
+        """What of a stage's settings the trainer does not compare by itself when it goes on."""
+        return {BEGINS_WITH: str(begins_with.relative_to(self.out)), **asdict(stage)}
+
     def train(self, name: str, stage: Stage, begins_with: Path) -> Run:
         """Runs a stage, from where it stands in its folder. Raises UserError as train_run does."""
-        # What of a stage's settings the trainer does not compare by itself when it goes on.
-        settings = {"begins_with": str(begins_with.relative_to(self.out)), **asdict(stage)}
+        settings = self._settings(stage, begins_with)
         folder = self.out / name
-        if RunFolder(folder).config.exists():
-            _check_same_settings(RunFolder(folder), settings)
         note(f"stage {name}, from {begins_with}")
         task = self._task(name, stage, begins_with)
         data = replace(self.options.data, batch_size=task.batch_size, tokenizer=self.spec.tokenizer)

@@ -146,6 +146,13 @@ class Worker:
             self._process.kill()
 
 
+def has_gpu() -> bool:
+    """Whether PyTorch finds a GPU here: a run on a named one would otherwise train on the CPU, without a word."""
+    import torch
+
+    return torch.cuda.device_count() > 0
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that runs may use, by the numbers that CUDA_VISIBLE_DEVICES takes."""
     import torch

@@ -103,6 +103,11 @@ class PlannedRun:
         return layers_of([f"--{key}={_as_text(value)}" for key, value in self.options.items()])
 
     @property
+    def data(self) -> frozenset[str]:
+        """What its pool of decoded samples depends on; a process that trained on the same has it in memory."""
+        return frozenset(f"{key}={_as_text(value)}" for key, value in self.options.items() if key.startswith("data."))
+
+    @property
     def budget_samples(self) -> int:
         """Samples that the run has seen at its end; for a branch with those of its trunk."""
         return int(self.options["budget_samples"])

@@ -23,7 +23,8 @@ class RunQueue:
     The runs of the first grid come before those of the second: a sweep that is cut off has whole grids. Within a grid
     long runs come first: a long one begun last would train alone while the other places stand idle. A branch leaves its
     trunk's checkpoint as soon as that is written, while the trunk goes on. A place goes on with
-    runs of the same layers, a trunk's branches for one: its process has them compiled.
+    runs of the same layers, then of the same data, such as a trunk's branches: its process has compiled and decoded
+    these.
 
     A run that found no memory on its GPU waits behind all others, until fewer runs are on a GPU than stood beside it;
     the last time until none is, and none joins it.
@@ -61,13 +62,14 @@ class RunQueue:
     def take(self, before: PlannedRun | None = None, gpu: str | None = None) -> tuple[PlannedRun, Path | None] | None:
         """The next run and the checkpoint that it branches from; waits for one, None where there will be none.
 
-        `before` is what the place trained last: runs of the same layers are preferred. `gpu` is the place's, which
-        other places may share; None: its own.
+        `before` is what the place trained last: runs of the same layers, then of the same data are preferred. `gpu` is
+        the place's, which other places may share; None: its own.
         """
 
-        def order(run: PlannedRun) -> tuple[bool, int, bool]:
-            is_new_to_place = before is not None and run.layers != before.layers
-            return self._retries[run.name] > 0, run.grid, is_new_to_place
+        def order(run: PlannedRun) -> tuple[bool, int, bool, bool]:
+            # A process keeps one corpus decoded: runs that change it each time would decode it each time.
+            last = before or run
+            return self._retries[run.name] > 0, run.grid, run.layers != last.layers, run.data != last.data
 
         with self._changed:
             while self.waiting and not self._is_closed:

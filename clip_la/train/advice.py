@@ -68,13 +68,7 @@ class Advice(Callback):
                 f"after {samples:,} samples the loss is still at ln(batch), as if nothing were learnt; look whether "
                 "captions belong to their images (`clip-la data show`), then change --model.lr",
             )
-        if self._has_lasted("data", row["data_wait_share"] > DATA_WAIT_SHARE):
-            self._say(
-                trainer,
-                "data",
-                f"training waits for data {row['data_wait_share']:.0%} of the time; raise --data.workers, or keep "
-                "small data decoded with --data.cache memory (`clip-la bench data` finds the slow part)",
-            )
+        self._look_at_data_wait(trainer, row["data_wait_share"])
         # The first window compiles in any case.
         if self._has_lasted("lengths", row["compile_s"] > 0 and not self._is_first_window):
             self._say(
@@ -84,6 +78,21 @@ class Advice(Callback):
                 "multiplies the lengths, or give --model.compile false",
             )
         self._row, self._is_first_window = row, False
+
+    def _look_at_data_wait(self, trainer: pl.Trainer, share: float) -> None:
+        if not self._has_lasted("data", share > DATA_WAIT_SHARE):
+            return
+        hint = "raise --data.workers, or keep small data decoded with --data.cache memory"
+        if trainer.datamodule.options.cache == "memory":  # type: ignore[attr-defined]
+            # On a CPU the cores that train make the batches as well: nothing there could be set otherwise.
+            if trainer.strategy.root_device.type == "cpu":
+                return
+            hint = "its samples are decoded already, so the host is slow"
+        self._say(
+            trainer,
+            "data",
+            f"training waits for data {share:.0%} of the time; {hint} (`clip-la bench data` finds the slow part)",
+        )
 
     def _has_lasted(self, what: str, is_so: bool) -> bool:
         """Whether something has been so in the last WINDOWS windows."""

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 from clip_la.models.registry import model_spec
 from clip_la.options import respelt
-from clip_la.runs import RunFolder
+from clip_la.runs import BEGINS_WITH, RunFolder
 from clip_la.train.lock import LOCK
 from clip_la.train.optim import schedule_of
 from clip_la.train.options import TrainOptions
@@ -47,13 +48,16 @@ def make_parser() -> OneLineParser:
     return OneLineParser(TrainOptions, prog="clip-la train", usage=USAGE, description=DESCRIPTION)
 
 
-def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOptions:
+# One for all that a process parses: a sweep reads hundreds of command lines, and making it takes longer than parsing.
+_shared_parser = functools.cache(make_parser)
+
+
+def parse(argv: Sequence[str]) -> TrainOptions:
     """The options that a command line stands for, with those of its configuration files. Raises UserError.
 
-    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top. Who parses many
-    command lines hands in one `make_parser()` for all.
+    A run that goes on, its own or as a branch, keeps its configuration; what `argv` says comes on top.
     """
-    parser = parser or make_parser()
+    parser = _shared_parser()
     rest, words = respelt(argv, parser), []
     while rest:
         word = rest.pop(0)
@@ -69,17 +73,39 @@ def parse(argv: Sequence[str], parser: OneLineParser | None = None) -> TrainOpti
         known = begun.parse_args([])  # an option without its value; the full parser says so
     own = RunFolder(Path(known.out)) if str(known.resume).lower() in YES and known.out else None
     parent = RunFolder.of_checkpoint(Path(known.branch_from)) if known.branch_from else None
-    configs = [str(run.config) for run in (own, parent) if run and run.config.is_file()]
+    begun_run = next((run for run in (own, parent) if run and run.config.is_file()), None)
     try:
-        options = parser.parse_args([*(["--config", configs[0]] if configs else []), *words])
+        options = parser.parse_args([*(["--config", str(begun_run.config)] if begun_run else []), *words])
     except UserError as error:
-        # Whoever resumes gives no options: that all are missing is said of a folder without a run.
-        if own is not None and not configs and "arguments are required" in str(error):
-            raise UserError(f"{own.path} holds no run to resume: {error}") from None
+        if begun_run is not None:
+            check_is_no_stage(begun_run)
+        # Whoever resumes or branches off gives no options: that all are missing is said of what holds none.
+        elif "arguments are required" in str(error):
+            if own is not None:
+                raise UserError(f"{own.path} holds no run to resume: {error}") from None
+            if known.branch_from and not Path(known.branch_from).is_file():
+                is_what = "is a folder" if Path(known.branch_from).is_dir() else "is not there"
+                where = "name a checkpoint, RUN/checkpoints/samples=NUMBER.ckpt"
+                raise UserError(f"--branch_from {known.branch_from} {is_what}: {where}") from None
+            if known.branch_from:
+                raise UserError(f"--branch_from {known.branch_from} has no config.yaml beside it: {error}") from None
         raise
     values = vars(parser.instantiate(options))
     del values["config"]
     return TrainOptions(**values)
+
+
+def check_is_no_stage(run: RunFolder) -> None:
+    """Raises UserError for a run that `clip-la convert` made: its settings are no options of training."""
+    try:
+        settings = run.read_config()
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return
+    if isinstance(settings, dict) and BEGINS_WITH in settings:
+        raise UserError(
+            f"{run.path} is a stage of a conversion: the same `clip-la convert` resumes it; a run of its own begins "
+            "with its weights by --model.init_from CHECKPOINT"
+        )
 
 
 def check(options: TrainOptions) -> None:
@@ -88,18 +114,29 @@ def check(options: TrainOptions) -> None:
     Whatever has another source of truth, such as a checkpoint to begin with or a bucket, is left to who reads that.
     Raises UserError.
     """
-    folder, model, data = RunFolder(Path(options.out)), options.model, options.data
+    folder = RunFolder(Path(options.out))
     folder.check_is_no_file()
     # Whoever holds the lock has not finished: that is said instead, by who wants the lock.
     if not options.resume and not (folder.path / LOCK).exists():
         folder.check_not_begun()
+    check_plan(options)
+    check_data(options)
+
+
+def check_plan(options: TrainOptions) -> None:
+    """Of `check` what needs neither the run's folder nor its data: lengths, schedule, architecture, captions."""
+    model, data = options.model, options.data
     schedule = schedule_of(model, batch_size=data.batch_size, budget_samples=options.budget_samples)
     options.check_within(schedule.budget_samples)
     if model.init_from is None:
         choices = ("attention", "image_attention", "text_attention", "image_size", "patch_size", "context_length")
         model_spec(model.name, **{name: getattr(model, name) for name in choices})
-    check_sources(data.shards, data.weights)
     Captions(data.caption_fields, data.caption_weights)
+
+
+def check_data(options: TrainOptions) -> None:
+    """Raises UserError for shards that are not there, or weights that do not fit them."""
+    check_sources(options.data.shards, options.data.weights)
 
 
 def config_text(options: TrainOptions) -> str:

@@ -129,8 +129,12 @@ class OneLineParser(ArgumentParser):
         raise UserError(f"{self.prog}: {self._file_prefix}{text} (see `{self.prog} --help`)")
 
     def _check_given(self, given: Namespace) -> None:
-        """Refuses what jsonargparse takes from a file unseen: null for what has none, and groups that are none."""
+        """Refuses what jsonargparse takes from a file unseen: null for what has none, groups that are none, and options
+        that there are not, of which it says later that they are unknown, but not where."""
         names = [action.dest for action in self._actions]
+        for name in given.keys():  # noqa: SIM118 (a Namespace iterates over nothing)
+            if name not in names and not any(name.startswith(f"{each}.") for each in names if "." in each):
+                self.error(f"unknown option {name}")
         for action in self._actions:
             name, hint = action.dest, getattr(action, "_typehint", None)
             if name not in given:

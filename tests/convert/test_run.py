@@ -26,6 +26,7 @@ from clip_la.scaling.results import result_points
 from clip_la.train.cli import main as train
 from clip_la.train.task import SIGMOID_INIT_BIAS
 from clip_la.zeroshot.model.eval_model import of_model
+from clip_la.zeroshot.model.load import expand_models
 
 BATCH = 16
 SAMPLES = {"layers": 12 * BATCH, "features": 10 * BATCH, "tune": 6 * BATCH}
@@ -271,6 +272,29 @@ def test_numbers_of_a_later_stage_are_checked_before_the_first(wrong, shared, tm
     assert command(["convert", *shared, "--out", str(tmp_path / "out"), *wrong]) == 2
     assert "stage tune: " in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_later_stage_with_another_beginning_is_refused_before_the_first_trains(shared, tmp_path):
+    arguments = [*shared, *of_stages(dict.fromkeys(SAMPLES, BATCH)), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--stages", "tune"]) == 0
+    begun = (
+        r"tune/config\.yaml has begins_with copied/\S+, not layers/checkpoints/samples=000000016\.ckpt: give the same"
+    )
+    with pytest.raises(UserError, match=begun):
+        main([*arguments, "--stages", "layers,tune"])
+    assert not (tmp_path / "out/layers").exists()
+
+
+def test_a_conversion_below_its_teachers_run_goes_on(teacher, shared, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(teacher, run)
+    for stages in ("layers", "layers,features"):
+        arguments = [str(run), *shared[1:], *of_stages(dict.fromkeys(SAMPLES, BATCH)), "--stages", stages]
+        assert main([*arguments, "--out", str(run / "converted")]) == 0
+    assert expand_models([str(run)]) == [str(end(run, "."))]
+    assert len(expand_models([str(run)], "all")) == len(RunFolder(run).saved_checkpoints())
+    with pytest.raises(UserError, match="holds 3 runs; name one of them"):
+        expand_models([str(run / "converted")])
 
 
 def test_another_conversions_folder_is_left_alone(converted, shared, teacher, data, tmp_path):

@@ -23,9 +23,9 @@ RECIPE = Recipe(Captions(), Limits(), 9)
 
 @pytest.fixture(autouse=True)
 def no_pool_of_other_tests():
-    in_memory._fill.cache_clear()
+    in_memory.forget_pool()
     yield
-    in_memory._fill.cache_clear()
+    in_memory.forget_pool()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """A decoded corpus kept on the disk gives the batches of one decoded anew, and is never used where it does not fit."""
 
+import gc
 import io
 import multiprocessing
 import os
 import shutil
 import tarfile
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -26,9 +28,9 @@ MODES = ("RGB", "RGBA", "RGB", "RGB", "RGBA")
 
 @pytest.fixture(autouse=True)
 def no_pool_of_other_tests():
-    in_memory._fill.cache_clear()
+    in_memory.forget_pool()
     yield
-    in_memory._fill.cache_clear()
+    in_memory.forget_pool()
 
 
 def write_shard(path, seed=0, modes=MODES):
@@ -51,7 +53,7 @@ def write_shard(path, seed=0, modes=MODES):
 
 
 def filled(sources, folder, augmentation=None, max_bytes=in_memory.GIB):
-    in_memory._fill.cache_clear()
+    in_memory.forget_pool()
     augmentation = augmentation or Augmentation(SIZE, 0.64, background="random")
     keep_in = None if folder is None else str(folder)
     return load_in_memory(
@@ -82,6 +84,24 @@ def sources(tmp_path):
         (write_shard(tmp_path / "a.tar"),),
         (write_shard(tmp_path / "b.tar", 1), write_shard(tmp_path / "c.tar", 2)),
     ]
+
+
+def test_a_pool_is_shared_and_gone_before_the_next_one_is_filled(sources, monkeypatch):
+    options = (Captions(), Augmentation(SIZE, 0.64), Limits(), ShardOpener())
+    last = weakref.ref(load_in_memory(sources, *options).pool)
+    assert load_in_memory(sources, *options).pool is last()
+    fill = in_memory._fill
+
+    def fill_alone(*recipe):
+        # Threads that have decoded it may be about to end.
+        ends = time.monotonic() + 10
+        while last() is not None and time.monotonic() < ends:
+            gc.collect()
+        assert last() is None, "two pools at once"
+        return fill(*recipe)
+
+    monkeypatch.setattr(in_memory, "_fill", fill_alone)
+    assert len(load_in_memory(sources[:1], *options).members) == 1
 
 
 def decoding_fails(monkeypatch):

@@ -158,6 +158,20 @@ def test_a_place_goes_on_with_the_layers_that_it_has_compiled(tmp_path: Path) ->
     assert taken("large-seed1-trunk") == "large-seed1-n256"
 
 
+def test_a_place_goes_on_with_the_data_that_it_has_decoded(tmp_path: Path) -> None:
+    # By length alone the runs would change the crops, and with them the pool, each time.
+    crops = {"a": {"data.min_crop_area": 0.5}, "b": {"data.min_crop_area": 0.9}}
+    lengths = {"long": {"budget_samples": 8 * BATCH}, "short": {"budget_samples": 4 * BATCH}}
+    runs = expand({**OPTIONS, "data.shards": "x"}, {"crop": crops, "length": lengths})
+    schedule = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: None)
+    before, names = None, []
+    while (found := schedule.take(before)) is not None:
+        before = found[0]
+        schedule.end(before, is_failed=False)
+        names.append(before.name)
+    assert names == ["a-long", "a-short", "b-long", "b-short"]
+
+
 def test_rate_and_schedule_leave_the_layers_as_they_are() -> None:
     runs = expand({**OPTIONS, **BUDGETS}, {"model.lr": [0.001, 0.002], "model.patch_size": [4, 8]})
     assert len({run.layers for run in runs}) == 2

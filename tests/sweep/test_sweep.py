@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,9 @@ def test_what_is_wrong_in_a_sweep_file_is_one_line_that_names_it(content: str, s
         ({"model.beta1": 2}, "run softmax: .*beta1 must be from 0 to below 1, not 2"),
         ({"model.attention": "softmax*3"}, r"run softmax: image tower of .*: the attention 'softmax\*3' is for 3"),
         ({"zeroshot_suite": "/nope"}, "run softmax: option zeroshot_suite: no suite at /nope"),
+        ({"model.schedule": "cooldown"}, "run softmax: schedule 'cooldown' with cooldown_samples 0: "),
+        ({"model.warmup_samples": 9999}, "run softmax: warmup_samples 9,999 "),
+        ({"zeroshot_samples": [9999], "zeroshot_suite": "configs/eval/starter.yaml"}, "run softmax: zeroshot_samples "),
     ],
 )
 def test_wrong_options_are_one_line_before_anything_starts(
@@ -164,6 +168,35 @@ def test_wrong_options_are_one_line_before_anything_starts(
     assert re.fullmatch(rf"clip-la: error: {path}: {said}.*\n", printed.err), printed.err
     assert printed.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_data_is_one_line_before_anything_starts_unless_it_is_not_needed(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    path = sweep_file(tmp_path, {"seed": [0]}, **{"data.shards": str(shards)})
+    command = ["scaling", "sweep", str(path), "--out", str(out), "--gpus", ""]
+    assert main(command) == 2
+    assert f"{path}: run seed0: shard '{shards}' does not exist" in capsys.readouterr().err
+    # What it would cost can be asked elsewhere.
+    assert main([*command, "--dry-run"]) == 0
+    assert not out.exists()
+    shutil.copytree(scenes, shards)
+    assert main(command) == 0
+    # Of a sweep that is finished the table is written anew without them.
+    shutil.rmtree(shards)
+    assert main(command) == 0
+
+
+def test_places_that_cannot_be_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sweep_file(tmp_path, {"seed": [0]}, **{"data.shards": "x"})
+    assert main(["scaling", "sweep", str(path), "--out", str(path)]) == 2
+    assert f"{path} is a file; --out must name a folder" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert main(["scaling", "sweep", str(path), "--out", str(tmp_path / "out"), "--gpus", "0"]) == 2
+    assert "--gpus 0: no GPU can be used here" in capsys.readouterr().err
 
 
 def test_a_branch_with_a_wrong_suite_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

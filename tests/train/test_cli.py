@@ -150,8 +150,8 @@ def refusal(config, run_options, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("model:\n  attn: linear\n", "unknown option model.attn; did you mean model."),
-        ("bugdet_samples: 5\n", "unknown option bugdet_samples; did you mean budget_samples"),
+        ("model:\n  attn: linear\n", "wrong.yaml: unknown option model.attn; did you mean model."),
+        ("bugdet_samples: 5\n", "wrong.yaml: unknown option bugdet_samples; did you mean budget_samples"),
         ("data: [1, 2]\n", "wrong.yaml: data is [1, 2], not a group of options; write lines NAME: VALUE below it"),
         ("model: 3\n", "wrong.yaml: model is 3, not a group of options"),
         ("data:\n  shards:\n", "wrong.yaml: data.shards: null is not a list such as [a.tar, b.tar], or text; give a "),
@@ -193,6 +193,27 @@ def test_a_configuration_that_is_no_file_is_named(run_options, tmp_path, capsys)
     missing = tmp_path / "missing.yaml"
     assert f"File does not exist: '{missing}'" in refusal(missing, run_options, tmp_path, capsys)
     assert f"Path is not a file: '{tmp_path}'" in refusal(tmp_path, run_options, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("branch_from", "says"),
+    [
+        ("nowhere.ckpt", "--branch_from {} is not there: name a checkpoint, RUN/checkpoints/samples=NUMBER.ckpt"),
+        ("run", "--branch_from {} is a folder: name a checkpoint"),
+        ("lonely.ckpt", "--branch_from {} has no config.yaml beside it: "),
+        ("stage/checkpoints/samples=000000016.ckpt", "stage is a stage of a conversion: the same `clip-la convert`"),
+    ],
+)
+def test_what_no_branch_can_leave_is_named(branch_from, says, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "lonely.ckpt").touch()
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage/config.yaml").write_text("begins_with: layers/x.ckpt\nsamples: 16\n")
+    start = tmp_path / branch_from
+    assert main(["train", "--branch_from", str(start), "--out", str(tmp_path / "out"), "--budget_samples", "32"]) == 2
+    assert says.format(start) in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(tmp_path / "stage")]) == 2
+    assert "stage is a stage of a conversion" in capsys.readouterr().err
 
 
 def test_shards_without_captions_stop_the_run_with_one_line(run_options, tmp_path, capsys):

@@ -162,6 +162,14 @@ def test_a_slow_loader_is_said_once(run, tmp_path: Path):
     assert "raise --data.workers" in said
 
 
+def test_who_keeps_data_decoded_is_not_told_to(run, monkeypatch):
+    monkeypatch.setattr("clip_la.train.advice.DATA_WAIT_SHARE", -1.0)
+    _, said = run("--data.cache", "memory", batches=5)
+    assert "waits for data" not in said
+    _, said = run("--data.cache", "none", batches=5, folder="streamed")
+    assert said.count("warning: training waits for data") == 1
+
+
 def test_ever_new_lengths_are_said_once(run, tmp_path: Path):
     """A shard of each length, read one after another: each batch has a length that none before had."""
     words = {length: " ".join(["cat"] * (length - 2)) for length in (10, 20, 40, 60, 77)}

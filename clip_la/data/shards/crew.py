@@ -43,9 +43,9 @@ class _Worker(NamedTuple):
 def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iterator[Result | Lost]:
     """The results of all jobs, in order, made by at most `workers` processes; with one worker, by this process.
 
-    A process that dies or takes too long at one sample is replaced and reported on stderr. Its job starts again, without
-    the sample if two processes have stopped at it. A job that fails more than five times is lost. What takes too long
-    in Python, not in C, is interrupted by the process itself and costs its sample at once.
+    A process that dies or takes too long at one sample is replaced and reported on stderr. Its job starts again,
+    without the sample if two processes have stopped there. A job that fails more than five times is lost. What takes
+    too long in Python, not in C, is interrupted by the process itself and costs its sample at once.
 
     Args:
         work: called with a job and the samples to skip; pickles. Notes its progress as in `watch`.

@@ -8,8 +8,7 @@ import contextlib
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import IO, Any, NamedTuple
 
@@ -270,11 +269,23 @@ def load_in_memory(
     states = [os.stat(url) if os.path.isfile(url) else None for urls in sources for url in urls]
     stamps = tuple(state and (state.st_size, state.st_mtime_ns) for state in states)
     sealed = (tokenizer, context_length, device)
-    return _fill(tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed, keep_in)
+    recipe = (tuple(sources), stamps, captions, augmentation, limits, opener, max_bytes, sealed, keep_in)
+    if recipe not in _LAST:
+        # First: a second one would not fit beside it where each fills the memory that was allowed.
+        _LAST.clear()
+        _LAST[recipe] = _fill(*recipe)
+    return _LAST[recipe]
 
 
-# One pool: a second one would not fit beside it where the first one fills the memory that was allowed.
-@lru_cache(maxsize=1)
+# The pool that was filled last, under what it was filled from.
+_LAST: dict[Hashable, Filled] = {}
+
+
+def forget_pool() -> None:
+    """Lets go of the pool that is kept for the next run."""
+    _LAST.clear()
+
+
 def _fill(
     sources: tuple[tuple[str, ...], ...],
     stamps: tuple[tuple[int, int] | None, ...],

@@ -13,7 +13,7 @@ from clip_la.models.interop import load_open_clip, spec_from_open_clip_config
 from clip_la.models.open_clip_module import CONFIG_NAME, HUB_SCHEMES, LOCAL
 from clip_la.models.registry import list_models
 from clip_la.models.resize import at_image_size, describe_resize
-from clip_la.runs import TRAINED, samples_of
+from clip_la.runs import TRAINED, RunFolder, samples_of
 from clip_la.zeroshot.model.eval_model import EvalModel, of_model
 from clip_la.zeroshot.model.open_clip import of_open_clip, with_own_transform
 from clip_la.zeroshot.options import OPEN_CLIP, OWN
@@ -35,7 +35,9 @@ def expand_models(texts: Iterable[str], which: str = "last") -> list[str]:
         if not (run := Path(text)).is_dir():
             models.append(text)
             continue
-        found = {path: samples for path in run.glob("**/*.ckpt") if (samples := samples_of(path)) is not None}
+        # A run's own checkpoints, whatever lies below it, such as a conversion of it; else those of the only run there.
+        own = RunFolder(run).saved_checkpoints().values()
+        found = {path: samples for path in own or run.glob("**/*.ckpt") if (samples := samples_of(path)) is not None}
         folders = sorted({str(path.parent) for path in found})
         if len(folders) > 1:
             raise UserError(f"{run} holds {len(folders)} runs; name one of them: {', '.join(folders)}")

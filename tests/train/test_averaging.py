@@ -14,7 +14,7 @@ from clip_la.models.checkpoint import save_checkpoint
 from clip_la.runs import checkpoint_name
 from clip_la.train.averaging import WeightAverage
 
-from .test_run import BATCH, final
+from .runs import BATCH, final
 from .test_zeroshot import lines, suite  # noqa: F401 (a fixture)
 
 STEPS = 6

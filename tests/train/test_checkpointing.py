@@ -11,8 +11,8 @@ from clip_la.models.blocks import TowerBlock
 from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
 
+from .runs import BATCH, assert_same_outcome, final, train
 from .test_features import batch_of, is_close, share_of, task_of
-from .test_run import BATCH, assert_same_outcome, final, train
 
 MODES = (False, "selective", True)
 WIDTH, TOKENS, IMAGES = 96, 82, 4  # 72 pixels in patches of 8: more tokens than attention's plain products are for

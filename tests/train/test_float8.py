@@ -9,7 +9,7 @@ from clip_la.errors import UserError
 from clip_la.models import create_model
 from clip_la.train.float8 import use_float8
 
-from .test_run import BATCH, train
+from .runs import BATCH, train
 
 
 def features_and_gradients(model):

@@ -13,7 +13,7 @@ from clip_la.cli import main
 from clip_la.runs import checkpoint_name
 from clip_la.train.lock import LOCK, locked
 
-from .test_run import BATCH, PATIENCE_S, start_process, wait_for_checkpoint
+from .runs import BATCH, PATIENCE_S, start_process, wait_for_checkpoint
 
 ATTEMPT = """
 import sys

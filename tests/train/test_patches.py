@@ -16,8 +16,8 @@ from clip_la.train.options import ModelOptions
 from clip_la.train.patches import draw_kept
 from clip_la.train.task import ContrastiveTask
 
+from .runs import BATCH, assert_same_outcome, train
 from .test_features import batch_of, is_close, share_of, task_of
-from .test_run import BATCH, assert_same_outcome, train
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from clip_la.train.hardware import trainer_hardware
 from clip_la.train.options import HardwareOptions, ModelOptions
 from clip_la.train.task import ContrastiveTask
 
-from .test_run import BATCH, PATIENCE_S, assert_same_outcome, final, losses
+from .runs import BATCH, PATIENCE_S, assert_same_outcome, final, losses
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 SAMPLES = 4 * BATCH

@@ -19,7 +19,7 @@ from clip_la.models import load_checkpoint
 from clip_la.runs import checkpoint_name
 
 from .conftest import COLOURS, SHAPES, drawing
-from .test_run import BATCH, PATIENCE_S, assert_same_outcome, losses
+from .runs import BATCH, PATIENCE_S, assert_same_outcome, losses
 
 BUDGET = 5 * BATCH
 # 20 samples are two batches: validations at 32, 64 and at the end of the budget.

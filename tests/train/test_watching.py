@@ -20,7 +20,7 @@ from clip_la.data.shards.reader import ShardWriter, read_samples
 from clip_la.data.shards.sources import expand_urls
 
 from .conftest import SHAPES, drawing
-from .test_run import BATCH, PATIENCE_S, losses, rows
+from .runs import BATCH, PATIENCE_S, losses, rows
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
 from clip_la.runs import checkpoint_name
 
-from .test_run import BATCH, assert_same_outcome, final, train
+from .runs import BATCH, assert_same_outcome, final, train
 
 CONSTANT = ("--model.schedule", "constant")
 EVERYTHING = ("--model.optimizer", "muon", "--model.layer_decay", "0.7", "--model.ema_samples", str(3 * BATCH))

@@ -17,7 +17,7 @@ from clip_la.runs import checkpoint_name
 from clip_la.train.zeroshot_callback import ZeroShotEvaluation
 
 from .conftest import COLOURS, SHAPES, drawing
-from .test_run import BATCH, PATIENCE_S, assert_same_outcome, rows, start_process
+from .runs import BATCH, PATIENCE_S, assert_same_outcome, rows, start_process
 
 BUDGET = 6 * BATCH
 MOMENTS = (2 * BATCH, 4 * BATCH, BUDGET)

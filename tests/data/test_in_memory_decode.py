@@ -1,6 +1,9 @@
 """A pool that several processes decode is, to the bit, that of one; what stops a process costs its sample."""
 
+import fcntl
 import importlib
+import os
+import resource
 
 import numpy as np
 import pytest
@@ -103,3 +106,55 @@ def test_few_or_small_shards_are_decoded_here(sources):
     assert num_processes(["s3://bucket/0.tar"] * 9, 32) == 4
     assert num_processes(["s3://bucket/0.tar"] * 9, 3) == 3
     assert num_processes(["s3://bucket/0.tar"], 32) == 1
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path, monkeypatch):
+    urls = [write_shard(tmp_path / f"{seed}.tar", seed, modes=("RGB",)) for seed in range(80)]
+    pool = InMemoryDataset(Captions(), Augmentation(9, 1.0), Limits())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+    try:
+        for shard in decode_shards(urls, RECIPE, ShardOpener(), 1, str(tmp_path)):
+            pool.add_decoded(shard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(pool) == 80
+
+
+def test_an_opener_that_does_not_pickle_decodes_here(sources, monkeypatch):
+    monkeypatch.setattr(in_memory_decode, "LEAST_BYTES", 1)
+    monkeypatch.setattr(in_memory, "core_share", lambda: 2)
+    found = in_memory.load_in_memory(
+        sources, Captions(), Augmentation(9, 1.0), Limits(), lambda url: ShardOpener()(url)
+    )
+    assert len(found.pool) == 20
+
+
+def test_what_a_killed_process_left_is_removed_and_nobody_elses(sources, tmp_path):
+    left, in_use = tmp_path / "clip_la_decoding_left", tmp_path / "clip_la_decoding_in_use"
+    for folder in (left, in_use):
+        folder.mkdir()
+        (folder / "pixels").write_bytes(b"0")
+        os.utime(folder, (0, 0))
+    handle = os.open(in_use, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        list(decode_shards([sources[0][0]], RECIPE, ShardOpener(), 1, str(tmp_path)))
+        assert sorted(path.name for path in tmp_path.glob("clip_la_decoding_*")) == [in_use.name]
+    finally:
+        os.close(handle)
+    assert list(in_use.iterdir())
+
+
+def test_the_folder_is_made(sources, tmp_path):
+    assert len(list(decode_shards([sources[0][0]], RECIPE, ShardOpener(), 1, str(tmp_path / "new" / "one")))) == 1
+
+
+def test_ranks_that_each_decode_share_the_cores(sources, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(in_memory, "num_processes", lambda urls, cores: asked.append(cores) or 1)
+    monkeypatch.setattr(in_memory, "core_share", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    filled(sources, None)
+    filled(sources, tmp_path / "kept")
+    assert asked == [2, 8]

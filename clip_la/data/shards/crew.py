@@ -24,7 +24,8 @@ Skips = dict[int, str]
 Work = Callable[[Job, Skips], Result]
 POLL_S = 0.2
 CLOSING_S = 2.0
-MAX_FAILURES = 5
+# Five samples of a job, each of which is tried twice.
+MAX_FAILURES = 10
 
 
 class Lost(NamedTuple):
@@ -44,7 +45,7 @@ def run_jobs(work: Work[Job, Result], jobs: Sequence[Job], workers: int) -> Iter
     """The results of all jobs, in order, made by at most `workers` processes; with one worker, by this process.
 
     A process that dies or takes too long at one sample is replaced and reported on stderr. Its job starts again,
-    without the sample if two processes have stopped there. A job that fails more than five times is lost. What takes
+    without the sample if two processes have stopped there. A job that fails more than ten times is lost. What takes
     too long in Python, not in C, is interrupted by the process itself and costs its sample at once.
 
     Args:

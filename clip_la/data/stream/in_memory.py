@@ -29,6 +29,7 @@ from clip_la.data.stream.in_memory_decode import (
     DecodedShard,
     DecodingThreads,
     Recipe,
+    can_travel,
     decode_shards,
     num_processes,
 )
@@ -308,7 +309,10 @@ def _fill(
             samples, images, members, problems = kept
             pool.restore(samples, images)
         else:
-            members, problems = _decode_sources(pool, sources, opener, keep_in)
+            # Without a store, which one process of a job fills for all, each one decodes, beside the others.
+            ranks = 1 if store is not None else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            workers = num_processes(list(chain.from_iterable(sources)), max(1, core_share() // ranks))
+            members, problems = _decode_sources(pool, sources, opener, keep_in, workers)
             if store is not None:
                 pool.keep(store, members, problems)
     pool.seal(*sealed)
@@ -320,11 +324,11 @@ def _decode_sources(
     sources: tuple[tuple[str, ...], ...],
     opener: Callable[[str], IO[bytes]],
     folder: str | None,
+    workers: int,
 ) -> tuple[tuple[range, ...], tuple[tuple[Problem, ...], ...]]:
     urls = list(chain.from_iterable(sources))
-    workers = num_processes(urls, core_share())
     members, problems = [], []
-    if workers == 1 or multiprocessing.current_process().daemon:
+    if workers == 1 or multiprocessing.current_process().daemon or not can_travel(pool.recipe, opener):
         for source in sources:
             found: list[Problem] = []
             reads = [read_samples(url, on_problem=found.append, opener=opener) for url in source]

@@ -4,12 +4,18 @@ Threads decode at one and a half times the speed of one, however many there are:
 the time to Python, which runs one thread at a time.
 """
 
+import fcntl
 import os
+import pickle
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
@@ -17,6 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from clip_la.atomic import DISK_FULL
 from clip_la.data.images.limits import Limits, read_image
 from clip_la.data.shards.crew import Lost, Skips, run_jobs
 from clip_la.data.shards.formats import KEY, URL
@@ -30,6 +37,9 @@ from clip_la.launched import core_share
 OPAQUE = 255.0
 # Fewer shards than this for each process, and the start of the processes takes longer than what they save.
 SHARDS_A_PROCESS, LEAST_BYTES = 2, 32 << 20
+SCRATCH = "clip_la_decoding_"
+# A folder is younger than this when it has just been made and its maker has not locked it yet.
+ABANDONED_S = 60.0
 
 Opener = Callable[[str], IO[bytes]]
 Sample = tuple[str, str, list[list[str]]]
@@ -71,10 +81,11 @@ class DecodedShard(NamedTuple):
     file: str
 
     def images(self, side: int) -> Iterator[UInt8[np.ndarray, "side channels side"]]:
-        """Views of the file's pages; the file itself is gone."""
+        """The images, read into memory; the file itself is gone."""
         if not self.channels:
             return
-        pixels = np.memmap(self.file, np.uint8, "r")
+        # Not mapped: each mapping keeps a file open, and a process may have fewer files open than there are shards.
+        pixels = np.fromfile(self.file, np.uint8)
         os.unlink(self.file)
         start = 0
         for channels in self.channels:
@@ -89,6 +100,14 @@ def num_processes(urls: Sequence[str], cores: int) -> int:
     if sum(sizes) < LEAST_BYTES:
         return 1
     return max(1, min(cores, len(urls) // SHARDS_A_PROCESS))
+
+
+def can_travel(*parts: object) -> bool:
+    """Whether other processes can be given these: all that pickles and does not come from the script that is run."""
+    try:
+        return b"__main__" not in pickle.dumps(parts)
+    except Exception:  # pickle raises whatever the parts' own methods do
+        return False
 
 
 def decode_shards(
@@ -107,21 +126,47 @@ def decode_shards(
     try:
         yield from _decode_shards(urls, recipe, opener, workers, folder)
     except OSError as error:
+        mend = "make room, or name" if error.errno in DISK_FULL else "name"
         raise UserError(
             f"{folder or tempfile.gettempdir()}: {error.strerror or error}; decoded images lie there until they are in "
-            "memory: make room, or name another folder by local_cache or TMPDIR"
+            f"memory: {mend} another folder by local_cache or TMPDIR"
         ) from error
 
 
 def _decode_shards(
     urls: Sequence[str], recipe: Recipe, opener: Opener, workers: int, folder: str | None
 ) -> Iterator[DecodedShard]:
-    with tempfile.TemporaryDirectory(prefix="clip_la_decoding_", dir=folder) as scratch:
+    where = Path(folder or tempfile.gettempdir())
+    where.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(where)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=where) as scratch, _locked(Path(scratch)):
         work = partial(_decode_shard, recipe=recipe, opener=opener, folder=scratch)
         for url, result in zip(urls, run_jobs(work, list(urls), workers), strict=True):
             if isinstance(result, Lost):
                 result = DecodedShard([], [], [Problem(result.reason, url, result.at.key or None)], "")
             yield result
+
+
+def remove_abandoned(where: Path) -> None:
+    """Removes the folders that killed processes have left; one in use is locked until its process ends."""
+    for scratch in where.glob(f"{SCRATCH}*"):
+        try:
+            if time.time() - scratch.stat().st_mtime >= ABANDONED_S:
+                with _locked(scratch):
+                    shutil.rmtree(scratch, ignore_errors=True)
+        except OSError:  # locked, gone, or another user's
+            continue
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError where another process has locked the folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _decode_shard(url: str, skips: Skips, *, recipe: Recipe, opener: Opener, folder: str) -> DecodedShard:

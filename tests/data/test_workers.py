@@ -169,6 +169,13 @@ def killed_once(job, skips):
         os.kill(os.getpid(), signal.SIGKILL)
     return job, skips
 
+def dies_at_five(job, skips):
+    for number in range(5):
+        if job == 1 and number not in skips:
+            watch.note("1.tar", str(number), number)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return sorted(skips)
+
 def hangs_while_reading(job, skips):
     if job == 1:
         watch.note("1.tar")
@@ -185,6 +192,8 @@ def is_full(job, skips):
 
 if __name__ == "__main__":
     print(list(crew.run_jobs(killed_once, [0, 1, 2], 2)))
+    if len(sys.argv) > 2:
+        sys.exit(print(list(crew.run_jobs(dies_at_five, [0, 1], 2))))
     first, lost, last = crew.run_jobs(hangs_while_reading, [0, 1, 2], 2)
     print(first, last, isinstance(lost, crew.Lost), lost.reason, lost.at)
     try:
@@ -219,6 +228,19 @@ def test_jobs_are_done_whatever_becomes_of_workers(tmp_path):
         "sample k of 1.tar: the worker was killed by SIGKILL (out of memory?); the shard is begun again",
         "1.tar: took more than 0.3 s; the shard is given up",
     ]
+
+
+def test_five_samples_of_a_job_may_stop_it_twice_each(tmp_path):
+    (tmp_path / "crew.py").write_text(CREW)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "crew.py", tmp_path / "died", "five"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[[], [0, 1, 2, 3, 4]]"
 
 
 def test_a_limit_holds_inside_code_that_catches_everything(capfd):

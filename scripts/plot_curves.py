@@ -9,6 +9,7 @@ size's first.
 """
 
 import csv
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ def read_curves(path: Path) -> Curves:
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
                 model, attention, seed, rate, samples, loss = (row[name] for name in COLUMNS)
+                if int(samples) <= 0 or not 0 < float(loss) < math.inf:
+                    raise ValueError(f"samples_seen {samples} and loss {loss} have no place on logarithmic axes")
                 curves[model, attention, seed, float(rate)].append((int(samples), float(loss)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None

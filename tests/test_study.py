@@ -188,3 +188,13 @@ def test_the_curves_are_drawn_and_another_table_gives_one_line(study, tmp_path, 
     table.write_text("model,loss\na,1\n")
     assert plot_curves.main([str(table)]) == 2
     assert "not a table of the columns model, attention, seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("point", ["0,1.5", "1024,0", "1024,nan"])
+def test_a_point_that_logarithmic_axes_cannot_show_gives_one_line(study, tmp_path, capsys, point) -> None:
+    import plot_curves
+
+    table = tmp_path / "curves.csv"
+    table.write_text(",".join(plot_curves.COLUMNS) + f"\nvit_s16,rala,0,1e-3,{point}\n")
+    assert plot_curves.main([str(table)]) == 2
+    assert "no place on logarithmic axes" in capsys.readouterr().err

@@ -97,6 +97,22 @@ def test_a_full_disk_is_one_line(sources, tmp_path, monkeypatch):
         list(decode_shards(list(sources[1]), RECIPE, ShardOpener(), 1, str(tmp_path)))
 
 
+def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(sources, tmp_path):
+    left, used = (tmp_path / f"{in_memory_decode.SCRATCH}{name}" for name in ("left", "used"))
+    for folder in (left, used):
+        folder.mkdir()
+        (folder / "pixels").write_bytes(b"x")
+    with in_memory_decode._locked(used):
+        shards = decode_shards(sources[0], RECIPE, ShardOpener(), 1, str(tmp_path))
+        assert len(next(shards).samples) == 5
+        assert not left.exists()
+        assert (used / "pixels").exists()
+        # Its own is there while it works.
+        assert len(list(tmp_path.glob(f"{in_memory_decode.SCRATCH}*"))) == 2
+        shards.close()
+    assert list(tmp_path.glob(f"{in_memory_decode.SCRATCH}*")) == [used]
+
+
 def test_few_or_small_shards_are_decoded_here(sources):
     urls = [url for urls in sources for url in urls]
     assert num_processes(urls, 32) == 1

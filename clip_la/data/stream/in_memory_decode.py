@@ -4,12 +4,16 @@ Threads decode at one and a half times the speed of one, however many there are:
 the time to Python, which runs one thread at a time.
 """
 
+import fcntl
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
@@ -30,6 +34,7 @@ from clip_la.launched import core_share
 OPAQUE = 255.0
 # Fewer shards than this for each process, and the start of the processes takes longer than what they save.
 SHARDS_A_PROCESS, LEAST_BYTES = 2, 32 << 20
+SCRATCH = "clip_la_decoding_"
 
 Opener = Callable[[str], IO[bytes]]
 Sample = tuple[str, str, list[list[str]]]
@@ -116,12 +121,33 @@ def decode_shards(
 def _decode_shards(
     urls: Sequence[str], recipe: Recipe, opener: Opener, workers: int, folder: str | None
 ) -> Iterator[DecodedShard]:
-    with tempfile.TemporaryDirectory(prefix="clip_la_decoding_", dir=folder) as scratch:
+    with _scratch(Path(folder or tempfile.gettempdir())) as scratch:
         work = partial(_decode_shard, recipe=recipe, opener=opener, folder=scratch)
         for url, result in zip(urls, run_jobs(work, list(urls), workers), strict=True):
             if isinstance(result, Lost):
                 result = DecodedShard([], [], [Problem(result.reason, url, result.at.key or None)], "")
             yield result
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[str]:
+    """A folder for the block, locked by this process; what killed processes have left of theirs is removed first."""
+    for old in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError), _locked(old):
+            shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as folder, _locked(Path(folder)):
+        yield folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError where another process has the lock, which ends with that process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _decode_shard(url: str, skips: Skips, *, recipe: Recipe, opener: Opener, folder: str) -> DecodedShard:

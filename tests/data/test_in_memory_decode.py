@@ -1,6 +1,5 @@
 """A pool that several processes decode is, to the bit, that of one; what stops a process costs its sample."""
 
-import fcntl
 import importlib
 import os
 import resource
@@ -100,6 +99,26 @@ def test_a_full_disk_is_one_line(sources, tmp_path, monkeypatch):
         list(decode_shards(list(sources[1]), RECIPE, ShardOpener(), 1, str(tmp_path)))
 
 
+def test_what_killed_processes_left_is_removed_and_what_others_use_is_not(sources, tmp_path):
+    left, used = (tmp_path / f"{in_memory_decode.SCRATCH}{name}" for name in ("left", "used"))
+    for folder in (left, used):
+        folder.mkdir()
+        (folder / "pixels").write_bytes(b"x")
+        os.utime(folder, (0, 0))
+    # Another process has just made it and is about to lock it.
+    fresh = tmp_path / f"{in_memory_decode.SCRATCH}fresh"
+    fresh.mkdir()
+    with in_memory_decode._locked(used):
+        shards = decode_shards(sources[0], RECIPE, ShardOpener(), 1, str(tmp_path))
+        assert len(next(shards).samples) == 5
+        assert not left.exists()
+        assert (used / "pixels").exists()
+        # Its own is there while it works.
+        assert len(list(tmp_path.glob(f"{in_memory_decode.SCRATCH}*"))) == 3
+        shards.close()
+    assert set(tmp_path.glob(f"{in_memory_decode.SCRATCH}*")) == {used, fresh}
+
+
 def test_few_or_small_shards_are_decoded_here(sources):
     urls = [url for urls in sources for url in urls]
     assert num_processes(urls, 32) == 1
@@ -128,22 +147,6 @@ def test_an_opener_that_does_not_pickle_decodes_here(sources, monkeypatch):
         sources, Captions(), Augmentation(9, 1.0), Limits(), lambda url: ShardOpener()(url)
     )
     assert len(found.pool) == 20
-
-
-def test_what_a_killed_process_left_is_removed_and_nobody_elses(sources, tmp_path):
-    left, in_use = tmp_path / "clip_la_decoding_left", tmp_path / "clip_la_decoding_in_use"
-    for folder in (left, in_use):
-        folder.mkdir()
-        (folder / "pixels").write_bytes(b"0")
-        os.utime(folder, (0, 0))
-    handle = os.open(in_use, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        list(decode_shards([sources[0][0]], RECIPE, ShardOpener(), 1, str(tmp_path)))
-        assert sorted(path.name for path in tmp_path.glob("clip_la_decoding_*")) == [in_use.name]
-    finally:
-        os.close(handle)
-    assert list(in_use.iterdir())
 
 
 def test_the_folder_is_made(sources, tmp_path):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -136,10 +136,7 @@ def decode_shards(
 def _decode_shards(
     urls: Sequence[str], recipe: Recipe, opener: Opener, workers: int, folder: str | None
 ) -> Iterator[DecodedShard]:
-    where = Path(folder or tempfile.gettempdir())
-    where.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(where)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=where) as scratch, _locked(Path(scratch)):
+    with _scratch(Path(folder or tempfile.gettempdir())) as scratch:
         work = partial(_decode_shard, recipe=recipe, opener=opener, folder=scratch)
         for url, result in zip(urls, run_jobs(work, list(urls), workers), strict=True):
             if isinstance(result, Lost):
@@ -147,20 +144,22 @@ def _decode_shards(
             yield result
 
 
-def remove_abandoned(where: Path) -> None:
-    """Removes the folders that killed processes have left; one in use is locked until its process ends."""
-    for scratch in where.glob(f"{SCRATCH}*"):
-        try:
-            if time.time() - scratch.stat().st_mtime >= ABANDONED_S:
-                with _locked(scratch):
-                    shutil.rmtree(scratch, ignore_errors=True)
-        except OSError:  # locked, gone, or another user's
-            continue
+@contextmanager
+def _scratch(parent: Path) -> Iterator[str]:
+    """A folder for the block, locked by this process; what killed processes have left of theirs is removed first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime >= ABANDONED_S:
+                with _locked(old):
+                    shutil.rmtree(old)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as folder, _locked(Path(folder)):
+        yield folder
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Raises BlockingIOError where another process has locked the folder."""
+    """Raises BlockingIOError where another process has the lock, which ends with that process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

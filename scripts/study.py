@@ -59,7 +59,8 @@ HOW_COMPARED = (
     "errors clustered by run). Each interval is 95 % by itself: of twenty kinds alike with the baseline one lies "
     "outside; the sentences below the plots in README.md judge the kinds of a plot together. The multiplier is how "
     "many times the baseline's compute the kind needs for an equal error: in the middle of the pairs, and at any error "
-    "if both have one exponent."
+    "if both have one exponent. An error ratio is the geometric mean over pairs of runs, of "
+    "each pair over its points first."
 )
 BEGIN, END = "<!-- made by scripts/study.py from here -->", "<!-- to here -->"
 

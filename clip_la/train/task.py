@@ -143,7 +143,7 @@ class ContrastiveTask(pl.LightningModule):
         weights = self._encoder.recorded_weights()
         # DDP takes no module of which it has nothing to average: it keeps the towers where no scale trains beside them.
         # Such are the tasks that match a teacher, one of which has gradients that come from no recording.
-        if all(p in set(weights.values()) for p in self.parameters() if p.requires_grad):
+        if not {p for p in self.parameters() if p.requires_grad} - set(weights.values()):
             weights = {}
         check_same_weights(weights)
         if weights:

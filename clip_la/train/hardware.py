@@ -19,8 +19,8 @@ from clip_la.train.lightning_private import process_rank
 from clip_la.train.options import HardwareOptions, Reduction
 from clip_la.train.sharded import ShardedStrategy
 
-# MiB of gradients that DDP sends at once. CUDA graphs hand over all gradients of a tower together, so that PyTorch's 25
-# overlap with nothing more, and each costs a start.
+# MiB of gradients that DDP sends at once. Recorded towers send theirs themselves; where they leave it to DDP they hand
+# over all of them together, so that PyTorch's 25 overlap with nothing more, and each costs a start.
 BUCKET_MIB = 128
 
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")

@@ -126,8 +126,9 @@ def measure_case(case: StepCase, device: torch.device, dtype: torch.dtype, steps
 
 def distributed(model: OurStep | PeerStep, case: StepCase) -> DistributedDataParallel:
     """The model under DDP: ours as in a run, the peer as its training script does it."""
-    if case.provider == PEER:
+    if isinstance(model, PeerStep):
         return DistributedDataParallel(model)
+    model.task.average_towers(model, torch.bfloat16 if case.reduction == "bfloat16" else None)
     wrapped = DistributedDataParallel(model, **ddp_settings())
     if case.reduction == "bfloat16":
         wrapped.register_comm_hook(None, bf16_compress_hook)

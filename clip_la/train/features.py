@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_la.data.images.transforms import channel_constants, scale_pixels
 from clip_la.models.clip import CLIP
@@ -36,6 +36,18 @@ class BatchEncoder:
         if self._is_compiled:
             compile_model(model, options.compile_unit)
             self._scale_pixels = torch.compile(scale_pixels, dynamic=False)
+
+    def recorded_weights(self) -> dict[str, nn.Parameter]:
+        """Weights whose gradients come from recordings alone, by their names in the model."""
+        towers = self._graphed.items()
+        return {f"{tower}.{name}": p for tower, graphed in towers for name, p in graphed.trained_weights().items()}
+
+    def average_gradients(self, dtype: torch.dtype | None) -> None:
+        """Recorded weights get the mean of their gradients over the processes; see GraphedTower.average_gradients."""
+        for graphed in self._graphed.values():
+            # A frozen tower has none.
+            if graphed.trained_weights():
+                graphed.average_gradients(dtype)
 
     def leave_out_graphs(self) -> None:
         """Compiles alone, for weights that do not stay where they are."""
@@ -70,7 +82,9 @@ class BatchEncoder:
 
     def _run(self, tower: str, parts: list[Part]) -> Tensor:
         """Features of a tower: at once, or of each part by itself and computed again in the backward pass."""
-        graphed = self._graphed.get(tower) if parts[0].inputs[0].is_cuda else None
+        graphed = self._graphed.get(tower)
+        if graphed and parts[0].inputs[0].device.type != graphed.device_type:
+            graphed = None
         if self._options.micro_batches == 1:
             return graphed(parts[0]) if graphed else parts[0].encode(*parts[0].inputs)
         return graphed.in_parts(parts) if graphed else torch.cat([recomputed(part) for part in parts])

@@ -16,11 +16,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from clip_la.errors import UserError
 from clip_la.launched import rank_timeout
 from clip_la.train.lightning_private import process_rank
-from clip_la.train.options import HardwareOptions
+from clip_la.train.options import HardwareOptions, Reduction
 from clip_la.train.sharded import ShardedStrategy
 
-# MiB of gradients that DDP sends at once. CUDA graphs hand over all gradients of a tower together, so that PyTorch's 25
-# overlap with nothing more, and each costs a start.
+# MiB of gradients that DDP sends at once. Recorded towers send theirs themselves; where they leave it to DDP they hand
+# over all of them together, so that PyTorch's 25 overlap with nothing more, and each costs a start.
 BUCKET_MIB = 128
 
 _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
@@ -45,9 +45,8 @@ def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
         reduce_dtype = torch.bfloat16 if options.reduction == "bfloat16" else None
         strategy = ShardedStrategy(num_devices * num_nodes, reduce_dtype, rank_timeout())
     elif num_devices * num_nodes > 1:
-        hook = bf16_compress_hook if options.reduction == "bfloat16" else None
         # A process that waits longer than this for another one ends with an error.
-        strategy = DDPStrategy(**ddp_settings(), ddp_comm_hook=hook, timeout=rank_timeout())
+        strategy = TowerDDPStrategy(options.reduction, **ddp_settings(), timeout=rank_timeout())
     # Emulated bfloat16, on GPUs of before 2020, is slower than float32.
     has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     is_mixed = options.precision == "bfloat16" or (options.precision == "auto" and has_bfloat16)
@@ -58,6 +57,26 @@ def trainer_hardware(options: HardwareOptions) -> dict[str, Any]:
         "strategy": strategy,
         "precision": "bf16-mixed" if is_mixed else "32-true",
     }
+
+
+class TowerDDPStrategy(DDPStrategy):
+    """DDP for a ContrastiveTask: recorded towers average their gradients themselves, it averages what else trains.
+
+    Args:
+        reduction: what both send gradients in.
+        settings: of DDPStrategy.
+    """
+
+    def __init__(self, reduction: Reduction, **settings: Any) -> None:
+        is_narrow = reduction == "bfloat16"
+        super().__init__(**settings, ddp_comm_hook=bf16_compress_hook if is_narrow else None)
+        self._reduce_dtype = torch.bfloat16 if is_narrow else None
+
+    def configure_ddp(self) -> None:
+        # Here the weights are on their device, and those of a checkpoint are loaded.
+        task: Any = self.lightning_module
+        task.average_towers(task, self._reduce_dtype)
+        super().configure_ddp()
 
 
 def ddp_settings() -> dict[str, Any]:

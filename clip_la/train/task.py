@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from clip_la.distributed import world_size
 from clip_la.errors import UserError
 from clip_la.losses import chance_loss, contrastive_loss, sigmoid_loss
 from clip_la.models.flops import num_image_patches
@@ -21,6 +22,7 @@ from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
 from clip_la.train.patches import check_patch_dropout, draw_kept
 from clip_la.train.sharded import ShardedStrategy, whole
+from clip_la.train.tower_reduction import check_same_weights, ignore_in_ddp
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
 SIGMOID_INIT_SCALE = 10.0
@@ -123,6 +125,30 @@ class ContrastiveTask(pl.LightningModule):
         """Divides the weights among the processes, where the run's strategy does so; before the optimiser is made."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self, self.model)
+
+    def average_towers(self, wrapped: nn.Module, dtype: torch.dtype | None) -> None:
+        """Has recorded towers average their gradients over the processes, and DDP ignore their weights.
+
+        All processes call this, just before DDP: with the weights on their device, and loaded if they are to be. It
+        changes nothing where there is one process or no tower is recorded.
+
+        Args:
+            wrapped: what DDP is about to wrap: the task, or a module around it.
+            dtype: what gradients are sent in; None: as they are.
+
+        Raises UserError where the processes begin with different weights, or not all of them record.
+        """
+        if world_size() == 1:
+            return
+        weights = self._encoder.recorded_weights()
+        # DDP takes no module of which it has nothing to average: it keeps the towers where no scale trains beside them.
+        # Such are the tasks that match a teacher, one of which has gradients that come from no recording.
+        if not {p for p in self.parameters() if p.requires_grad} - set(weights.values()):
+            weights = {}
+        check_same_weights(weights)
+        if weights:
+            ignore_in_ddp(wrapped, weights.values())
+            self._encoder.average_gradients(dtype)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # The bias of the sigmoid loss is a scalar of the loss, like the logit scale.

@@ -39,18 +39,16 @@ class Worked(graphed._Recording):
         return super().backward(output_grad)
 
 
+def record_on_the_cpu(patch):
+    """Towers on a processor are `recorded` from now on; `patch` is a MonkeyPatch."""
+    patch.setattr(GraphedTower, "_record", lambda self, encode, inputs: Worked(encode, inputs, self._common()))
+    patch.setattr(GraphedTower, "device_type", "cpu")
+
+
 @pytest.fixture
 def tower(monkeypatch):
     """(a GraphedTower, its function) of a small tower in float64."""
-    for name in ("current_device", "graph_pool_handle"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(graphed, "_recording_stream", lambda device: None)
-
-    def record(self, encode, inputs):
-        self._shared = self._shared or graphed._Shared(self._tower)
-        return Worked(encode, inputs, self._shared)
-
-    monkeypatch.setattr(GraphedTower, "_record", record)
+    record_on_the_cpu(monkeypatch)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
     return GraphedTower(module), module
@@ -144,3 +142,22 @@ def test_nothing_is_recorded_without_gradients_and_all_is_given_back(tower):
     module.zero_grad()
     run(Part((), module, (batch(2),))).square().sum().backward()
     torch.testing.assert_close(gradients(module), plain(module, batch(2)))
+
+
+def test_gradients_lie_side_by_side_and_are_taken_not_copied(tower):
+    run, _ = tower
+    odd = nn.Sequential(nn.Linear(5, 7), nn.Conv2d(1, 3, 2).to(memory_format=torch.channels_last)).double()
+    odd[1].weight.requires_grad_(False)
+    turned = nn.Parameter(torch.randn(6, 4, dtype=torch.float64).T)
+    odd.register_parameter("turned", turned)
+    run = GraphedTower(odd)
+    run(Part((), lambda x: odd[0](x)[:, :4] @ odd.turned + odd[1].bias.sum(), (batch(1),))).square().sum().backward()
+    flat = run._shared.flat_grad
+    taken = [odd.turned, odd[0].weight, odd[0].bias, odd[1].bias]
+    assert odd[1].weight.grad is None
+    for weight in taken:
+        assert weight.grad.untyped_storage().data_ptr() == flat.data_ptr()
+        assert weight.grad.stride() == weight.stride()
+        assert weight.grad.data_ptr() % graphed.ALIGNMENT_BYTES == flat.data_ptr() % graphed.ALIGNMENT_BYTES
+    assert len({weight.grad.data_ptr() for weight in taken}) == len(taken)
+    assert flat.numel() < sum(weight.numel() for weight in taken) + len(taken) * 64

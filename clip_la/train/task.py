@@ -22,7 +22,7 @@ from clip_la.train.optimizers import make_optimizer
 from clip_la.train.options import ModelOptions
 from clip_la.train.patches import check_patch_dropout, draw_kept
 from clip_la.train.sharded import ShardedStrategy, whole
-from clip_la.train.tower_reduction import check_same_weights, ignore_in_ddp
+from clip_la.train.tower_reduction import begin_as_the_first, ignore_in_ddp
 
 # SigLIP's starting points (arXiv 2303.15343, Sec. 3.2): scale and bias of the logits.
 SIGMOID_INIT_SCALE = 10.0
@@ -136,7 +136,7 @@ class ContrastiveTask(pl.LightningModule):
             wrapped: what DDP is about to wrap: the task, or a module around it.
             dtype: what gradients are sent in; None: as they are.
 
-        Raises UserError where the processes begin with different weights, or not all of them record.
+        Raises UserError where not all processes record the same weights.
         """
         if world_size() == 1:
             return
@@ -145,7 +145,7 @@ class ContrastiveTask(pl.LightningModule):
         # Such are the tasks that match a teacher, one of which has gradients that come from no recording.
         if not {p for p in self.parameters() if p.requires_grad} - set(weights.values()):
             weights = {}
-        check_same_weights(weights)
+        begin_as_the_first(weights)
         if weights:
             ignore_in_ddp(wrapped, weights.values())
             self._encoder.average_gradients(dtype)

@@ -159,6 +159,6 @@ def test_gradients_lie_side_by_side_and_are_taken_not_copied(tower):
     for weight in taken:
         assert weight.grad.untyped_storage().data_ptr() == flat.data_ptr()
         assert weight.grad.stride() == weight.stride()
-        assert weight.grad.data_ptr() % ALIGNMENT_BYTES == flat.data_ptr() % graphed.ALIGNMENT_BYTES
+        assert weight.grad.data_ptr() % ALIGNMENT_BYTES == flat.data_ptr() % ALIGNMENT_BYTES
     assert len({weight.grad.data_ptr() for weight in taken}) == len(taken)
     assert flat.numel() < sum(weight.numel() for weight in taken) + len(taken) * 64

@@ -31,6 +31,7 @@ from tests.train.test_graphed import record_on_the_cpu
 # captions of two lengths, of which one recording holds one.
 LIMITS = {"recorded": (24, 24), "mixed": (1, 0), "unrecorded": (0, 0)}
 CASES = tuple(itertools.product(LOSSES, (1, 2), LIMITS))
+PROJECTION = "model.image.trunk.patch_embed.proj.weight"
 NAMES = [name for name, _ in task_of(loss="sigmoid").named_parameters()]
 
 
@@ -124,16 +125,16 @@ class Rank:
             keep["autocast", parts, who] = self.gradients(
                 parts=parts, limits="unrecorded", autocast=True, by_towers=who
             )
-        keep["start"] = self.refused(seed=self.rank)
-        keep["one records"] = self.refused(by_towers=self.rank == 0)
+        keep["start"] = {name: p.detach().clone() for name, p in self.step(seed=self.rank)[1].named_parameters()}
+        keep["one records"] = self.refused()
         keep["copied"] = [self.refused_copy(limits) for limits in LIMITS]
         keep["matching"] = self.matchings()
         keep["lightning"] = self.by_lightning()
         keep["frozen"] = self.frozen()
 
-    def refused(self, **options):
+    def refused(self):
         with pytest.raises(UserError) as refused:
-            self.step(**options)
+            self.step(by_towers=self.rank == 0)
         return str(refused.value)
 
     def refused_copy(self, limits):
@@ -289,12 +290,16 @@ def test_passes_that_are_not_recorded_keep_autocast_in_the_backward_pass(both, p
     assert_equal(both[0]["autocast", parts, True], both[0]["autocast", parts, False])
 
 
-def test_processes_that_begin_with_different_weights_are_refused_in_one_line(both):
-    assert both[0]["start"] == both[1]["start"]
-    says = both[0]["start"]
-    assert "\n" not in says
-    assert says.startswith("process 1 begins with other weights than process 0 (")
-    assert says.endswith("give all processes the same --seed and the same checkpoint")
+def test_every_process_begins_with_the_weights_of_the_first(both):
+    first = dict(task_of().named_parameters())
+    for each in both:
+        assert_equal(each["start"], first)
+    # Its own were others.
+    second = ContrastiveTask(ModelOptions(name="vit_pico"), batch_size=8, budget_samples=8, seed=1)
+    assert not torch.equal(second.model.image.trunk.patch_embed.proj.weight, first[PROJECTION])
+
+
+def test_processes_of_which_one_does_not_record_are_refused_in_one_line(both):
     assert both[0]["one records"] == both[1]["one records"]
     wanted = r"process 1 records 0 weights' .* and process 0 [1-9]\d*: give all .*--model\.cuda_graphs false"
     assert re.fullmatch(wanted, both[0]["one records"])

@@ -69,7 +69,8 @@ def held_out_table(parts: Sequence[Part]) -> Table:
                 # A kind of a few points has no law, and nothing to predict from.
                 continue
             said = [
-                f"{each.predicted_error:.3g} ({100 * each.relative_error:+.0f} %)" if each else NONE for each in found
+                f"{each.predicted_error:.3g} ({round(100 * each.relative_error):+d} %)" if each else NONE
+                for each in found
             ]
             largest = max(points, key=lambda point: point.compute)
             place = f"{largest.model}, {largest.samples_seen:,}"
@@ -107,7 +108,7 @@ def predictions(parts: Sequence[Part]) -> str:
 
 
 def outcomes_text(title: str, records: Sequence[tuple[Path, Mapping[str, Any], Sequence[Outcome]]]) -> str:
-    """Records (file, record, outcomes) of one data set and metric: where from, and a table, a row a run, a column a law."""
+    """Records (file, record, outcomes) of one data set and metric: where from; a table, a row a run, a column a law."""
     laws: list[str] = []
     for path, made, _ in records:
         left, _, right = str(made.get("law", "an unnamed law")).partition(" = ")
@@ -131,7 +132,7 @@ def outcomes_text(title: str, records: Sequence[tuple[Path, Mapping[str, Any], S
             else:
                 measured[key] = f"{each.measured:.3g} ({each.num_measured})"
                 is_inside = bounds is None or bounds[0] <= each.measured <= bounds[1]
-                text += f" ({100 * each.relative_error:+.0f} %{'' if is_inside else ', outside'})"
+                text += f" ({round(100 * each.relative_error):+d} %{'' if is_inside else ', outside'})"
             cells[key][law] = text
     rows = [(*key, measured[key], *(own.get(law, NONE) for law in laws)) for key, own in cells.items()]
     lines = [f"{title}: the error that was predicted [95 % for one run] (off by; outside, if the interval misses it)."]

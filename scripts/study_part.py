@@ -35,7 +35,7 @@ class Part:
     @classmethod
     def of(cls, tables: Sequence[Path], target: str, metric: str) -> "Part":
         """Reads the points, takes each kind at its best rate, and fits; `problem` says why there is no fit."""
-        selection = at_rate(table_points(tables, targets=[target], metric=metric), BEST)
+        selection = at_rate(table_points(tables, targets=[target], metric=metric, axis=None), BEST)
         kinds = [*group_points(selection.points, "attention")]
         # Against plain softmax, which the kinds are to replace, and against softmax with the same additions.
         baselines = [None, *([CONTROL] if CONTROL in kinds[1:] else [])]
@@ -84,7 +84,7 @@ class Part:
                 most[point.model] = max(point.samples_seen, most.get(point.model, 0))
             kept = (tuple(p for p in own if p.samples_seen == most[p.model]) for own in (shown.points, shown.off_law))
             shown = replace(shown, **dict(zip(("points", "off_law"), kept, strict=True)))
-            head += ", the largest budget of each size"
+            head += ", the largest budget of each size (all of them: [tables.md](tables.md))"
         return f"{head}.\n\n{mean_table(shown, self.kinds).markdown()}"
 
     def differences(self) -> str:

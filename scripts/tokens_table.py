@@ -68,7 +68,7 @@ class Lengths:
         """
         by_metric: dict[str, dict[Place, list[Point]]] = {}
         for metric in (RECALL, LOSS):
-            selection = at_rate(table_points([points], metric=metric), BEST)
+            selection = at_rate(table_points([points], metric=metric, axis=None), BEST)
             # softmax first, as in every plot.
             kinds = group_points(measured(selection), "attention")
             by_metric[metric] = defaultdict(list)

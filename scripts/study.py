@@ -77,7 +77,10 @@ def world_lines(world: World, compared: Table, held_out: Table, *, is_whole: boo
         elif is_whole:
             lines += [f"{plot} The same as a [page]({part.stem}.html).", ""]
         else:
-            lines += [plot, "", verdict(part.analyses[0]), ""]
+            fitted = [fit.name for fit in part.analyses[0].fits]
+            few = [f"`{kind}`" for kind in part.kinds if kind not in fitted]
+            lacking = f" Too few points for a law, or none on one: {', '.join(few)}." if few else ""
+            lines += [plot, "", verdict(part.analyses[0]) + lacking, ""]
         if is_whole:
             lines += section(f"{level}## Paired differences", part.differences())
             lines += section(f"{level}## Learning rates", part.rates())

@@ -82,8 +82,10 @@ class Part:
             most: dict[str, int] = {}
             for point in measured(shown):
                 most[point.model] = max(point.samples_seen, most.get(point.model, 0))
-            kept = (tuple(p for p in own if p.samples_seen == most[p.model]) for own in (shown.points, shown.off_law))
-            shown = replace(shown, **dict(zip(("points", "off_law"), kept, strict=True)))
+            points, off_law = (
+                tuple(p for p in own if p.samples_seen == most[p.model]) for own in (shown.points, shown.off_law)
+            )
+            shown = replace(shown, points=points, off_law=off_law)
             head += ", the largest budget of each size (all of them: [tables.md](tables.md))"
         return f"{head}.\n\n{mean_table(shown, self.kinds).markdown()}"
 

@@ -188,7 +188,8 @@ def make(points: Path, speed: Path = SPEED, *, files: bool = True) -> str:
     if files:
         import matplotlib
 
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "font.size": 8, "axes.titlesize": 8}):
+        settings: dict[str, Any] = {**matplotlib.rcParamsDefault, **STYLE, "font.size": 8, "axes.titlesize": 8}
+        with matplotlib.rc_context(settings):
             save(lengths.draw(), stem)
     first = lengths.by_metric[LOSS][lengths.places[0]][0]
     head = (

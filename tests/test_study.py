@@ -219,7 +219,9 @@ def test_a_control_of_a_few_points_has_no_laws_of_its_own(study, tmp_path, monke
         return row["metric"] == "contrastive_loss" and not is_thin
 
     worlds_table(Path("a.csv"), lambda row: {}, keep)
-    (page,) = study.make(files=False).values()
+    Path("README.md").write_text(f"{study.BEGIN}\n{study.END}\n")
+    page, readme = study.make(files=False).values()
+    assert f"Too few points for a law, or none on one: `{control}`.\n" in readme
     assert [line for line in page.splitlines() if "# Laws" in line] == ["#### Laws, against `softmax`"]
     assert f"no fit for {control}: 2 points, a fit needs at least 3" in page
 

@@ -188,7 +188,7 @@ def make(points: Path, speed: Path = SPEED, *, files: bool = True) -> str:
     if files:
         import matplotlib
 
-        settings: dict[str, Any] = {**matplotlib.rcParamsDefault, **STYLE, "font.size": 8, "axes.titlesize": 8}
+        settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE, "font.size": 8, "axes.titlesize": 8}
         with matplotlib.rc_context(settings):
             save(lengths.draw(), stem)
     first = lengths.by_metric[LOSS][lengths.places[0]][0]

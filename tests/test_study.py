@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ def study(monkeypatch):
     import study
 
     yield study
-    for name in ("study", "plot_attention", "attention_table", "attention_text", "attention_runs", "plot_curves"):
+    own = ("study", "study_part", "study_laws", "tokens_table", "plot_curves")
+    for name in (*own, "plot_attention", "attention_table", "attention_text", "attention_runs"):
         sys.modules.pop(name, None)
 
 
@@ -53,15 +55,17 @@ def by_law(rows: list[dict[str, str]], compute: float) -> float:
 
 def test_pages_show_the_tables_as_they_are(study, monkeypatch) -> None:
     """Without the laws, whose last digits hang on the machine."""
+    import study_part
+
     monkeypatch.chdir(TABLE.parent)
     tables = study.find_tables()
     assert Path("scenes.csv") in tables
     assert Path("attention_scenes.csv") not in tables
     for metric in ("image_retrieval_recall@1", "contrastive_loss"):
-        part = study.Part.of(tables, "scenes-unseen", metric)
+        part = study_part.Part.of(tables, "scenes-unseen", metric)
         # `python scripts/study.py` writes both.
-        for page in ("README.md", "tables.md"):
-            assert part.means() in Path(page).read_text(encoding="utf-8")
+        for page, shown in (("README.md", part.means(largest=True)), ("tables.md", part.means())):
+            assert shown in Path(page).read_text(encoding="utf-8")
         assert part.differences() in Path("tables.md").read_text(encoding="utf-8")
         for suffix in (".png", ".svg", ".html"):
             assert Path(part.stem + suffix).stat().st_size > 10_000
@@ -76,14 +80,19 @@ def test_one_call_makes_everything(study, tmp_path, capsys) -> None:
     assert study.main(["--folder", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith(f"before\n{study.BEGIN}\n\n### scenes-unseen, contrastive_loss\n")
+    facts = "[a.csv](a.csv), [b.csv](b.csv): 128 px, 65 image tokens, batch 1,024, 102,400 pairs."
+    head = f"### Trained on `data/scenes/train`\n\n{facts}\n\n#### scenes-unseen, contrastive_loss\n"
+    assert readme.startswith(f"before\n{study.BEGIN}\n\n{head}")
     assert readme.endswith(f"\n\n{study.END}\nafter\n")
     assert "old" not in readme
     # The loss of rala at the largest scale from the table, and the power law's prediction of it from all others.
     rala, num_softmax = sorted(losses("rala"), key=lambda row: float(row["forward_flops"])), len(losses("softmax"))
     measured, said = float(rala[-1]["value"]), by_law(rala[:-1], float(rala[-1]["forward_flops"]))
-    assert f"| {measured:.3f}" in next(line for line in readme.splitlines() if line.startswith("| vit_s16  | 409,600"))
+    assert f" {measured:.3f} |" in next(line for line in readme.splitlines() if line.startswith("| vit_s16  | 409,600"))
     assert f"{measured:.3g} (1)" in printed
+    # The smaller budgets are in the tables alone.
+    assert "| vit_s16  |  57,344 |" in (tmp_path / "tables.md").read_text()
+    assert "57,344" not in readme
     # Of each kind a run a size, with a branch for each budget.
     assert f"From {len(RATES)} runs of each kind" in readme
     assert f"{said:.3g} ({100 * (said / measured - 1):+.0f} %)" in printed
@@ -129,6 +138,101 @@ def test_too_few_points_and_one_kind_have_tables_without_laws(study, tmp_path, m
     assert "No laws: no fit for rala: 1 point, a fit needs at least 3." in page
 
 
+def worlds_table(path: Path, changed, keep=lambda row: True) -> None:
+    """The study's first rows that `keep` wants, each with the fields that `changed` gives it, as a table."""
+    with TABLE.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if is_first(row) and keep(row)]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [*rows[0]], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            row |= changed(row)
+            error = float(row["value"]) if "loss" in row["metric"] else 1 - float(row["value"])
+            writer.writerow(row | {"error": error, "error_low": "", "error_high": ""})
+
+
+def test_each_corpus_has_a_heading_with_its_parts_and_tables(study, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # By name the mixture's table comes first.
+    mixture = {"train_data": "data/photos data/scenes/train", "train_pairs": "180000", "image_size": "64"}
+
+    def photographs(row) -> dict[str, str]:
+        of_classes = row["metric"].startswith("image")
+        named = {"dataset": "photos-seen", "metric": "top1"} if of_classes else {"dataset": "scenes-unseen-64px"}
+        return {**mixture, **named, "run": f"p{row['run']}"}
+
+    few = "image_retrieval_recall@1", "contrastive_loss"
+    worlds_table(Path("photographs.csv"), photographs, lambda row: row["metric"] in few)
+    some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row)
+    Path("README.md").write_text(f"{study.BEGIN}\n{study.END}\n")
+    pages = study.make(files=False)
+    compared = ["Compute at equal error", "The largest scale, predicted from the smaller ones"]
+    expected = [
+        *("Trained on `data/scenes/train`", "scenes-unseen, contrastive_loss", *compared),
+        *("Trained on `data/photos`, `data/scenes/train`", "photos-seen, top1", "scenes-unseen-64px, contrastive_loss"),
+        *(*compared, "How kinds are compared"),
+    ]
+    headings = [line.lstrip("# ") for line in pages[Path("README.md")].splitlines() if line.startswith("#")]
+    assert headings == expected
+    facts = "[photographs.csv](photographs.csv): 64 px, 65 image tokens, batch 1,024, 180,000 pairs."
+    assert facts in pages[Path("README.md")]
+    own = ("### Paired differences", "### Learning rates", "### Laws")
+    lines = [line for line in pages[Path("tables.md")].splitlines() if line.startswith("##")]
+    assert [
+        line.lstrip("# ") for line in lines if not line.lstrip("#").startswith(tuple(o[3:] for o in own))
+    ] == expected
+
+
+def test_classes_that_no_model_knows_have_means_and_no_law(study, tmp_path) -> None:
+    """Top-1 of 0 everywhere, and one loss everywhere: no law, no plot that lies, no warning."""
+    pytest.importorskip("matplotlib")
+    import study_part
+
+    def none_right(row) -> dict[str, str]:
+        is_loss = "loss" in row["metric"]
+        return {"value": "0.05" if is_loss else "0.0", "metric": "contrastive_loss" if is_loss else "top1"}
+
+    worlds_table(
+        tmp_path / "a.csv", none_right, lambda row: row["metric"] in ("image_retrieval_recall@1", "contrastive_loss")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert study.main(["--folder", str(tmp_path)]) == 0
+    page = (tmp_path / "tables.md").read_text()
+    assert "| vit_w64  |  57,344 |       0.0 |" in page
+    num_points = sum(len(losses(kind)) for kind in ("softmax", "rala", "linear_mean", study_part.CONTROL))
+    assert f"No laws: no point for target 'scenes-unseen' enters the fit ({num_points} x nothing right" in page
+    assert not (tmp_path / "scenes_unseen_top1.png").exists()
+    assert "contrastive_loss falls with compute" not in page
+
+
+def test_a_control_of_a_few_points_has_no_laws_of_its_own(study, tmp_path, monkeypatch) -> None:
+    """Its place would be taken by the next kind, whose laws are there already."""
+    monkeypatch.chdir(tmp_path)
+    few = ("57344", "94208")
+    control = "softmax(conv=5,gate=linear,rope=axial)"
+
+    def keep(row) -> bool:
+        is_thin = row["attention"] == control and (row["model"], row["samples_seen"]) not in {
+            ("vit_w64", n) for n in few
+        }
+        return row["metric"] == "contrastive_loss" and not is_thin
+
+    worlds_table(Path("a.csv"), lambda row: {}, keep)
+    Path("README.md").write_text(f"{study.BEGIN}\n{study.END}\n")
+    page, readme = study.make(files=False).values()
+    assert f"Too few points for a law, or none on one: `{control}`.\n" in readme
+    assert [line for line in page.splitlines() if "# Laws" in line] == ["#### Laws, against `softmax`"]
+    assert f"no fit for {control}: 2 points, a fit needs at least 3" in page
+
+
+def test_a_multiplier_that_no_one_can_read_is_in_powers_of_ten(study) -> None:
+    import study_laws
+
+    assert study_laws.multiplier_text(20.484, (1.14, 7.668739e14)) == "20.5 [1.14, 7.67e+14]"
+    assert study_laws.multiplier_text(0.3, (0.1, 999.0)) == "0.30 [0.10, 999.00]"
+
+
 def test_a_prediction_is_compared_with_what_was_measured(study, tmp_path, monkeypatch, capsys) -> None:
     from clip_la.cli import main
 
@@ -136,19 +240,27 @@ def test_a_prediction_is_compared_with_what_was_measured(study, tmp_path, monkey
     some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row and "vit_s16" not in row)
     given = ["--metric", "contrastive_loss", "--model", "vit_s16", "--samples", "409600", "--context-length", "64"]
     assert main(["scaling", "predict", "scenes.csv", "--format", "points", *given, "--out", "prediction.json"]) == 0
+    of_frontier = ["--frontier", "pareto", "--resamples", "20", "--out", "prediction_frontier.json"]
+    assert main(["scaling", "predict", "scenes.csv", "--format", "points", *given, *of_frontier]) == 0
     capsys.readouterr()
     some_rows(Path("scenes.csv"), lambda row: "contrastive_loss" in row and "vit_s16,linear_mean," not in row)
-    page = study.make(files=False)[Path("tables.md")]
-    assert "### Predicted before it was measured" in page
-    rows = [line.split() for line in page.partition("Predicted before it was measured")[2].splitlines()]
+    page = study.make(files=False)[Path("tables.md")].partition("## Predicted before it was measured")[2]
+    rows = {
+        cells[1]: cells[2:-1] for line in page.splitlines() if len(cells := [c.strip() for c in line.split("|")]) > 2
+    }
     # As measured, and off by as much as the line through the others is; linear_mean was not measured there.
     (largest,) = (row for row in losses("rala") if (row["model"], row["samples_seen"]) == ("vit_s16", "409600"))
     said = by_law([row for row in losses("rala") if row["model"] != "vit_s16"], float(largest["forward_flops"]))
     measured = float(largest["value"])
-    rala = next(row for row in rows if row[1:2] == ["rala"])
-    assert (rala[3], rala[5]) == ("vit_s16", "409,600")
-    assert " ".join(rala[-10:]) == f"| {measured:.4g} | 1 | {100 * (said / measured - 1):+.1f} % | yes |"
-    assert "not yet" in " ".join(next(row for row in rows if row[1:2] == ["linear_mean"]))
+    run, seen, by_all, by_frontier = rows["`rala`"]
+    assert (run, seen) == ("vit_s16, 409,600", f"{measured:.3g} (1)")
+    assert by_all.startswith(f"{said:.3g} [")
+    assert by_all.endswith(f"] ({100 * (said / measured - 1):+.0f} %)")
+    # One table holds the records of a metric: a column each; an interval that none has is no cell's.
+    assert rows["kind"] == ["run", "measured (runs)", "beta C^alpha, all points", "beta C^alpha, frontier pareto"]
+    assert "[" not in by_frontier
+    assert rows["`linear_mean`"][1] == "not yet"
+    assert page.count("written at") == 2
     some_rows(Path("scenes.csv"), lambda row: "image_retrieval_recall@1" in row)
     assert study.main(["--folder", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "study: error: prediction.json: no table has contrastive_loss on scenes-unseen\n"

@@ -44,24 +44,26 @@ def in_order(points: Iterable[Point]) -> list[Place]:
     return sorted(places, key=lambda place: (flops[place[0]], place))
 
 
+def mean_text(values: Sequence[float], metric: str) -> str:
+    """The mean of what `shown` gives, with "± s (n)" over n > 1 runs, s their standard deviation; ABSENT of none."""
+    digits = digits_of(metric)
+    if len(values) < 2:
+        return f"{values[0]:{digits}}" if values else ABSENT
+    return f"{fmean(values):{digits}} ± {stdev(values):{digits}} ({len(values)})"
+
+
 def mean_table(selection: Selection, kinds: Sequence[str]) -> Table:
     """The metric at each model and number of samples: the mean over seeds of each kind, with "± s (n)" over n > 1 runs.
 
     s is the standard deviation over runs; an empty cell was not measured.
     """
     points = measured(selection)
-    digits = digits_of(selection.metric)
     values: dict[tuple[Place, str], list[float]] = defaultdict(list)
     for point in points:
         values[(point.model, point.samples_seen), point.attention].append(shown(selection.metric, point.error))
 
-    def cell(own: Sequence[float]) -> str:
-        if len(own) < 2:
-            return f"{own[0]:{digits}}" if own else ABSENT
-        return f"{fmean(own):{digits}} ± {stdev(own):{digits}} ({len(own)})"
-
     rows = [
-        (model, f"{samples:,}", *(cell(values[(model, samples), kind]) for kind in kinds))
+        (model, f"{samples:,}", *(mean_text(values[(model, samples), kind], selection.metric) for kind in kinds))
         for model, samples in in_order(points)
     ]
     return Table(("model", "samples", *(f"`{kind}`" for kind in kinds)), tuple(rows))

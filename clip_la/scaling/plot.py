@@ -131,7 +131,8 @@ def _error_axis(axes: "Axes", points: Sequence[Point], metric: str) -> None:
     lows = [point.error if point.error_low is None else point.error_low for point in points]
     highs = [point.error if point.error_high is None else point.error_high for point in points]
     low, high = max(min(lows), 1e-6), max(highs)
-    margin = (high / low) ** 0.08
+    # Equal errors without bars still need an axis of some height.
+    margin = max((high / low) ** 0.08, 1.01)
     low, high = low / margin, high * margin
     axes.set_yscale("log")
     axes.set_ylim(low, high)

@@ -117,11 +117,12 @@ def table_points(
     targets: Sequence[str] = (),
     metric: str | None = None,
     filters: Mapping[str, str] | None = None,
-    axis: str = "compute",
+    axis: str | None = "compute",
 ) -> Selection:
-    """The points of tables, of one data set and one metric.
+    """The points of tables, of one data set and one metric, along an axis of AXES.
 
-    A run that several tables hold with one value counts once; the later row is left out with the reason.
+    With no axis (None) they are as measured, for a table: errors of 0 or 1 alone, which lie on no law, are then points
+    too. A run that several tables hold with one value counts once; the later row is left out with the reason.
 
     Raises:
         UserError: absent or foreign files, several data sets or metrics and none chosen, a run twice in a table or with
@@ -166,4 +167,5 @@ def table_points(
             raise UserError(f"{where}: 'error_low' {low:g} is above 'error_high' {high:g}")
         source = fields.get("source") or fields["run"]
         points.append(Point.of(row, run=fields["run"], source=source, error=error, bounds=(low, high)))
-    return Selection.of(points, left_out, target=target, metric=metric, by_choices=BY).along(axis)
+    found = Selection.of(points, left_out, target=target, metric=metric, by_choices=BY)
+    return found if axis is None else found.along(axis)

@@ -40,9 +40,9 @@ class Rates:
     """Pairs a second and GPU by model and attention, of steps in one part and in several."""
 
     def __init__(self, steps: Sequence[Row], speeds: Sequence[Row]) -> None:
-        ours = [
-            row for row in steps if row["provider"] == "graphs" and row["image_size"] == SIDE and row["gpus"] == "1"
-        ]
+        # What spares memory or patches has another rate than the plan's runs.
+        plain = {"provider": "graphs", "image_size": SIDE, "gpus": "1", "checkpointing": "False"}
+        ours = [row for row in steps if plain.items() <= row.items() and not float(row["patch_dropout"])]
         self._whole = self._by_kind(ours, lambda row: row["micro_batches"] == "1" and row["text"] == "full")
         in_parts = self._by_kind(ours, lambda row: row["micro_batches"] != "1")
         self.parts_factor = in_parts[IN_PARTS] / self._whole[IN_PARTS]

@@ -12,7 +12,7 @@ from clip_la.sweep.plan import PlannedRun
 REPO = Path(__file__).parents[1]
 RATES = [
     {"provider": provider, "model": "vit_b16", "attention": kind, "image_size": side, "gpus": gpus, "text": text}
-    | {"micro_batches": parts, "pairs_per_s": rate}
+    | {"micro_batches": parts, "pairs_per_s": rate, "patch_dropout": "0.0000", "checkpointing": "False"}
     for provider, kind, side, gpus, text, parts, rate in [
         ("graphs", "softmax", "224", "1", "full", "1", "100"),
         ("graphs", "softmax", "224", "1", "full", "1", "140"),
@@ -24,6 +24,10 @@ RATES = [
         ("graphs", "softmax", "224", "2", "full", "1", "7"),
         ("graphs", "softmax", "224", "1", "laion", "1", "7"),
     ]
+]
+RATES += [
+    RATES[0] | {"patch_dropout": "0.5000", "pairs_per_s": "7"},
+    RATES[0] | {"checkpointing": "selective", "pairs_per_s": "7"},
 ]
 SPEEDS = [
     {"what": what, "attention": "rala", "training_ratio": ratio}

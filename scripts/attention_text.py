@@ -109,8 +109,10 @@ def summary(arms: Sequence[Arm], differences: Sequence[Mapping[str, Any]]) -> st
         if row["metric"] in first
         and tuple(row[name] for name in ("task", "model", "tokens", "samples")) in columns.values()
     ]
-    # At the best rates of each, and where three seeds and more are paired.
-    rows = [row for row in rows if "best" in row["rates"] or row["spread"] == "paired"]
+    # Of several rates those of most seeds, of these the best of each.
+    rows.sort(key=lambda row: (row["num_seeds"], "best" in row["rates"]))
+    first_of = {tuple(row[name] for name in ("task", "model", "attention", "against")): row for row in rows}
+    rows = [row for row in differences if any(row is each for each in first_of.values())]
     return "\n\n".join(["\n".join(lines), DIFFERENCES, differences_markdown(rows, FEATURED, is_short=False)])
 
 

@@ -220,3 +220,14 @@ def test_a_figure_without_its_line_is_refused_in_one_line(
     said = capsys.readouterr().err
     assert said == "plot_attention: error: no run of vit_ti16 with softmax on scenes: the figure has it as its line\n"
     assert not (tmp_path / "arms.png").exists()
+
+
+def test_the_summary_shows_each_difference_at_the_rates_of_most_seeds(table: ModuleType, tmp_path: Path) -> None:
+    """Seed 0 is best at 2e-3, where there is no other seed; two rates have two, 1e-3 the better ones."""
+    runs = [("softmax", lr, seed, 0.6) for lr in (5e-4, 1e-3, 2e-3) for seed in (0, 1)]
+    runs += [("rala", 5e-4, 0, 0.61), ("rala", 5e-4, 1, 0.62), ("rala", 1e-3, 0, 0.7), ("rala", 1e-3, 1, 0.72)]
+    arms = table.arms_of(table.read_runs([write(tmp_path / "a.csv", [*runs, ("rala", 2e-3, 0, 0.75)])]))
+    text = sys.modules["attention_text"].summary(arms, table.difference_rows(arms))
+    lines = [line for line in text.splitlines() if line.startswith("| `rala` | `softmax` |")]
+    assert len(lines) == 1
+    assert "| 0.001 | 2 | +11.0 |" in lines[0]

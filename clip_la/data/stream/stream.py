@@ -18,11 +18,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import NOTICES, Problem, log_problem
-from clip_la.data.shards.sources import ShardOpener, open_shard
+from clip_la.data.shards.sources import GIB, ShardOpener, open_shard
 from clip_la.data.stream.blocks import BlockIterator, BlockReader, ReadAhead, ShardBlockReader
 from clip_la.data.stream.encoded import DeferredDecoder
-from clip_la.data.stream.in_memory import DEFAULT_POOL_GB, GIB, Filled, load_in_memory
+from clip_la.data.stream.in_memory import Filled, load_in_memory
 from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
+from clip_la.data.stream.in_memory_pool import DEFAULT_POOL_GB
 from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, choose_sources, sample_uniforms
 from clip_la.data.stream.sample_iterator import SampleIterator, check_bad_share, nothing_usable
 from clip_la.data.stream.samples import Limits, SampleDecoder

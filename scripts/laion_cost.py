@@ -17,7 +17,8 @@ from statistics import fmean
 from typing import Any
 
 from clip_la.errors import EXIT_CODE, UserError
-from clip_la.sweep.plan import PlannedRun, read_plan
+from clip_la.sweep.plan import read_plan
+from clip_la.sweep.planned_run import PlannedRun
 
 REPO = Path(__file__).parents[1]
 PLAN = REPO / "configs" / "sweep" / "study_laion400m.yaml"

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from clip_la.errors import UserError
-from clip_la.sweep.plan import PlannedRun
+from clip_la.sweep.planned_run import PlannedRun
 
 REPO = Path(__file__).parents[1]
 RATES = [

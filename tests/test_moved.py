@@ -29,6 +29,23 @@ def test_an_old_name_is_imported_with_a_warning_that_says_the_new_one(old: str, 
         _ = module.nothing_of_this_name
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("clip_la.data.corpora.scenes", "clip_la.data.corpora.scene_maker", "Actor Scene SceneMaker background_pixels"),
+        ("clip_la.data.stream.in_memory", "clip_la.data.stream.in_memory_pool", "Crops InMemoryDataset"),
+        ("clip_la.data.stream.stream", "clip_la.data.stream.order", "WeightedSource"),
+        ("clip_la.data.stream.stream", "clip_la.data.stream.position", "Position RankState"),
+        ("clip_la.sweep.plan", "clip_la.sweep.planned_run", "PlannedRun folder_of layers_of"),
+    ],
+)
+def test_what_left_a_module_is_still_found_in_it(old: str, new: str, names: str) -> None:
+    before, home = importlib.import_module(old), importlib.import_module(new)
+    for name in names.split():
+        assert getattr(before, name) is getattr(home, name)
+        assert getattr(home, name).__module__ == new
+
+
 def test_old_functions_are_found_by_from_imports() -> None:
     code = "from clip_la.zeroshot.load import load_subject; from clip_la.zeroshot.model.load import load_eval_model; "
     subprocess.run([sys.executable, "-W", "ignore", "-c", code + "assert load_subject is load_eval_model"], check=True)

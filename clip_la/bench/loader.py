@@ -16,7 +16,8 @@ import torch
 from clip_la.data.images.augment import Augmentation
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.stream import ShardStream, WeightedSource
+from clip_la.data.stream.order import WeightedSource
+from clip_la.data.stream.stream import ShardStream
 from clip_la.data.text.captions import Captions
 
 PREFETCH_BATCHES = 4

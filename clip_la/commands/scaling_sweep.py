@@ -69,7 +69,8 @@ def main(argv: list[str]) -> int:
     from clip_la.sweep.check import check_runs, check_shards
     from clip_la.sweep.costs import cost_table
     from clip_la.sweep.places import LOGS_NAME, Place, Worker, has_gpu, slots, visible_gpus
-    from clip_la.sweep.plan import PlannedRun, read_plan
+    from clip_la.sweep.plan import read_plan
+    from clip_la.sweep.planned_run import PlannedRun
     from clip_la.sweep.runner import Sweep, count_evaluations
     from clip_la.sweep.state import is_finished
 

@@ -15,10 +15,11 @@ from clip_la.data.shards.watch import set_sample_seconds
 from clip_la.data.stream.device import DeviceDecoder
 from clip_la.data.stream.encoded import DEVICE_DECODE_FRACTION
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.position import StreamLayout, choose_state
+from clip_la.data.stream.order import WeightedSource
+from clip_la.data.stream.position import RankState, StreamLayout, choose_state
 from clip_la.data.stream.sample_iterator import counts
 from clip_la.data.stream.sample_log import SampleLog
-from clip_la.data.stream.stream import Batch, RankState, ShardStream, WeightedSource
+from clip_la.data.stream.stream import Batch, ShardStream
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 

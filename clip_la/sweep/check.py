@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clip_la.errors import UserError
 from clip_la.sweep.costs import flops_per_sample
-from clip_la.sweep.plan import PlannedRun
+from clip_la.sweep.planned_run import PlannedRun
 from clip_la.sweep.runner import count_evaluations
 from clip_la.train.cli import check_data, check_plan, parse
 from clip_la.train.options import TrainOptions

@@ -8,7 +8,8 @@ from typing import Any
 from clip_la.errors import counted
 from clip_la.models.flops import TRAINING_FACTOR, flops
 from clip_la.models.registry import model_spec
-from clip_la.sweep.plan import PlannedRun, folder_of, read_manifest
+from clip_la.sweep.plan import read_manifest
+from clip_la.sweep.planned_run import PlannedRun, folder_of
 from clip_la.sweep.state import last_row
 
 _PREFIX = "model."

@@ -25,7 +25,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,22 @@ import yaml
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, unknown
-from clip_la.train.options import LossOptions, OptimOptions
+from clip_la.sweep.planned_run import RUNS_NAME, PlannedRun, as_text, folder_of, layers_of
+
+# The runs are found here as well, with what plans them.
+__all__ = [
+    "MANIFEST_NAME",
+    "RUNS_NAME",
+    "PlannedRun",
+    "expand",
+    "folder_of",
+    "keep_manifest",
+    "layers_of",
+    "read_manifest",
+    "read_plan",
+]
 
 MANIFEST_NAME = "sweep.json"
-RUNS_NAME = "runs"
 SECTIONS = ("options", "grid")
 DEFAULT_COOLDOWN_SHARE = 0.2
 # Read here; `clip-la train` has no such options.
@@ -52,86 +64,8 @@ _REFUSED_WITH_BUDGETS = (
     "model.schedule",
     "model.cooldown_samples",
 )
-# Options of the model that change no layer: what is compiled for one run serves another that differs in these alone.
-# But a frozen tower has other graphs, and so has one that drops patches.
-_ANY_LAYERS = {f"model.{each.name}" for each in (*fields(OptimOptions), *fields(LossOptions))} - {
-    "model.freeze",
-    "model.patch_dropout",
-}
-_ANY_LAYERS |= {"model.init_from"}
-# Of the run: what layers are compiled for as well; a file of options may hold any.
-_LAYERS_TOO = ("model", "config", "precision", "strategy")
 # A trunk goes on when its sweep is given more budgets; any other change would be another run.
 _MAY_GROW = ("budget_samples", "checkpoint_samples")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a sweep.
-
-    Attributes:
-        name: its folder below `OUT/runs`.
-        place: its place in the grid, axis -> value as written.
-        options: of `clip-la train`, without those that the sweep adds (out, resume, branch_from).
-        is_trunk: whether it is a constant-rate run that branches leave.
-        trunk: the name of the trunk that this branch leaves, None for other runs.
-        leaves_at: samples of the trunk that the branch starts with, 0 for other runs.
-        grid: the number of its grid in the file; the runs of the first come first.
-    """
-
-    name: str
-    place: Mapping[str, Any]
-    options: Mapping[str, Any]
-    is_trunk: bool = False
-    trunk: str | None = None
-    leaves_at: int = 0
-    grid: int = 0
-
-    def arguments(self, out: Path, branch_from: Path | None = None) -> list[str]:
-        """What `clip-la train` is called with; `branch_from` is the trunk's checkpoint that a branch starts from."""
-        start = [f"--branch_from={branch_from}"] if branch_from else []
-        return [*self.option_arguments(out), *start, "--resume"]
-
-    def option_arguments(self, out: Path) -> list[str]:
-        """As `arguments`, but for where the run goes on from: a run in `out`, or a trunk, need not be there."""
-        given = [f"--{key}={_as_text(value)}" for key, value in self.options.items()]
-        return [*given, f"--out={folder_of(out, self.name)}"]
-
-    @property
-    def layers(self) -> frozenset[str]:
-        """What its compiled layers depend on; equal for runs that can share them."""
-        return layers_of([f"--{key}={_as_text(value)}" for key, value in self.options.items()])
-
-    @property
-    def data(self) -> frozenset[str]:
-        """What its pool of decoded samples depends on; a process that trained on the same has it in memory."""
-        return frozenset(f"{key}={_as_text(value)}" for key, value in self.options.items() if key.startswith("data."))
-
-    @property
-    def budget_samples(self) -> int:
-        """Samples that the run has seen at its end; for a branch with those of its trunk."""
-        return int(self.options["budget_samples"])
-
-    @property
-    def own_samples(self) -> int:
-        """Samples that this run trains on itself: for a branch those after it left its trunk."""
-        return self.budget_samples - self.leaves_at
-
-
-def layers_of(arguments: Sequence[str]) -> frozenset[str]:
-    """What of the arguments of `clip-la train` the compiled layers depend on."""
-    found = set()
-    for argument in arguments:
-        name, _, value = argument.removeprefix("--").partition("=")
-        name = name.replace("-", "_")
-        if name in _LAYERS_TOO or (name.startswith("model.") and name not in _ANY_LAYERS):
-            found.add(f"{name}={value}")
-    return frozenset(found)
-
-
-def folder_of(out: Path, name: str) -> Path:
-    """The folder of a run of the sweep in `out`."""
-    return out / RUNS_NAME / name
 
 
 def read_plan(path: Path) -> list[PlannedRun]:
@@ -191,21 +125,22 @@ def _axis(key: str, values: Any) -> Iterator[_Choice]:
 
     if isinstance(values, Mapping) and values:
         for name, options in values.items():
-            if not isinstance(options, Mapping):
+            if not isinstance(options, Mapping) or not all(isinstance(each, str) for each in options):
                 raise UserError(f"grid.{key}.{name} must hold options, such as {{model.lr: 1.0e-3}}")
             yield key, str(name), safe(str(name)), options
     elif isinstance(values, list) and values:
         for value in values:
-            yield key, value, safe(f"{key.rpartition('.')[2]}{_as_text(value)}"), {key: value}
+            yield key, value, safe(f"{key.rpartition('.')[2]}{as_text(value)}"), {key: value}
     else:
         raise UserError(f"grid.{key} must be a list of values, or names with options, not {values!r}")
 
 
 def _runs_of(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> list[PlannedRun]:
     """The run of one combination, or with `budgets` its trunk and branches."""
-    options = dict(shared)
-    for *_, own in choices:
-        options |= own
+    options: dict[str, Any] = {}
+    for part in (shared, *(own for *_, own in choices)):
+        # The command line takes `batch-size` for `batch_size`, so a file may say it; all that look here have one name.
+        options |= {key.replace("-", "_"): value for key, value in part.items()}
     for key in _REFUSED:
         if key in options:
             raise UserError(f"the option {key} is set by the sweep itself: leave it out")
@@ -259,15 +194,6 @@ def _branched(name: str, place: Mapping[str, Any], options: dict[str, Any]) -> l
     constant = {key: value for key, value in options.items() if key != "zeroshot_suite"}
     constant |= {"model.schedule": "constant", "budget_samples": leaving[-1], "checkpoint_samples": leaving}
     return [PlannedRun(f"{name}-trunk", place, constant, is_trunk=True), *branches]
-
-
-def _as_text(value: Any) -> str:
-    """A value as the command line of `clip-la train` reads it."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_as_text, value)) + "]"
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def keep_manifest(out: Path, runs: Sequence[PlannedRun]) -> None:

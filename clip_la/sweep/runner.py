@@ -9,7 +9,8 @@ from typing import Any
 from clip_la.atomic import atomic_write
 from clip_la.errors import counted
 from clip_la.sweep.places import Place
-from clip_la.sweep.plan import PlannedRun, folder_of, keep_manifest
+from clip_la.sweep.plan import keep_manifest
+from clip_la.sweep.planned_run import PlannedRun, folder_of
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import PLACE_NAME, drop_checkpoints, figures, is_finished, last_row, write_table
 from clip_la.sweep.status import Status

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clip_la.errors import counted
 from clip_la.sweep.costs import training_flops
-from clip_la.sweep.plan import PlannedRun
+from clip_la.sweep.planned_run import PlannedRun
 from clip_la.sweep.state import start_of
 
 # Between looks for the checkpoint that a running trunk writes.

@@ -8,7 +8,7 @@ from typing import Any
 from clip_la import results
 from clip_la.atomic import atomic_write
 from clip_la.runs import RunFolder
-from clip_la.sweep.plan import PlannedRun, folder_of
+from clip_la.sweep.planned_run import PlannedRun, folder_of
 
 TABLE_NAME = "sweep.csv"
 # How many runs share a GPU: its seconds are divided among them (clip_la/scaling/run_folder.py).

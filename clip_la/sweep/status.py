@@ -8,7 +8,7 @@ from pathlib import Path
 from clip_la.atomic import atomic_write
 from clip_la.errors import counted
 from clip_la.sweep.costs import Rates
-from clip_la.sweep.plan import PlannedRun, folder_of
+from clip_la.sweep.planned_run import PlannedRun, folder_of
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import figures, last_row
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from clip_la.errors import UserError
-from clip_la.sweep.plan import layers_of
+from clip_la.sweep.planned_run import layers_of
 
 ORPHAN_POLL_S = 0.5
 

@@ -13,8 +13,8 @@ from clip_la.data.shards.problems import TOOK_TOO_LONG, WORKER_DIED
 from clip_la.data.shards.reader import read_samples
 from clip_la.data.shards.sources import ShardOpener
 from clip_la.data.stream import in_memory, in_memory_decode
-from clip_la.data.stream.in_memory import InMemoryDataset
 from clip_la.data.stream.in_memory_decode import Recipe, decode_shards, num_processes
+from clip_la.data.stream.in_memory_pool import InMemoryDataset
 from clip_la.data.text.captions import Captions
 from clip_la.errors import UserError
 

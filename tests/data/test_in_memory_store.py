@@ -113,7 +113,7 @@ def decoding_fails(monkeypatch):
 
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["on-the-host", "as-on-a-gpu"])
 def test_the_kept_corpus_gives_the_same_batches(tmp_path, sources, monkeypatch, on_gpu):
-    monkeypatch.setattr("clip_la.data.stream.in_memory._has_room", lambda device, size: on_gpu)
+    monkeypatch.setattr("clip_la.data.stream.in_memory_pool._has_room", lambda device, size: on_gpu)
     expected = content(filled(sources, None))
     first = content(filled(sources, tmp_path / "kept"))
     decoding_fails(monkeypatch)
@@ -161,6 +161,15 @@ def test_a_kept_corpus_may_not_be_larger_than_allowed(tmp_path, sources):
     filled(sources, tmp_path / "kept")
     with pytest.raises(UserError, match="cache_gb"):
         filled(sources, tmp_path / "kept", max_bytes=1000)
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["decoded", "kept"])
+def test_one_transparent_image_gives_all_of_them_a_fourth_channel(tmp_path, keeps):
+    sources = [(write_shard(tmp_path / "mixed.tar", modes=("RGBA", *["RGB"] * 9)),)]
+    folder, size = tmp_path / "kept" if keeps else None, 10 * 4 * 30 * 30
+    filled(sources, folder, max_bytes=size)
+    with pytest.raises(UserError, match="cache_gb"):
+        filled(sources, folder, max_bytes=size - 1)
 
 
 def _decode_in_a_process(sources, folder, queue):

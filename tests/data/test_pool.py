@@ -14,9 +14,9 @@ from clip_la.data.shards import problems, watch
 from clip_la.data.shards.problems import Problem
 from clip_la.data.stream import in_memory_decode as decode_module
 from clip_la.data.stream.device import DeviceDecoder
-from clip_la.data.stream.in_memory import InMemoryDataset
 from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
 from clip_la.data.stream.in_memory_captions import CaptionTable
+from clip_la.data.stream.in_memory_pool import InMemoryDataset
 from clip_la.data.stream.order import PoolOrder, Streams, choose_sources
 from clip_la.data.stream.samples import Limits
 from clip_la.data.text.captions import Captions
@@ -81,7 +81,7 @@ def test_a_device_makes_the_images_that_the_processor_makes(monkeypatch, mode, k
     numbers, draws = np.array([members[i] for i in (3, 0, 3, 4)]), rng.random((4, NUM_UNIFORMS))
     wanted = plain.batch(numbers, draws)["pooled"].images()
     # Pictures lie on a GPU channels first; here the processor stands for it.
-    monkeypatch.setattr("clip_la.data.stream.in_memory._has_room", lambda device, size: on_gpu)
+    monkeypatch.setattr("clip_la.data.stream.in_memory_pool._has_room", lambda device, size: on_gpu)
     pool, _ = pool_of(images, augmentation, torch.device("cpu"))
     decoder = DeviceDecoder(augmentation, torch.device("cpu"))
     with use_backend("triton" if kernel else "torch"):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from clip_la.data.corpora.concepts import Concept, Deal
 from clip_la.data.corpora.names import Name
+from clip_la.data.corpora.scene_maker import Actor, SceneMaker, background_pixels
 from clip_la.data.corpora.scene_words import BACKGROUNDS, COLORS, LAYOUTS, sized
-from clip_la.data.corpora.scenes import Actor, SceneMaker, SceneSource, background_pixels, build_scenes, cast_of
+from clip_la.data.corpora.scenes import SceneSource, build_scenes, cast_of
 from clip_la.data.shards.reader import read_samples
 from clip_la.data.tools.pack import pack
 from clip_la.errors import UserError

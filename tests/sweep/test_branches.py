@@ -1,4 +1,4 @@
-"""Several budgets from one trunk: what a sweep plans, when it starts what, and the digits of its branches."""
+"""Several budgets from one trunk: what a sweep plans and keeps, what it costs, and the digits of its branches."""
 
 import csv
 import json
@@ -18,40 +18,16 @@ from clip_la.cli import main
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.errors import UserError
 from clip_la.sweep.costs import cost_table, training_flops
-from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, layers_of, read_manifest
+from clip_la.sweep.plan import expand, keep_manifest, read_manifest
+from clip_la.sweep.planned_run import PlannedRun
 from clip_la.sweep.runner import Sweep
-from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.state import last_row, start_of
 
-BATCH = 32
+from .runs import BATCH, BUDGETS, OPTIONS, log_samples, touch_checkpoint
+
 DEADLINE_S = 120
-OPTIONS = {
-    "model.name": "vit_pico",
-    "model.attention": "softmax",
-    "model.warmup_samples": BATCH,
-    "data.batch_size": BATCH,
-    "data.workers": 0,
-    "data.cache": "memory",
-    "log_every_samples": BATCH,
-    "tensorboard": False,
-    "accelerator": "cpu",
-}
-BUDGETS = {"budgets": [8 * BATCH, 4 * BATCH], "cooldown_share": 0.25}
 # The larger of the two budgets in one run of its own.
 APART = {"budget_samples": 8 * BATCH, "model.schedule": "cooldown", "model.cooldown_samples": 2 * BATCH}
-
-
-def touch_checkpoint(out: Path, run: str, samples: int) -> Path:
-    path = out / "runs" / run / "checkpoints" / f"samples={samples:09d}.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"")
-    return path
-
-
-def log_samples(out: Path, run: str, samples: int) -> None:
-    path = out / "runs" / run / "metrics.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"samples_seen,loss,pairs_per_s,data_wait_share,train_s\n{samples},1.0,10.0,0.0,{samples / 10}\n")
 
 
 def metrics(out: Path, run: str) -> list[dict[str, str]]:
@@ -77,19 +53,6 @@ def test_budgets_become_a_trunk_and_a_branch_each() -> None:
     assert (odd.budget_samples, odd.leaves_at) == (128, 96)
 
 
-def test_a_list_of_grids_gives_more_seeds_to_some_sizes() -> None:
-    runs = expand(
-        {**OPTIONS, "budget_samples": BATCH},
-        [
-            {"size": {"a": {"model.name": "vit_pico"}, "b": {"model.name": "vit_nano"}}, "seed": [0]},
-            {"size": {"a": {"model.name": "vit_pico"}}, "seed": [1, 2]},
-        ],
-    )
-    assert [run.name for run in runs] == ["a-seed0", "b-seed0", "a-seed1", "a-seed2"]
-    with pytest.raises(UserError, match="two runs of the grid would be called seed0"):
-        expand({**OPTIONS, "budget_samples": BATCH}, [{"seed": [0]}, {"seed": [0]}])
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -109,94 +72,6 @@ def test_a_list_of_grids_gives_more_seeds_to_some_sizes() -> None:
 def test_wrong_budgets_are_one_line(options: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         expand({**OPTIONS, **options}, {"seed": [0]})
-
-
-def test_trunks_come_first_and_branches_as_soon_as_their_checkpoint_is_there(tmp_path: Path) -> None:
-    sizes = {"small": {"model.name": "vit_pico"}, "large": {"model.name": "vit_nano"}}
-    runs = expand({**OPTIONS, **BUDGETS}, {"size": sizes})
-    failed: list[str] = []
-    schedule = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: failed.append(f"{run.name}: {why}"))
-
-    def taken() -> tuple[str, Path | None]:
-        found = schedule.take()
-        assert found is not None
-        return found[0].name, found[1]
-
-    assert taken() == ("large-trunk", None)
-    assert taken() == ("small-trunk", None)
-    checkpoint = touch_checkpoint(tmp_path, "large-trunk", 96)
-    # The trunk is at work still.
-    assert taken() == ("large-n128", checkpoint)
-    last = touch_checkpoint(tmp_path, "large-trunk", 192)
-    by_name = {run.name: run for run in runs}
-    schedule.end(by_name["large-trunk"], is_failed=False)
-    schedule.end(by_name["small-trunk"], is_failed=True)
-    assert taken() == ("large-n256", last)
-    assert schedule.take() is None
-    assert sorted(failed) == [f"small-n{budget}: its trunk failed: see small-trunk" for budget in (128, 256)]
-
-
-def test_a_place_goes_on_with_the_layers_that_it_has_compiled(tmp_path: Path) -> None:
-    sizes = {"small": {"model.name": "vit_pico"}, "large": {"model.name": "vit_nano"}}
-    runs = expand({**OPTIONS, **BUDGETS}, {"size": sizes, "seed": [0, 1]})
-    by_name = {run.name: run for run in runs}
-    for run in runs:
-        if run.is_trunk:
-            for branch in (each for each in runs if each.trunk == run.name):
-                touch_checkpoint(tmp_path, run.name, branch.leaves_at)
-    schedule = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: None)
-
-    def taken(before: str | None) -> str:
-        found = schedule.take(by_name[before] if before else None)
-        assert found is not None
-        schedule.end(found[0], is_failed=False)
-        return found[0].name
-
-    assert taken(None) == "large-seed0-n256"
-    assert taken("small-seed0-trunk") == "small-seed0-n256"
-    assert taken("small-seed0-n256") == "small-seed1-n256"
-    assert taken("large-seed1-trunk") == "large-seed1-n256"
-
-
-def test_a_place_goes_on_with_the_data_that_it_has_decoded(tmp_path: Path) -> None:
-    # By length alone the runs would change the crops, and with them the pool, each time.
-    crops = {"a": {"data.min_crop_area": 0.5}, "b": {"data.min_crop_area": 0.9}}
-    lengths = {"long": {"budget_samples": 8 * BATCH}, "short": {"budget_samples": 4 * BATCH}}
-    runs = expand({**OPTIONS, "data.shards": "x"}, {"crop": crops, "length": lengths})
-    schedule = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: None)
-    before, names = None, []
-    while (found := schedule.take(before)) is not None:
-        before = found[0]
-        schedule.end(before, is_failed=False)
-        names.append(before.name)
-    assert names == ["a-long", "a-short", "b-long", "b-short"]
-
-
-def test_rate_and_schedule_leave_the_layers_as_they_are() -> None:
-    runs = expand({**OPTIONS, **BUDGETS}, {"model.lr": [0.001, 0.002], "model.patch_size": [4, 8]})
-    assert len({run.layers for run in runs}) == 2
-    assert runs[0].layers == layers_of(runs[0].arguments(Path("out")))
-
-
-@pytest.mark.parametrize(
-    ("option", "is_shared"),
-    [
-        ("model.weight-decay", True),
-        ("model.loss", True),
-        ("model.init_from", True),
-        ("seed", True),
-        ("data.shards", True),
-        ("model.freeze", False),
-        ("model.patch_dropout", False),
-        ("model.narrow_residual", False),
-        ("model", False),
-        ("config", False),
-        ("precision", False),
-        ("strategy", False),
-    ],
-)
-def test_which_options_runs_of_the_same_layers_may_differ_in(option: str, is_shared: bool) -> None:
-    assert (layers_of([f"--{option}=1"]) == layers_of([f"--{option}=2"])) == is_shared
 
 
 @pytest.mark.parametrize(
@@ -234,23 +109,6 @@ def test_what_an_earlier_call_kept_is_deleted_at_the_start(tmp_path: Path, keep:
     first = {"branches": "deleted 1 checkpoint that", "none": "deleted 4 checkpoints that"}.get(keep, "6 runs, ")
     assert first in said[0]
     assert "6 runs, 5 finished already, 1 to train on 1 place" in said
-
-
-def test_a_trunk_is_trained_again_only_for_branches_that_lack_their_checkpoint(tmp_path: Path) -> None:
-    runs = expand({**OPTIONS, **BUDGETS}, {"seed": [0]})
-
-    def waiting(*finished: str) -> list[str]:
-        schedule = RunQueue(runs, tmp_path, lambda run: run.name in finished, lambda run, why: None)
-        return [run.name for run in schedule.waiting]
-
-    assert waiting() == ["seed0-trunk", "seed0-n256", "seed0-n128"]
-    touch_checkpoint(tmp_path, "seed0-trunk", 192)
-    assert waiting("seed0-n128") == ["seed0-n256"]
-    assert waiting() == ["seed0-trunk", "seed0-n256", "seed0-n128"]
-    assert waiting("seed0-n128", "seed0-n256") == []
-    # A branch that was stopped has a checkpoint of its own.
-    touch_checkpoint(tmp_path, "seed0-n128", 100)
-    assert waiting() == ["seed0-n256", "seed0-n128"]
 
 
 def test_a_budget_given_later_starts_from_an_earlier_checkpoint(tmp_path: Path) -> None:

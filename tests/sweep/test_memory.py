@@ -11,7 +11,8 @@ import yaml
 
 from clip_la.data.corpora.scenes import build_scenes
 from clip_la.sweep.places import VISIBLE, Slot, Worker
-from clip_la.sweep.plan import PlannedRun, expand, keep_manifest, read_manifest
+from clip_la.sweep.plan import expand, keep_manifest, read_manifest
+from clip_la.sweep.planned_run import PlannedRun
 from clip_la.sweep.runner import Sweep
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.worker import is_out_of_memory

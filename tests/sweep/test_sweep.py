@@ -1,4 +1,4 @@
-"""A sweep as a user runs it, on the CPU, with runs of a few batches; and what its file may say."""
+"""A sweep as a user runs it, on the CPU, with runs of a few batches."""
 
 import csv
 import json
@@ -106,43 +106,6 @@ def test_the_same_run_by_a_sweep_and_by_train_is_bit_equal(scenes: Path, tmp_pat
     assert rows[0]["grad_norm"] == rows[1]["grad_norm"]
 
 
-def test_the_grid_is_the_product_of_its_axes_and_names_are_safe() -> None:
-    runs = expand(OPTIONS, {"arm": ARMS, "model.lr": [5e-4, 1e-3], "data.caption_fields": [["txt", "json.name"]]})
-    assert [run.name for run in runs] == [
-        f"{arm}-lr{lr}-caption_fields_txt_json.name" for arm in ARMS for lr in ("0.0005", "0.001")
-    ]
-    assert runs[1].options["model.lr"] == 1e-3
-    assert "--data.caption_fields=[txt, json.name]" in runs[0].arguments(Path("x"))
-    assert "--tensorboard=false" in runs[0].arguments(Path("x"))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("grid: [", "not valid YAML"),
-        ("- a", "expected the sections options and grid"),
-        ("optoins: {}", "did you mean options"),
-        ("options: {budget_samples: 1}\ngrid: {seed: 3}", "grid.seed must be a list of values"),
-        ("options: {budget_samples: 1}\ngrid: {seed: [1, 1]}", "a value stands twice"),
-        ("options: {budget_samples: 1}\ngrid: {arm: {a: 3}}", "grid.arm.a must hold options"),
-        ("options: {out: x, budget_samples: 1}", "set by the sweep itself"),
-        ("options: {model.name: vit_pico}", "budget_samples is missing"),
-        ("options: {budget_samples: -5}", "budget_samples is missing or no whole number from 1"),
-        ("options: {budget_samples: true}", "budget_samples is missing or no whole number from 1"),
-        ("options: 3", "'options' must hold lines"),
-        ("options: {1: 2, budget_samples: 1}", "'options' holds 1, which is no name"),
-        ("options: {budget_samples: 1}\ngrid: {1: [2]}", "'grid' holds 1, which is no name"),
-    ],
-)
-def test_what_is_wrong_in_a_sweep_file_is_one_line_that_names_it(content: str, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "sweep.yaml"
-    path.write_text(content)
-    with pytest.raises(UserError, match=said) as error:
-        read_plan(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 @pytest.mark.parametrize(
     ("options", "said"),
@@ -208,14 +171,6 @@ def test_a_branch_with_a_wrong_suite_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "s.yaml: run seed0-n256: option zeroshot_suite: no suite at /nope" in capsys.readouterr().err
 
 
-def test_a_run_keeps_its_options_for_good(tmp_path: Path) -> None:
-    keep_manifest(tmp_path, expand(OPTIONS, {"arm": ARMS}))
-    keep_manifest(tmp_path, expand(OPTIONS, {"arm": {"other": {"seed": 1}}}))
-    with pytest.raises(UserError, match=r"run softmax with other options \(model.weight_decay\)"):
-        keep_manifest(tmp_path, expand(OPTIONS | {"model.weight_decay": 0.1}, {"arm": ARMS}))
-    assert set(json.loads((tmp_path / "sweep.json").read_text())) == {*ARMS, "other"}
-
-
 def test_the_worker_of_a_killed_sweep_ends_in_the_middle_of_its_run() -> None:
     """A sweep called again would train in the same folder beside it."""
     worker = (
@@ -259,11 +214,6 @@ def test_places_spread_over_the_gpus_first() -> None:
     assert [slot.runs_per_gpu for slot in slots(["0", "3"], 2)] == [2] * 4
     assert [slot.number for slot in slots([], 2)] == [0, 1]
     assert "CUDA_VISIBLE_DEVICES" not in slots([], 1)[0].environment
-
-
-def test_a_run_is_given_all_digits_of_a_number() -> None:
-    (run,) = expand(OPTIONS, {"model.lr": [0.00123456789]})
-    assert "--model.lr=0.00123456789" in run.arguments(Path("x"))
 
 
 class Idle:

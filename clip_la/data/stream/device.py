@@ -23,7 +23,7 @@ from clip_la.data.images.resample import resample
 from clip_la.data.shards import problems
 from clip_la.data.shards.problems import BadSample
 from clip_la.data.stream.encoded import EncodedBatch
-from clip_la.data.stream.in_memory import Crops
+from clip_la.data.stream.in_memory_pool import Crops
 from clip_la.data.text.tokenizer import order_of
 
 # JPEGs decoded in one call. nvJPEG is quicker with many; their pixels lie on the device together.

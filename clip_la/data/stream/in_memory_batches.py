@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clip_la.data.images.augment import NUM_UNIFORMS
-from clip_la.data.stream.in_memory import InMemoryDataset
+from clip_la.data.stream.in_memory_pool import InMemoryDataset
 from clip_la.data.stream.order import PoolOrder, Streams, choose_sources, sample_uniforms
 
 

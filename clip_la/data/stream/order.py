@@ -158,6 +158,14 @@ class PoolOrder:
         return _pass_order(streams.seed, self.source, number, size)[mine]
 
 
+@dataclass(frozen=True)
+class WeightedSource:
+    """Shards that are mixed as one, and their share of all samples relative to other sources' weights."""
+
+    urls: tuple[str, ...]
+    weight: float = 1.0
+
+
 def choose_sources(
     streams: Streams, positions: Int64[np.ndarray, " n"], weights: tuple[float, ...]
 ) -> Int64[np.ndarray, " n"]:

@@ -16,8 +16,8 @@ from webdataset.compat import FluidInterface
 from clip_la.data.shards.formats import KEY, URL
 from clip_la.data.shards.watch import note, rest
 from clip_la.data.stream.loader import ShardLoader
-from clip_la.data.stream.position import StreamLayout
-from clip_la.data.stream.stream import RankState, ShardStream, StreamFailure
+from clip_la.data.stream.position import RankState, StreamLayout
+from clip_la.data.stream.stream import ShardStream, StreamFailure
 from clip_la.errors import UserError, shown
 
 CURSOR = "cursor"

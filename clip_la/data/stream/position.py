@@ -1,20 +1,60 @@
-"""Whether a run may resume at a position saved in a checkpoint: only in the layout that it was saved in."""
+"""Where the streams of a rank stand, and whether a run may resume at a position saved in a checkpoint.
+
+A position means something only in the layout that it was saved in.
+"""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from clip_la.data.shards.sources import shard_name
-from clip_la.data.stream.order import hashed
-from clip_la.data.stream.stream import RankState, WeightedSource
+from clip_la.data.stream.order import WeightedSource, hashed
 from clip_la.errors import UserError
 
 SEED_BITS = 31
 HASH_DIGITS = 16
+
+
+@dataclass
+class Position:
+    """Where one stream stands: samples delivered, and block and offset in each source."""
+
+    delivered: int = 0
+    places: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class RankState:
+    """Where all streams of one rank stand, and which of its workers delivers the next batch."""
+
+    next_worker: int
+    positions: list[Position]
+
+    @classmethod
+    def fresh(cls, workers: int, num_sources: int) -> "RankState":
+        """The state before the first batch."""
+        return cls(0, [Position(0, [(0, 0)] * num_sources) for _ in range(workers)])
+
+    def advance(self, batch: dict[str, Any]) -> None:
+        """Moves to the position after `batch`."""
+        worker, delivered, places = batch["cursor"]
+        self.positions[worker] = Position(delivered, [(block, offset) for block, offset in places])
+        self.next_worker = (worker + 1) % len(self.positions)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Numbers and lists only, for a checkpoint."""
+        positions = [[p.delivered, [list(place) for place in p.places]] for p in self.positions]
+        return {"next_worker": self.next_worker, "positions": positions}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "RankState":
+        """What `to_plain` gave."""
+        positions = [Position(delivered, [(b, o) for b, o in places]) for delivered, places in plain["positions"]]
+        return cls(plain["next_worker"], positions)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
@@ -18,12 +18,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from clip_la.data.images.augment import NUM_UNIFORMS, Augmentation
 from clip_la.data.shards.problems import NOTICES, Problem, log_problem
-from clip_la.data.shards.sources import ShardOpener, open_shard
+from clip_la.data.shards.sources import GIB, ShardOpener, open_shard
 from clip_la.data.stream.blocks import BlockIterator, BlockReader, ReadAhead, ShardBlockReader
 from clip_la.data.stream.encoded import DeferredDecoder
-from clip_la.data.stream.in_memory import DEFAULT_POOL_GB, GIB, Filled, load_in_memory
+from clip_la.data.stream.in_memory import Filled, load_in_memory
 from clip_la.data.stream.in_memory_batches import InMemoryIterator, pooled_batches
-from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, choose_sources, sample_uniforms
+from clip_la.data.stream.in_memory_pool import DEFAULT_POOL_GB
+from clip_la.data.stream.order import PoolOrder, ShardOrder, Streams, WeightedSource, choose_sources, sample_uniforms
+from clip_la.data.stream.position import Position, RankState
 from clip_la.data.stream.sample_iterator import SampleIterator, check_bad_share, nothing_usable
 from clip_la.data.stream.samples import Limits, SampleDecoder
 from clip_la.data.text.captions import Captions
@@ -31,52 +33,6 @@ from clip_la.data.text.tokenizer import CaptionEncoder, order_of
 from clip_la.errors import UserError
 
 Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class WeightedSource:
-    """Shards that are mixed as one, and their share of all samples relative to other sources' weights."""
-
-    urls: tuple[str, ...]
-    weight: float = 1.0
-
-
-@dataclass
-class Position:
-    """Where one stream stands: samples delivered, and block and offset in each source."""
-
-    delivered: int = 0
-    places: list[tuple[int, int]] = field(default_factory=list)
-
-
-@dataclass
-class RankState:
-    """Where all streams of one rank stand, and which of its workers delivers the next batch."""
-
-    next_worker: int
-    positions: list[Position]
-
-    @classmethod
-    def fresh(cls, workers: int, num_sources: int) -> "RankState":
-        """The state before the first batch."""
-        return cls(0, [Position(0, [(0, 0)] * num_sources) for _ in range(workers)])
-
-    def advance(self, batch: Batch) -> None:
-        """Moves to the position after `batch`."""
-        worker, delivered, places = batch["cursor"]
-        self.positions[worker] = Position(delivered, [(block, offset) for block, offset in places])
-        self.next_worker = (worker + 1) % len(self.positions)
-
-    def to_plain(self) -> dict[str, Any]:
-        """Numbers and lists only, for a checkpoint."""
-        positions = [[p.delivered, [list(place) for place in p.places]] for p in self.positions]
-        return {"next_worker": self.next_worker, "positions": positions}
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "RankState":
-        """What `to_plain` gave."""
-        positions = [Position(delivered, [(b, o) for b, o in places]) for delivered, places in plain["positions"]]
-        return cls(plain["next_worker"], positions)
 
 
 @dataclass(frozen=True)

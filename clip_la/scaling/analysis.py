@@ -24,7 +24,15 @@ from clip_la.scaling.bootstrap import (
     without_each,
 )
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.comparison import Comparison, compare, make_pairs, numbered, power_bounds, why_no_pairs
+from clip_la.scaling.comparison import (
+    Comparison,
+    compare,
+    make_curves,
+    make_pairs,
+    numbered,
+    power_bounds,
+    why_no_pairs,
+)
 from clip_la.scaling.fit import (
     HeldOut,
     PowerLaw,
@@ -234,12 +242,24 @@ def analyse(
             why = why_no_pairs(first.points, other.points, by)
             notes.append(f"no pairs of {other.name} and {first.name}: {why}")
             del pairs[other.name]
+    curves = {other.name: make_curves(first.points, other.points, by) for other in fits[1:]}
     comparisons = [
-        compare(name, first.name, own, how=how, num_repeated=num_repeated, num_compared=len(pairs))
+        compare(
+            *(name, first.name, own),
+            how=how,
+            curves=curves[name],
+            num_repeated=num_repeated,
+            num_compared=len(pairs),
+        )
         for name, (own, num_repeated) in pairs.items()
     ]
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
+    for found in comparisons:
+        with_curves = sum(pair.can_be_compared for pair in curves[found.name])
+        if with_curves and found.equal_model is None:
+            shares = counted(with_curves, "pair of curves shares", "pairs of curves share")
+            notes.append(f"no multiplier of {found.name} at equal model: {shares} no error")
     notes += _without_intervals(fits, comparisons, how)
     notes += _cautions(fits, comparisons, group_points(selection.tried, by), frontier)
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
@@ -289,6 +309,8 @@ def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparis
                 f"no interval for the compute multiplier of {found.name}: "
                 f"{few(found.num_runs, 'pair of runs', 'pairs of runs')}, or the slope may be 0"
             )
+        if found.equal_model and found.equal_model.why_no_interval:
+            notes.append(f"no interval for {found.name} at equal model: {found.equal_model.why_no_interval}")
     each = confidence_of_each(max(len(comparisons), 1))
     if any(found.num_runs >= MIN_RUNS and not how.resolves(found.num_runs, each) for found in comparisons):
         kinds = counted(len(comparisons), "kind")

@@ -18,7 +18,7 @@ from clip_la.errors import counted
 from clip_la.scaling.alike import LEVEL, shared_misfit
 from clip_la.scaling.bootstrap import CONFIDENCE, FLAT, Interval
 from clip_la.scaling.fit import MIN_POINTS, power10
-from clip_la.scaling.intervals import MIN_RUNS, Regression, as_interval, contrast_interval
+from clip_la.scaling.intervals import MIN_RUNS, Regression, contrast_interval
 
 Points = Float[np.ndarray, " points"]
 
@@ -30,6 +30,10 @@ class Curve:
     log10_compute: Points
     log10_samples: Points
     log10_error: Points
+
+    def turned(self) -> "Turned":
+        """As `falling`; the axes are log10 compute and log10 samples."""
+        return falling(np.stack([self.log10_compute, self.log10_samples], axis=1), self.log10_error)
 
 
 @dataclass(frozen=True)
@@ -47,32 +51,36 @@ class CurvePair:
         return min(len(self.baseline.log10_error), len(self.other.log10_error)) >= MIN_POINTS
 
 
-def falling(place: Points, log10_error: Points) -> tuple[Points, Points]:
+Turned = tuple[Points, Float[np.ndarray, "points axes"]]
+
+
+def falling(places: Float[np.ndarray, "points axes"], log10_error: Points) -> Turned:
     """The falling curve nearest to some points (least squares, by pooling adjacent violators), turned around.
 
-    Neighbours in `place` whose errors rise become one point at their mean: noise, as where a curve is flat near chance.
+    Neighbours by the first axis whose errors rise become one point at their mean: noise, as where a curve is flat near
+    chance.
 
-    Returns log10 errors, rising strictly, and the place of each.
+    Returns log10 errors, rising strictly, and the places of each.
     """
-    blocks: list[tuple[float, float, int]] = []
-    for i in np.argsort(place, kind="stable"):
-        x, y, size = float(place[i]), float(log10_error[i]), 1
-        while blocks and blocks[-1][1] <= y:
-            before, above, num = blocks.pop()
-            x, y = ((a * num + b * size) / (num + size) for a, b in ((before, x), (above, y)))
-            size += num
-        blocks.append((x, y, size))
-    found = np.array(blocks)[::-1]
-    return found[:, 1], found[:, 0]
+    order = np.argsort(places[:, 0], kind="stable")
+    blocks: list[tuple[float, float]] = []  # the mean error of neighbours, and their number
+    for y in log10_error[order].tolist():
+        size = 1.0
+        while blocks and blocks[-1][0] <= y:
+            above, num = blocks.pop()
+            y, size = (above * num + y * size) / (num + size), num + size
+        blocks.append((y, size))
+    errors, sizes = np.array(blocks).T
+    starts = np.concatenate([[0], np.cumsum(sizes[:-1])]).astype(int)
+    means = np.add.reduceat(places[order], starts) / sizes[:, None]
+    return errors[::-1], means[::-1]
 
 
-def mean_distance(
-    first: tuple[Points, Points], second: tuple[Points, Points]
-) -> tuple[float, tuple[float, float]] | None:
+def mean_distance(first: Turned, second: Turned) -> tuple[Float[np.ndarray, " axes"], tuple[float, float]] | None:
     """How far right of the first curve the second lies, the mean over the log10 errors that both reach, and these.
 
     Args:
-        first, second: as `falling` returns them; places are log10.
+        first, second: as `falling` returns them.
 
     Returns None where no range of errors is in both.
     """
@@ -81,17 +89,10 @@ def mean_distance(
         return None
     # Both are straight between these errors, so that the trapezoid rule is exact. A curve's flat part spans hardly any
     # error and counts for as little: distances there are mostly noise.
-    knots = np.unique(np.clip(np.concatenate([first[0], second[0]]), low, high))
-    apart = np.interp(knots, *second) - np.interp(knots, *first)
-    return float(np.trapezoid(apart, knots) / (high - low)), (float(low), float(high))
-
-
-def _interval(voices: Points, confidence: float = CONFIDENCE) -> Interval | None:
-    """Student's t of the mean of at least three independent values."""
-    if len(voices) < MIN_RUNS:
-        return None
-    mean = Regression(np.ones((len(voices), 1)), np.arange(len(voices)))
-    return as_interval(contrast_interval(mean, voices, [1], confidence))
+    knots = np.sort(np.clip(np.concatenate([first[0], second[0]]), low, high))
+    axes = range(first[1].shape[1])
+    apart = [np.interp(knots, second[0], second[1][:, i]) - np.interp(knots, first[0], first[1][:, i]) for i in axes]
+    return np.trapezoid(apart, knots) / (high - low), (float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,10 @@ class EqualModel:
         pairs = [pair for pair in pairs if pair.can_be_compared]
         distances, ranges, shared = [], [], []
         for pair in pairs:
-            both = (pair.baseline, pair.other)
-            by_axis = [
-                mean_distance(*(falling(getattr(curve, axis), curve.log10_error) for curve in both))
-                for axis in ("log10_compute", "log10_samples")
-            ]
-            if by_axis[0] and by_axis[1]:
-                distances.append((by_axis[0][0], by_axis[1][0]))
-                ranges.append(by_axis[0][1])
+            found = mean_distance(pair.baseline.turned(), pair.other.turned())
+            if found:
+                distances.append(found[0])
+                ranges.append(found[1])
                 shared.append(pair)
         if not shared:
             return None
@@ -156,26 +153,25 @@ class EqualModel:
         # voice. Over pairs an interval would hold the truth of models like these in 75 of 100 studies, not 95.
         voices = by_model if len(models) >= MIN_RUNS else values
         why = _why_no_interval(shared, values, len(pairs) - len(shared), len(voices))
-        means = by_model.mean(axis=0)
-        compute, samples = (
-            Times(power10(mean), None if why else _power(_interval(own_voices)))
-            for mean, own_voices in zip(means, voices.T, strict=True)
+        regression = Regression(np.ones((len(voices), 1)), np.arange(len(voices)))
+        each, together = (
+            contrast_interval(regression, voices.T, [1], confidence)
+            for confidence in (CONFIDENCE, 1 - (1 - CONFIDENCE) / num_compared)
         )
-        together = None if why else _interval(voices[:, 0], 1 - (1 - CONFIDENCE) / num_compared)
+        compute, samples = (
+            Times(power10(mean), None if why else (power10(low), power10(high)))
+            for mean, (low, high) in zip(by_model.mean(axis=0), each.tolist(), strict=True)
+        )
         return cls(
             *(compute, samples, (power10(min(low for low, _ in ranges)), power10(max(high for _, high in ranges)))),
             *(len(models), len(shared), len(pairs) - len(shared), why),
             # What rounding leaves of curves that are the same is no difference.
-            differs=together is not None and (together[0] > FLAT or together[1] < -FLAT),
+            differs=why is None and bool(together[0, 0] > FLAT or together[0, 1] < -FLAT),
         )
 
     def data(self) -> dict[str, Any]:
         """The same as plain data."""
         return asdict(self)
-
-
-def _power(log10_bounds: Interval | None) -> Interval | None:
-    return None if log10_bounds is None else (power10(log10_bounds[0]), power10(log10_bounds[1]))
 
 
 def _why_no_interval(

@@ -52,7 +52,7 @@ class Comparison:
     `difference_p_value` is that of no difference between the exponents, by the clustered t test; `shared` holds the
     joint fits with the exponent separate, in common, and with one law for both; `shared_multiplier` is the multiplier,
     the same at every error, where the exponent is one. `equal_model` is the multiplier between curves of one model,
-    which needs no law; None where no two curves have three points and an error in common. `curve` holds the multiplier
+    which needs no law; None where no two curves have enough points and an error in common. `curve` holds the multiplier
     at evenly spaced log compute of the baseline, from its smallest paired run to its largest. `misfits` are those of
     `alike_groups`.
 

@@ -12,6 +12,7 @@ from clip_la.cli import main
 from clip_la.scaling.analysis import Analysis, analyse
 from clip_la.scaling.curve_coverage import CURVE_WORLDS, CURVES, LINE, CurveWorld, curve_study
 from clip_la.scaling.equal_model import Curve, CurvePair, EqualModel, falling, mean_distance
+from clip_la.scaling.html.page import render
 from clip_la.scaling.report import comparison_data, to_text
 from clip_la.scaling.results import result_points
 from clip_la.scaling.verdict import verdict
@@ -117,8 +118,13 @@ def test_where_an_interval_would_mislead_there_is_none_and_it_says_why() -> None
     assert models.compute.interval is not None
 
 
-def test_two_budgets_are_no_curve() -> None:
-    assert EqualModel.of([pair(model, 0, 0.1, budgets=BUDGETS[:2]) for model in "abc"]) is None
+def test_two_budgets_or_a_wide_gap_are_no_curve() -> None:
+    """Of a chord over a bent curve the distance is that of the chord."""
+    for budgets in (BUDGETS[:2], [BUDGETS[0], *BUDGETS[3:]]):
+        assert EqualModel.of([pair(model, 0, 0.1, budgets=budgets) for model in "abc"]) is None
+    found = EqualModel.of([pair(model, 0, 0.1, budgets=BUDGETS[::2]) for model in "abc"])
+    assert found is not None
+    assert np.log10(found.samples.value) == pytest.approx(0.1, abs=0.01)
 
 
 # 300 studies: the share that holds the truth is known to 1.3 %; 93 to 97 % is asked for, two of these beside it.
@@ -196,6 +202,9 @@ def test_a_study_says_what_a_kind_needs_at_equal_model(bent_study, write_lines) 
     text = to_text(analysis)
     assert f"  at equal model        {2 * rala.samples.value:.3f} [" in text
     assert "3 pairs of curves of 3 models)" in text
+    page = render(analysis)
+    assert f"At equal model and error it needs {2 * rala.samples.value:.3g} [" in page
+    assert f'data-value="{rala.compute.value!r}">{rala.compute.value:.3g} [' in page
     along = of(write_lines, lines, axis="samples")
     by_samples = {each.name: each.equal_model for each in along.comparisons}
     assert by_samples["rala"].compute == by_samples["rala"].samples == rala.samples

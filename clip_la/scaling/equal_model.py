@@ -114,9 +114,9 @@ class Times:
 class EqualModel:
     """How many times the baseline's compute and samples a kind needs for an equal error with an equal model.
 
-    It is a geometric mean: over the errors that both curves of a pair reach, the pairs of a model, and the models. The
-    interval is Student's t over models, each one voice; over pairs where there are fewer than three models, and then it
-    holds for these alone.
+    It is a geometric mean: over the errors that both curves of a pair reach, the pairs of a model, and the models, each
+    one voice, with Student's t over these. Of fewer than three models it is over all their pairs, and holds for these
+    models alone.
 
     Attributes:
         errors: the lowest and the highest error at which any pair was compared.
@@ -167,7 +167,7 @@ class EqualModel:
         )
         compute, samples = (
             Times(power10(mean), None if why else (power10(low), power10(high)))
-            for mean, (low, high) in zip(by_model.mean(axis=0), each.tolist(), strict=True)
+            for mean, (low, high) in zip(voices.mean(axis=0), each.tolist(), strict=True)
         )
         return cls(
             compute,
@@ -191,9 +191,9 @@ def _why_no_interval(
 ) -> str | None:
     """Why an interval would not hold the truth in 95 of 100 studies; None where it does."""
     if num_apart:
-        # Left out are the pairs farthest apart: the rest says too little of a difference.
+        # Left out are the pairs farthest apart, or with a curve that does not fall: the rest says too little.
         apart = counted(num_apart, "pair of curves shares", "pairs of curves share")
-        return f"{apart} no error, so the multiplier lies further from 1"
+        return f"{apart} no error, and the others alone would mislead"
     if num_voices < MIN_RUNS:
         return f"{counted(num_voices, 'pair of curves is', 'pairs of curves are')} too few (at least {MIN_RUNS})"
     # Seeds that go through all models make fewer voices than there are models; what the models differ in is no error of
@@ -208,3 +208,12 @@ def _why_no_interval(
     if p_value is not None and p_value < LEVEL:
         return f"runs of one seed differ from the others together in all models (p = {p_value:.2g})"
     return None
+
+
+def equal_model_notes(name: str, pairs: Sequence[CurvePair], found: EqualModel | None) -> list[str]:
+    """Why a kind has no multiplier at equal model, or none with an interval; nothing where it has no curves."""
+    num = sum(pair.can_be_compared for pair in pairs)
+    if found is None:
+        share = counted(num, "pair of curves shares", "pairs of curves share")
+        return [f"no multiplier of {name} at equal model: {share} no error"] if num else []
+    return [f"no interval for {name} at equal model: {found.why_no_interval}"] if found.why_no_interval else []

@@ -15,8 +15,8 @@ def verdict(analysis: Analysis) -> str:
     exponents, multipliers and errors alike; where there are several kinds a second sentence says so. The correction is
     for this analysis: another metric, data set or baseline is another one, and gets a verdict of its own. Where nothing
     is shown it says how many runs a kind would be needed; where runs miss a law together (see `alike`) it says that
-    intervals are too narrow. What was measured is left to the tables, so that seeds that agree say the same; but where
-    the compute differs at equal model, a sentence says how much, as that needs no law.
+    intervals are too narrow. What was measured is left to the tables, so that seeds that agree say the same; where the
+    compute differs at equal model, which needs no law, a sentence says how much.
     """
 
     def listed(names: list[str], last: str = "and") -> str:
@@ -66,6 +66,5 @@ def verdict(analysis: Analysis) -> str:
         times = [f"{name} needs {number(own.value, own.interval, '.2f')}" for name, own in equal.items()]
         baseline, multiplied = analysis.comparisons[0].baseline, MULTIPLIED[analysis.selection.axis]
         shown += f". At equal model and error {listed(times)} times {baseline}'s {multiplied}"
-    num = len(analysis.comparisons)
-    judged = f" Differences are judged at 95 % over the {num} kinds together." if num > 1 else ""
+    judged = f" Differences are judged at 95 % over the {len(ways)} kinds together." if len(ways) > 1 else ""
     return f"{shown}.{judged}"

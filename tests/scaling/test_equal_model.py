@@ -101,12 +101,24 @@ def test_a_model_is_one_voice_however_many_seeds_it_has() -> None:
     assert (found.num_models, found.num_pairs, found.num_apart) == (3, 7, 0)
 
 
+def test_of_two_models_the_pairs_are_the_voices() -> None:
+    pairs = [*(pair("a", seed, 0.3 - 0.01 * seed) for seed in range(3)), pair("b", 0, 0.1)]
+    found = EqualModel.of(pairs)
+    assert found is not None
+    own = np.log10([(EqualModel.of([each]) or found).samples.value for each in pairs])
+    half = stats.t.ppf(0.975, 3) * own.std(ddof=1) / 2
+    assert found.samples.interval is not None
+    assert np.log10([found.samples.value, *found.samples.interval]) == pytest.approx(
+        own.mean() + np.array([0, -half, half])
+    )
+
+
 def test_where_an_interval_would_mislead_there_is_none_and_it_says_why() -> None:
     alike = [pair(model, 0, 0.1) for model in "abc"]
     far = EqualModel.of([*alike, pair("d", 0, 0.1, top=3.0)])
     assert far is not None
     assert (far.compute.interval, far.num_apart) == (None, 1)
-    assert far.why_no_interval == "1 pair of curves shares no error, so the multiplier lies further from 1"
+    assert far.why_no_interval == "1 pair of curves shares no error, and the others alone would mislead"
     seeds = [pair(m, s, 0.1 + 0.1 * s + 0.001 * (m == "b") * s) for m in "abc" for s in (0, 1)]
     together = EqualModel.of(seeds)
     assert together is not None

@@ -288,7 +288,7 @@ def _without_intervals(
     curves: Mapping[str, Sequence[CurvePair]],
     how: How,
 ) -> list[str]:
-    """Why an interval or multiplier is missing, for each kind and comparison, and why no difference can be claimed of many kinds."""
+    """Why an interval or multiplier is missing, of each kind and comparison, and why nothing can be claimed of many."""
     why = "too few, or one alone decides the slope" if how.method == T else f"too few to resample (at least {MIN_RUNS})"
 
     def few(number: int, noun: str, plural: str | None = None) -> str:

@@ -38,12 +38,15 @@ from clip_la.scaling.verdict import verdict
 FOLDER = Path(__file__).parents[1] / "results" / "study"
 ATTENTION = Path("attention_scenes.csv")
 HOW_COMPARED = (
-    "Over pairs of runs that differ in the kind alone, by the law E = beta C^alpha, with 95 % intervals (Student's t, "
-    "errors clustered by run). Each interval is 95 % by itself: of twenty kinds alike with the baseline one lies "
-    "outside; the sentences below the plots in README.md judge the kinds of a plot together. The multiplier is how "
-    "many times the baseline's compute the kind needs for an equal error: in the middle of the pairs, and at any error "
-    "if both have one exponent. An error ratio is the geometric mean over pairs of runs, of "
-    "each pair over its points first."
+    "Over pairs of runs that differ in the kind alone, with 95 % intervals (Student's t). Each interval is 95 % by "
+    "itself: of twenty kinds alike with the baseline one lies outside; the sentences below the plots in README.md "
+    "judge the kinds of a plot together. An error ratio is the geometric mean over pairs of runs, of each pair over "
+    "its points first. A multiplier is how many times the baseline's samples or compute the kind needs for an equal "
+    "error. At equal model it is the mean distance, along log samples or log compute, between the curves of the two "
+    "kinds with one model and seed, over the errors that both reach, the curves being straight between their budgets; "
+    "then the mean over models, each one voice. No law enters. By one law E = beta C^alpha of all models (errors "
+    "clustered by run) it stands in the middle of the pairs: where errors hang on samples more than on the model's "
+    "size, that law carries little, and the interval says so."
 )
 BEGIN, END = "<!-- made by scripts/study.py from here -->", "<!-- to here -->"
 

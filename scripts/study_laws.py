@@ -27,14 +27,14 @@ def multiplier_text(value: float, bounds: Interval | None) -> str:
 
 
 def comparisons_table(parts: Sequence[Part]) -> Table:
-    """How many times its baseline's compute each kind needs at equal error, and how far their exponents lie apart."""
+    """How many times its baseline's samples and compute each kind needs at equal error: at equal model, and by laws."""
     rows = []
     for part in parts:
         for found in (found for analysis in part.analyses for found in analysis.comparisons):
             # Against the control only what it controls.
             if found.baseline != SOFTMAX and (found.name, found.baseline) not in PAIRS:
                 continue
-            apart, shared = found.alpha_difference, found.shared_multiplier
+            apart, equal = found.alpha_difference, found.equal_model
             middle = found.multipliers[0] if found.multipliers else None
             rows.append(
                 (
@@ -42,14 +42,17 @@ def comparisons_table(parts: Sequence[Part]) -> Table:
                     f"`{found.name}` / `{found.baseline}`",
                     f"{found.num_pairs} ({found.num_runs})",
                     number(found.error_ratio, found.error_ratio_interval, ".2f"),
+                    multiplier_text(equal.samples.value, equal.samples.interval) if equal else NONE,
+                    multiplier_text(equal.compute.value, equal.compute.interval) if equal else NONE,
+                    f"{equal.num_pairs} ({equal.num_models})" if equal else NONE,
                     multiplier_text(middle.value, middle.interval) if middle else NONE,
-                    multiplier_text(shared.value, shared.interval) if shared else NONE,
                     NONE if apart is None else number(apart, found.alpha_difference_interval, "+.3f"),
                 )
             )
     header = (
         *("error of", "kind / baseline", "pairs (of runs)", "error ratio"),
-        *("compute multiplier, middle", "compute multiplier, one exponent", "difference of exponents"),
+        *("samples, equal model", "compute, equal model", "pairs of curves (models)"),
+        *("compute, one law of all models", "difference of exponents"),
     )
     return Table(header, tuple(rows))
 

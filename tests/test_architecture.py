@@ -262,7 +262,7 @@ def test_scaling_runs_without_torch() -> None:
 for name in ("torch", "matplotlib", "pytorch_lightning"):
     sys.modules[name] = None
 import clip_la.scaling.analysis, clip_la.scaling.coverage, clip_la.scaling.laion, clip_la.scaling.form_analysis
-import clip_la.scaling.plot, clip_la.scaling.points_table, clip_la.scaling.report
+import clip_la.scaling.curve_coverage, clip_la.scaling.plot, clip_la.scaling.points_table, clip_la.scaling.report
 print("fine")
 """
     assert in_a_fresh_python(code) == "fine\n"

@@ -96,6 +96,13 @@ def test_one_call_makes_everything(study, tmp_path, capsys) -> None:
     # Of each kind a run a size, with a branch for each budget.
     assert f"From {len(RATES)} runs of each kind" in readme
     assert f"{said:.3g} ({100 * (said / measured - 1):+.0f} %)" in printed
+    # At equal model, from the curves of the first seed at each size, rala needs less; FLOPs a pair are a twelfth more.
+    row = next(line for line in readme.splitlines() if "| `rala` / `softmax`" in line).split("|")
+    samples, compute = (float(cell.split("[")[0]) for cell in row[5:7])
+    assert row[7].strip() == "4 (4)"
+    assert 0.4 < samples < 0.65
+    assert compute / samples == pytest.approx(1.084, abs=0.02)
+    assert "At equal model and error rala needs " in readme
     left_out = f"{num_softmax} left out\n  {num_softmax} x the same run as in an earlier table"
     assert f"{num_softmax + len(rala)} points entered, {left_out}" in (tmp_path / "tables.md").read_text()
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -231,6 +232,7 @@ def _predict(argv: list[str]) -> None:
 
 def _coverage(argv: list[str]) -> None:
     from clip_la.scaling.coverage import study, write_table
+    from clip_la.scaling.curve_coverage import curve_study
 
     parser = Parser(prog="clip-la scaling coverage", description=DESCRIPTIONS["coverage"])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.csv", help="the table")
@@ -242,7 +244,10 @@ def _coverage(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.studies < 1 or options.resamples < 1 or options.seed < 0:
         raise UserError("--studies and --resamples take a number from 1, --seed one from 0")
-    rows = study(num_studies=options.studies, num_resamples=options.resamples, seed=options.seed)
+    rows = chain(
+        study(num_studies=options.studies, num_resamples=options.resamples, seed=options.seed),
+        curve_study(num_studies=options.studies, seed=options.seed),
+    )
     print(f"wrote {options.out}: {write_table(rows, options.out)} rows")
 
 

@@ -22,6 +22,7 @@ def shared_misfit(
     response: Float[np.ndarray, " points"],
     runs: Int[np.ndarray, " points"],
     groups: Sequence[object],
+    beside: Sequence[object] = (),
 ) -> float | None:
     """The p-value of no error in common to the runs of a group, by an F test against a line with a step a group.
 
@@ -29,15 +30,22 @@ def shared_misfit(
         response: log10 error, or the log10 ratio of two kinds' errors.
         runs: each point's run; a run counts once, by the mean of its points.
         groups: what each point's run shares with others: its model, or its seed.
+        beside: what else it shares, of which each value may have a step of its own; not asked about.
 
     Returns None where the runs cannot tell: no group has several, or too few are left over.
     """
     names, first, own = np.unique(runs, return_index=True, return_inverse=True)
     sizes = np.bincount(own)
     x, y = np.bincount(own, log10_compute) / sizes, np.bincount(own, response) / sizes
-    labels = [groups[i] for i in first]
-    steps = np.array([[label == each for each in dict.fromkeys(labels)] for label in labels], float)
+
+    def steps_of(values: Sequence[object]) -> Float[np.ndarray, "runs values"]:
+        labels = [values[i] for i in first]
+        return np.array([[label == each for each in dict.fromkeys(labels)] for label in labels], float)
+
+    steps = steps_of(groups)
     line = np.stack([np.ones(len(names)), x - x.mean()], axis=1)
+    if beside:
+        line = np.concatenate([line, steps_of(beside)], axis=1)
     left = []
     for design in (line, np.concatenate([line, steps], axis=1)):
         # Without scales the rank hangs on rounding: runs of a size have the same compute, or nearly.

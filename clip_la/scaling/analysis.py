@@ -24,12 +24,17 @@ from clip_la.scaling.bootstrap import (
     without_each,
 )
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.comparison import Comparison, compare, make_pairs, numbered, power_bounds, why_no_pairs
-from clip_la.scaling.fit import (
-    HeldOut,
-    PowerLaw,
-    fit_power_law,
+from clip_la.scaling.comparison import (
+    Comparison,
+    compare,
+    make_curves,
+    make_pairs,
+    numbered,
+    power_bounds,
+    why_no_pairs,
 )
+from clip_la.scaling.equal_model import CurvePair, equal_model_notes
+from clip_la.scaling.fit import HeldOut, PowerLaw, fit_power_law
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
 from clip_la.scaling.paired import PERCENTILE, How, T, confidence_of_each
 from clip_la.scaling.points import Point, Selection
@@ -234,13 +239,15 @@ def analyse(
             why = why_no_pairs(first.points, other.points, by)
             notes.append(f"no pairs of {other.name} and {first.name}: {why}")
             del pairs[other.name]
+    curves = {other.name: make_curves(first.points, other.points, by) for other in fits[1:]}
+    same: dict[str, Any] = {"how": how, "num_compared": len(pairs)}
     comparisons = [
-        compare(name, first.name, own, how=how, num_repeated=num_repeated, num_compared=len(pairs))
+        compare(name, first.name, own, curves=curves[name], num_repeated=num_repeated, **same)
         for name, (own, num_repeated) in pairs.items()
     ]
     if len(fits) == 1 and not notes:
         notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
-    notes += _without_intervals(fits, comparisons, how)
+    notes += _without_intervals(fits, comparisons, curves, how)
     notes += _cautions(fits, comparisons, group_points(selection.tried, by), frontier)
     label = f"best of {num_bins} bins" if frontier == "bins" else frontier
     return Analysis(
@@ -275,8 +282,13 @@ def no_fit(reasons: Sequence[str]) -> UserError:
     return UserError("; ".join(reasons[:MAX_REASONS]) + more)
 
 
-def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparison], how: How) -> list[str]:
-    """Why an interval is missing, for each kind and comparison, and why no difference can be claimed of many kinds."""
+def _without_intervals(
+    fits: Sequence[SeriesFit],
+    comparisons: Sequence[Comparison],
+    curves: Mapping[str, Sequence[CurvePair]],
+    how: How,
+) -> list[str]:
+    """Why an interval or multiplier is missing, of each kind and comparison, and why nothing can be claimed of many."""
     why = "too few, or one alone decides the slope" if how.method == T else f"too few to resample (at least {MIN_RUNS})"
 
     def few(number: int, noun: str, plural: str | None = None) -> str:
@@ -289,6 +301,7 @@ def _without_intervals(fits: Sequence[SeriesFit], comparisons: Sequence[Comparis
                 f"no interval for the compute multiplier of {found.name}: "
                 f"{few(found.num_runs, 'pair of runs', 'pairs of runs')}, or the slope may be 0"
             )
+        notes += equal_model_notes(found.name, curves[found.name], found.equal_model)
     each = confidence_of_each(max(len(comparisons), 1))
     if any(found.num_runs >= MIN_RUNS and not how.resolves(found.num_runs, each) for found in comparisons):
         kinds = counted(len(comparisons), "kind")

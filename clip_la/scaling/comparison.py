@@ -12,6 +12,7 @@ from jaxtyping import Int
 from clip_la.errors import one_line
 from clip_la.scaling.alike import alike_groups, groups_of
 from clip_la.scaling.bootstrap import Interval, Pairs, log10_multiplier_at
+from clip_la.scaling.equal_model import Curve, CurvePair, EqualModel
 from clip_la.scaling.fit import power10
 from clip_la.scaling.joint import JointFit, power_fits
 from clip_la.scaling.paired import How, PairedIntervals, T
@@ -50,8 +51,10 @@ class Comparison:
 
     `difference_p_value` is that of no difference between the exponents, by the clustered t test; `shared` holds the
     joint fits with the exponent separate, in common, and with one law for both; `shared_multiplier` is the multiplier,
-    the same at every error, where the exponent is one. `curve` holds the multiplier at evenly spaced log compute of the
-    baseline, from its smallest paired run to its largest. `misfits` are those of `alike_groups`.
+    the same at every error, where the exponent is one. `equal_model` is the multiplier between curves of one model,
+    which needs no law; None where no two curves have enough points and an error in common. `curve` holds the multiplier
+    at evenly spaced log compute of the baseline, from its smallest paired run to its largest. `misfits` are those of
+    `alike_groups`.
 
     Intervals are 95 % each, whatever is compared beside them. `differs_in` names the quantities (EXPONENT, MULTIPLIER,
     ERROR) in which the kinds differ by `PairedIntervals.differ_in`, corrected for all kinds that are compared.
@@ -70,6 +73,7 @@ class Comparison:
     difference_p_value: float | None = None
     multipliers: tuple[Multiplier, ...] = ()
     shared_multiplier: Multiplier | None = None
+    equal_model: EqualModel | None = None
     shared: tuple[JointFit, ...] = field(default=(), repr=False)
     curve: tuple[Multiplier, ...] = field(default=(), repr=False)
     misfits: Mapping[str, float] = field(default_factory=dict, repr=False)
@@ -103,24 +107,25 @@ def why_no_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> 
     return f"no two runs differ in {by} alone"
 
 
+def _best_by_key(points: Sequence[Point], fields: Sequence[str]) -> tuple[dict[tuple, Point], int]:
+    """The best point of each combination of fields, and how many combinations had several."""
+    groups: dict[tuple, list[Point]] = defaultdict(list)
+    for point in points:
+        # Without a seed nobody knows whether two runs saw the same data in the same order.
+        if point.seed is not None:
+            groups[tuple(getattr(point, name) for name in fields)].append(point)
+    best = {key: min(group, key=lambda point: point.error) for key, group in groups.items()}
+    return best, sum(len(group) > 1 for group in groups.values())
+
+
 def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tuple[Pairs, int]:
     """Pairs of points (baseline, other) that differ in `by` alone; where a combination holds several runs, the best.
 
     Returns the pairs, resampled by pair of runs, and the number of combinations that held several.
     """
     fields = _pair_fields(by)
-
-    def best_by_key(points: Sequence[Point]) -> tuple[dict[tuple, Point], int]:
-        groups: dict[tuple, list[Point]] = defaultdict(list)
-        for point in points:
-            # Without a seed nobody knows whether two runs saw the same data in the same order.
-            if point.seed is not None:
-                groups[tuple(getattr(point, name) for name in fields)].append(point)
-        best = {key: min(group, key=lambda point: point.error) for key, group in groups.items()}
-        return best, sum(len(group) > 1 for group in groups.values())
-
-    first, repeated_first = best_by_key(baseline)
-    second, repeated_second = best_by_key(other)
+    first, repeated_first = _best_by_key(baseline, fields)
+    second, repeated_second = _best_by_key(other, fields)
     matched = [(first[key], second[key]) for key in first if key in second]
     pairs = Pairs(
         compute=np.array([[a.compute, b.compute] for a, b in matched]).reshape(-1, 2),
@@ -129,6 +134,27 @@ def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tu
         groups=groups_of([a for a, _ in matched]),
     )
     return pairs, repeated_first + repeated_second
+
+
+def make_curves(baseline: Sequence[Point], other: Sequence[Point], by: str) -> list[CurvePair]:
+    """Pairs of curves (baseline, other) over their budgets that differ in `by` alone; none by model, which is equal.
+
+    A curve has all points of its kind with one model, seed and recipe, those without a partner too; where a combination
+    holds several runs, the best.
+    """
+    if by == "model":
+        return []
+    fields = _pair_fields(by)
+    curves: tuple[dict[tuple, list[Point]], ...] = (defaultdict(list), defaultdict(list))
+    for own, points in zip(curves, (baseline, other), strict=True):
+        for point in _best_by_key(points, fields)[0].values():
+            own[tuple(getattr(point, name) for name in fields if name != "samples_seen")].append(point)
+
+    def curve(points: Sequence[Point]) -> Curve:
+        return Curve(*np.log10([[point.compute, point.samples_seen, point.error] for point in points]).T)
+
+    shared = [(own[0], curve(own), curve(curves[1][key])) for key, own in curves[0].items() if key in curves[1]]
+    return [CurvePair((p.model, p.image_size, p.tokens), p.seed, first, second) for p, first, second in shared]
 
 
 def _multiplier(found: PairedIntervals, place: float) -> Multiplier | None:
@@ -141,9 +167,16 @@ def _multiplier(found: PairedIntervals, place: float) -> Multiplier | None:
 
 
 def compare(
-    name: str, baseline: str, pairs: Pairs, *, how: How, num_repeated: int = 0, num_compared: int = 1
+    name: str,
+    baseline: str,
+    pairs: Pairs,
+    *,
+    how: How,
+    curves: Sequence[CurvePair] = (),
+    num_repeated: int = 0,
+    num_compared: int = 1,
 ) -> Comparison:
-    """The comparison of two kinds over pairs of `make_pairs`, of which there must be one.
+    """The comparison of two kinds over pairs of `make_pairs`, of which there must be one, and those of `make_curves`.
 
     `num_compared` is how many kinds are compared with the baseline beside each other: `differs_in` is corrected for
     them, the intervals are not.
@@ -157,6 +190,7 @@ def compare(
         power10(ratio),
         power_bounds(found.error_ratio()),
         differs_in=found.differ_in(num_compared),
+        equal_model=EqualModel.of(curves, num_compared),
         misfits=misfits,
     )
     if not found.has_laws:

@@ -9,6 +9,7 @@ from clip_la.errors import counted
 from clip_la.scaling.analysis import Analysis, SeriesFit
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 from clip_la.scaling.comparison import Comparison
+from clip_la.scaling.equal_model import EqualModel
 from clip_la.scaling.joint import best
 from clip_la.scaling.paired import T
 from clip_la.scaling.points import AXES, Selection, is_loss
@@ -49,6 +50,7 @@ def comparison_data(found: Comparison, axis: str = "compute") -> dict[str, Any]:
         "difference_p_value": found.difference_p_value,
         "compute_multipliers": [each.data() for each in found.multipliers],
         "compute_multiplier_at_one_exponent": found.shared_multiplier.data() if found.shared_multiplier else None,
+        "at_equal_model": found.equal_model.data() if found.equal_model else None,
         "joint_fits": [
             {
                 "shared": list(fit.shared),
@@ -125,6 +127,16 @@ def sentence(found: Comparison, digits: str = ".2f", axis: str = "compute") -> s
     )
 
 
+def equal_model_text(found: EqualModel, axis: str) -> str:
+    """The multiplier at equal model with its interval, what it is of, and what it is made of."""
+    times = f"{number(found.compute.value, found.compute.interval, '.3f')} times the {MULTIPLIED[axis]}"
+    if axis != "samples":
+        times += f", {number(found.samples.value, found.samples.interval, '.3f')} times the samples"
+    low, high = found.errors
+    pairs = counted(found.num_pairs, "pair of curves", "pairs of curves")
+    return f"{times} (at errors from {low:.3g} to {high:.3g}; {pairs} of {counted(found.num_models, 'model')})"
+
+
 def _comparison_lines(found: Comparison, axis: str) -> list[str]:
     said = sentence(found, axis=axis)
     pairs, runs = counted(found.num_pairs, "pair"), counted(found.num_runs, "pair of runs", "pairs of runs")
@@ -135,6 +147,8 @@ def _comparison_lines(found: Comparison, axis: str) -> list[str]:
     ]
     if found.num_repeated:
         lines.append(f"  several runs alike in {found.num_repeated} places: the best of each was taken")
+    if found.equal_model is not None:
+        lines.append(f"  at equal model        {equal_model_text(found.equal_model, axis)}")
     if found.alpha_difference is None:
         return [*lines, "  too few pairs for a difference of exponents"]
     difference = number(found.alpha_difference, found.alpha_difference_interval, "+.4f")

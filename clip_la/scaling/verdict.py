@@ -5,7 +5,7 @@ from clip_la.scaling.bootstrap import MIN_RUNS
 from clip_la.scaling.cautions import MAX_REPEATS
 from clip_la.scaling.comparison import Comparison
 from clip_la.scaling.paired import ERROR, EXPONENT, MULTIPLIER
-from clip_la.scaling.report import error_label
+from clip_la.scaling.report import MULTIPLIED, error_label, number
 
 
 def verdict(analysis: Analysis) -> str:
@@ -15,7 +15,8 @@ def verdict(analysis: Analysis) -> str:
     exponents, multipliers and errors alike; where there are several kinds a second sentence says so. The correction is
     for this analysis: another metric, data set or baseline is another one, and gets a verdict of its own. Where nothing
     is shown it says how many runs a kind would be needed; where runs miss a law together (see `alike`) it says that
-    intervals are too narrow. What was measured is left to the tables, so that seeds that agree say the same.
+    intervals are too narrow. What was measured is left to the tables, so that seeds that agree say the same; where the
+    compute differs at equal model, which needs no law, a sentence says how much.
     """
 
     def listed(names: list[str], last: str = "and") -> str:
@@ -32,8 +33,8 @@ def verdict(analysis: Analysis) -> str:
     falling = [fit.name for fit in analysis.fits if fit.alpha_interval and fit.alpha_interval[1] < 0]
     unlike = [fit.name for fit in analysis.fits if fit.name not in falling]
     least, most = (pick(fit.num_runs for fit in analysis.fits) for pick in (min, max))
-    number = f"{least}" if least == most else f"{least} to {most}"
-    runs = f"{number} run{'' if most == 1 else 's'}" + (" of each kind" if len(analysis.fits) > 1 else "")
+    counts = f"{least}" if least == most else f"{least} to {most}"
+    runs = f"{counts} run{'' if most == 1 else 's'}" + (" of each kind" if len(analysis.fits) > 1 else "")
     falls = f"that {error_label(analysis.selection)} falls with compute"
     if falling:
         rest = f", not for {listed(unlike)}" if unlike else ""
@@ -53,13 +54,17 @@ def verdict(analysis: Analysis) -> str:
                 together = f"runs of one {listed([*found.misfits], 'or')} miss the law together"
                 shown += f" (by intervals that are too narrow: {together})"
             joint = ", and"
-    alike = [name for name, own in ways.items() if not own]
+    equal = {c.name: c.equal_model.compute for c in analysis.comparisons if c.equal_model and c.equal_model.differs}
+    alike = [name for name, own in ways.items() if not own and name not in equal]
     if alike:
         more = f": {MIN_RUNS} paired runs may tell" if least < MIN_RUNS else ""
         shown += (
             f"; it is not shown whether {listed(alike, 'or')} differs from {analysis.comparisons[0].baseline} in its "
             f"exponent, in the compute it needs for an equal error or in its error at equal model and samples{more}"
         )
-    num = len(analysis.comparisons)
-    judged = f" Differences are judged at 95 % over the {num} kinds together." if num > 1 else ""
+    if equal:
+        times = [f"{name} needs {number(own.value, own.interval, '.2f')}" for name, own in equal.items()]
+        baseline, multiplied = analysis.comparisons[0].baseline, MULTIPLIED[analysis.selection.axis]
+        shown += f". At equal model and error {listed(times)} times {baseline}'s {multiplied}"
+    judged = f" Differences are judged at 95 % over the {len(ways)} kinds together." if len(ways) > 1 else ""
     return f"{shown}.{judged}"

@@ -145,6 +145,22 @@ def test_a_run_counts_once_among_those_that_share() -> None:
     )
 
 
+def test_what_models_differ_in_is_no_error_of_the_seeds() -> None:
+    """Two-way: the sums of squares of a balanced table with one value a cell."""
+    table = np.array([[0.1, 0.13], [0.5, 0.54], [-0.2, -0.16]])
+    models, seeds = (own.ravel().tolist() for own in np.indices(table.shape))
+    y, runs = table.ravel(), np.arange(6)
+    rows, columns = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    between = 3 * float(((columns - table.mean()) ** 2).sum())
+    within = float(((table - rows - columns + table.mean()) ** 2).sum()) / 2
+    beside = shared_misfit(np.zeros(6), y, runs, seeds, beside=models)
+    assert beside == pytest.approx(stats.f.sf(between / within, 1, 2))
+    assert beside < 0.02
+    alone = shared_misfit(np.zeros(6), y, runs, seeds)
+    assert alone is not None
+    assert alone > 0.5
+
+
 def test_runs_without_a_seed_do_not_share_one() -> None:
     """Repeats without a record of their seeds, beside runs with one, are not taken for runs of one seed."""
     seeds = [None, None, None, 0, 0]

@@ -289,5 +289,6 @@ def test_the_commands_write_tables(write_lines, two_laws, tmp_path, capsys) -> N
     assert main(arguments) == 0
     with (tmp_path / "c.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 7 * 5 * 3 * 3
+    # Seven worlds of runs by three methods and quantities, seven of curves by two methods; five numbers of pairs.
+    assert len(rows) == 7 * 5 * 3 * 3 + 7 * 5 * 2
     assert {row["studies"] for row in rows} == {"3"}

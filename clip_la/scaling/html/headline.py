@@ -13,11 +13,22 @@ def headlines(analysis: Analysis) -> list[str]:
     quantity without an interval is given as what the points alone say; an interval that includes the value of no
     difference (multiplier 1, exponents 0 apart) is pointed out.
     """
+    axis = analysis.selection.axis
     if analysis.comparisons:
-        return [_said(found, analysis.selection.axis) for found in analysis.comparisons]
+        return [_said(found, axis) + _at_equal_model(found, axis) for found in analysis.comparisons]
     fit = analysis.fits[0]
     exponent = number(fit.law.alpha, fit.alpha_interval, ".4f")
     return [f"The data compare no two kinds over paired runs; the exponent of {fit.name} is {exponent}."]
+
+
+def _at_equal_model(found: Comparison, axis: str) -> str:
+    if found.equal_model is None:
+        return ""
+    compute, samples = found.equal_model.compute, found.equal_model.samples
+    times = f"{number(compute.value, compute.interval, '.3g')} times the {MULTIPLIED[axis]}"
+    if axis != "samples":
+        times += f" and {number(samples.value, samples.interval, '.3g')} times the samples"
+    return f" At equal model and error it needs {times}."
 
 
 def _said(found: Comparison, axis: str) -> str:

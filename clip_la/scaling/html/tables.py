@@ -76,6 +76,7 @@ def comparisons_table(analysis: Analysis) -> str:
             for each in found.multipliers
         ]
         shared, difference, p_value = found.shared_multiplier, found.alpha_difference, found.difference_p_value
+        equal = found.equal_model.compute if found.equal_model else None
         rows.append(
             [
                 f"{found.name} / {found.baseline}",
@@ -87,6 +88,7 @@ def comparisons_table(analysis: Analysis) -> str:
                 ("–", None) if p_value is None else (f"{p_value:.3g}", p_value),
                 *(multipliers + [("none", None)] * 2)[:2],
                 ("none", None) if shared is None else (number(shared.value, shared.interval, ".3g"), shared.value),
+                ("none", None) if equal is None else (number(equal.value, equal.interval, ".3g"), equal.value),
                 "; ".join(joint) or "–",
             ]
         )
@@ -94,7 +96,7 @@ def comparisons_table(analysis: Analysis) -> str:
     header = (
         *("kind / baseline", "pairs", "pairs of runs", "error ratio", "α difference", "p"),
         *(f"{multiplied} multiplier, middle", f"{multiplied} multiplier, largest", "multiplier at one exponent"),
-        "AICc over the best joint fit",
+        *("multiplier at equal model", "AICc over the best joint fit"),
     )
     return table("Paired comparisons with 95 % intervals", header, rows) if rows else ""
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import Analysis, analyse, group_points
 from clip_la.scaling.by_place import difference_table, mean_table, measured, rate_table
-from clip_la.scaling.points import Selection, is_loss
+from clip_la.scaling.points import Selection
 from clip_la.scaling.points_table import read_table, table_points
 from clip_la.scaling.rates import BEST, at_rate
+from clip_la.scaling.rows import is_loss
 
 SOFTMAX, CONTROL = "softmax", "softmax(conv=5,gate=linear,rope=axial)"
 # Metric -> its part of a file's name. The loss last: it is far less noisy, so its laws are what the text ends on.

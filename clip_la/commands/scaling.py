@@ -82,9 +82,9 @@ def make_parser(verb: str) -> Parser:
 def _select(options: argparse.Namespace) -> "Selection":
     """The points that the options ask for."""
     from clip_la.scaling.laion import laion_points
-    from clip_la.scaling.points import parse_filters
     from clip_la.scaling.points_table import table_points
     from clip_la.scaling.results import result_points
+    from clip_la.scaling.rows import parse_filters
 
     if options.format not in FORMATS:
         raise unknown("format", options.format, FORMATS)
@@ -159,9 +159,10 @@ def _plot(argv: list[str]) -> None:
 
 def _points(argv: list[str]) -> None:
     from clip_la.scaling.laion import laion_all
-    from clip_la.scaling.points import OFF_LAW, parse_filters
+    from clip_la.scaling.points import OFF_LAW
     from clip_la.scaling.points_table import write_points
     from clip_la.scaling.results import all_points
+    from clip_la.scaling.rows import parse_filters
 
     parser = Parser(prog="clip-la scaling points", description=DESCRIPTIONS["points"])
     _add_source(parser)

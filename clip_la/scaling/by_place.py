@@ -10,9 +10,10 @@ import numpy as np
 from clip_la.scaling.bootstrap import Interval
 from clip_la.scaling.comparison import PAIR_FIELDS
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
-from clip_la.scaling.points import Point, Selection, is_loss
+from clip_la.scaling.points import Point, Selection
 from clip_la.scaling.rates import rate_choices, rate_text
 from clip_la.scaling.report import number
+from clip_la.scaling.rows import is_loss
 from clip_la.scaling.table import Table
 
 # (model, samples seen).

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_la.errors import UserError, unknown
-from clip_la.scaling.points import LeftOut, Point, ResultRow, Selection, apply_filters, collect
+from clip_la.scaling.points import LeftOut, Point, Selection, collect
 from clip_la.scaling.points_table import read_csv
+from clip_la.scaling.rows import ResultRow, apply_filters
 
 # What the paper plots for each kind of target: the first of these that the target's rows hold.
 DEFAULT_METRICS = ("acc1", "image_retrieval_recall@5", "mean_average_precision")

@@ -11,15 +11,8 @@ from typing import Any
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, counted
 from clip_la.models.flops import TRAINING_FACTOR
-from clip_la.scaling.points import (
-    LeftOut,
-    Point,
-    ResultRow,
-    Selection,
-    apply_filters,
-    is_loss,
-    pick_one,
-)
+from clip_la.scaling.points import LeftOut, Point, Selection
+from clip_la.scaling.rows import ResultRow, apply_filters, is_loss, pick_one
 
 # What a table must have to be fitted; other columns may be absent or empty.
 REQUIRED = ("run", "model", "attention", "samples_seen", "flops_per_sample", "dataset", "metric", "value")

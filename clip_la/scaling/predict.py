@@ -26,8 +26,9 @@ from clip_la.scaling.fit import SAME_COMPUTE_LOG10
 from clip_la.scaling.form_analysis import FormAnalysis, FormSeries, inputs_of
 from clip_la.scaling.forms import Form
 from clip_la.scaling.intervals import MIN_RUNS, UPPER, Regression, as_interval
-from clip_la.scaling.points import Point, Selection, parse_filters
+from clip_la.scaling.points import Point, Selection
 from clip_la.scaling.report import compute_label, error_label, number
+from clip_la.scaling.rows import parse_filters
 from clip_la.scaling.table import Table, with_suffix
 
 POWER_LAW = "E = beta C^alpha"

@@ -12,7 +12,8 @@ from clip_la.scaling.comparison import Comparison
 from clip_la.scaling.equal_model import EqualModel
 from clip_la.scaling.joint import best
 from clip_la.scaling.paired import T
-from clip_la.scaling.points import AXES, Selection, is_loss
+from clip_la.scaling.points import AXES, Selection
+from clip_la.scaling.rows import is_loss
 from clip_la.scaling.table import Table
 
 MAX_EXAMPLES = 3

@@ -12,16 +12,8 @@ from typing import Any
 from clip_la.errors import UserError, shown, unknown
 from clip_la.results import numbered_lines
 from clip_la.runs import RESULTS
-from clip_la.scaling.points import (
-    LeftOut,
-    Point,
-    ResultRow,
-    Selection,
-    apply_filters,
-    collect,
-    has_direction,
-    is_loss,
-)
+from clip_la.scaling.points import LeftOut, Point, Selection, collect
+from clip_la.scaling.rows import ResultRow, apply_filters, has_direction, is_loss
 from clip_la.scaling.run_folder import completed
 
 DEFAULT_METRIC = "top1"

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clip_la.errors import UserError
-from clip_la.scaling.points import ResultRow
 from clip_la.scaling.results import DEFAULT_METRIC
+from clip_la.scaling.rows import ResultRow
 
 KILO = 1000.0
 SUFFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")

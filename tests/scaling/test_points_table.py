@@ -11,9 +11,9 @@ from clip_la.cli import main
 from clip_la.errors import UserError
 from clip_la.scaling.analysis import analyse
 from clip_la.scaling.cautions import carrying
-from clip_la.scaling.points import has_direction, is_loss
 from clip_la.scaling.points_table import COLUMNS, REQUIRED, table_points, write_points
 from clip_la.scaling.results import all_points, result_points
+from clip_la.scaling.rows import has_direction, is_loss
 
 ROW = {
     "run": "r0",

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from clip_la.errors import UserError
-from clip_la.scaling.points import parse_filters
 from clip_la.scaling.results import all_points, finished, read_results, result_points
+from clip_la.scaling.rows import parse_filters
 
 
 def test_the_error_and_compute_of_a_line(write_lines, result_line) -> None:

@@ -21,8 +21,9 @@ from clip_la.scaling.html.plots import (
     short,
 )
 from clip_la.scaling.plot import LINE_POINTS, READABLE_METRICS, marker_areas, widened
-from clip_la.scaling.points import Point, Selection, is_loss
+from clip_la.scaling.points import Point, Selection
 from clip_la.scaling.report import MULTIPLIED, number
+from clip_la.scaling.rows import is_loss
 
 # More points than these are drawn with smaller markers.
 FEW_POINTS = 60

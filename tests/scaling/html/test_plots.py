@@ -15,8 +15,8 @@ from clip_la.scaling.html.figures import Figures
 from clip_la.scaling.html.plots import Axis, limits, number_text
 from clip_la.scaling.html.svg import svg
 from clip_la.scaling.palette import COLOURS, DARK_COLOURS, DARK_GROUND, LIGHT_GROUND, look_of
-from clip_la.scaling.points import ResultRow
 from clip_la.scaling.results import select_points
+from clip_la.scaling.rows import ResultRow
 
 
 @pytest.mark.parametrize("log", [False, True])

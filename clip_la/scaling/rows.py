@@ -1,4 +1,4 @@
-"""One record of a results file: its fields as numbers or texts, which way its metric is better, and how rows are chosen."""
+"""One record of a results file: its fields as numbers or texts, what its metric means, and how rows are chosen."""
 
 import math
 import re

@@ -8,7 +8,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from clip_la import __version__, launched, plugins
@@ -93,12 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name of a file that is not UTF-8, or a terminal that lacks a sign, is no reason to fail.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    return guarded("clip-la", lambda: run(sys.argv[1:] if argv is None else argv))
+
+
+def guarded(program: str, work: Callable[[], int]) -> int:
+    """What `work` returns as an exit code; what ends it early as one line that begins with the program's name.
+
+    For the scripts of a checkout too. Raises what is a fault of the program itself.
+    """
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        return work()
     except UserError as error:
-        return _fail(str(error))
+        return _fail(program, str(error))
     except KeyboardInterrupt:
-        print("clip-la: interrupted; what was written is whole, the same command goes on from there", file=sys.stderr)
+        text = "interrupted; what was written is whole, the same command goes on from there"
+        print(f"{program}: {text}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader (head, less) has gone: not an error, but Python would complain once more while shutting down.
@@ -106,20 +115,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         # A folder that cannot be written, a full disk: the machine's state, not a fault of the program.
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(program, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except RuntimeError as error:
         if lost := launched.lost_rank(error):
-            return _fail(lost, ends_job=False)
+            return _fail(program, lost, ends_job=False)
         # So a pool of processes, or PyTorch's loader, reports a dead worker.
         if type(error).__name__ == "BrokenProcessPool" or str(error).startswith(DEAD_LOADER):
-            return _fail(f"a worker process was killed, or out of memory, of which fewer workers take less: {error}")
+            text = f"a worker process was killed, or out of memory, of which fewer workers take less: {error}"
+            return _fail(program, text)
         raise
 
 
-def _fail(message: str, ends_job: bool = True) -> int:
+def _fail(program: str, message: str, ends_job: bool = True) -> int:
     """One line on stderr, however many lines the message and processes the job has; the exit code of wrong input."""
     if launched.speaks():
-        print(f"clip-la: error: {printable(' '.join(message.split()))}", file=sys.stderr)
+        print(f"{program}: error: {printable(' '.join(message.split()))}", file=sys.stderr)
         if ends_job:
             launched.end_job()
     elif ends_job:

@@ -36,8 +36,8 @@ from attention_runs import (
 from attention_text import FEATURED, shown
 
 from clip_la.atomic import atomic_write
-from clip_la.cli import Parser
-from clip_la.errors import EXIT_CODE, UserError, unknown
+from clip_la.cli import Parser, guarded
+from clip_la.errors import unknown
 
 LEVEL = 0.95
 # Seeds from which on their differences have an interval of their own.
@@ -195,8 +195,8 @@ def write_tables(arms: Sequence[Arm], folder: Path) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the sweeps' tables, writes the two tables and prints them, or prints the short ones; the exit code."""
+def run(argv: Sequence[str] | None) -> int:
+    """Reads the sweeps' tables, writes the two tables and prints them, or prints the short ones. 0, or a UserError."""
     parser = Parser(prog="attention_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="*", metavar="CSV", help="default: those of results/study")
     parser.add_argument("--short", action="store_true", help="print the best arms of each group, write nothing")
@@ -205,19 +205,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pairs", nargs="*", default=FEATURED, metavar="ATTENTION", help="print differences of these (default: rala's)"
     )
-    try:
-        options = parser.parse_args(argv)
-        arms = arms_of(read_runs(options.tables or default_tables(), options.max_loss))
-        labels = {arm.label for arm in arms if arm.group != CONTROLS}
-        if options.pairs is not FEATURED and (absent := [name for name in options.pairs if name not in labels]):
-            raise unknown("attention with a linear layer", absent[0], labels)
-        if not options.short:
-            write_tables(arms, options.out)
-    except UserError as error:
-        print(f"attention_table: error: {error}", file=sys.stderr)
-        return EXIT_CODE
+    options = parser.parse_args(argv)
+    arms = arms_of(read_runs(options.tables or default_tables(), options.max_loss))
+    labels = {arm.label for arm in arms if arm.group != CONTROLS}
+    if options.pairs is not FEATURED and (absent := [name for name in options.pairs if name not in labels]):
+        raise unknown("attention with a linear layer", absent[0], labels)
+    if not options.short:
+        write_tables(arms, options.out)
     print(shown(arms, difference_rows(arms), options.pairs, is_short=options.short))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    return guarded("attention_table", lambda: run(argv))
 
 
 if __name__ == "__main__":

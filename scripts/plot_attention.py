@@ -29,8 +29,8 @@ from attention_runs import (
 )
 
 from clip_la.atomic import atomic_write
-from clip_la.cli import Parser
-from clip_la.errors import EXIT_CODE, UserError
+from clip_la.cli import Parser, guarded
+from clip_la.errors import UserError
 from clip_la.scaling.plot import STYLE
 
 if TYPE_CHECKING:
@@ -118,19 +118,20 @@ def make(tables: Sequence[Path], out: Path) -> None:
         save(draw(arms), out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the tables, draws; returns the exit code."""
+def run(argv: Sequence[str] | None) -> int:
+    """Reads the tables, draws; 0, or a UserError."""
     parser = Parser(prog="plot_attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="*", metavar="CSV", help="tables of runs (default: results/study's)")
     stem = RESULTS / "study" / "attention_scenes"
     parser.add_argument("--out", type=Path, default=stem, help="without .png and .svg (default: %(default)s)")
-    try:
-        options = parser.parse_args(argv)
-        make(options.tables or default_tables(), options.out)
-    except UserError as error:
-        print(f"plot_attention: error: {error}", file=sys.stderr)
-        return EXIT_CODE
+    options = parser.parse_args(argv)
+    make(options.tables or default_tables(), options.out)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    return guarded("plot_attention", lambda: run(argv))
 
 
 if __name__ == "__main__":

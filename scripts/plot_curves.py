@@ -8,6 +8,7 @@ constant rate, then its branch that cools down. Lines of one colour are seeds; d
 size's first.
 """
 
+import argparse
 import csv
 import math
 import sys
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from attention_runs import RESULTS
 from plot_attention import save
 
-from clip_la.errors import EXIT_CODE, UserError
+from clip_la.cli import Parser, guarded
+from clip_la.errors import UserError
 from clip_la.scaling.palette import COLOURS
 from clip_la.scaling.plot import STYLE
 
@@ -87,16 +89,19 @@ def make(table: Path, out: Path) -> None:
         save(draw(curves), out)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Draws the study's curves or those of another table; returns the exit code."""
-    table = Path(argv[0]) if argv else RESULTS / "study" / CURVES
-    try:
-        make(table, table.with_suffix(""))
-    except UserError as error:
-        print(f"plot_curves: error: {error}", file=sys.stderr)
-        return EXIT_CODE
+def run(argv: Sequence[str] | None) -> int:
+    """Draws the study's curves or those of another table, beside it; 0, or a UserError."""
+    parser = Parser(prog="plot_curves", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, nargs="?", default=RESULTS / "study" / CURVES, metavar="CSV", help="curves")
+    table = parser.parse_args(argv).table
+    make(table, table.with_suffix(""))
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    return guarded("plot_curves", lambda: run(argv))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -29,7 +29,8 @@ from study_laws import comparisons_table, held_out_table, predictions
 from study_part import World, worlds_of
 
 from clip_la.atomic import atomic_write
-from clip_la.errors import EXIT_CODE, UserError
+from clip_la.cli import Parser, guarded
+from clip_la.errors import UserError
 from clip_la.scaling.points_table import REQUIRED
 from clip_la.scaling.report import to_text
 from clip_la.scaling.table import Table
@@ -52,12 +53,16 @@ BEGIN, END = "<!-- made by scripts/study.py from here -->", "<!-- to here -->"
 
 
 def find_tables() -> list[Path]:
-    """The tables of points in the working folder, by name. Raises UserError where there is none."""
+    """The tables of points in the working folder, by name. Raises UserError for none, or for a file that is no CSV."""
     found = []
     for path in sorted(Path().glob("*.csv")):
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            if set(REQUIRED) <= set(next(csv.reader(stream), ())):
-                found.append(path)
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                names = next(csv.reader(stream), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: not a CSV file ({error})") from None
+        if set(REQUIRED) <= set(names):
+            found.append(path)
     if not found:
         raise UserError(f"{Path.cwd()}: no table of points (CSV with the columns {', '.join(REQUIRED)})")
     return found
@@ -137,37 +142,38 @@ def make(files: bool = True) -> dict[Path, str]:
     return texts
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Makes everything; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(argv: Sequence[str] | None) -> int:
+    """Makes everything; 0, or a UserError."""
+    parser = Parser(prog="study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="holds the tables (default: results/study)")
     options = parser.parse_args(argv)
-    try:
-        if not options.folder.is_dir():
-            raise UserError(f"no such folder: {options.folder}")
-        # Origins of points are then named as beside the tables, wherever the repository lies.
-        with contextlib.chdir(options.folder):
-            texts = make()
-            if plot_curves.CURVES.exists():
-                plot_curves.make(plot_curves.CURVES, Path(plot_curves.CURVES.stem))
-            if ATTENTION.exists():
-                tables = default_tables(Path())
-                plot_attention.make(tables, Path(ATTENTION.stem))
-                # The tables of another folder are none of the repository's README and results.
-                if Path().resolve() == FOLDER:
-                    root = Path("../../README.md")
-                    arms = arms_of(read_runs(tables))
-                    attention_table.write_tables(arms, attention_table.RESULTS)
-                    part = attention_text.summary(arms, attention_table.difference_rows(arms))
-                    texts[root] = with_part(root.read_text(encoding="utf-8"), part, root)
-            for path, text in texts.items():
-                with atomic_write(path, "w") as stream:
-                    stream.write(text)
-                print(f"wrote {path}")
-    except UserError as error:
-        print(f"study: error: {error}", file=sys.stderr)
-        return EXIT_CODE
+    if not options.folder.is_dir():
+        raise UserError(f"no such folder: {options.folder}")
+    # Origins of points are then named as beside the tables, wherever the repository lies.
+    with contextlib.chdir(options.folder):
+        texts = make()
+        if plot_curves.CURVES.exists():
+            plot_curves.make(plot_curves.CURVES, Path(plot_curves.CURVES.stem))
+        if ATTENTION.exists():
+            tables = default_tables(Path())
+            plot_attention.make(tables, Path(ATTENTION.stem))
+            # The tables of another folder are none of the repository's README and results.
+            if Path().resolve() == FOLDER:
+                root = Path("../../README.md")
+                arms = arms_of(read_runs(tables))
+                attention_table.write_tables(arms, attention_table.RESULTS)
+                part = attention_text.summary(arms, attention_table.difference_rows(arms))
+                texts[root] = with_part(root.read_text(encoding="utf-8"), part, root)
+        for path, text in texts.items():
+            with atomic_write(path, "w") as stream:
+                stream.write(text)
+            print(f"wrote {path}")
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    return guarded("study", lambda: run(argv))
 
 
 if __name__ == "__main__":

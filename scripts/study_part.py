@@ -137,7 +137,7 @@ class World:
 def worlds_of(tables: Sequence[Path]) -> list[World]:
     """The worlds of some tables of points, of few corpora before those of many.
 
-    Raises UserError where a table cannot be read, or none has one of METRICS.
+    Raises UserError where a table cannot be read, none has one of METRICS, or two parts would share their files.
     """
     corpora: dict[str, set[str]] = {}
     sources: dict[str, list[Path]] = {}
@@ -158,4 +158,10 @@ def worlds_of(tables: Sequence[Path]) -> list[World]:
         kinds = [(dataset, metric) for metric in METRICS for dataset in datasets if (dataset, metric) in held]
         paths = dict.fromkeys(path for dataset in datasets for path in sources[dataset])
         worlds.append(World(own, tuple(paths), tuple(Part.of(tables, *kind) for kind in kinds)))
+    parts = [part for world in worlds for part in world.parts]
+    first = {part.stem: part.title for part in reversed(parts)}
+    for part in parts:
+        if first[part.stem] != part.title:
+            files = f"the files {part.stem}.png, .svg and .html"
+            raise UserError(f"{first[part.stem]} and {part.title} would both be drawn into {files}: rename a data set")
     return sorted(worlds, key=lambda world: len(" ".join(world.corpora).split()))

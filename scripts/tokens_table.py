@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from attention_runs import RESULTS
 from plot_attention import save
 
-from clip_la.cli import Parser
-from clip_la.errors import EXIT_CODE, UserError
+from clip_la.cli import Parser, guarded
+from clip_la.errors import UserError
 from clip_la.scaling.analysis import group_points
 from clip_la.scaling.by_place import mean_text, measured, shown
 from clip_la.scaling.palette import COLOURS, DASHES, look_of
@@ -202,18 +202,19 @@ def make(points: Path, speed: Path = SPEED, *, files: bool = True) -> str:
     return f"{head}\n\n{lengths.table().markdown()}\n\n![error and speed against tokens]({stem}.png)"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draws the plot and prints the table; returns the exit code."""
+def run(argv: Sequence[str] | None) -> int:
+    """Draws the plot and prints the table; 0, or a UserError."""
     parser = Parser(prog="tokens_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("points", type=Path, nargs="?", default=RESULTS / "study" / TABLE, metavar="CSV", help="points")
     parser.add_argument("--speed", type=Path, default=SPEED, help="speeds of towers (default: %(default)s)")
-    try:
-        options = parser.parse_args(argv)
-        print(make(options.points, options.speed))
-    except UserError as error:
-        print(f"tokens_table: error: {error}", file=sys.stderr)
-        return EXIT_CODE
+    options = parser.parse_args(argv)
+    print(make(options.points, options.speed))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The script; returns the exit code."""
+    return guarded("tokens_table", lambda: run(argv))
 
 
 if __name__ == "__main__":

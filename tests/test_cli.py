@@ -219,3 +219,26 @@ def test_a_bug_keeps_its_traceback(monkeypatch) -> None:
 @pytest.mark.parametrize("argv", [["models", "--jso"], ["train", "--model.nam", "vit_nano", "--out", "x"]])
 def test_half_an_option_is_a_misspelt_one(argv, capsys) -> None:
     assert "did you mean" in one_line_of_error(argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("ends_by", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "study: interrupted; "),
+        (UserError("no such folder: x"), 2, "study: error: no such folder: x\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "tables.md"), 2, "study: error: tables.md: Permission"),
+    ],
+)
+def test_a_script_ends_in_one_line_of_its_own_name(ends_by: BaseException, code: int, says: str, capsys) -> None:
+    def work() -> int:
+        raise ends_by
+
+    assert cli.guarded("study", work) == code
+    said = capsys.readouterr().err
+    assert said.startswith(says)
+    assert said.count("\n") == 1
+
+
+def test_a_fault_of_a_script_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli.guarded("study", lambda: 1 // 0)

@@ -1,5 +1,6 @@
 """The cost of the study on LAION-400M: the table that is shown, against sums by hand."""
 
+import csv
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -67,5 +68,39 @@ def test_hours_are_samples_over_rates_and_other_learning_rates_stand_apart(cost:
 
 
 def test_the_table_of_the_study_is_this_one(cost: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cost.main() == 0
+    assert cost.main([]) == 0
     assert capsys.readouterr().out in (REPO / "results" / "study" / "README.md").read_text(encoding="utf-8")
+
+
+def without(column: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != column} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("steps", "speeds", "says"),
+    [
+        (without("patch_dropout", RATES), SPEEDS, "train.csv has no column patch_dropout"),
+        (RATES, without("training_ratio", SPEEDS), "attention_speed.csv has no column training_ratio"),
+        ([RATES[0] | {"pairs_per_s": "fast"}], SPEEDS, "pairs_per_s of vit_b16 softmax is 'fast', not a speed above 0"),
+        ([RATES[0] | {"pairs_per_s": "nan"}], SPEEDS, "is 'nan', not a speed above 0"),
+        ([RATES[0] | {"pairs_per_s": "0"}], SPEEDS, "is '0', not a speed above 0"),
+        ([RATES[0] | {"patch_dropout": ""}], SPEEDS, "patch_dropout of vit_b16 softmax is '', not a number from 0 on"),
+        (RATES, [SPEEDS[0] | {"training_ratio": "slow"}], "training_ratio of rala is 'slow', not a speed above 0"),
+        (RATES[:2], SPEEDS, "train.csv: no step of vit_b16 with linear at 224 px in one part"),
+        (RATES[:3], SPEEDS, "train.csv: no step of vit_b16 with linear at 224 px in several"),
+        ([], SPEEDS, "train.csv has no rows"),
+    ],
+)
+def test_damaged_tables_give_one_line(cost, monkeypatch, tmp_path, capsys, steps, speeds, says) -> None:
+    (tmp_path / "results").mkdir()
+    for name, rows in (("train.csv", steps), ("attention_speed.csv", speeds)):
+        with (tmp_path / "results" / name).open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]) if rows else ["provider"])
+            writer.writeheader()
+            writer.writerows(rows)
+    monkeypatch.setattr(cost, "REPO", tmp_path)
+    assert cost.main([]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.startswith("laion_cost: error: ")
+    assert said.count("\n") == 1

@@ -317,3 +317,24 @@ def test_a_point_that_logarithmic_axes_cannot_show_gives_one_line(study, tmp_pat
     table.write_text(",".join(plot_curves.COLUMNS) + f"\nvit_s16,rala,0,1e-3,{point}\n")
     assert plot_curves.main([str(table)]) == 2
     assert "no place on logarithmic axes" in capsys.readouterr().err
+
+
+def test_two_data_sets_that_would_share_their_files_are_named(study, tmp_path, capsys) -> None:
+    """Their names differ in signs that no file has, so that one's plot would be written over the other's."""
+    some_rows(tmp_path / "a.csv", lambda row: ",rala," in row and "contrastive_loss" in row and ",57344," in row)
+    text = (tmp_path / "a.csv").read_text()
+    (tmp_path / "b.csv").write_text(text.replace("scenes-unseen", "scenes unseen"))
+    assert study.main(["--folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "scenes-unseen, contrastive_loss and scenes unseen, contrastive_loss would both be drawn into" in said
+    assert "scenes_unseen_loss.png" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "tables.md").exists()
+
+
+def test_a_file_that_is_no_csv_is_named(study, tmp_path, capsys) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
+    assert study.main(["--folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("study: error: a.csv: not a CSV file")
+    assert said.count("\n") == 1

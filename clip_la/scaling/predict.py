@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from clip_la.errors import UserError, unknown
+from clip_la.errors import UserError, shown, unknown
 from clip_la.models.flops import flops, num_parameters
 from clip_la.models.registry import model_spec
 from clip_la.scaling.analysis import Analysis, SeriesFit, group_points
@@ -26,7 +26,8 @@ from clip_la.scaling.fit import SAME_COMPUTE_LOG10
 from clip_la.scaling.form_analysis import FormAnalysis, FormSeries, inputs_of
 from clip_la.scaling.forms import Form
 from clip_la.scaling.intervals import MIN_RUNS, UPPER, Regression, as_interval
-from clip_la.scaling.points import Point, Selection
+from clip_la.scaling.points import AXES, Point, Selection
+from clip_la.scaling.rates import RATES
 from clip_la.scaling.report import compute_label, error_label, number
 from clip_la.scaling.rows import parse_filters
 from clip_la.scaling.table import Table, with_suffix
@@ -71,6 +72,21 @@ class Prediction:
     num_points: int
     num_runs: int
     parameters: Mapping[str, float]
+
+    def check(self) -> None:
+        """Raises ValueError for what no law says, or no table can hold: one read from a file may hold anything."""
+        model, samples = self.run.model, self.run.samples_seen
+        _must(self.kind, str, "kind"), _must(model or "", str, "model")
+        positive = {"error": self.error, "compute": self.run.compute, "samples_seen": 1 if samples is None else samples}
+        for name, value in positive.items():
+            _must(value, int if name == "samples_seen" else (int, float), name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"'{name}' is {value}, not a number above 0")
+        if self.interval is not None:
+            low, high = self.interval
+            # Its upper end may be beyond all numbers.
+            if not 0 <= _must(low, (int, float), "interval") <= _must(high, (int, float), "interval"):
+                raise ValueError(f"'interval' is [{low}, {high}], not a lower and an upper end")
 
     @classmethod
     def by_power(cls, fit: SeriesFit, run: Run) -> "Prediction":
@@ -134,14 +150,18 @@ def runs_of(
     def counted_of(name: str, like: Point) -> tuple[float, int]:
         if like.image_size is None or like.tokens is None:
             raise UserError(f"{like.where}: 'image_size' or 'tokens' is not recorded: give --compute, not --model")
+        side = math.isqrt(like.tokens - 1)
+        # Without the class token there are (size / patch)^2.
+        if not side or side**2 != like.tokens - 1 or like.image_size % side:
+            shape = f"{like.tokens} tokens are no patches of {like.image_size} pixels and a class token"
+            raise UserError(f"{like.where}: {shape}: give --compute, not --model")
         spec = model_spec(
             name,
             attention=like.attention,
             image_attention=like.image_attention,
             text_attention=like.text_attention,
             image_size=like.image_size,
-            # Without the class token there are (size / patch)^2.
-            patch_size=like.image_size // math.isqrt(like.tokens - 1),
+            patch_size=like.image_size // side,
             context_length=context_length,
         )
         return float(flops(spec)["total"]), num_parameters(spec)["total"]
@@ -154,9 +174,10 @@ def runs_of(
         for point in {point.model: point for point in points}.values():
             own, _ = counted_of(point.model, point)
             if not math.isclose(own, point.flops_per_sample, rel_tol=1e-6):
+                give = "--context-length as of its run" if context_length is None else "--compute, not --model"
                 raise UserError(
                     f"{point.where}: {with_suffix(point.flops_per_sample)} FLOPs a pair, where {point.model} with "
-                    f"{point.attention} counts {with_suffix(own)}: give --context-length as of its run"
+                    f"{point.attention} counts {with_suffix(own)}: give {give}"
                 )
     unit = of_pair if axis == "compute" else 1.0
     return [Run(unit * each, model, each, parameters) for each in samples]
@@ -237,15 +258,34 @@ def read_record(path: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: no record of predictions: it lacks {', '.join(missing)}")
     try:
-        found["predictions"] = [Prediction(**{**each, "run": Run(**each["run"])}) for each in found["predictions"]]
-        # What the comparison reckons with and prints.
-        for each in found["predictions"]:
-            math.log10(each.error), math.log10(each.run.compute), [float(end) for end in each.interval or ()]
-        ", ".join(each["file"] + each["sha256"] for each in found["tables"])
+        for name in ("date", "target", "metric", "by", "axis", "rate"):
+            _must(found[name], str, name)
+        for name, known in (("axis", AXES), ("rate", RATES)):
+            if found[name] not in known:
+                raise unknown(name, found[name], known)
+        for name in ("law", "frontier"):
+            _must(found.get(name, ""), str, name)
+        for name in ("tables", "predictions"):
+            _must(found[name], list, name)
+        for each in found["tables"]:
+            _must(each["file"], str, "file"), _must(each["sha256"], str, "sha256")
+        for each in _must(found.get("where", []), list, "where"):
+            _must(each, str, "where")
         parse_filters(found.get("where", ()))
+        found["predictions"] = [Prediction(**{**each, "run": Run(**each["run"])}) for each in found["predictions"]]
+        for each in found["predictions"]:
+            each.check()
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path}: no record of predictions ({error})") from None
     return found
+
+
+def _must(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
+    """The value. Raises ValueError if it is of none of these types; true and false are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        types = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"'{name}' is {shown(value)}, not of type {types}")
+    return value
 
 
 @dataclass(frozen=True)

@@ -218,18 +218,46 @@ def test_a_damaged_record_is_named(tmp_path) -> None:
     path.write_text('{"date": 1}')
     with pytest.raises(UserError, match=r"r.json: no record of predictions: it lacks tables, target, metric"):
         read_record(path)
-    path.write_text(json.dumps(dict.fromkeys(FIELDS, 1) | {"predictions": [{"kind": "softmax", "run": {}}]}))
+    said = Prediction("softmax", Run(1e15), 0.3, (0.2, 0.4), 9, 3, {})
+    whole = {**dict.fromkeys(FIELDS, "compute"), "rate": "best", "tables": [{"file": "p.csv", "sha256": "0" * 64}]}
+    path.write_text(json.dumps(whole | {"predictions": [{"kind": "softmax", "run": {}}]}))
     with pytest.raises(UserError, match=r"r.json: no record of predictions \(.*missing"):
         read_record(path)
-    said = Prediction("softmax", Run(1e15), 0.3, (0.2, 0.4), 9, 3, {})
-    whole = {**dict.fromkeys(FIELDS, "compute"), "tables": [{"file": "p.csv", "sha256": "0" * 64}]}
-    for wrong in ({"error": "much"}, {"error": None}, {"interval": "ab"}, {"run": {"compute": 0}}, {"run": 3}):
+    wrongs: list[dict] = [{"error": "much"}, {"error": None}, {"error": 0}, {"error": True}, {"error": float("nan")}]
+    wrongs += [{"interval": each} for each in ("ab", 0, [], {}, [1], [2, 1], [0.1, "1"], [1, 2, 3])]
+    wrongs += [{"run": each} for each in (3, {"compute": 0}, {"compute": "1e15"}, {"compute": 1e15, "model": 7})]
+    wrongs += [{"run": {"compute": 1e15, "samples_seen": each}} for each in ("9", 0, 0.5, [], True)]
+    wrongs += [{"kind": each} for each in (None, 3, [], {})]
+    for wrong in wrongs:
         path.write_text(json.dumps({**whole, "predictions": [{**asdict(said), **wrong}]}))
         with pytest.raises(UserError, match=r"r.json: no record of predictions \("):
             read_record(path)
-    for where in (3, ["train_data"]):
-        path.write_text(json.dumps({**whole, "where": where, "predictions": []}))
-        with pytest.raises(UserError):
+    fields = [*("date", "target", "metric", "by", "axis", "rate", "law", "frontier", "tables", "predictions")]
+    others = [{name: each} for name in fields for each in (None, True, 3, {}, [3])]
+    others += [{"axis": "metres"}, {"rate": "worst"}, {"tables": [{"file": "p.csv"}]}]
+    others += [{"where": each} for each in (3, ["train_data"], [1])]
+    for other in others:
+        path.write_text(json.dumps({**whole, "predictions": [], **other}))
+        with pytest.raises(UserError, match=r"r\.json: no record of predictions"):
             read_record(path)
     path.write_text(json.dumps({**whole, "predictions": [asdict(said)]}))
     assert read_record(path)["predictions"][0].run == said.run
+
+
+@pytest.mark.parametrize("tokens", [1, 60, 10_001])
+def test_tokens_that_no_patches_make_are_named(rows, tmp_path, capsys, tokens) -> None:
+    table = write([{**row, "tokens": tokens} for row in rows], tmp_path / "points.csv")
+    run = ["--model", "vit_w512", "--samples", "9", "--context-length", "64", "--out", str(tmp_path / "o.json")]
+    assert main(["scaling", "predict", str(table), "--format", "points", *run]) == 2
+    said = capsys.readouterr().err
+    assert f"{tokens} tokens are no patches of 128 pixels and a class token: give --compute, not --model" in said
+    assert said.count("\n") == 1
+
+
+def test_flops_that_no_length_of_captions_explains_ask_for_a_compute(rows, tmp_path, capsys) -> None:
+    """Half of the patches left out, say: the caption's length was given, so to ask for it again helps nobody."""
+    halved = [{**row, "flops_per_sample": row["flops_per_sample"] / 2} for row in rows]
+    table = write(halved, tmp_path / "points.csv")
+    run = ["--model", "vit_w512", "--samples", "9", "--context-length", "64", "--out", str(tmp_path / "o.json")]
+    assert main(["scaling", "predict", str(table), "--format", "points", *run]) == 2
+    assert "give --compute, not --model" in capsys.readouterr().err

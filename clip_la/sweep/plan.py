@@ -29,11 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, unknown
 from clip_la.sweep.planned_run import RUNS_NAME, PlannedRun, as_text, folder_of, layers_of
+from clip_la.yaml_text import load_yaml
 
 # The runs are found here as well, with what plans them.
 __all__ = [
@@ -76,11 +75,13 @@ def read_plan(path: Path) -> list[PlannedRun]:
             budgets too small for their warm-up and cool-down.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected the sections {' and '.join(SECTIONS)}")
     for section in content:
@@ -109,7 +110,10 @@ def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mappin
     names = [run.name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"two runs of the grid would be called {twice}: a value stands twice in it")
+        raise UserError(
+            f"two runs of the grid would be called {twice}: a value stands twice in it, or two differ only in signs "
+            "that no folder's name here has (others than A-Z a-z 0-9 _ . + = @ -)"
+        )
     return runs
 
 
@@ -144,6 +148,10 @@ def _runs_of(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> list[Pl
     for key in _REFUSED:
         if key in options:
             raise UserError(f"the option {key} is set by the sweep itself: leave it out")
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            first = next(iter(value), "NAME")
+            raise UserError(f"{key} holds options itself: write each with its whole name, as '{key}.{first}: VALUE'")
     name = "-".join(label for _, _, label, _ in choices) or "run"
     place = {axis: value for axis, value, _, _ in choices}
     if BUDGETS in options:
@@ -160,7 +168,7 @@ def _branched(name: str, place: Mapping[str, Any], options: dict[str, Any]) -> l
     """A trunk and a branch for each of `budgets`. Lengths are rounded up to whole batches, as training does."""
     budgets, share = options.pop(BUDGETS), options.pop(COOLDOWN_SHARE, DEFAULT_COOLDOWN_SHARE)
     for key in _REFUSED_WITH_BUDGETS:
-        if key in options:
+        if key in options or key in place:
             raise UserError(f"the option {key} is set by the sweep itself where {BUDGETS} are given: leave it out")
     if not isinstance(budgets, list) or not budgets or not all(type(each) is int and each > 0 for each in budgets):
         raise UserError(f"options.{BUDGETS} must be a list of whole numbers of samples, not {budgets!r}")

@@ -17,6 +17,8 @@ PLACE_NAME = "place.json"
 TRAINING_FIGURES = ("samples_seen", "loss", "pairs_per_s", "data_wait_share", "train_s")
 # Of any result line: what the model is.
 MODEL_FIGURES = ("model", "image_attention", "text_attention", "tokens", "parameters", "flops_per_sample", "device")
+# Columns of the table that every run has; the axes of a grid stand between them, under their own names.
+COLUMNS = ("run", "trunk", *TRAINING_FIGURES, *MODEL_FIGURES)
 
 
 def last_row(folder: Path) -> dict[str, str]:

@@ -223,6 +223,9 @@ class FolderOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # numpy's generator, which libraries still read, takes no others.
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
         for name in ("save_every_samples", "log_every_samples", "validate_every_samples"):
             samples = getattr(self, name)
             if samples is not None and samples < 1:

@@ -8,12 +8,14 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from clip_la.errors import UserError, one_line, shown
 from clip_la.options import TYPE_NAMES, respelt
+from clip_la.yaml_text import load_yaml
 
 # As a shell counts a process ended by Ctrl-C.
 STOPPED_EXIT_CODE = 130
@@ -106,6 +108,11 @@ class OneLineParser(ArgumentParser):
         try:
             given = super().parse_path(path, *args, **kwargs)
             self._check_given(given)
+            try:
+                # jsonargparse takes the last of two equal keys without a word.
+                load_yaml(Path(path).read_text(encoding="utf-8"))
+            except UserError as error:
+                self.error(str(error))
             return given
         except UnicodeDecodeError as error:
             self.error(f"not text in UTF-8: {error}", error)

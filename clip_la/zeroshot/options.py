@@ -141,17 +141,17 @@ def read_suite(path: str | Path, **given: Any) -> tuple[list[str], list[SuiteEnt
     Raises:
         UserError: no such file, no YAML, an unknown key, an entry without data.
     """
-    import yaml
-
+    from clip_la.yaml_text import load_yaml
     from clip_la.zeroshot.labels.text_files import read_text
 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no suite at {path}; see configs/eval")
+    text = read_text(path)
     try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        content = load_yaml(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), list):
         raise UserError(f"{path}: expected 'datasets:' with a list of entries (data, classes, templates, name, ...)")
     for key in content:

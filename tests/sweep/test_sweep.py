@@ -133,6 +133,15 @@ def test_wrong_options_are_one_line_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("axis", ["run", "tokens", "samples_seen"])
+def test_an_axis_called_as_a_column_of_the_table_is_one_line(axis: str, tmp_path: Path, capsys) -> None:
+    """The table's own figure would stand where the place in the grid should."""
+    path = sweep_file(tmp_path, {"seed": [0], axis: {"a": {"model.attention": "softmax"}}}, **{"data.shards": "x"})
+    assert main(["scaling", "sweep", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    said = f"{path}: grid.{axis}: sweep.csv has a column of that name: call the axis otherwise\n"
+    assert capsys.readouterr().err == f"clip-la: error: {said}"
+
+
 def test_missing_data_is_one_line_before_anything_starts_unless_it_is_not_needed(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -30,6 +30,8 @@ from clip_la.train.task import ContrastiveTask
         (["--model.attention", "liner"], "'liner'; did you mean linear"),
         (["--model.warmup_samples", "1000"], "do not fit into budget_samples 32"),
         (["--data.batch_size", "1"], "batch_size must be at least 2"),
+        (["--seed", "-1"], "seed must be from 0 to 4294967295, not -1"),
+        (["--seed", "4294967296"], "seed must be from 0 to 4294967295, not 4294967296"),
         (["--data.shards", "nowhere/00000.tar"], "nowhere/00000.tar"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--branch_from", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),

@@ -107,8 +107,9 @@ def test_wrong_options_in_a_configuration_file_give_one_line(text, says, run_opt
         (b"", "holds no options; expected lines NAME: VALUE"),
         (b"- linear\n- softmax\n", "holds no options; expected lines NAME: VALUE"),
         (b"seed: fast\n", "seed: fast is not of type int"),
+        (b"model:\n  lr: 1\n  lr: 2\n", "not valid YAML: the key 'lr' stands twice at line 3, column 3"),
     ],
-    ids=["bracket", "bracket inside", "tab", "bytes", "empty", "list", "type"],
+    ids=["bracket", "bracket inside", "tab", "bytes", "empty", "list", "type", "twice"],
 )
 def test_a_damaged_configuration_file_is_named_with_the_place(content, says, run_options, tmp_path, capsys):
     config = tmp_path / "broken.yaml"

@@ -235,7 +235,7 @@ def test_benchmark_of_a_model_that_open_clip_lacks_is_one_line(capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("datasets: [", "no YAML"),
+        ("datasets: [", "not valid YAML"),
         ("data: x", "expected 'datasets:'"),
         ("datasets: [{data: x}]\nmodel: y", "did you mean models"),
         ("datasets: [{data: x, class: y}]", "did you mean classes"),

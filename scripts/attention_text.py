@@ -100,7 +100,8 @@ def summary(arms: Sequence[Arm], differences: Sequence[Mapping[str, Any]]) -> st
                 setting = {"task": task, "model": model, "tokens": tokens, "samples": samples}
                 arm = next((each for each in shown if each.label == label and each.setting == setting), None)
                 values = arm.values(arm.best_lr, TASKS[task][0].column).values() if arm else ()
-                cells.append(f"{100 * fmean(values):.1f} ({len(values)})" if values else "")
+                mark = " *" if arm and arm.has_diverged else ""
+                cells.append(f"{100 * fmean(values):.1f} ({len(values)}){mark}" if values else "")
             lines.append(f"| `{label}` | {' | '.join(cells)} |")
     first = {metrics[0].column for metrics in TASKS.values()}
     rows = [

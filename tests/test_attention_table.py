@@ -222,6 +222,17 @@ def test_a_figure_without_its_line_is_refused_in_one_line(
     assert not (tmp_path / "arms.png").exists()
 
 
+def test_the_summary_marks_an_attention_with_a_diverged_run(table: ModuleType, tmp_path: Path) -> None:
+    runs = [("softmax", 1e-3, 0, 0.6), ("rala", 1e-3, 0, 0.7)]
+    path = write(tmp_path / "a.csv", runs, outcome="ok")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1].replace("0.001", "0.002").replace("ok", "diverged")]) + "\n")
+    arms = table.arms_of(table.read_runs([path]))
+    text = sys.modules["attention_text"].summary(arms, table.difference_rows(arms))
+    assert "| `softmax` | 60.0 (1) * |" in text
+    assert "| `rala` | 70.0 (1) |" in text
+
+
 def test_the_summary_shows_each_difference_at_the_rates_of_most_seeds(table: ModuleType, tmp_path: Path) -> None:
     """Seed 0 is best at 2e-3, where there is no other seed; two rates have two, 1e-3 the better ones."""
     runs = [("softmax", lr, seed, 0.6) for lr in (5e-4, 1e-3, 2e-3) for seed in (0, 1)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from clip_la.data.options import StreamOptions
 from clip_la.errors import UserError
-from clip_la.train.options import HardwareOptions
+from clip_la.train.options import HardwareOptions, check_seed
 
 StageName = Literal["layers", "features", "tune"]
 STAGES: tuple[StageName, ...] = ("layers", "features", "tune")
@@ -61,5 +61,6 @@ class ConvertOptions(HardwareOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_seed(self.seed)
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise UserError(f"stages {list(self.stages)}: name each that is wanted once, of {', '.join(STAGES)}")

@@ -37,6 +37,12 @@ class Checked:
         """Raises UserError for a value that cannot be."""
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that numpy's generator, which libraries still read, does not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be from 0 to {2**32 - 1}, not {seed}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StartOptions(Checked):
     """The architecture, and the weights a run begins with."""
@@ -223,9 +229,7 @@ class FolderOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # numpy's generator, which libraries still read, takes no others.
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
+        check_seed(self.seed)
         for name in ("save_every_samples", "log_every_samples", "validate_every_samples"):
             samples = getattr(self, name)
             if samples is not None and samples < 1:

@@ -246,6 +246,7 @@ def test_the_help_tells_the_defaults():
         (["--layers.batch_size", "0"], "batch_size must be at least 2"),
         (["--layers.lr", "-1"], "stage layers: lr must be positive"),
         (["--layers.lrr", "1"], "did you mean layers.lr"),
+        (["--seed", "-1"], "seed must be from 0 to 4294967295, not -1"),
         (["--data", "nowhere/0.tar"], "nowhere/0.tar"),
         (["--data.batch_size", "1"], "batch_size must be at least 2"),
         (["--data.tokenizer", "clip"], "unknown option --data.tokenizer"),

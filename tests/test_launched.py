@@ -127,7 +127,7 @@ def test_what_is_no_time_to_wait_is_refused(monkeypatch, given):
 
 def test_processes_that_the_first_one_starts_tell_of_an_error_once():
     """As with --devices 2: the first process has no LOCAL_RANK, those it starts have one."""
-    error = "import sys; from clip_la import cli; code = cli._fail('wrong')"
+    error = "import sys; from clip_la import cli; code = cli._fail('clip-la', 'wrong')"
     first = f"import os, subprocess; {error}; env = {{**os.environ, 'LOCAL_RANK': '1'}}; subprocess.run("
     first += f"[sys.executable, '-c', {error!r}], env=env); sys.exit(code)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -6,7 +6,7 @@ from typing import Literal
 
 from clip_la.data.options import StreamOptions
 from clip_la.errors import UserError
-from clip_la.train.options import HardwareOptions
+from clip_la.train.options import Compile, HardwareOptions
 
 StageName = Literal["layers", "features", "tune"]
 STAGES: tuple[StageName, ...] = ("layers", "features", "tune")
@@ -48,6 +48,9 @@ class ConvertOptions(HardwareOptions):
     """stage features: the changed towers learn the teacher's features"""
     tune: Stage = Stage(lr=1e-4, weight_decay=0.2)
     """stage tune: the trainer as ever, `clip-la train --model.init_from CHECKPOINT`"""
+    compile: Compile = "auto"
+    """as model.compile of `clip-la train`, with CUDA graphs on a GPU; layers alone records graphs and compiles nothing;
+    a stage writes what was chosen into its config.yaml, and keeps it"""
     seed: int = 0
     """of what is not copied, and of the order of the data, which is another in each stage"""
     log_every_samples: int | None = None

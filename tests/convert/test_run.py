@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from clip_la.cli import main as command
 from clip_la.convert.cli import main, make_parser
@@ -24,6 +25,7 @@ from clip_la.models.interop import to_open_clip
 from clip_la.runs import RunFolder, checkpoint_name
 from clip_la.scaling.results import result_points
 from clip_la.train.cli import main as train
+from clip_la.train.compiled import uncompiled
 from clip_la.train.task import SIGMOID_INIT_BIAS
 from clip_la.zeroshot.model.eval_model import of_model
 from clip_la.zeroshot.model.load import expand_models
@@ -192,6 +194,22 @@ def test_killed_and_called_again_it_ends_in_the_same_bits(converted, shared, tmp
         assert [(r["samples_seen"], r["loss"]) for r in rows(converted, stage)] == [
             (r["samples_seen"], r["loss"]) for r in rows(out, stage)
         ]
+
+
+def test_a_stage_goes_on_as_it_began_compiled_or_not(converted, shared, tmp_path):
+    """auto decides once: on other hardware a stage would otherwise end by other arithmetic without a word."""
+    shutil.copytree(converted, tmp_path / "out")
+    config = tmp_path / "out/tune/config.yaml"
+    assert yaml.safe_load(config.read_text())["compile"] is False
+    shutil.rmtree(tmp_path / "out/tune/checkpoints")
+    for begun, goes_on in (("compile: true\n", True), ("", False)):
+        config.write_text(config.read_text().replace("compile: false\n", begun))
+        # Compiling is not what is tested, and takes a minute.
+        with uncompiled():
+            assert main([*shared, "--out", str(tmp_path / "out")]) == 0
+        assert yaml.safe_load(config.read_text())["compile"] is goes_on
+        shutil.rmtree(tmp_path / "out/tune/checkpoints")
+        config.write_text(config.read_text().replace("compile: true\n", "compile: false\n"))
 
 
 def test_a_teacher_of_the_sigmoid_loss_keeps_its_bias_and_its_loss(data, tmp_path):

@@ -26,8 +26,8 @@ from clip_la.train.run import Run, train_run
 from clip_la.train.task import ContrastiveTask
 
 COPIED = "copied"
-# Samples of a stage by default, as a share of the teacher's: a tenth in all.
-SHARES: dict[str, float] = {LAYERS: 0.02, FEATURES: 0.06, TUNE: 0.02}
+# Samples of a stage by default, as a share of the teacher's: a tenth in the stages that are done unasked.
+SHARES: dict[str, float] = {LAYERS: 0.02, FEATURES: 0.08, TUNE: 0.02}
 WARMUP_SHARE = 0.05
 # Rows of metrics.csv, and checkpoints for resuming, in a stage by default.
 NUM_ROWS, NUM_SAVES = 20, 10

@@ -174,7 +174,7 @@ class LayerMatching(Matching):
         return [blocks[depth].attn for depth in self._changed[tower]]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for tower, depths in self._changed.items():
             given = batch["image"] if tower == "image" else batch["tokens"]
             graphed = self._graphed.get(tower)

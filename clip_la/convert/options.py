@@ -44,7 +44,7 @@ class ConvertOptions(HardwareOptions):
     """which to do, of layers (attention outputs), features, tune (contrastive), always in this order"""
     layers: Stage = Stage(lr=3e-3)
     """stage layers: every changed attention layer learns the teacher's output from the teacher's input to it"""
-    features: Stage = Stage(lr=1e-3)
+    features: Stage = Stage(lr=5e-4)
     """stage features: the changed towers learn the teacher's features"""
     # Of an annealed model: a fifth of its peak rate undoes more than so few steps teach (results/LOG.md).
     tune: Stage = Stage(lr=1e-5, weight_decay=0.2)

@@ -1,1 +1,1 @@
-"""From a trained model to one of another attention: weights copied, attention matched, features matched, tuned."""
+"""From a trained model to one of another attention: weights copied, attention matched, features matched."""

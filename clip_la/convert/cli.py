@@ -12,10 +12,10 @@ clip-la convert RUN_OR_OPENCLIP --attention PLAN --data SHARDS --out OUT [--OPTI
        clip-la convert NAME:FILE --image_attention PLAN --data SHARDS --out OUT --layers.samples N ..."""
 DESCRIPTION = """\
 A trained model into one of another attention. Weights are copied; what has no counterpart starts at its initial value,
-and is reported. Then up to three stages, layers, features and tune, each a run in a folder of OUT (metrics.csv,
+and is reported. Then the stages layers and features, and tune if asked for, each a run in a folder of OUT (metrics.csv,
 checkpoints); OUT/copied holds the model before them. The same command goes on where it was stopped or killed;
---attention softmax is the control. `clip-la eval OUT/tune` evaluates; result lines carry the lineage: the teacher, and
-samples of each stage."""
+--attention softmax is the control. `clip-la eval OUT/features` evaluates; result lines carry the lineage: the teacher,
+and samples of each stage."""
 
 
 def make_parser() -> OneLineParser:

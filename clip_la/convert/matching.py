@@ -19,6 +19,8 @@ from clip_la.convert.options import FEATURES, LAYERS
 from clip_la.models.clip import CLIP
 from clip_la.models.spec import ModelSpec
 from clip_la.train.features import BatchEncoder
+from clip_la.train.graphed import GraphedTower, Part
+from clip_la.train.lengths import pad_captions, padded_length
 from clip_la.train.options import ModelOptions, StepOptions
 from clip_la.train.task import ContrastiveTask
 
@@ -51,11 +53,16 @@ def unexplained(
 
 
 class Teacher:
-    """A frozen model beside a task: neither trained nor in its checkpoints."""
+    """A frozen model beside a task: neither trained nor in its checkpoints.
 
-    def __init__(self, model: CLIP) -> None:
+    Args:
+        model: on any device; frozen here.
+        options: how its features are computed; the towers are compiled in place.
+    """
+
+    def __init__(self, model: CLIP, options: StepOptions) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.encoder = BatchEncoder(model, StepOptions())
+        self.encoder = BatchEncoder(model, options)
 
 
 class Matching(ContrastiveTask):
@@ -73,7 +80,7 @@ class Matching(ContrastiveTask):
     ) -> None:
         super().__init__(options, batch_size=batch_size, budget_samples=budget_samples, seed=seed)
         # In an object that is no module: Lightning would save, move and train what is one.
-        self._teacher = Teacher(teacher)
+        self._teacher = Teacher(teacher, self._teachers_options())
         self._changed = changed_layers(teacher.spec, self.model.spec)
         self._last_parts: dict[str, Tensor] = {}
         # AdamW takes what requires a gradient; with the rest frozen, autograd does not go through it either.
@@ -83,6 +90,15 @@ class Matching(ContrastiveTask):
 
     def _to_train(self) -> Iterator[nn.Parameter]:
         raise NotImplementedError
+
+    def _teachers_options(self) -> StepOptions:
+        """As the student's: what is compiled or recorded for it is for its teacher too."""
+        return StepOptions(compile=self.options.compile, cuda_graphs=self.options.cuda_graphs)
+
+    def release(self) -> None:
+        """As ContrastiveTask.release, of the teacher too."""
+        super().release()
+        self._teacher.encoder.release()
 
     @property
     def chance_loss(self) -> float | None:
@@ -118,64 +134,97 @@ class LayerMatching(Matching):
 
     The loss is the mean over layers of `unexplained`. It counts the tokens that something reads: captions up to their
     end, and of a tower's last layer the pooled token alone. Only the changed attention layers train.
+
+    Where other tasks compile (`options.compile` true), a GPU records both passes of a tower as CUDA graphs, kernel by
+    kernel as they are: hundreds of small layers are otherwise asked for one by one, and the host is what a step waits
+    for. Compiled blocks could not be listened to.
     """
+
+    def __init__(
+        self, options: ModelOptions, teacher: CLIP, *, batch_size: int, budget_samples: int, seed: int = 0
+    ) -> None:
+        super().__init__(options, teacher, batch_size=batch_size, budget_samples=budget_samples, seed=seed)
+        layers = {tower: nn.ModuleList(self._layers(self.model, tower)) for tower in self._changed}
+        # In a dict, hence no modules of the task: their weights are the model's.
+        graphs = options.compile is True and options.cuda_graphs is not False
+        self._graphed = {tower: GraphedTower(module) for tower, module in layers.items()} if graphs else {}
 
     @property
     def loss_name(self) -> str:
         """layers."""
         return LAYERS
 
-    def _to_train(self) -> Iterator[nn.Parameter]:
-        for layer in self._layers(self.model).values():
-            yield from layer.parameters()
+    def _teachers_options(self) -> StepOptions:
+        return StepOptions(compile=False)
 
-    def _layers(self, model: CLIP) -> dict[str, nn.Module]:
-        """The changed attention layers, by the name of their column: `image_0`, ..., `text_11`."""
-        blocks: dict[str, Any] = {"image": model.image.trunk.blocks, "text": model.text.blocks}
-        return {
-            f"{tower}_{depth}": blocks[tower][depth].attn for tower, depths in self._changed.items() for depth in depths
-        }
+    def release(self) -> None:
+        """As Matching.release, of the recorded layers too."""
+        super().release()
+        for graphed in self._graphed.values():
+            graphed.release()
+
+    def _to_train(self) -> Iterator[nn.Parameter]:
+        for tower in self._changed:
+            for layer in self._layers(self.model, tower):
+                yield from layer.parameters()
+
+    def _layers(self, model: CLIP, tower: str) -> list[nn.Module]:
+        """The attention layers of a tower that are changed in the student, first to last."""
+        blocks: Any = model.image.trunk.blocks if tower == "image" else model.text.blocks
+        return [blocks[depth].attn for depth in self._changed[tower]]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        with self._listening() as seen, torch.no_grad():
-            if "image" in self._changed:
-                self._teacher.encoder.images(batch["image"])
-            if "text" in self._changed:
-                self._teacher.encoder.texts(batch)
-        # Each layer alone, on the teacher's input: errors of the layers before it do not reach it.
-        parts = {}
-        for name, layer in self._layers(self.model).items():
-            one = seen[name]
-            out = layer(one.x, is_causal=one.is_causal)
-            parts[name] = unexplained(out, one.out, self._read(name, one, batch["tokens"]))
+        parts: dict[str, Tensor] = {}
+        for tower, depths in self._changed.items():
+            given = batch["image"] if tower == "image" else batch["tokens"]
+            graphed = self._graphed.get(tower)
+            if graphed and given.device.type == graphed.device_type:
+                if tower == "text":
+                    # Few lengths, hence few recordings; `unexplained` counts no token behind a caption's end.
+                    given = pad_captions(given, padded_length(given.shape[1], self.model.spec.context_length))
+                errors = graphed(Part((), partial(self._errors, tower), (given,)))
+            else:
+                errors = self._errors(tower, given)
+            # A layer's column in metrics.csv: image_0, ..., text_11.
+            parts |= {f"{tower}_{depth}": error for depth, error in zip(depths, errors.unbind(), strict=True)}
         return self._mean(parts)
 
+    def _errors(self, tower: str, given: Tensor) -> Float[Tensor, " layers"]:
+        """What each changed layer of a tower leaves unexplained, for a batch's images or tokens."""
+        with self._listening(tower) as seen, torch.no_grad():
+            encoder = self._teacher.encoder
+            _ = encoder.images(given) if tower == "image" else encoder.texts({"tokens": given})
+        place = torch.arange(seen[0].x.shape[1], device=given.device)
+        if tower == "text":
+            # The end of text has the largest id.
+            pooled = given.argmax(1, keepdim=True)
+            read = place <= pooled
+        else:
+            pooled = place.new_zeros(len(given), 1)
+            read = torch.ones(len(given), len(place), dtype=torch.bool, device=given.device)
+        last = getattr(self.model.spec, f"{tower}_layers") - 1
+        errors = []
+        # Each layer alone, on the teacher's input: errors of the layers before it do not reach it.
+        for depth, layer, one in zip(self._changed[tower], self._layers(self.model, tower), seen, strict=True):
+            out = layer(one.x, is_causal=one.is_causal)
+            errors.append(unexplained(out, one.out, place == pooled if depth == last else read))
+        return torch.stack(errors)
+
     @contextmanager
-    def _listening(self) -> Iterator[dict[str, _Seen]]:
-        """Collects what passes through the teacher's layers inside the block."""
-        seen: dict[str, _Seen] = {}
+    def _listening(self, tower: str) -> Iterator[list[_Seen]]:
+        """Collects what passes through the teacher's layers inside the block, first to last."""
+        seen: list[_Seen] = []
 
-        def note(name: str, layer: nn.Module, args: tuple[Tensor], options: dict[str, Any], out: Tensor) -> None:
-            seen[name] = _Seen(args[0], out, options.get("is_causal", False))
+        def note(layer: nn.Module, args: tuple[Tensor], options: dict[str, Any], out: Tensor) -> None:
+            seen.append(_Seen(args[0], out, options.get("is_causal", False)))
 
-        layers = self._layers(self._teacher.model)
-        hooks = [a.register_forward_hook(partial(note, name), with_kwargs=True) for name, a in layers.items()]
+        layers = self._layers(self._teacher.model, tower)
+        hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
         try:
             yield seen
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _read(self, name: str, one: _Seen, tokens: Tensor) -> Bool[Tensor, "batch tokens"]:
-        """The tokens of a layer's output that the tower uses."""
-        tower, depth = name.split("_")
-        place = torch.arange(one.x.shape[1], device=one.x.device)
-        is_last = int(depth) == getattr(self.model.spec, f"{tower}_layers") - 1
-        # The end of text has the largest id; the image tower pools its first token.
-        pooled = tokens.argmax(1, keepdim=True) if tower == "text" else place.new_zeros(len(one.x), 1)
-        if is_last:
-            return place == pooled
-        return place <= pooled if tower == "text" else torch.ones_like(one.x[..., 0], dtype=torch.bool)
 
 
 class FeatureMatching(Matching):
@@ -197,8 +246,8 @@ class FeatureMatching(Matching):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         parts = {}
         for tower in self._changed:
-            with torch.no_grad():
-                target = self._features(self._teacher.encoder, tower, batch)
+            # No weight of the teacher's asks for a gradient. Under no_grad a tower would not be recorded.
+            target = self._features(self._teacher.encoder, tower, batch)
             # Both of length one: half the squared distance is one minus the cosine, without its rounding at one.
             difference = self._features(self._encoder, tower, batch) - target
             parts[tower] = difference.square().sum(-1).mean() / 2

@@ -6,7 +6,7 @@ from typing import Literal
 
 from clip_la.data.options import StreamOptions
 from clip_la.errors import UserError
-from clip_la.train.options import HardwareOptions, check_seed
+from clip_la.train.options import Compile, HardwareOptions, check_seed
 
 StageName = Literal["layers", "features", "tune"]
 STAGES: tuple[StageName, ...] = ("layers", "features", "tune")
@@ -18,7 +18,7 @@ class Stage:
     """How one stage trains."""
 
     samples: int | None = None
-    """to see, counting repetitions; null: 2, 6 and 2 % of the teacher's own for layers, features and tune"""
+    """to see, counting repetitions; null: 2, 8 and 2 % of the teacher's own for layers, features and tune"""
     lr: float
     """peak learning rate of a cosine with a short warm-up"""
     weight_decay: float = 0.0
@@ -40,14 +40,18 @@ class ConvertOptions(HardwareOptions):
     """of the image tower, if not `attention`; the teacher's if neither is given"""
     text_attention: str | None = None
     """of the text tower, if not `attention`; the teacher's if neither is given"""
-    stages: Sequence[StageName] = STAGES
+    stages: Sequence[StageName] = (LAYERS, FEATURES)
     """which to do, of layers (attention outputs), features, tune (contrastive), always in this order"""
     layers: Stage = Stage(lr=3e-3)
     """stage layers: every changed attention layer learns the teacher's output from the teacher's input to it"""
-    features: Stage = Stage(lr=1e-3)
+    features: Stage = Stage(lr=5e-4)
     """stage features: the changed towers learn the teacher's features"""
-    tune: Stage = Stage(lr=1e-4, weight_decay=0.2)
-    """stage tune: the trainer as ever, `clip-la train --model.init_from CHECKPOINT`"""
+    # Of an annealed model: a fifth of its peak rate undoes more than so few steps teach (results/LOG.md).
+    tune: Stage = Stage(lr=1e-5, weight_decay=0.2)
+    """stage tune, if asked for: the trainer as ever, `clip-la train --model.init_from CHECKPOINT`"""
+    compile: Compile = "auto"
+    """as model.compile of `clip-la train`, with CUDA graphs on a GPU; layers alone records graphs and compiles nothing;
+    a stage writes what was chosen into its config.yaml, and keeps it"""
     seed: int = 0
     """of what is not copied, and of the order of the data, which is another in each stage"""
     log_every_samples: int | None = None

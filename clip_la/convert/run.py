@@ -18,15 +18,16 @@ from clip_la.models.spec import ModelSpec
 from clip_la.runs import BEGINS_WITH, RunFolder
 from clip_la.train.beginning import Beginning, read_beginning
 from clip_la.train.checkpoint import check_same_model, read_block
-from clip_la.train.hardware import note
+from clip_la.train.compiled import decided
+from clip_la.train.hardware import note, trainer_hardware
 from clip_la.train.optim import schedule_of, whole_batches
 from clip_la.train.options import ModelOptions, RunOptions
 from clip_la.train.run import Run, train_run
 from clip_la.train.task import ContrastiveTask
 
 COPIED = "copied"
-# Samples of a stage by default, as a share of the teacher's: a tenth in all.
-SHARES: dict[str, float] = {LAYERS: 0.02, FEATURES: 0.06, TUNE: 0.02}
+# Samples of a stage by default, as a share of the teacher's: a tenth in the stages that are done unasked.
+SHARES: dict[str, float] = {LAYERS: 0.02, FEATURES: 0.08, TUNE: 0.02}
 WARMUP_SHARE = 0.05
 # Rows of metrics.csv, and checkpoints for resuming, in a stage by default.
 NUM_ROWS, NUM_SAVES = 20, 10
@@ -165,7 +166,8 @@ class Conversion:
         settings = self._settings(stage, begins_with)
         folder = self.out / name
         note(f"stage {name}, from {begins_with}")
-        task = self._task(name, stage, begins_with)
+        model = replace(self._model_options(stage), init_from=str(begins_with), compile=self._compiles(folder))
+        task = self._task(name, stage, model)
         data = replace(self.options.data, batch_size=task.batch_size, tokenizer=self.spec.tokenizer)
         run = train_run(
             task,
@@ -178,16 +180,24 @@ class Conversion:
             ),
             self._run_options(folder, task.budget_samples),
             train_data=data.train_data,
-            config_text=yaml.safe_dump({**settings, "data": asdict(data)}, sort_keys=False),
+            config_text=yaml.safe_dump({**settings, "compile": model.compile, "data": asdict(data)}, sort_keys=False),
         )
         note(_outcome(name, run))
         return run
 
-    def _task(self, name: str, stage: Stage, begins_with: Path) -> ContrastiveTask:
+    def _compiles(self, folder: Path) -> bool:
+        """Whether a stage compiles: as asked; else as it has begun, so that it ends by the same arithmetic."""
+        asked, run = self.options.compile, RunFolder(folder)
+        if asked == "auto" and run.config.exists():
+            # Stages begun before the option existed compiled nothing.
+            asked = bool(run.read_config().get("compile"))
+        hardware = trainer_hardware(self.options)
+        return decided(ModelOptions(name=self.spec.name, compile=asked), hardware["accelerator"]).compile is True
+
+    def _task(self, name: str, stage: Stage, options: ModelOptions) -> ContrastiveTask:
         """What a stage trains: the student, after the teacher's layers, its features, or pairs."""
         assert stage.samples is not None
         assert stage.batch_size is not None
-        options = replace(self._model_options(stage), init_from=str(begins_with))
         sizes = {"batch_size": stage.batch_size, "budget_samples": stage.samples, "seed": self.options.seed}
         if name == TUNE:
             return ContrastiveTask(options, **sizes)

@@ -8,7 +8,9 @@ from clip_la.convert.matching import FeatureMatching, LayerMatching, changed_lay
 from clip_la.models import create_model, model_spec
 from clip_la.models.clip import CLIP
 from clip_la.train.beginning import Beginning
+from clip_la.train.compiled import uncompiled
 from clip_la.train.options import ModelOptions
+from tests.train.test_graphed import record_on_the_cpu
 
 LENGTHS = (5, 9, 7)
 END = 49407
@@ -25,7 +27,7 @@ def batch():
     return {"image": images, "tokens": tokens}
 
 
-def matching(kind, folder, *, image="softmax", text="softmax"):
+def matching(kind, folder, *, image="softmax", text="softmax", compiled=False):
     """A task of `kind` whose student is a copy of its teacher, with its teacher."""
     teacher = create_model("vit_nano", seed=1)
     spec = converted_spec(teacher.spec, None, image, text)
@@ -36,6 +38,7 @@ def matching(kind, folder, *, image="softmax", text="softmax"):
         init_from=str(path),
         image_attention=spec.image_attention,
         text_attention=spec.text_attention,
+        compile=compiled,
     )
     return kind(options, teacher, batch_size=4, budget_samples=8), teacher
 
@@ -139,3 +142,34 @@ def test_only_what_a_stage_is_for_trains(batch, tmp_path):
     assert trained == {name for name, _ in features.model.named_parameters() if name.startswith("text.")}
     # A teacher is no part of what is saved.
     assert set(features.state_dict()) == {f"model.{name}" for name in features.model.state_dict()}
+
+
+@pytest.mark.parametrize("kind", [LayerMatching, FeatureMatching])
+def test_recorded_passes_have_the_same_losses_and_gradients(kind, batch, tmp_path, monkeypatch):
+    """Step after step and for two lengths of captions: what a recording keeps from one must not reach the next."""
+    plans = {"image": "rala+softmax", "text": "linear_mean"}
+    plain, _ = matching(kind, tmp_path, **plans)
+    recorded, _ = matching(kind, tmp_path, **plans, compiled=True)
+    record_on_the_cpu(monkeypatch)
+    other = {"image": 255 - batch["image"], "tokens": batch["tokens"].flip(0)}
+    longer = {**other, "tokens": torch.nn.functional.pad(batch["tokens"], (9, 0), value=7)}
+    for each in (batch, other, longer):
+        losses = []
+        for task in (plain, recorded):
+            task.zero_grad()
+            # Compiling is not what is tested, and takes a minute.
+            with uncompiled():
+                loss = task.training_step(each, 0)
+                loss.backward()
+            losses.append(loss.item())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        assert recorded.parts_of_loss() == pytest.approx(plain.parts_of_loss(), rel=1e-5)
+        for (name, one), two in zip(plain.named_parameters(), recorded.parameters(), strict=True):
+            assert (one.grad is None) == (two.grad is None), name
+            if one.grad is not None:
+                torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6)
+    graphed = recorded._graphed if kind is LayerMatching else recorded._teacher.encoder._graphed
+    # Captions of 9 tokens are padded to 16, those of 18 to 32.
+    assert {tower: len(each._recordings) for tower, each in graphed.items()} == {"image": 1, "text": 2}
+    recorded.release()
+    assert not any(each._recordings for each in graphed.values())

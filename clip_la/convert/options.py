@@ -66,5 +66,9 @@ class ConvertOptions(HardwareOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
+        if self.strategy == "fsdp":
+            raise UserError(
+                "strategy 'fsdp': each process of a conversion holds teacher and student whole; leave it out"
+            )
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise UserError(f"stages {list(self.stages)}: name each that is wanted once, of {', '.join(STAGES)}")

@@ -263,6 +263,7 @@ def test_the_help_tells_the_defaults():
         (["--attention", "linear*5"], "is for 5 layers, this tower has 2"),
         (["--stages", "layers,layers"], "name each that is wanted once"),
         (["--stages", "[]"], "name each that is wanted once, of layers, features, tune"),
+        (["--strategy", "fsdp"], "leave it out"),
         (["--stages", "heads"], "heads is not one of 'layers', 'features', 'tune'"),
         (["--layers.samples", "0"], "layers.samples must be at least 1, not 0"),
         (["--layers.batch_size", "0"], "batch_size must be at least 2"),

@@ -68,7 +68,7 @@ class ConvertOptions(HardwareOptions):
         check_seed(self.seed)
         if self.strategy == "fsdp":
             raise UserError(
-                "strategy 'fsdp': each process of a conversion holds teacher and student whole; leave it out"
+                "strategy 'fsdp': a conversion keeps its models whole in each process; leave it out"
             )
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise UserError(f"stages {list(self.stages)}: name each that is wanted once, of {', '.join(STAGES)}")

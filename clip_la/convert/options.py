@@ -67,8 +67,6 @@ class ConvertOptions(HardwareOptions):
         super().__post_init__()
         check_seed(self.seed)
         if self.strategy == "fsdp":
-            raise UserError(
-                "strategy 'fsdp': a conversion keeps its models whole in each process; leave it out"
-            )
+            raise UserError("strategy 'fsdp': a conversion keeps its models whole in each process; leave it out")
         if not self.stages or len(set(self.stages)) != len(self.stages):
             raise UserError(f"stages {list(self.stages)}: name each that is wanted once, of {', '.join(STAGES)}")

@@ -17,19 +17,9 @@ from clip_la.sweep.runner import Sweep
 from clip_la.sweep.schedule import RunQueue
 from clip_la.sweep.worker import is_out_of_memory
 
-BATCH = 32
-OPTIONS = {
-    "model.name": "vit_pico",
-    "model.attention": "softmax",
-    "model.warmup_samples": BATCH,
-    "data.batch_size": BATCH,
-    "data.workers": 0,
-    "budget_samples": 2 * BATCH,
-    "log_every_samples": BATCH,
-    "tensorboard": False,
-    "accelerator": "cpu",
-}
-BUDGETS = {"budgets": [8 * BATCH, 4 * BATCH], "cooldown_share": 0.25}
+from .runs import BATCH, BUDGETS, OPTIONS
+
+WHOLE = {**OPTIONS, "budget_samples": 2 * BATCH}
 NO_MEMORY = {"error": "OutOfMemoryError: CUDA out of memory.", "out_of_memory": True, "seconds": 1.0}
 
 
@@ -77,7 +67,7 @@ class GpuPlace:
 
 def test_a_run_beside_others_waits_for_their_memory(tmp_path: Path) -> None:
     # The longest is taken first, but needs what the two others leave only at their end.
-    runs = expand({**OPTIONS, "data.shards": "x"}, {"size": {"a": {}, "b": {}, "c": {"budget_samples": 2 * BATCH}}})
+    runs = expand({**WHOLE, "data.shards": "x"}, {"size": {"a": {}, "b": {}, "c": {"budget_samples": 2 * BATCH}}})
     device = Gpu({"a": 4, "b": 4, "c": 9}, refusals=1)
     # Whoever is third finds no memory; the run of 9 may come first, and then both others are refused beside it.
     said: list[str] = []
@@ -94,7 +84,7 @@ def test_a_run_beside_others_waits_for_their_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("per_gpu", [1, 3])
 def test_a_run_that_does_not_fit_alone_fails_and_says_so(tmp_path: Path, per_gpu: int) -> None:
-    runs = expand({**OPTIONS, "data.shards": "x"}, {"size": {"a": {}}})
+    runs = expand({**WHOLE, "data.shards": "x"}, {"size": {"a": {}}})
     device, said = Gpu({"a": 11}, refusals=0), list[str]()
     places = [GpuPlace(device) for _ in range(per_gpu)]
     for place in places:
@@ -168,8 +158,7 @@ def test_nobody_joins_a_run_at_its_last_try(tmp_path: Path) -> None:
 
 
 def test_branches_wait_for_a_trunk_that_was_put_back(tmp_path: Path) -> None:
-    options = {key: value for key, value in OPTIONS.items() if key != "budget_samples"}
-    runs = expand({**options, **BUDGETS}, {"seed": [0, 1]})
+    runs = expand({**OPTIONS, **BUDGETS}, {"seed": [0, 1]})
     failed: list[str] = []
     queue = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: failed.append(run.name))
     first, second = (queue.take(None, "0") for _ in range(2))
@@ -238,7 +227,7 @@ def test_the_runs_of_the_first_grid_come_first_and_a_manifest_says_nothing_of_it
         {"size": {"large": {"model.name": "vit_nano", "budget_samples": 8 * BATCH}}},
         {"size": {"small": {"model.name": "vit_pico", "budget_samples": 4 * BATCH}}, "seed": [2]},
     ]
-    runs = expand({**OPTIONS, "data.shards": "x"}, grids)
+    runs = expand({**WHOLE, "data.shards": "x"}, grids)
     queue = RunQueue(runs, tmp_path, lambda run: False, lambda run, why: None)
     order = []
     before: PlannedRun | None = None
@@ -249,6 +238,6 @@ def test_the_runs_of_the_first_grid_come_first_and_a_manifest_says_nothing_of_it
     assert order == ["small-seed0", "small-seed1", "large", "small-seed2"]
     keep_manifest(tmp_path, runs)
     # Grids may be put in another order later.
-    keep_manifest(tmp_path, expand({**OPTIONS, "data.shards": "x"}, grids[::-1]))
+    keep_manifest(tmp_path, expand({**WHOLE, "data.shards": "x"}, grids[::-1]))
     assert {run.grid for run in read_manifest(tmp_path).values()} == {0}
     assert yaml.safe_load((tmp_path / "sweep.json").read_text())["large"].keys() == {"place", "options"}

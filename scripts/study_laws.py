@@ -14,7 +14,7 @@ from clip_la.scaling.bootstrap import Interval
 from clip_la.scaling.fit import SAME_COMPUTE_LOG10, HeldOut, get_frontier
 from clip_la.scaling.form_analysis import DEFAULT_LOSS, FormSeries
 from clip_la.scaling.forms import FORMS
-from clip_la.scaling.predict import Outcome, outcome_text, outcomes, read_record
+from clip_la.scaling.prediction_record import Outcome, outcome_text, outcomes, read_record
 from clip_la.scaling.report import number
 from clip_la.scaling.table import Table, with_suffix
 
@@ -100,10 +100,13 @@ def predictions(parts: Sequence[Part]) -> str:
         if key not in by_title:
             raise UserError(f"{path}: no table has {made['metric']} on {made['target']}")
         selection = by_title[key].selection
-        # Points with an error of 0 or 1 lie on no law: where there are no others, nothing was measured for it.
-        if selection.points:
-            selection = selection.along(made["axis"])
-        found = outcomes(made["predictions"], selection, made["by"])
+        try:
+            # Points with an error of 0 or 1 lie on no law: where there are no others, nothing was measured for it.
+            if selection.points:
+                selection = selection.along(made["axis"])
+            found = outcomes(made["predictions"], selection, made["by"])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         print(f"{path}: {outcome_text(made, found)}")
         grouped[key].append((path, made, found))
     # In the order of the parts, as everywhere.

@@ -184,7 +184,9 @@ def _points(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     from clip_la.atomic import atomic_write
-    from clip_la.scaling.predict import outcome_text, outcomes, predict, read_record, record
+    from clip_la.scaling.analysis import Analysis
+    from clip_la.scaling.predict import predict
+    from clip_la.scaling.prediction_record import outcome_text, outcomes, read_record, record
     from clip_la.scaling.rates import at_rate
     from clip_la.scaling.results import find_files
 
@@ -207,8 +209,15 @@ def _predict(argv: list[str]) -> None:
         options.metric, options.target, options.axis = made["metric"], [made["target"]], made["axis"]
         # Runs that the laws were not of are no outcome of theirs either.
         options.where = list(dict.fromkeys([*made.get("where", ()), *options.where]))
-        selection = at_rate(_select(options), made["rate"])
-        print(outcome_text(made, outcomes(made["predictions"], selection, made["by"])))
+        try:
+            selection = at_rate(_select(options), made["rate"])
+            found = outcomes(made["predictions"], selection, made["by"])
+        except UserError as error:
+            # What is wrong with a table names it; all else was looked for because the record says so.
+            if any(str(path) in str(error) for path in options.files):
+                raise
+            raise UserError(f"{options.check}: {error}") from None
+        print(outcome_text(made, found))
         return
     if (options.model is None) == (options.compute is None) or (options.model is None) == bool(options.samples):
         raise UserError("of which run: --model NAME --samples N ..., or --compute C")
@@ -226,7 +235,9 @@ def _predict(argv: list[str]) -> None:
         json.dump(made, stream, indent=2, allow_nan=False)
         stream.write("\n")
     print(outcome_text(made, outcomes(predictions, analysis.selection, analysis.by)))
-    for note in analysis.notes:
+    # What the kinds' comparison lacks is nothing to one kind's prediction.
+    of_pairs = analysis.pair_notes if isinstance(analysis, Analysis) else ()
+    for note in (note for note in analysis.notes if note not in of_pairs):
         print(f"note: {note}")
     print(f"wrote {options.out}")
 

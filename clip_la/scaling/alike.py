@@ -59,10 +59,10 @@ def shared_misfit(
 
 
 def groups_of(points: Sequence[Point]) -> dict[str, list[object]]:
-    """What runs may have in common, name -> its value for each point: the model (with its tokens), and the seed."""
+    """What runs may have in common, name -> its value for each point: model, tokens and options, and the seed."""
     # Runs whose seed nobody wrote down share none.
     seeds: list[object] = [point.run if point.seed is None else point.seed for point in points]
-    return {"model": [(point.model, point.tokens) for point in points], "seed": seeds}
+    return {"model": [(point.model, point.tokens, point.options) for point in points], "seed": seeds}
 
 
 def alike_groups(

@@ -1,7 +1,7 @@
 """Kinds side by side at each model size and budget, over seeds: means, paired differences, rates that were tried."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -10,13 +10,13 @@ import numpy as np
 from clip_la.scaling.bootstrap import Interval
 from clip_la.scaling.comparison import PAIR_FIELDS
 from clip_la.scaling.intervals import Regression, as_interval, contrast_interval
-from clip_la.scaling.points import Point, Selection
+from clip_la.scaling.points import OPTIONS, Point, Selection, by_flops
 from clip_la.scaling.rates import rate_choices, rate_text
 from clip_la.scaling.report import number
 from clip_la.scaling.rows import is_loss
 from clip_la.scaling.table import Table
 
-# (model, samples seen).
+# (model, with what else its runs differ in; samples seen).
 Place = tuple[str, int]
 ABSENT = ""
 
@@ -36,13 +36,32 @@ def digits_of(metric: str) -> str:
     return ".3f" if is_loss(metric) else ".1f"
 
 
-def in_order(points: Iterable[Point]) -> list[Place]:
-    """The places of points: the cheapest model first, its smallest budget first."""
-    flops: dict[str, float] = {}
+def places_of(points: Sequence[Point]) -> dict[Point, Place]:
+    """Each point's place: the cheapest model first, its smallest budget first.
+
+    A model's name is followed by the size, tokens and options in which its runs differ; where those of one kind still
+    differ in their FLOPs a pair, by these.
+    """
+    by_model: dict[str, list[Point]] = defaultdict(list)
     for point in points:
-        flops[point.model] = min(point.flops_per_sample, flops.get(point.model, point.flops_per_sample))
-    places = {(point.model, point.samples_seen) for point in points}
-    return sorted(places, key=lambda place: (flops[place[0]], place))
+        by_model[point.model].append(point)
+    names: dict[Point, str] = {}
+    by_kind: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for model, own in by_model.items():
+        fields = [each for each in ("image_size", "tokens", *OPTIONS) if len({getattr(p, each) for p in own}) > 1]
+        for point in own:
+            values = [(name, getattr(point, name)) for name in fields]
+            names[point] = ", ".join([model, *(f"{name} {value:g}" for name, value in values if value is not None)])
+            by_kind[names[point], point.attention].append(point)
+    for own in by_kind.values():
+        for group in several if len(several := by_flops(own)) > 1 else ():
+            for point in group:
+                names[point] += f", {group[0].flops_per_sample:.7g} FLOPs a pair"
+    flops: dict[str, float] = {}
+    for point, name in names.items():
+        flops[name] = min(point.flops_per_sample, flops.get(name, point.flops_per_sample))
+    places = {point: (name, point.samples_seen) for point, name in names.items()}
+    return dict(sorted(places.items(), key=lambda item: (flops[item[1][0]], item[1])))
 
 
 def mean_text(values: Sequence[float], metric: str) -> str:
@@ -58,14 +77,13 @@ def mean_table(selection: Selection, kinds: Sequence[str]) -> Table:
 
     s is the standard deviation over runs; an empty cell was not measured.
     """
-    points = measured(selection)
+    place_of = places_of(measured(selection))
     values: dict[tuple[Place, str], list[float]] = defaultdict(list)
-    for point in points:
-        values[(point.model, point.samples_seen), point.attention].append(shown(selection.metric, point.error))
-
+    for point in measured(selection):
+        values[place_of[point], point.attention].append(shown(selection.metric, point.error))
     rows = [
         (model, f"{samples:,}", *(mean_text(values[(model, samples), kind], selection.metric) for kind in kinds))
-        for model, samples in in_order(points)
+        for model, samples in dict.fromkeys(place_of.values())
     ]
     return Table(("model", "samples", *(f"`{kind}`" for kind in kinds)), tuple(rows))
 
@@ -86,22 +104,23 @@ class SeedDifference:
 def seed_differences(selection: Selection, kind: str, other: str) -> list[SeedDifference]:
     """`kind` minus `other` at each place where runs of both differ in the attention alone.
 
-    Repeats of a run count as their mean; runs without a seed pair with none.
+    Repeats of a run count as their mean; runs without a seed pair with none, nor do those at a place where one kind has
+    several FLOPs a pair.
     """
     fields = [name for name in PAIR_FIELDS if name != "attention"]
-    by_kind: dict[str, dict[tuple[object, ...], list[float]]] = {name: defaultdict(list) for name in (kind, other)}
-    place_of: dict[tuple[object, ...], Place] = {}
-    points = measured(selection)
-    for point in points:
+    by_kind: dict[str, dict[tuple[object, ...], list[Point]]] = {name: defaultdict(list) for name in (kind, other)}
+    place_of = places_of(measured(selection))
+    for point in measured(selection):
         if point.attention in by_kind and point.seed is not None:
-            key = tuple(getattr(point, name) for name in fields)
-            by_kind[point.attention][key].append(shown(selection.metric, point.error))
-            place_of[key] = (point.model, point.samples_seen)
+            by_kind[point.attention][tuple(getattr(point, name) for name in fields)].append(point)
     differences: dict[Place, list[float]] = defaultdict(list)
     for key in (key for key in by_kind[kind] if key in by_kind[other]):
-        differences[place_of[key]].append(fmean(by_kind[kind][key]) - fmean(by_kind[other][key]))
+        both = by_kind[kind][key], by_kind[other][key]
+        if all(len(by_flops(own)) == 1 for own in both):
+            mean, base = (fmean(shown(selection.metric, point.error) for point in own) for own in both)
+            differences[place_of[both[1][0]]].append(mean - base)
     found = []
-    for place in in_order(points):
+    for place in dict.fromkeys(place_of.values()):
         if own := differences.get(place):
             num, bounds = len(own), None
             if num > 1:
@@ -119,7 +138,7 @@ def difference_table(selection: Selection, pairs: Mapping[str, tuple[str, str]])
         for name, (kind, other) in pairs.items()
     }
     rows = []
-    for place in in_order(measured(selection)):
+    for place in dict.fromkeys(places_of(measured(selection)).values()):
         if any(place in own for own in columns.values()):
             cells = [place[0], f"{place[1]:,}"]
             for own in columns.values():
@@ -136,8 +155,9 @@ def rate_table(selection: Selection) -> Table:
     Differences are in the metric's unit, over the seeds that both have; their number stands in brackets.
     """
     digits, sign = f"+{digits_of(selection.metric)}", 1 if is_loss(selection.metric) else -100
-    rows = []
-    for choice in rate_choices((*selection.points, *selection.off_law, *selection.tried)):
+    rows, points = [], (*selection.points, *selection.off_law, *selection.tried)
+    place_of = places_of(points)
+    for choice in rate_choices(points):
         first = choice.points[0]
         tried = [
             f"{rate_text(rate)} ({num})"
@@ -146,5 +166,6 @@ def rate_table(selection: Selection) -> Table:
             for rate, (more, num) in choice.behind.items()
         ]
         best = f"{rate_text(choice.best)}{', at the edge' if choice.is_at_edge else ''}"
-        rows.append((f"`{first.attention}`", first.model, f"{first.samples_seen:,}", best, "; ".join(tried)))
+        model, samples = place_of[first]
+        rows.append((f"`{first.attention}`", model, f"{samples:,}", best, "; ".join(tried)))
     return Table(("kind", "model", "samples", "best rate", "rates tried: difference (seeds)"), tuple(rows))

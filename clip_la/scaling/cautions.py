@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clip_la.errors import counted
-from clip_la.scaling.points import Point
+from clip_la.scaling.points import OPTIONS, Point
 from clip_la.scaling.rates import rate_choices
 
 # An exponent from less than this (log10 of compute) says little beyond its own points.
@@ -36,6 +36,12 @@ def carrying(name: str, points: Sequence[Point], tried: Sequence[Point] = ()) ->
             f"{often} of {len(points)} points of {name} saw their pairs more than {MAX_REPEATS:g} times (up to "
             f"{max(repeats):.0f}): repeated pairs count for less, so its law is that of a small corpus"
         )
+    for option in OPTIONS:
+        values = {getattr(point, option) for point in points}
+        if len(values) > 1:
+            said = ", ".join(f"{value:g}" for value in sorted(values - {None}))
+            said = f"{said}, or none set" if None in values else said
+            notes.append(f"runs of {name} differ in {option} ({said}): one law is fitted to all of them")
     mixed = len(rate_choices(points))
     if mixed:
         notes.append(

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from clip_la.errors import one_line
+from clip_la.errors import counted, one_line
 from clip_la.scaling.alike import alike_groups, groups_of
 from clip_la.scaling.bootstrap import Interval, Pairs, log10_multiplier_at
 from clip_la.scaling.equal_model import Curve, CurvePair, EqualModel
 from clip_la.scaling.fit import power10
 from clip_la.scaling.joint import JointFit, power_fits
 from clip_la.scaling.paired import How, PairedIntervals, T
-from clip_la.scaling.points import Point
+from clip_la.scaling.points import OPTIONS, Point, by_flops
 
 # What two runs must share to be a pair, besides the field they differ in.
 PAIR_FIELDS = (
     *("attention", "model", "image_size", "tokens", "train_data"),
     *("seed", "schedule", "batch_size", "samples_seen"),
+    *OPTIONS,
 )
 # Enough for a smooth curve over the few decades of a study.
 CURVE_PLACES = 15
@@ -107,13 +108,32 @@ def why_no_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> 
     return f"no two runs differ in {by} alone"
 
 
-def _best_by_key(points: Sequence[Point], fields: Sequence[str]) -> tuple[dict[tuple, Point], int]:
-    """The best point of each combination of fields, and how many combinations had several."""
+def _by_place(points: Sequence[Point], by: str) -> tuple[dict[tuple, list[Point]], int]:
+    """The points at each place (what pairs share), and at how many places more the FLOPs a pair differ.
+
+    Runs of these had other options, which nobody wrote down: which of them the other kind's runs go with is not known.
+    """
+    fields = _pair_fields(by)
     groups: dict[tuple, list[Point]] = defaultdict(list)
     for point in points:
         # Without a seed nobody knows whether two runs saw the same data in the same order.
         if point.seed is not None:
             groups[tuple(getattr(point, name) for name in fields)].append(point)
+    known = {key: group for key, group in groups.items() if len(by_flops(group)) == 1}
+    return known, len(groups) - len(known)
+
+
+def unknown_options_note(name: str, points: Sequence[Point], by: str) -> list[str]:
+    """A warning where places of a kind hold runs of other FLOPs a pair by an option that is not recorded."""
+    _, num = _by_place(points, by)
+    hold = counted(num, f"place of {name} holds", f"places of {name} hold")
+    why = "runs of several FLOPs a pair, by what no column says: they are in no pair"
+    return [f"{hold} {why}"] if num else []
+
+
+def _best_by_place(points: Sequence[Point], by: str) -> tuple[dict[tuple, Point], int]:
+    """The best point of each place of `_by_place`, and how many places had several."""
+    groups, _ = _by_place(points, by)
     best = {key: min(group, key=lambda point: point.error) for key, group in groups.items()}
     return best, sum(len(group) > 1 for group in groups.values())
 
@@ -121,11 +141,12 @@ def _best_by_key(points: Sequence[Point], fields: Sequence[str]) -> tuple[dict[t
 def make_pairs(baseline: Sequence[Point], other: Sequence[Point], by: str) -> tuple[Pairs, int]:
     """Pairs of points (baseline, other) that differ in `by` alone; where a combination holds several runs, the best.
 
+    A combination with runs of several FLOPs a pair in one kind is none: its runs differ in what is not recorded.
+
     Returns the pairs, resampled by pair of runs, and the number of combinations that held several.
     """
-    fields = _pair_fields(by)
-    first, repeated_first = _best_by_key(baseline, fields)
-    second, repeated_second = _best_by_key(other, fields)
+    first, repeated_first = _best_by_place(baseline, by)
+    second, repeated_second = _best_by_place(other, by)
     matched = [(first[key], second[key]) for key in first if key in second]
     pairs = Pairs(
         compute=np.array([[a.compute, b.compute] for a, b in matched]).reshape(-1, 2),
@@ -147,14 +168,20 @@ def make_curves(baseline: Sequence[Point], other: Sequence[Point], by: str) -> l
     fields = _pair_fields(by)
     curves: tuple[dict[tuple, list[Point]], ...] = (defaultdict(list), defaultdict(list))
     for own, points in zip(curves, (baseline, other), strict=True):
-        for point in _best_by_key(points, fields)[0].values():
+        for point in _best_by_place(points, by)[0].values():
             own[tuple(getattr(point, name) for name in fields if name != "samples_seen")].append(point)
 
     def curve(points: Sequence[Point]) -> Curve:
         return Curve(*np.log10([[point.compute, point.samples_seen, point.error] for point in points]).T)
 
-    shared = [(own[0], curve(own), curve(curves[1][key])) for key, own in curves[0].items() if key in curves[1]]
-    return [CurvePair((p.model, p.image_size, p.tokens), p.seed, first, second) for p, first, second in shared]
+    both = [(own, curves[1][key]) for key, own in curves[0].items() if key in curves[1]]
+    # Budgets of other FLOPs a pair are of another model, or of other options.
+    whole = [each for each in both if all(len(by_flops(own)) == 1 for own in each)]
+    return [
+        CurvePair((p.model, p.image_size, p.tokens, p.options), p.seed, curve(first), curve(second))
+        for first, second in whole
+        for p in first[:1]
+    ]
 
 
 def _multiplier(found: PairedIntervals, place: float) -> Multiplier | None:

@@ -9,11 +9,12 @@ import numpy as np
 
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, counted
-from clip_la.scaling.analysis import Analysis, SeriesFit
+from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.palette import COLOURS, look_of
 from clip_la.scaling.points import Point, Selection
 from clip_la.scaling.report import compute_label
 from clip_la.scaling.rows import is_loss
+from clip_la.scaling.series_fit import SeriesFit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,5 +1,6 @@
 """What a fit is made of: points (compute, error) with their origin, and the account of what was left out and why."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,10 @@ AXES = {
     "samples": ("samples", "samples seen"),
     "gpu-seconds": ("GPU-seconds", "measured GPU-seconds of training"),
 }
+# Options of training that change a pair's FLOPs while the name of the model stays.
+OPTIONS = ("patch_dropout", "context_length")
+# What rounding leaves between the FLOPs of one model, counted twice.
+SAME_FLOPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Point:
         pass_samples: of sources mixed by weights, the samples after which the first has been shown whole; None where
             all pairs are drawn alike.
         num_evaluated: samples of the test set.
+        patch_dropout: the share of patches that training left out; None for none, or where not known.
+        context_length: most tokens of a caption where the run set it; None for the preset's, or where not known.
     """
 
     where: str
@@ -61,6 +68,13 @@ class Point:
     train_pairs: int | None = None
     pass_samples: int | None = None
     num_evaluated: int | None = None
+    patch_dropout: float | None = None
+    context_length: int | None = None
+
+    @property
+    def options(self) -> tuple[object, ...]:
+        """The values of OPTIONS."""
+        return tuple(getattr(self, name) for name in OPTIONS)
 
     @property
     def passes(self) -> float | None:
@@ -88,6 +102,9 @@ class Point:
         if seed not in (None, "") and (isinstance(seed, bool) or not re.fullmatch(r"\d+(\.0+)?", str(seed), re.ASCII)):
             raise UserError(f"{row.where}: 'seed' is {seed!r}, not a whole number")
         wholes = ("batch_size", "parameters", "image_size", "tokens", "train_pairs", "pass_samples", "num_evaluated")
+        dropout = row.bound("patch_dropout")
+        if dropout is not None and not 0 <= dropout < 1:
+            raise UserError(f"{row.where}: 'patch_dropout' is {dropout:g}, not from 0 (none) to below 1")
         return cls(
             where=row.where,
             run=run,
@@ -107,8 +124,27 @@ class Point:
             text_attention=row.text("text_attention"),
             gpu_seconds=row.optional("gpu_seconds"),
             learning_rate=row.optional("learning_rate"),
-            **{name: row.whole(name) for name in wholes},
+            patch_dropout=dropout or None,
+            **{name: row.whole(name) for name in (*wholes, "context_length")},
         )
+
+
+def by_flops(points: Iterable[Point]) -> list[list[Point]]:
+    """The points of one kind and place by their FLOPs a pair, the fewest first, each group in its order.
+
+    Of one model, runs of other FLOPs had other options: they are neither alike nor repeats of one another. What differs
+    by SAME_FLOPS at most is the same.
+    """
+    points = list(points)
+    groups: dict[float, list[Point]] = {}
+    of, first = dict[float, float](), 0.0
+    for flops in sorted({point.flops_per_sample for point in points}):
+        first = first if math.isclose(flops, first, rel_tol=SAME_FLOPS) else flops
+        of[flops] = first
+        groups.setdefault(first, [])
+    for point in points:
+        groups[of[point.flops_per_sample]].append(point)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)

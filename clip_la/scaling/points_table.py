@@ -11,7 +11,7 @@ from typing import Any
 from clip_la.atomic import atomic_write
 from clip_la.errors import UserError, counted
 from clip_la.models.flops import TRAINING_FACTOR
-from clip_la.scaling.points import LeftOut, Point, Selection
+from clip_la.scaling.points import OPTIONS, LeftOut, Point, Selection
 from clip_la.scaling.rows import ResultRow, apply_filters, is_loss, pick_one
 
 # What a table must have to be fitted; other columns may be absent or empty.
@@ -20,6 +20,7 @@ BY = ("attention", "image_attention", "text_attention", "model", "train_data", "
 COLUMNS = (
     *("run", "source", "model", "attention", "image_attention", "text_attention", "image_size", "tokens", "parameters"),
     *("train_data", "train_pairs", "pass_samples", "seed", "schedule", "batch_size", "learning_rate", "samples_seen"),
+    *OPTIONS,
     *("flops_per_sample", "forward_flops", "training_flops", "gpu_seconds"),
     *("dataset", "metric", "value", "error", "error_low", "error_high", "num_evaluated", "where"),
 )
@@ -30,11 +31,14 @@ SAME = ("run", "source", "model", "attention", "seed", "schedule", "samples_seen
 def write_points(selections: Iterable[Selection], path: Path) -> int:
     """Writes the points of some selections, each of one data set and metric, those that were not fitted too.
 
-    Returns how many rows.
+    A column of OPTIONS stands where any run set it. Returns how many rows.
     """
-    count = 0
+    count, selections = 0, list(selections)
+    points = [p for each in selections for p in (*each.points, *each.off_law, *each.tried)]
+    unset = {name for name in OPTIONS if all(getattr(point, name) is None for point in points)}
+    columns = [name for name in COLUMNS if name not in unset]
     with atomic_write(path, "w") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         for selection in selections:
             for point in (*selection.points, *selection.off_law, *selection.tried):
@@ -49,7 +53,7 @@ def write_points(selections: Iterable[Selection], path: Path) -> int:
                 }
                 # repr gives the shortest digits that read back as the same number.
                 exact = {name: repr(value) if isinstance(value, float) else value for name, value in row.items()}
-                writer.writerow({name: "" if exact.get(name) is None else exact[name] for name in COLUMNS})
+                writer.writerow({name: "" if exact.get(name) is None else exact[name] for name in columns})
                 count += 1
     return count
 

@@ -1,40 +1,25 @@
-"""What the laws say of a run before it is made, as a record to be written down; and what was measured later.
+"""What the laws say of a run before it is made, with an interval for one new run."""
 
-A law that is shown after the fact can always be made to fit. A record holds date, hash of the tables and law: it can be
-committed before the run.
-"""
-
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
-from clip_la.errors import UserError, shown, unknown
+from clip_la.errors import UserError
 from clip_la.models.flops import flops, num_parameters
 from clip_la.models.registry import model_spec
-from clip_la.scaling.analysis import Analysis, SeriesFit, group_points
+from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.bootstrap import Interval, interval
 from clip_la.scaling.comparison import numbered, power_bounds
 from clip_la.scaling.fit import SAME_COMPUTE_LOG10
 from clip_la.scaling.form_analysis import FormAnalysis, FormSeries, inputs_of
 from clip_la.scaling.forms import Form
 from clip_la.scaling.intervals import MIN_RUNS, UPPER, Regression, as_interval
-from clip_la.scaling.points import AXES, Point, Selection
-from clip_la.scaling.rates import RATES
-from clip_la.scaling.report import compute_label, error_label, number
-from clip_la.scaling.rows import parse_filters
-from clip_la.scaling.table import Table, with_suffix
-
-POWER_LAW = "E = beta C^alpha"
-# Of a record: what must be there to compare it with points.
-FIELDS = ("date", "tables", "target", "metric", "by", "axis", "rate", "predictions")
+from clip_la.scaling.points import OPTIONS, SAME_FLOPS, Point, by_flops
+from clip_la.scaling.series_fit import SeriesFit
+from clip_la.scaling.table import with_suffix
 
 
 @dataclass(frozen=True)
@@ -50,9 +35,11 @@ class Run:
     parameters: int | None = None
 
     def among(self, points: Iterable[Point]) -> list[Point]:
-        """The points of its model and samples; without a model those within a few per cent of its compute."""
+        """The points of its model, samples and compute; without a model those within a few per cent of its compute."""
         if self.model is not None:
-            return [point for point in points if (point.model, point.samples_seen) == (self.model, self.samples_seen)]
+            own = [point for point in points if (point.model, point.samples_seen) == (self.model, self.samples_seen)]
+            # Runs of other FLOPs a pair had other options, such as patches left out.
+            return [point for point in own if math.isclose(point.compute, self.compute, rel_tol=SAME_FLOPS)]
         return [point for point in points if abs(math.log10(point.compute / self.compute)) < SAME_COMPUTE_LOG10]
 
 
@@ -72,21 +59,6 @@ class Prediction:
     num_points: int
     num_runs: int
     parameters: Mapping[str, float]
-
-    def check(self) -> None:
-        """Raises ValueError for what no law says, or no table can hold: one read from a file may hold anything."""
-        model, samples = self.run.model, self.run.samples_seen
-        _must(self.kind, str, "kind"), _must(model or "", str, "model")
-        positive = {"error": self.error, "compute": self.run.compute, "samples_seen": 1 if samples is None else samples}
-        for name, value in positive.items():
-            _must(value, int if name == "samples_seen" else (int, float), name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"'{name}' is {value}, not a number above 0")
-        if self.interval is not None:
-            low, high = self.interval
-            # Its upper end may be beyond all numbers.
-            if not 0 <= _must(low, (int, float), "interval") <= _must(high, (int, float), "interval"):
-                raise ValueError(f"'interval' is [{low}, {high}], not a lower and an upper end")
 
     @classmethod
     def by_power(cls, fit: SeriesFit, run: Run) -> "Prediction":
@@ -143,8 +115,8 @@ def runs_of(
         context_length: most tokens of a caption in the points' runs, if not the presets'.
 
     Raises:
-        UserError: an unknown model, points without their image size, or whose own FLOPs are counted otherwise: their
-            runs had other sizes than are known here.
+        UserError: an unknown model; points without their image size, with several values of an option, or whose own
+            FLOPs are counted otherwise: their runs had other sizes than are known here.
     """
 
     def counted_of(name: str, like: Point) -> tuple[float, int]:
@@ -162,16 +134,24 @@ def runs_of(
             text_attention=like.text_attention,
             image_size=like.image_size,
             patch_size=like.image_size // side,
-            context_length=context_length,
+            context_length=like.context_length if context_length is None else context_length,
         )
-        return float(flops(spec)["total"]), num_parameters(spec)["total"]
+        return float(flops(spec, like.patch_dropout or 0.0)["total"]), num_parameters(spec)["total"]
 
     known = next((point for point in points if point.model == model), None)
+    alike = [point for point in points if point.model == model] if known else list(points)
+    for option in OPTIONS:
+        if len(values := {getattr(point, option) for point in alike}) > 1:
+            give = next(value for value in values if value is not None)
+            several = f"runs with several {option}: which one is predicted? Give --where {option}={give:g}, for one"
+            raise UserError(f"{alike[0].where}: {alike[0].attention} has {several}")
+    if known is not None and len(by_flops(alike)) > 1:
+        raise UserError(f"{known.where}: runs of {model} have several FLOPs a pair: give --compute, not --model")
     if known is not None:
         of_pair, parameters = known.flops_per_sample, known.parameters
     else:
         of_pair, parameters = counted_of(model, points[0])
-        for point in {point.model: point for point in points}.values():
+        for point in {(point.model, point.flops_per_sample): point for point in points}.values():
             own, _ = counted_of(point.model, point)
             if not math.isclose(own, point.flops_per_sample, rel_tol=1e-6):
                 give = "--context-length as of its run" if context_length is None else "--compute, not --model"
@@ -217,131 +197,3 @@ def predict(
                 assert isinstance(analysis, FormAnalysis)
                 found.append(Prediction.by_form(fit, analysis.form, run, seed=0))
     return found
-
-
-def record(
-    analysis: Analysis | FormAnalysis, predictions: Sequence[Prediction], tables: Sequence[Path], **chosen: Any
-) -> dict[str, Any]:
-    """The record as plain data: date (UTC), the tables with their SHA-256, what is predicted by which law, the figures.
-
-    `chosen` is what else decided which points entered: `rate`, `where`.
-    """
-    selection = analysis.selection
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "tables": [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in tables],
-        "target": selection.target,
-        "metric": selection.metric,
-        "error": error_label(selection),
-        "law": analysis.form.text if isinstance(analysis, FormAnalysis) else POWER_LAW,
-        "frontier": analysis.frontier,
-        "compute": compute_label(selection),
-        "axis": selection.axis,
-        "by": analysis.by,
-        **chosen,
-        "predictions": [asdict(each) for each in predictions],
-    }
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A record as it was written, its predictions as `Prediction`s.
-
-    Raises UserError for an absent, damaged or foreign file.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no record of predictions ({error})") from None
-    missing = [name for name in FIELDS if not isinstance(found, dict) or name not in found]
-    if missing:
-        raise UserError(f"{path}: no record of predictions: it lacks {', '.join(missing)}")
-    try:
-        for name in ("date", "target", "metric", "by", "axis", "rate"):
-            _must(found[name], str, name)
-        for name, known in (("axis", AXES), ("rate", RATES)):
-            if found[name] not in known:
-                raise unknown(name, found[name], known)
-        for name in ("law", "frontier"):
-            _must(found.get(name, ""), str, name)
-        for name in ("tables", "predictions"):
-            _must(found[name], list, name)
-        for each in found["tables"]:
-            _must(each["file"], str, "file"), _must(each["sha256"], str, "sha256")
-        for each in _must(found.get("where", []), list, "where"):
-            _must(each, str, "where")
-        parse_filters(found.get("where", ()))
-        found["predictions"] = [Prediction(**{**each, "run": Run(**each["run"])}) for each in found["predictions"]]
-        for each in found["predictions"]:
-            each.check()
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: no record of predictions ({error})") from None
-    return found
-
-
-def _must(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
-    """The value. Raises ValueError if it is of none of these types; true and false are no numbers."""
-    if isinstance(value, bool) or not isinstance(value, kind):
-        types = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"'{name}' is {shown(value)}, not of type {types}")
-    return value
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A prediction and what was measured there: the mean error over `num_measured` runs, None without one."""
-
-    prediction: Prediction
-    num_measured: int
-    measured: float | None
-
-    @property
-    def relative_error(self) -> float | None:
-        """How far the prediction is off, over what was measured; above 0 where it was too pessimistic."""
-        return None if self.measured is None else self.prediction.error / self.measured - 1
-
-
-def outcomes(predictions: Sequence[Prediction], selection: Selection, by: str) -> list[Outcome]:
-    """What the points say of each prediction; runs of several seeds count as their mean. UserError for another `by`."""
-    if by not in selection.by_choices:
-        raise unknown("field that tells kinds apart", by, selection.by_choices)
-    groups = group_points(selection.points, by)
-    found = []
-    for each in predictions:
-        errors = [point.error for point in each.run.among(groups.get(each.kind, ()))]
-        found.append(Outcome(each, len(errors), float(np.mean(errors)) if errors else None))
-    return found
-
-
-def outcome_table(found: Sequence[Outcome]) -> Table:
-    """Each prediction with its interval beside what was measured."""
-    rows = []
-    for each in found:
-        said, off = each.prediction, each.relative_error
-        inside = "-"
-        if each.measured is not None and said.interval is not None:
-            inside = "yes" if said.interval[0] <= each.measured <= said.interval[1] else "no"
-        rows.append(
-            (
-                said.kind,
-                said.run.model or "-",
-                "-" if said.run.samples_seen is None else f"{said.run.samples_seen:,}",
-                with_suffix(said.run.compute),
-                number(said.error, said.interval, ".4g"),
-                "not yet" if each.measured is None else f"{each.measured:.4g}",
-                str(each.num_measured),
-                "-" if off is None else f"{100 * off:+.1f} %",
-                inside,
-            )
-        )
-    header = ("", "model", "samples", "C", "predicted", "measured", "runs", "prediction off by", "inside")
-    return Table(header, tuple(rows))
-
-
-def outcome_text(made: Mapping[str, Any], found: Sequence[Outcome]) -> str:
-    """The comparison for a person: when and from what it was predicted, and each prediction."""
-    tables = ", ".join(f"{each['file']} ({each['sha256'][:12]})" for each in made["tables"])
-    law = f"by {made.get('law', 'an unnamed law')}"
-    head = f"{made['metric']} on {made['target']}, predicted at {made['date']} {law} from {tables}; [95 % for one run]"
-    return f"{head}\n\n{outcome_table(found).text()}"

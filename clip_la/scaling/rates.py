@@ -7,14 +7,15 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from clip_la.errors import unknown
-from clip_la.scaling.points import LeftOut, Point, Selection
+from clip_la.scaling.points import OPTIONS, LeftOut, Point, Selection, by_flops
 
 BEST, ALL = "best", "all"
 RATES = (BEST, ALL)
-# Points alike in these differ in learning rate and seed alone.
+# Points alike in these, and in their FLOPs a pair, differ in learning rate and seed alone.
 PLACE_FIELDS = (
     *("attention", "image_attention", "text_attention", "model", "image_size", "tokens"),
     *("train_data", "schedule", "batch_size", "samples_seen"),
+    *OPTIONS,
 )
 WORSE = "another learning rate is better for its kind, model and number of samples"
 NOT_COMPARED = "its learning rate shares no seed with the one that most seeds have: it is not compared"
@@ -60,7 +61,7 @@ class RateChoice:
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> "RateChoice":
-        """Chooses among the rates of points that are alike in `PLACE_FIELDS`.
+        """Chooses among the rates of points that are alike in `PLACE_FIELDS` and their FLOPs a pair.
 
         Seeds differ by more than rates near the best do: rates are compared over seeds that both have, by how far each
         is from the fullest rate there. With the same seeds at every rate that is the lowest mean.
@@ -83,7 +84,8 @@ def rate_choices(points: Iterable[Point]) -> list[RateChoice]:
     places: dict[tuple[object, ...], list[Point]] = defaultdict(list)
     for point in points:
         places[tuple(getattr(point, name) for name in PLACE_FIELDS)].append(point)
-    return [RateChoice.of(own) for own in places.values() if len({point.learning_rate for point in own}) > 1]
+    alike = (own for place in places.values() for own in by_flops(place))
+    return [RateChoice.of(own) for own in alike if len({point.learning_rate for point in own}) > 1]
 
 
 def at_rate(selection: Selection, rate: str) -> Selection:

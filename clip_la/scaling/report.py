@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from clip_la.errors import counted
-from clip_la.scaling.analysis import Analysis, SeriesFit
+from clip_la.scaling.analysis import Analysis
 from clip_la.scaling.bootstrap import CONFIDENCE, Interval
 from clip_la.scaling.comparison import Comparison
 from clip_la.scaling.equal_model import EqualModel
@@ -14,6 +14,7 @@ from clip_la.scaling.joint import best
 from clip_la.scaling.paired import T
 from clip_la.scaling.points import AXES, Selection
 from clip_la.scaling.rows import is_loss
+from clip_la.scaling.series_fit import SeriesFit
 from clip_la.scaling.table import Table
 
 MAX_EXAMPLES = 3

@@ -49,11 +49,12 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     The folder is the one that the line lies in, or that its checkpoint lies in (an evaluation of its own writes its
     lines elsewhere). Added, as far as known: `learning_rate`; `image_size` in pixels and `tokens` of an image with the
-    class token; `train_pairs`, the different pairs in local shards, and for shards mixed by weights `pass_samples`, the
-    samples after which one of them has been shown whole; `gpu_seconds`, the seconds of training up to the
-    line's samples times the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part. What
-    the line says is changed in one place: `flops_per_sample` is that of the model as evaluated, and a run that left
-    patches out trained on less.
+    class token; `patch_dropout` and `context_length` where the run set them to other than none and its preset's;
+    `train_pairs`, the different pairs in local shards, and for shards mixed by weights `pass_samples`, the samples
+    after which one of them has been shown whole; `gpu_seconds`, the seconds of training up to the line's samples times
+    the GPUs, divided by the runs that shared each. A branch's seconds count its trunk's part. What the line says is
+    changed in one place: `flops_per_sample` is that of the model as evaluated, and a run that left patches out trained
+    on less.
     """
     # A line that is newer than its folder, or was copied, keeps what it says: it was there when the model was made.
     checkpoint = fields.get("checkpoint")
@@ -68,14 +69,19 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     model, more = config.get("model"), dict[str, Any]()
     more["learning_rate"], more["image_size"] = number(model, "lr"), number(model, "image_size")
     if isinstance(model, dict):
-        sizes = {name: model[name] for name in ("image_size", "patch_size") if model.get(name) is not None}
+        names = ("image_size", "patch_size", "context_length")
+        sizes = {name: model[name] for name in names if model.get(name) is not None}
+        dropout, context = number(model, "patch_dropout"), number(model, "context_length")
+        more["patch_dropout"], more["context_length"] = dropout or None, None if context is None else int(context)
         try:
             kinds: dict[str, Any] = {
                 f"{tower}_attention": fields.get(f"{tower}_attention") for tower in ("image", "text")
             }
             spec = model_spec(str(model.get("name")), **sizes, **kinds)
             more["image_size"], more["tokens"] = spec.image_size, spec.num_image_tokens
-            whole, dropout = fields.get("flops_per_sample"), number(model, "patch_dropout")
+            if spec.context_length == model_spec(spec.name).context_length:
+                more["context_length"] = None
+            whole = fields.get("flops_per_sample")
             if dropout and isinstance(whole, int | float):
                 trained = flops(spec, dropout)["total"] / flops(spec)["total"]
                 fields = {**fields, "flops_per_sample": whole * trained}

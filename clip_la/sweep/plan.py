@@ -71,8 +71,13 @@ def read_plan(path: Path) -> list[PlannedRun]:
     """The runs of a sweep file, in the order of its grid, the first axis slowest; a trunk before its branches.
 
     Raises:
-        UserError: not readable, no YAML, an unknown section, an axis without values, an option given twice, no budget,
+        UserError: not readable, no YAML, an unknown section, an axis without values, an option twice in one place, an
+            axis of an option's values that a later axis sets otherwise, a run's name too long for a folder, no budget,
             budgets too small for their warm-up and cool-down.
+
+    An option may stand in several places: one of the grid overrides `options`, and a later axis what a name of an
+    earlier axis stands for, such as the rate of a size. But the values of an axis of one option name its runs, and no
+    later axis sets them otherwise.
     """
     try:
         content = load_yaml(path.read_text(encoding="utf-8"))
@@ -108,6 +113,12 @@ def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mappin
         for run in _runs_of(options, choices)
     ]
     names = [run.name for run in runs]
+    if longest := max(names, key=len, default="")[MAX_NAME:]:
+        length = MAX_NAME + len(longest)
+        raise UserError(
+            f"a run of the grid would have a name of {length} characters, where a folder's has {MAX_NAME} at most "
+            f"({max(names, key=len)[:60]}...): give the values of an axis names of their own"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(
@@ -119,6 +130,8 @@ def expand(options: Mapping[str, Any], grid: Mapping[str, Any] | Sequence[Mappin
 
 # A place on an axis of the grid: the axis, the value as written, its part of a run's name, the options it stands for.
 _Choice = tuple[str, Any, str, Mapping[str, Any]]
+# Of a file's or folder's name on the file systems in use.
+MAX_NAME = 255
 
 
 def _axis(key: str, values: Any) -> Iterator[_Choice]:
@@ -142,9 +155,23 @@ def _axis(key: str, values: Any) -> Iterator[_Choice]:
 def _runs_of(shared: Mapping[str, Any], choices: tuple[_Choice, ...]) -> list[PlannedRun]:
     """The run of one combination, or with `budgets` its trunk and branches."""
     options: dict[str, Any] = {}
-    for part in (shared, *(own for *_, own in choices)):
+    named: dict[str, tuple[str, Any]] = {}
+    for axis, value, _, part in (("options", None, "", shared), *choices):
         # The command line takes `batch-size` for `batch_size`, so a file may say it; all that look here have one name.
-        options |= {key.replace("-", "_"): value for key, value in part.items()}
+        own = {key.replace("-", "_"): value for key, value in part.items()}
+        if len(own) < len(part):
+            twice = next(key for key in part if "-" in key and key.replace("-", "_") in part)
+            raise UserError(f"{axis}: {twice} and {twice.replace('-', '_')} are one option: give it once")
+        for key, (earlier, before) in named.items():
+            if key in own and own[key] != before:
+                raise UserError(
+                    f"grid.{axis} sets {key} to {own[key]!r}, where runs are called by grid.{earlier}: {before!r}; "
+                    "an axis of an option's values comes after those that set it too"
+                )
+        # A name may stand for options that a later axis changes; a value in a run's name must be what it trains with.
+        if part == {axis: value}:
+            named |= dict.fromkeys(own, (axis, value))
+        options |= own
     for key in _REFUSED:
         if key in options:
             raise UserError(f"the option {key} is set by the sweep itself: leave it out")

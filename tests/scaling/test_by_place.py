@@ -78,3 +78,37 @@ def test_rates_are_shown_by_their_difference_over_shared_seeds(selection) -> Non
     assert rate_table(selection).rows == (
         ("`linear`", "big", "1,000", "0.001, at the edge", "0.001 (3); 0.002: -3.0 (1)"),
     )
+
+
+def test_runs_of_other_flops_have_rows_of_their_own(tmp_path) -> None:
+    """(kind, FLOPs, patch_dropout, seed) -> loss; the last option is one that no column holds."""
+    values = {
+        ("softmax", 100.0, "", 0): 1.0,
+        ("softmax", 60.0, "0.5", 0): 2.0,
+        ("linear", 90.0, "", 0): 1.5,
+        ("linear", 54.0, "0.5", 0): 2.25,
+        ("linear", 54.0, "0.5", 1): 2.75,
+        ("softmax", 100.0, "", 1): 1.0,
+        ("linear", 90.0, "", 1): 1.1,
+        ("linear", 70.0, "", 1): 9.0,
+    }
+    rows = [
+        {"run": f"r{i}", "attention": kind, "flops_per_sample": flops, "patch_dropout": dropout, "seed": seed}
+        | {"model": "m", "samples_seen": 1000, "dataset": "d", "metric": "contrastive_loss", "value": value}
+        for i, ((kind, flops, dropout, seed), value) in enumerate(values.items())
+    ]
+    with (tmp_path / "p.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    selection = table_points([tmp_path / "p.csv"])
+    half, told_apart = "m, patch_dropout 0.5", ("m, 70 FLOPs a pair", "m, 90 FLOPs a pair")
+    assert mean_table(selection, ["softmax", "linear"]).rows == (
+        (half, "1,000", "2.000", "2.500 ± 0.354 (2)"),
+        (told_apart[0], "1,000", "", "9.000"),
+        (told_apart[1], "1,000", "", "1.300 ± 0.283 (2)"),
+        ("m", "1,000", "1.000 ± 0.000 (2)", ""),
+    )
+    # Seed 1 of linear is two runs of other options: which goes with softmax's is not known.
+    found = seed_differences(selection, "linear", "softmax")
+    assert [(each.place[0], each.num_pairs, each.mean) for each in found] == [(half, 1, 0.25), ("m", 1, 0.5)]

@@ -242,3 +242,22 @@ def test_the_command_prints_it(bent_study, write_lines, capsys) -> None:
     (found,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert found["at_equal_model"]["num_pairs"] == 3
     assert found["at_equal_model"]["samples"]["value"] == pytest.approx(0.55, abs=0.04)
+
+
+def test_budgets_of_other_flops_are_no_curve(bent_study, write_lines) -> None:
+    """Two of vit_w64's five budgets with fewer FLOPs a pair: as an option, or by what no column says."""
+    sizes = {"vit_w64": 2e8, "vit_w128": 7e8, "vit_w256": 3e9, "vit_w512": 9e9}
+    lines = bent_study({"softmax": 1.0, "rala": 0.5}, sizes)
+    changed = [
+        {**line, "flops_per_sample": 0.6 * line["flops_per_sample"]}
+        if line["model"] == "vit_w64" and line["samples_seen"] in BUDGETS[:2]
+        else line
+        for line in lines
+    ]
+    (whole,), (found,) = (of(write_lines, each).comparisons for each in (lines, changed))
+    assert (whole.equal_model.num_pairs, found.equal_model.num_pairs) == (4, 3)
+    # Each value of an option has curves of its own, which are models of their own.
+    twice = [*lines, *({**line, "run_id": f"{line['run_id']}h", "patch_dropout": 0.5} for line in lines)]
+    (both,) = of(write_lines, twice).comparisons
+    assert (both.equal_model.num_pairs, both.equal_model.num_models) == (8, 8)
+    assert both.equal_model.samples.value == pytest.approx(whole.equal_model.samples.value)

@@ -84,3 +84,40 @@ def test_too_few_resamples_are_said(write_lines, two_laws) -> None:
         notes = analyse(points, method="percentile", num_resamples=num_resamples).notes
         said = f"{num_resamples} resamples are too few to judge the differences of 1 kind: give more"
         assert notes.count(said) == num_notes
+
+
+def with_options(lines: list[dict], *, recorded: bool) -> list[dict]:
+    """Each run once more with half of its patches: 0.6 of the FLOPs, and lucky by a tenth of its error."""
+    halved = []
+    for line in lines:
+        error = 0.9 * (1 - line["metrics"]["top1"]["value"])
+        changes = {"run_id": f"{line['run_id']}-halved", "flops_per_sample": 0.6 * line["flops_per_sample"]}
+        halved.append({**line, **changes, "metrics": {"top1": {"value": 1 - error}}})
+        halved[-1] |= {"patch_dropout": 0.5} if recorded else {}
+    return [*lines, *halved]
+
+
+def test_runs_of_other_flops_are_pairs_of_their_own(write_lines, two_laws) -> None:
+    (plain,) = analyse(result_points([write_lines(two_laws)])).comparisons
+    analysis = analyse(result_points([write_lines(with_options(two_laws, recorded=True))]))
+    (found,) = analysis.comparisons
+    assert (found.num_pairs, found.num_runs, found.num_repeated) == (24, 24, 0)
+    # Each kind's halved runs are as lucky: the kinds' ratio is that of the runs on all patches.
+    assert found.error_ratio == pytest.approx(plain.error_ratio)
+    said = "runs of softmax differ in patch_dropout (0.5, or none set): one law is fitted to all of them"
+    assert said in analysis.notes
+
+
+def test_where_no_column_tells_runs_of_other_flops_apart_they_are_in_no_pair(write_lines, two_laws) -> None:
+    lines = with_options(two_laws, recorded=False)
+    # Of one place of softmax alone there is no second run; what rounding leaves is a repeat.
+    alone = [line for line in lines if line["run_id"] != "vit_nano-softmax-0-30011-halved"]
+    analysis = analyse(result_points([write_lines(alone)]))
+    assert analysis.comparisons == ()
+    why = "runs of several FLOPs a pair, by what no column says: they are in no pair"
+    assert f"11 places of softmax hold {why}" in analysis.notes
+    assert f"12 places of linear hold {why}" in analysis.notes
+    near = [{**line, "flops_per_sample": line["flops_per_sample"] * (1 + 1e-9)} for line in two_laws]
+    again = [{**line, "run_id": f"{line['run_id']}-again"} for line in near]
+    (found,) = analyse(result_points([write_lines([*two_laws, *again])])).comparisons
+    assert (found.num_pairs, found.num_repeated) == (12, 24)

@@ -47,6 +47,7 @@ def write_table(tmp_path: Path):
 
 def test_what_is_written_reads_back_as_the_same_points(write_lines, two_laws, tmp_path) -> None:
     extra = {"parameters": 22_000_000, "image_size": 128, "tokens": 65, "image_attention": "linear", "gpu_seconds": 4.5}
+    extra |= {"patch_dropout": 0.5, "context_length": 32}
     lines = [{**line, **extra, "learning_rate": 1e-3, "train_pairs": 500_000} for line in two_laws]
     for line in lines:
         value = line["metrics"]["top1"]["value"]

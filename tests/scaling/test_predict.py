@@ -17,7 +17,8 @@ from clip_la.scaling.analysis import analyse
 from clip_la.scaling.form_analysis import analyse_form
 from clip_la.scaling.points import Point, Selection
 from clip_la.scaling.points_table import table_points
-from clip_la.scaling.predict import FIELDS, Prediction, Run, outcomes, predict, read_record
+from clip_la.scaling.predict import Prediction, Run, predict
+from clip_la.scaling.prediction_record import FIELDS, outcomes, read_record
 
 SIZES = {"image_size": 128, "context_length": 64}
 MODELS = ("vit_w64", "vit_w128", "vit_w256", "vit_s16")
@@ -261,3 +262,71 @@ def test_flops_that_no_length_of_captions_explains_ask_for_a_compute(rows, tmp_p
     run = ["--model", "vit_w512", "--samples", "9", "--context-length", "64", "--out", str(tmp_path / "o.json")]
     assert main(["scaling", "predict", str(table), "--format", "points", *run]) == 2
     assert "give --compute, not --model" in capsys.readouterr().err
+
+
+def test_notes_are_of_the_laws_alone(rows, tmp_path, capsys) -> None:
+    """Too few pairs for a multiplier with an interval concern the comparison, an untuned rate the laws."""
+    few = [row for row in rows if row["model"] == "vit_w64" or row["attention"] == "softmax"]
+    few.append(row_of("rala", "vit_w128", 7))
+    table = write([{**row, "learning_rate": 0.001} for row in few], tmp_path / "p.csv")
+    assert main(["scaling", "fit", str(table), "--format", "points"]) == 0
+    fitted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    given = ["--compute", "1e16", "--out", str(tmp_path / "o.json")]
+    assert main(["scaling", "predict", str(table), "--format", "points", *given]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [note for note in fitted if note not in said]
+    assert all("multiplier" in note or "at equal model" in note for note in fitted if note not in said)
+    assert said == [note for note in fitted if "multiplier" not in note and "at equal model" not in note]
+    assert said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"target": "photos"}, "unknown target 'photos'"),
+        ({"metric": "top9"}, "unknown metric 'top9'"),
+        ({"by": "colour"}, "unknown field that tells kinds apart 'colour'"),
+        ({"where": ["seed=9"]}, "unknown value of 'seed' '9'"),
+    ],
+)
+def test_what_a_record_asks_for_in_vain_names_the_record(rows, tmp_path, capsys, change, says) -> None:
+    table, path = write(rows, tmp_path / "p.csv"), tmp_path / "r.json"
+    said = Prediction("softmax", Run(1e15), 0.3, (0.2, 0.4), 9, 3, {})
+    made = {**dict.fromkeys(FIELDS, "compute"), "rate": "best", "tables": [], "target": "scenes"}
+    made |= {"metric": "contrastive_loss", "by": "attention", "predictions": [asdict(said)]}
+    path.write_text(json.dumps(made | change))
+    assert main(["scaling", "predict", str(table), "--format", "points", "--check", str(path)]) == 2
+    line = capsys.readouterr().err
+    assert f"error: {path}: {says}" in line
+    assert line.count("\n") == 1
+    assert main(["scaling", "predict", str(tmp_path / "absent.csv"), "--format", "points", "--check", str(path)]) == 2
+    assert str(path) not in capsys.readouterr().err
+
+
+def test_a_run_with_other_options_is_another_run(rows, tmp_path, capsys) -> None:
+    """Patches left out: neither measured already, nor what a prediction for the model on all patches is about."""
+    half = [
+        {**row_of("softmax", model, 3), "run": f"h-{model}", "source": f"h-{model}", "value": 0.5}
+        | {"flops_per_sample": flops(model_spec(model, attention="softmax", **SIZES), 0.5)["total"]}
+        for model in ("vit_w512", *MODELS)
+    ]
+    (halved, *_), selection = half, table_points([write([*rows, *half[:1]], tmp_path / "a.csv")])
+    run = Run(row_of("softmax", "vit_w512", 0)["flops_per_sample"] * SAMPLES, "vit_w512", SAMPLES)
+    said = Prediction("softmax", run, 0.3, None, 9, 3, {})
+    assert outcomes([said], selection, "attention")[0].num_measured == 0
+    like = Prediction("softmax", Run(halved["flops_per_sample"] * SAMPLES, "vit_w512", SAMPLES), 0.3, None, 9, 3, {})
+    assert outcomes([like], selection, "attention")[0].measured == 0.5
+    given = ["--samples", "9", "--context-length", "64", "--out", str(tmp_path / "o.json")]
+    table = write([*rows, *half], tmp_path / "b.csv")
+    assert main(["scaling", "predict", str(table), "--format", "points", "--model", "vit_w64", *given]) == 2
+    assert "runs of vit_w64 have several FLOPs a pair: give --compute, not --model" in capsys.readouterr().err
+    known = [{**row, "patch_dropout": "", "context_length": 64} for row in rows]
+    known += [{**row, "patch_dropout": 0.5, "context_length": 64} for row in half[1:]]
+    table = write(known, tmp_path / "c.csv")
+    wide = ["--model", "vit_w512", "--samples", "9", "--out", str(tmp_path / "o.json")]
+    assert main(["scaling", "predict", str(table), "--format", "points", *wide]) == 2
+    assert "softmax has runs with several patch_dropout: which one is predicted?" in capsys.readouterr().err
+    # Those of one value count as they were trained, their length of captions too.
+    assert main(["scaling", "predict", str(table), "--format", "points", "--where", "patch_dropout=0.5", *wide]) == 0
+    (made,) = json.loads((tmp_path / "o.json").read_text())["predictions"]
+    assert made["run"]["compute"] == 9 * halved["flops_per_sample"]

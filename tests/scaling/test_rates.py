@@ -169,3 +169,15 @@ def test_a_run_in_two_tables_counts_once(write, capsys) -> None:
         table_points([first, changed])
     assert main(["scaling", "fit", str(first), str(changed), "--format", "points"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_rates_of_runs_with_other_flops_are_not_compared(write, recorded) -> None:
+    rows = [{**row, "patch_dropout": ""} for row in rows_of("softmax", 30, {0.001: (0,)})]
+    halved = [
+        {**row, "patch_dropout": 0.5 if recorded else "", "flops_per_sample": 0.6 * row["flops_per_sample"]}
+        for row in rows_of("softmax", 30, {0.002: (0,)})
+    ]
+    selection = table_points([write([*rows, *halved])])
+    assert rate_choices(selection.points) == []
+    assert len(at_rate(selection, "best").points) == 18

@@ -88,3 +88,27 @@ def test_pairs_of_mixed_sources_are_repeated_as_their_weights_say(
         assert point.passes == pytest.approx(passes)
         said = [note for note in carrying("a", [point]) if "saw their pairs more than 4 times" in note]
         assert [note.split("(")[1].split(")")[0] for note in said] == (["up to 6"] if passes > 4 else [])
+
+
+def test_options_that_change_a_pairs_flops_stand_in_the_table(write_lines, result_line, tmp_path) -> None:
+    """Presets' own lengths and no dropout are empty cells: tables of before have no such columns."""
+    from clip_la.models.flops import flops
+    from clip_la.models.registry import model_spec
+
+    preset = model_spec("vit_nano").context_length
+    runs = {"plain": (0.0, None), "same": (0.0, preset), "cut": (0.5, None), "short": (0.5, preset // 2)}
+    for name, (dropout, context) in runs.items():
+        spec = model_spec("vit_nano", attention="softmax", context_length=context)
+        line = result_line(0.3, run_id=name, flops_per_sample=flops(spec)["total"], image_attention="softmax")
+        path = write_lines([{**line, "text_attention": "softmax"}], f"runs/{name}/results.jsonl")
+        config = {"model": {"name": "vit_nano", "patch_dropout": dropout, "context_length": context}}
+        (path.parent / "config.yaml").write_text(json.dumps(config))
+    out = tmp_path / "points.csv"
+    assert main(["scaling", "points", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    for points in (result_points([tmp_path / "runs"]).points, table_points([out]).points):
+        found = {point.source: point for point in points}
+        assert found["plain"].options == found["same"].options == (None, None)
+        assert found["cut"].options == (0.5, None)
+        assert found["short"].options == (0.5, preset // 2)
+        spec = model_spec("vit_nano", attention="softmax", context_length=preset // 2)
+        assert found["short"].flops_per_sample == pytest.approx(flops(spec, 0.5)["total"], rel=1e-9)

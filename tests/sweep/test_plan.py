@@ -60,6 +60,13 @@ def test_a_list_of_grids_gives_more_seeds_to_some_sizes() -> None:
         ("options: {budget_samples: 1}\ngrid: {arm: {ä: {seed: 0}, ö: {seed: 1}}}", "differ only in signs"),
         ("options: {budgets: [9]}\ngrid: {budget_samples: {a: {seed: 0}}}", "budget_samples is set by"),
         ("[" * 3000, "nested too deeply"),
+        ("options: {data.batch-size: 8, data.batch_size: 9, budget_samples: 1}", "are one option: give it once"),
+        ("options: {budget_samples: 1}\ngrid: {seed: [0], a: {b: {seed: 1}}}", "grid.a sets seed to 1, where runs are"),
+        (
+            "options: {budget_samples: 1}\ngrid: {data.batch-size: [1], data.batch_size: [2]}",
+            "sets data.batch_size to 2",
+        ),
+        (f"options: {{budget_samples: 1}}\ngrid: {{run_name: [{'a' * 255}]}}", "a name of 263 characters, where a"),
         ("options: {1: 2, budget_samples: 1}", "'options' holds 1, which is no name"),
         ("options: {budget_samples: 1}\ngrid: {1: [2]}", "'grid' holds 1, which is no name"),
     ],
@@ -88,3 +95,14 @@ def test_an_option_is_the_same_with_dashes() -> None:
     assert expand(dashed, grid) == expand({**OPTIONS, **suite}, grid)
     with pytest.raises(UserError, match="branch_from is set by the sweep itself"):
         expand({**SHORT, "branch-from": "x.ckpt"}, {})
+
+
+def test_a_later_axis_overrides_what_an_earlier_name_stands_for() -> None:
+    """A size brings its rate, and an axis of rates overrides it: the run's name has the rate that it trains with."""
+    sizes = {"a": {"model.name": "vit_pico", "model.lr": 1e-3}}
+    runs = expand(SHORT | {"model.lr": 1.0}, {"size": sizes, "model.lr": [2e-3, 4e-3]})
+    assert [(run.name, run.options["model.lr"]) for run in runs] == [("a-lr0.002", 2e-3), ("a-lr0.004", 4e-3)]
+    # A value that stands in a name may be said again, not changed.
+    assert expand(SHORT, {"seed": [1], "arm": {"a": {"seed": 1}}})[0].options["seed"] == 1
+    names = {"a" * 255: {"seed": 0}}
+    assert len(expand(SHORT, {"arm": names})[0].name) == 255

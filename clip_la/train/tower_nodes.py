@@ -26,10 +26,12 @@ class Bound(nn.Module):
 
     def __init__(self, tower: nn.Module, encode: Encode) -> None:
         super().__init__()
-        self.tower, self._encode = tower, encode
+        # In a tuple: a module, as which the tower itself may come, would be listed as a second holder of the weights, and
+        # functional_call would leave the lent ones behind in it.
+        self.tower, self._encode = tower, (encode,)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self._encode(*inputs)
+        return self._encode[0](*inputs)
 
 
 class TowerState:

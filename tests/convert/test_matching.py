@@ -10,7 +10,7 @@ from clip_la.models.clip import CLIP
 from clip_la.train.beginning import Beginning
 from clip_la.train.compiled import uncompiled
 from clip_la.train.options import ModelOptions
-from tests.train.test_graphed import record_on_the_cpu
+from tests.train.tapes import record_on_the_cpu
 
 LENGTHS = (5, 9, 7)
 END = 49407

@@ -1,49 +1,15 @@
-"""Recorded passes as nodes of autograd, on any machine: a recording works its passes out anew here instead of replaying
-CUDA graphs, into the same fixed tensors. What graphs replay is tested on a GPU (test_compiled_gpu)."""
+"""Recorded passes as nodes of autograd, on any machine: tapes stand in for CUDA graphs. What graphs replay is tested on a
+GPU (test_compiled_gpu)."""
 
 import pytest
 import torch
 from torch import nn
 
 from clip_la.models import create_model
-from clip_la.train import graphed
 from clip_la.train.graphed import GraphedTower, Part
 from clip_la.train.patches import draw_kept
 from clip_la.train.tower_nodes import ALIGNMENT_BYTES
-
-
-class Worked(graphed._Recording):
-    """As replays are: output and gradients lie where they always lie, and a pass overwrites what the last one kept."""
-
-    def __init__(self, encode, inputs, shared):
-        self.inputs, self.shared, self._encode = tuple(x.clone() for x in inputs), shared, encode
-        self.forward_graph, self.backward_graph = self, self
-        self.output = torch.empty_like(encode(*inputs).detach())
-        self.output_grad = torch.empty_like(self.output)
-        self._ahead = True
-
-    def replay(self):
-        if self._ahead:
-            with torch.enable_grad():
-                self._result = self._encode(*self.inputs)
-            self.output.copy_(self._result.detach())
-        else:
-            grads = torch.autograd.grad(self._result, self.shared.weights, self.output_grad)
-            torch._foreach_copy_(self.shared.weight_grads, grads)
-
-    def forward(self, inputs):
-        self._ahead = True
-        return super().forward(inputs)
-
-    def backward(self, output_grad):
-        self._ahead = False
-        return super().backward(output_grad)
-
-
-def record_on_the_cpu(patch):
-    """Towers on a processor are `recorded` from now on; `patch` is a MonkeyPatch."""
-    patch.setattr(GraphedTower, "_record", lambda self, encode, inputs: Worked(encode, inputs, self._common()))
-    patch.setattr(GraphedTower, "device_type", "cpu")
+from tests.train.tapes import record_on_the_cpu
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from clip_la.models import create_model
-from clip_la.train.graphed import GraphedTower, Part
+from clip_la.train.graphed import WARM_UP_PASSES, GraphedTower, Part
 from clip_la.train.patches import draw_kept
 from clip_la.train.tower_nodes import ALIGNMENT_BYTES
 from tests.train.tapes import record_on_the_cpu
@@ -48,13 +48,16 @@ def test_step_after_step_has_its_own_gradients_and_features_that_stay(tower):
     assert torch.equal(first, kept)
 
 
-def test_gradients_that_are_still_there_are_added_to(tower):
-    """Autograd's `.grad` may be the very memory that the next replay writes."""
+@pytest.mark.parametrize("rows", [(4, 4, 4), (4, 2, 3)])
+def test_gradients_that_are_still_there_are_added_to(rows, tower):
+    """Autograd's `.grad` may be the very memory that the next replay writes, or the next recording."""
     run, module = tower
     module.zero_grad()
-    for seed in (1, 2, 3):
-        run(Part((), module, (batch(seed),))).square().sum().backward()
-    torch.testing.assert_close(gradients(module), plain(module, batch(1), batch(2), batch(3)))
+    batches = [batch(seed, each) for seed, each in enumerate(rows)]
+    for each in batches:
+        run(Part((), module, (each,))).square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, *batches))
+    assert len(run._recordings) == len(set(rows))
 
 
 def test_parts_of_several_shapes_have_the_gradients_of_the_whole(tower):
@@ -128,3 +131,27 @@ def test_gradients_lie_side_by_side_and_are_taken_not_copied(tower):
         assert weight.grad.data_ptr() % ALIGNMENT_BYTES == flat.data_ptr() % ALIGNMENT_BYTES
     assert len({weight.grad.data_ptr() for weight in taken}) == len(taken)
     assert flat.numel() < sum(weight.numel() for weight in taken) + len(taken) * 64
+
+
+def test_python_runs_while_a_pass_is_recorded_and_never_again(tower):
+    run, module = tower
+    calls = []
+
+    def encode(x):
+        calls.append(x)
+        return module(x)
+
+    for seed in (1, 2, 3):
+        features = run(Part((), encode, (batch(seed),)))
+        torch.testing.assert_close(features, module(batch(seed)))
+        features.sum().backward()
+    assert len(calls) == WARM_UP_PASSES + 1
+
+
+def test_a_function_that_waits_for_the_device_runs_unrecorded_and_says_so(tower):
+    run, module = tower
+    module.zero_grad()
+    with pytest.warns(UserWarning, match=r"no CUDA graph of a tower, .*: operation not permitted"):
+        run(Part((), lambda x: module(x) * x.abs().max().item(), (batch(1),))).square().sum().backward()
+    wanted = torch.autograd.grad((module(batch(1)) * batch(1).abs().max()).square().sum(), list(module.parameters()))
+    torch.testing.assert_close(gradients(module), list(wanted))

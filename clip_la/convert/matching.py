@@ -139,9 +139,9 @@ class LayerMatching(Matching):
     The loss is the mean over layers of `unexplained`. It counts the tokens that something reads: captions up to their
     end, and of a tower's last layer the pooled token alone. Only the changed attention layers train.
 
-    Where other tasks record (`options.compile` true, unless `cuda_graphs` says otherwise), a GPU records both passes of a tower as CUDA graphs, kernel by
-    kernel as they are: hundreds of small layers are otherwise asked for one by one, and the host is what a step waits
-    for. Compiled blocks could not be listened to.
+    Where other tasks record (`options.compile` true, unless `cuda_graphs` says otherwise), a GPU records both passes of
+    a tower as CUDA graphs, kernel by kernel as they are: hundreds of small layers are otherwise asked for one by one,
+    and the host is what a step waits for. Compiled blocks could not be listened to.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Bound(nn.Module):
 
     def __init__(self, tower: nn.Module, encode: Encode) -> None:
         super().__init__()
-        # In a tuple: a module, as which the tower itself may come, would be listed as a second holder of the weights, and
+        # In a tuple: a module, such as the tower itself, would be listed as a second holder of the weights, and
         # functional_call would leave the lent ones behind in it.
         self.tower, self._encode = tower, (encode,)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from clip_la.cli import main as command
+from clip_la.convert import run
 from clip_la.convert.cli import main, make_parser
 from clip_la.convert.matching import FeatureMatching, LayerMatching
 from clip_la.convert.options import STAGES, ConvertOptions
@@ -229,14 +231,30 @@ def test_recorded_stages_broken_off_and_begun_again_end_in_the_same_bits(shared,
                 raise RuntimeError("broken off")
             return step(self, batch, batch_idx)
 
-        with monkeypatch.context() as patch, uncompiled(), pytest.raises(RuntimeError, match="broken off"):
+        with monkeypatch.context() as patch:
             patch.setattr(kind, "training_step", broken)
-            main([*shared, *two, "--compile", "true", "--out", str(tmp_path / "cut")])
+            with pytest.raises(RuntimeError, match="broken off"):
+                ends("cut", "--compile", "true")
     # Nothing says again that it is to be recorded: it has begun so.
     cut = ends("cut")
     for ours, theirs, unrecorded in zip(cut, whole, plain, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
         torch.testing.assert_close(theirs, unrecorded, rtol=1e-3, atol=1e-4)
+
+
+def test_a_control_compares_uncompiled_features(teacher, data, tmp_path, monkeypatch):
+    """With gradients and without, compiled passes round differently; AdamW would make whole steps of it."""
+    # As on a GPU.
+    monkeypatch.setattr(
+        run, "decided", lambda options, accelerator: replace(options, compile=options.compile is not False)
+    )
+    for plan, stages in (("softmax*2", {"layers": True, "features": False}), ("linear_mean", {"features": True})):
+        out = tmp_path / plan
+        options = ["--attention", plan, "--stages", ",".join(stages), *of_stages(dict.fromkeys(SAMPLES, BATCH))]
+        with uncompiled():
+            assert main([str(teacher), *data, *options, "--out", str(out)]) == 0
+        for stage, compiles in stages.items():
+            assert yaml.safe_load((out / stage / "config.yaml").read_text())["compile"] is compiles
 
 
 def test_a_stage_goes_on_as_it_began_compiled_or_not(converted, shared, tmp_path):

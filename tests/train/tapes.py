@@ -21,7 +21,7 @@ def storages(values):
 
 
 def is_made(x, given):
-    """Whether an operator's result is memory of its own. Views, and what is changed in place, lie where something lay."""
+    """Whether an operator's result has memory of its own, unlike views and what is changed in place."""
     return isinstance(x, torch.Tensor) and not storages(x) & given
 
 

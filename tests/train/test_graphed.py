@@ -1,5 +1,5 @@
-"""Recorded passes as nodes of autograd, on any machine: tapes stand in for CUDA graphs. What graphs replay is tested on a
-GPU (test_compiled_gpu)."""
+"""Recorded passes as nodes of autograd, on any machine: tapes stand in for CUDA graphs, whose own replays are tested on
+a GPU (test_compiled_gpu)."""
 
 import pytest
 import torch

@@ -11,8 +11,8 @@ import torch
 
 from clip_la.train.options import ModelOptions
 from clip_la.train.task import ContrastiveTask
-from tests.train.test_features import batch_of, is_close, loss_and_gradients, task_of
 from tests.train.tapes import record_on_the_cpu
+from tests.train.test_features import batch_of, is_close, loss_and_gradients, task_of
 from tests.train.two_recording_ranks import CASES, LIMITS, two_processes
 
 PROJECTION = "model.image.trunk.patch_embed.proj.weight"

@@ -22,8 +22,8 @@ from clip_la.train import graphed
 from clip_la.train.hardware import ddp_settings, trainer_hardware
 from clip_la.train.options import HardwareOptions, ModelOptions
 from clip_la.train.task import ContrastiveTask
-from tests.train.test_features import LENGTHS, LOSSES, Step, batch_of, share_of
 from tests.train.tapes import record_on_the_cpu
+from tests.train.test_features import LENGTHS, LOSSES, Step, batch_of, share_of
 
 # Recordings that process 0 and 1 may make: enough, none by process 1, none at all. Cut into parts, process 0 has
 # captions of two lengths, of which one recording holds one.

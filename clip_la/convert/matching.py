@@ -110,6 +110,10 @@ class Matching(ContrastiveTask):
         super().on_fit_start()
         self._teacher.model.to(self.device)
 
+    def on_fit_end(self) -> None:
+        """The teacher leaves the device, as the student does: the stage after this one may need the room."""
+        self._teacher.model.cpu()
+
     def parts_of_loss(self) -> dict[str, float]:
         """The last step's loss by layer, or by tower."""
         values = torch.stack(list(self._last_parts.values())).tolist()
@@ -135,9 +139,9 @@ class LayerMatching(Matching):
     The loss is the mean over layers of `unexplained`. It counts the tokens that something reads: captions up to their
     end, and of a tower's last layer the pooled token alone. Only the changed attention layers train.
 
-    Where other tasks compile (`options.compile` true), a GPU records both passes of a tower as CUDA graphs, kernel by
-    kernel as they are: hundreds of small layers are otherwise asked for one by one, and the host is what a step waits
-    for. Compiled blocks could not be listened to.
+    Where other tasks record (`options.compile` true, unless `cuda_graphs` says otherwise), a GPU records both passes of
+    a tower as CUDA graphs, kernel by kernel as they are: hundreds of small layers are otherwise asked for one by one,
+    and the host is what a step waits for. Compiled blocks could not be listened to.
     """
 
     def __init__(
@@ -146,7 +150,7 @@ class LayerMatching(Matching):
         super().__init__(options, teacher, batch_size=batch_size, budget_samples=budget_samples, seed=seed)
         layers = {tower: nn.ModuleList(self._layers(self.model, tower)) for tower in self._changed}
         # In a dict, hence no modules of the task: their weights are the model's.
-        graphs = options.compile is True and options.cuda_graphs is not False
+        graphs = options.compile is True if options.cuda_graphs is None else options.cuda_graphs
         self._graphed = {tower: GraphedTower(module) for tower, module in layers.items()} if graphs else {}
 
     @property
@@ -173,16 +177,22 @@ class LayerMatching(Matching):
         blocks: Any = model.image.trunk.blocks if tower == "image" else model.text.blocks
         return [blocks[depth].attn for depth in self._changed[tower]]
 
+    def _records(self, tower: str, batch: Mapping[str, Any]) -> bool:
+        return tower in self._graphed and batch["tokens"].device.type == GraphedTower.device_type
+
+    def new_shapes(self, batch: Mapping[str, Any]) -> list[int]:
+        """As ContrastiveTask.new_shapes, where captions are recorded: nothing is compiled here."""
+        return super().new_shapes(batch) if self._records("text", batch) else []
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         parts: dict[str, Tensor] = {}
         for tower, depths in self._changed.items():
             given = batch["image"] if tower == "image" else batch["tokens"]
-            graphed = self._graphed.get(tower)
-            if graphed and given.device.type == graphed.device_type:
+            if self._records(tower, batch):
                 if tower == "text":
                     # Few lengths, hence few recordings; `unexplained` counts no token behind a caption's end.
                     given = pad_captions(given, padded_length(given.shape[1], self.model.spec.context_length))
-                errors = graphed(Part((), partial(self._errors, tower), (given,)))
+                errors = self._graphed[tower](Part((), partial(self._errors, tower), (given,)))
             else:
                 errors = self._errors(tower, given)
             # A layer's column in metrics.csv: image_0, ..., text_11.

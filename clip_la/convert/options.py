@@ -51,7 +51,8 @@ class ConvertOptions(HardwareOptions):
     """stage tune, if asked for: the trainer as ever, `clip-la train --model.init_from CHECKPOINT`"""
     compile: Compile = "auto"
     """as model.compile of `clip-la train`, with CUDA graphs on a GPU; layers alone records graphs and compiles nothing;
-    a stage writes what was chosen into its config.yaml, and keeps it"""
+    auto does neither in the features of a control, which would differ from the teacher's by their roundings; a stage
+    writes what was chosen into its config.yaml, and keeps it"""
     seed: int = 0
     """of what is not copied, and of the order of the data, which is another in each stage"""
     log_every_samples: int | None = None

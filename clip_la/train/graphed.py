@@ -183,6 +183,8 @@ class GraphedTower:
             result: Tensor = torch.func.functional_call(bound, shared.aliases, recording.inputs)
             return result
 
+        # The passes before the recording write gradients as well.
+        shared.save_earlier_grads()
         with uncached_autocast(inputs[0].device.type):
             torch.cuda.synchronize()
             with torch.cuda.stream(stream):

@@ -26,10 +26,12 @@ class Bound(nn.Module):
 
     def __init__(self, tower: nn.Module, encode: Encode) -> None:
         super().__init__()
-        self.tower, self._encode = tower, encode
+        # In a tuple: a module, such as the tower itself, would be listed as a second holder of the weights, and
+        # functional_call would leave the lent ones behind in it.
+        self.tower, self._encode = tower, (encode,)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self._encode(*inputs)
+        return self._encode[0](*inputs)
 
 
 class TowerState:
@@ -77,6 +79,16 @@ class TowerState:
     def views(self, flat: Tensor) -> list[Tensor]:
         """Each weight's gradient in a tensor like `flat_grad`."""
         return [flat.as_strided(*place) for place in self._places]
+
+    def save_earlier_grads(self) -> None:
+        """Copies gradients of earlier backward passes that are still there, to be added to, out of `flat_grad`.
+
+        Autograd takes what a node returns as `.grad` itself: whatever writes `flat_grad` next would overwrite them.
+        """
+        own = {grad.data_ptr() for grad in self.weight_grads}
+        for weight in self.weights:
+            if weight.grad is not None and weight.grad.data_ptr() in own:
+                weight.grad = weight.grad.clone()
 
     def work_out(self, output: Tensor, output_grad: Tensor) -> None:
         """Writes the weights' gradients from a pass over the aliases, and gives up what that has kept."""
@@ -149,7 +161,7 @@ class PassNode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, recording: Pass, num_inputs: int, *tensors: Tensor) -> Tensor:
-        ctx.recording, ctx.num_inputs, ctx.weights = recording, num_inputs, tensors[num_inputs:]
+        ctx.recording, ctx.num_inputs = recording, num_inputs
         # A copy: the next replay must not change features that somebody keeps.
         output = recording.forward(tensors[:num_inputs]).clone()
         ctx.replays = recording.shared.replays
@@ -163,12 +175,7 @@ class PassNode(torch.autograd.Function):
                 "another pass of this tower came between this forward pass and its backward pass, and has overwritten "
                 "its activations: one pass at a time, or cuda_graphs=False"
             )
-        # Autograd takes the tensors returned here as `.grad` themselves. A gradient from an earlier backward pass
-        # that is still there, to be added to, would be overwritten by the replay.
-        own = {grad.data_ptr() for grad in ctx.recording.shared.weight_grads}
-        for weight in ctx.weights:
-            if weight.grad is not None and weight.grad.data_ptr() in own:
-                weight.grad = weight.grad.clone()
+        ctx.recording.shared.save_earlier_grads()
         flat = ctx.recording.backward(output_grad)
         return (None, None, *(None,) * ctx.num_inputs, *ctx.recording.shared.handed_over(flat))
 

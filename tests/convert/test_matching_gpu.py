@@ -1,9 +1,15 @@
-"""On a GPU: the matching stages, recorded, have the losses and gradients of the same stages run kernel by kernel."""
+"""On a GPU: the matching stages, recorded, have the losses and gradients of the same stages run kernel by kernel, and
+give back their memory."""
+
+import gc
 
 import pytest
 import torch
 
+from clip_la.convert.cli import main
 from clip_la.convert.matching import FeatureMatching, LayerMatching
+from clip_la.convert.run import Conversion
+from clip_la.runs import RunFolder
 from tests.convert.test_matching import END, matching
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -35,8 +41,9 @@ def test_recorded_stages_learn_the_same(kind, tmp_path):
     for seed, length in enumerate(LENGTHS):
         batch, losses = a_batch(length, seed), []
         for task in (plain, recorded):
-            task.zero_grad()
+            # In the trainer's order: the last step's gradients are still there in the forward pass.
             loss = task.training_step(batch, 0)
+            task.zero_grad()
             loss.backward()
             losses.append(loss.item())
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -47,7 +54,45 @@ def test_recorded_stages_learn_the_same(kind, tmp_path):
         with torch.no_grad():
             for ours, theirs in zip(recorded.parameters(), plain.parameters(), strict=True):
                 ours.copy_(theirs)
-    graphed = recorded._graphed if kind is LayerMatching else recorded._teacher.encoder._graphed
-    # Where a recording fails, passes go on kernel by kernel, and nothing above would have been compared.
-    assert {tower: len(each._recordings) for tower, each in graphed.items()} == {"image": 1, "text": 2}
+    graphed = [recorded._graphed] if kind is LayerMatching else [recorded._teacher.encoder._graphed]
+    graphed += [] if kind is LayerMatching else [recorded._encoder._graphed]
+    for towers in graphed:
+        # Where a recording fails, passes go on kernel by kernel, and nothing above would have been compared.
+        assert {tower: len(each._recordings) for tower, each in towers.items()} == {"image": 1, "text": 2}
     recorded.release()
+
+
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_layers_of_a_control_have_nothing_to_learn(is_mixed, tmp_path):
+    """The teacher's layers run without gradients, the student's with them: by the same kernels, to the bit."""
+    task = matching(LayerMatching, tmp_path, compiled=True)[0].cuda()
+    task._teacher.model.cuda()
+    for seed, length in enumerate(LENGTHS):
+        with torch.autocast("cuda", torch.bfloat16, enabled=is_mixed):
+            loss = task.training_step(a_batch(length, seed), 0)
+        loss.backward()
+        assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in task.parameters())
+    assert all(each._recordings for each in task._graphed.values())
+
+
+def test_stages_end_with_their_memory_given_back(teacher, data, tmp_path, monkeypatch):
+    train, used = Conversion.train, []
+
+    def watched(self, *args):
+        ended = train(self, *args)
+        assert {p.device.type for p in self.teacher.model.parameters()} == {"cpu"}
+        return ended
+
+    monkeypatch.setattr(Conversion, "train", watched)
+    options = [str(teacher), *data, "--accelerator", "gpu", "--attention", "linear_mean"]
+    options += ["--layers.samples", "64", "--features.samples", "64"]
+    for number in range(3):
+        out = tmp_path / str(number)
+        assert main([*options, "--out", str(out)]) == 0
+        for stage in ("layers", "features"):
+            assert RunFolder(out / stage).read_config()["compile"] is True
+        gc.collect()
+        torch.cuda.empty_cache()
+        used.append(torch.cuda.memory_reserved())
+    assert used[2] <= used[0]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ import torch
 import yaml
 
 from clip_la.cli import main as command
+from clip_la.convert import run
 from clip_la.convert.cli import main, make_parser
+from clip_la.convert.matching import FeatureMatching, LayerMatching
 from clip_la.convert.options import STAGES, ConvertOptions
 from clip_la.convert.run import SHARES
 from clip_la.errors import UserError
@@ -26,9 +29,11 @@ from clip_la.runs import RunFolder, checkpoint_name
 from clip_la.scaling.results import result_points
 from clip_la.train.cli import main as train
 from clip_la.train.compiled import uncompiled
+from clip_la.train.graphed import GraphedTower
 from clip_la.train.task import SIGMOID_INIT_BIAS
 from clip_la.zeroshot.model.eval_model import of_model
 from clip_la.zeroshot.model.load import expand_models
+from tests.train.tapes import record_on_the_cpu
 
 BATCH = 16
 SAMPLES = {"layers": 12 * BATCH, "features": 10 * BATCH, "tune": 6 * BATCH}
@@ -197,6 +202,59 @@ def test_killed_and_called_again_it_ends_in_the_same_bits(converted, shared, tmp
         assert [(r["samples_seen"], r["loss"]) for r in rows(converted, stage)] == [
             (r["samples_seen"], r["loss"]) for r in rows(out, stage)
         ]
+
+
+def test_recorded_stages_broken_off_and_begun_again_end_in_the_same_bits(shared, tmp_path, monkeypatch):
+    """A stage that goes on records anew, in the middle of its weights' way; kernel by kernel it ends nearly there."""
+    record_on_the_cpu(monkeypatch)
+    record, recordings = GraphedTower._record, []
+    monkeypatch.setattr(GraphedTower, "_record", lambda *given: recordings.append(record(*given)) or recordings[-1])
+    two = ["--stages", "layers,features"]
+
+    def ends(name, *more):
+        out = tmp_path / name
+        # Compiling is not what is tested, and takes a minute.
+        with uncompiled():
+            assert main([*shared, *two, *more, "--out", str(out)]) == 0
+        return [weights(end(out, stage)) for stage in ("layers", "features")]
+
+    plain = ends("plain", "--compile", "false")
+    assert not recordings
+    whole = ends("whole", "--compile", "true")
+    # Layers of two towers; two towers of the student and of the teacher.
+    assert len(recordings) == 6
+    for kind in (LayerMatching, FeatureMatching):
+        step, steps_left = kind.training_step, iter(range(5))
+
+        def broken(self, batch, batch_idx, step=step, steps_left=steps_left):
+            if next(steps_left, None) is None:
+                raise RuntimeError("broken off")
+            return step(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "training_step", broken)
+            with pytest.raises(RuntimeError, match="broken off"):
+                ends("cut", "--compile", "true")
+    # Nothing says again that it is to be recorded: it has begun so.
+    cut = ends("cut")
+    for ours, theirs, unrecorded in zip(cut, whole, plain, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        torch.testing.assert_close(theirs, unrecorded, rtol=1e-3, atol=1e-4)
+
+
+def test_a_control_compares_uncompiled_features(teacher, data, tmp_path, monkeypatch):
+    """With gradients and without, compiled passes round differently; AdamW would make whole steps of it."""
+    # As on a GPU.
+    monkeypatch.setattr(
+        run, "decided", lambda options, accelerator: replace(options, compile=options.compile is not False)
+    )
+    for plan, stages in (("softmax*2", {"layers": True, "features": False}), ("linear_mean", {"features": True})):
+        out = tmp_path / plan
+        options = ["--attention", plan, "--stages", ",".join(stages), *of_stages(dict.fromkeys(SAMPLES, BATCH))]
+        with uncompiled():
+            assert main([str(teacher), *data, *options, "--out", str(out)]) == 0
+        for stage, compiles in stages.items():
+            assert yaml.safe_load((out / stage / "config.yaml").read_text())["compile"] is compiles
 
 
 def test_a_stage_goes_on_as_it_began_compiled_or_not(converted, shared, tmp_path):

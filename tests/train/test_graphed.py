@@ -1,49 +1,15 @@
-"""Recorded passes as nodes of autograd, on any machine: a recording works its passes out anew here instead of replaying
-CUDA graphs, into the same fixed tensors. What graphs replay is tested on a GPU (test_compiled_gpu)."""
+"""Recorded passes as nodes of autograd, on any machine: tapes stand in for CUDA graphs, whose own replays are tested on
+a GPU (test_compiled_gpu)."""
 
 import pytest
 import torch
 from torch import nn
 
 from clip_la.models import create_model
-from clip_la.train import graphed
-from clip_la.train.graphed import GraphedTower, Part
+from clip_la.train.graphed import WARM_UP_PASSES, GraphedTower, Part
 from clip_la.train.patches import draw_kept
 from clip_la.train.tower_nodes import ALIGNMENT_BYTES
-
-
-class Worked(graphed._Recording):
-    """As replays are: output and gradients lie where they always lie, and a pass overwrites what the last one kept."""
-
-    def __init__(self, encode, inputs, shared):
-        self.inputs, self.shared, self._encode = tuple(x.clone() for x in inputs), shared, encode
-        self.forward_graph, self.backward_graph = self, self
-        self.output = torch.empty_like(encode(*inputs).detach())
-        self.output_grad = torch.empty_like(self.output)
-        self._ahead = True
-
-    def replay(self):
-        if self._ahead:
-            with torch.enable_grad():
-                self._result = self._encode(*self.inputs)
-            self.output.copy_(self._result.detach())
-        else:
-            grads = torch.autograd.grad(self._result, self.shared.weights, self.output_grad)
-            torch._foreach_copy_(self.shared.weight_grads, grads)
-
-    def forward(self, inputs):
-        self._ahead = True
-        return super().forward(inputs)
-
-    def backward(self, output_grad):
-        self._ahead = False
-        return super().backward(output_grad)
-
-
-def record_on_the_cpu(patch):
-    """Towers on a processor are `recorded` from now on; `patch` is a MonkeyPatch."""
-    patch.setattr(GraphedTower, "_record", lambda self, encode, inputs: Worked(encode, inputs, self._common()))
-    patch.setattr(GraphedTower, "device_type", "cpu")
+from tests.train.tapes import record_on_the_cpu
 
 
 @pytest.fixture
@@ -82,13 +48,16 @@ def test_step_after_step_has_its_own_gradients_and_features_that_stay(tower):
     assert torch.equal(first, kept)
 
 
-def test_gradients_that_are_still_there_are_added_to(tower):
-    """Autograd's `.grad` may be the very memory that the next replay writes."""
+@pytest.mark.parametrize("rows", [(4, 4, 4), (4, 2, 3)])
+def test_gradients_that_are_still_there_are_added_to(rows, tower):
+    """Autograd's `.grad` may be the very memory that the next replay writes, or the next recording."""
     run, module = tower
     module.zero_grad()
-    for seed in (1, 2, 3):
-        run(Part((), module, (batch(seed),))).square().sum().backward()
-    torch.testing.assert_close(gradients(module), plain(module, batch(1), batch(2), batch(3)))
+    batches = [batch(seed, each) for seed, each in enumerate(rows)]
+    for each in batches:
+        run(Part((), module, (each,))).square().sum().backward()
+    torch.testing.assert_close(gradients(module), plain(module, *batches))
+    assert len(run._recordings) == len(set(rows))
 
 
 def test_parts_of_several_shapes_have_the_gradients_of_the_whole(tower):
@@ -162,3 +131,27 @@ def test_gradients_lie_side_by_side_and_are_taken_not_copied(tower):
         assert weight.grad.data_ptr() % ALIGNMENT_BYTES == flat.data_ptr() % ALIGNMENT_BYTES
     assert len({weight.grad.data_ptr() for weight in taken}) == len(taken)
     assert flat.numel() < sum(weight.numel() for weight in taken) + len(taken) * 64
+
+
+def test_python_runs_while_a_pass_is_recorded_and_never_again(tower):
+    run, module = tower
+    calls = []
+
+    def encode(x):
+        calls.append(x)
+        return module(x)
+
+    for seed in (1, 2, 3):
+        features = run(Part((), encode, (batch(seed),)))
+        torch.testing.assert_close(features, module(batch(seed)))
+        features.sum().backward()
+    assert len(calls) == WARM_UP_PASSES + 1
+
+
+def test_a_function_that_waits_for_the_device_runs_unrecorded_and_says_so(tower):
+    run, module = tower
+    module.zero_grad()
+    with pytest.warns(UserWarning, match=r"no CUDA graph of a tower, .*: operation not permitted"):
+        run(Part((), lambda x: module(x) * x.abs().max().item(), (batch(1),))).square().sum().backward()
+    wanted = torch.autograd.grad((module(batch(1)) * batch(1).abs().max()).square().sum(), list(module.parameters()))
+    torch.testing.assert_close(gradients(module), list(wanted))

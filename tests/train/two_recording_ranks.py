@@ -22,8 +22,8 @@ from clip_la.train import graphed
 from clip_la.train.hardware import ddp_settings, trainer_hardware
 from clip_la.train.options import HardwareOptions, ModelOptions
 from clip_la.train.task import ContrastiveTask
+from tests.train.tapes import record_on_the_cpu
 from tests.train.test_features import LENGTHS, LOSSES, Step, batch_of, share_of
-from tests.train.test_graphed import record_on_the_cpu
 
 # Recordings that process 0 and 1 may make: enough, none by process 1, none at all. Cut into parts, process 0 has
 # captions of two lengths, of which one recording holds one.
@@ -140,14 +140,24 @@ class Rank:
         return str(refused.value)
 
     def matchings(self):
-        """What DDP would be told to ignore of tasks that train weights of towers alone."""
-        ignored = []
-        for kind in (LayerMatching, FeatureMatching):
+        """Of tasks that train weights of towers alone: how many DDP is told to ignore, and the second step's gradients,
+        recorded and not."""
+        found = {}
+        graphed.MAX_RECORDINGS = 24
+        for kind, is_recorded in itertools.product((LayerMatching, FeatureMatching), (True, False)):
+            graphed.GraphedTower.device_type = self.device if is_recorded else "none"
             options = ModelOptions(name="vit_pico", cuda_graphs=True)
             task = kind(options, create_model("vit_pico", seed=1), batch_size=8, budget_samples=8)
-            task.average_towers(task, None)
-            ignored.append(DistributedDataParallel(task).parameters_to_ignore)
-        return [len(names) for names in ignored]
+            module = Step(task)
+            task.average_towers(module, None)
+            wrapped = DistributedDataParallel(module, **ddp_settings())
+            for turned in range(2):
+                loss = wrapped(self.batch(turned))
+                task.zero_grad()
+                loss.backward()
+            grads = {name: p.grad.clone() for name, p in task.named_parameters() if p.requires_grad}
+            found[kind.__name__, is_recorded] = len(wrapped.parameters_to_ignore), grads
+        return found
 
     def by_lightning(self):
         """What the strategy of a run has DDP ignore, and what the towers send."""

@@ -5,11 +5,14 @@ import itertools
 import pytest
 import torch
 
+from clip_la.convert.cli import main as convert
+from clip_la.convert.options import STAGES
 from clip_la.data.corpora.scenes import Actor, SceneSource
 from clip_la.data.tools.pack import pack
 from clip_la.train.cli import main as train
 
-BATCH = 16
+from .stages import BATCH, of_stages
+
 SHAPES = ('<circle cx="5" cy="5" r="5" fill="{}"/>', '<rect width="10" height="10" fill="{}"/>')
 COLORS = {"crimson": "#dc143c", "navy": "#000080", "olive": "#808000"}
 
@@ -66,3 +69,17 @@ def teacher(data, tmp_path_factory):
 def one_thread():
     """Sums in one order, hence equal bits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared(teacher, data):
+    rates = ["--layers.lr", "0.001", "--features.lr", "0.0005", "--save_every_samples", str(3 * BATCH)]
+    stages = ["--stages", ",".join(STAGES)]
+    return [str(teacher), "--attention", "linear_mean", *stages, *data, *of_stages(), *rates]
+
+
+@pytest.fixture(scope="session")
+def converted(shared, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "out"
+    assert convert([*shared, "--log_every_samples", str(2 * BATCH), "--out", str(out)]) == 0
+    return out

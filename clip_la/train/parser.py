@@ -163,7 +163,9 @@ class OneLineParser(ArgumentParser):
         homes = [other for other in single if other.rpartition(".")[2] == name.rpartition(".")[2]]
         if len(homes) == 1 and homes[0] != name:
             return f'"{name}" must be given via "{homes[0]}"'
-        if (alias := _ALIASES.get(name.rpartition(".")[2])) in known:
+        # Other tools' names, mistyped ones too.
+        meant = difflib.get_close_matches(name.rpartition(".")[2], _ALIASES, n=1, cutoff=0.85)
+        if meant and (alias := _ALIASES[meant[0]]) in known:
             return f"{text}; did you mean {alias}?"
         near = difflib.get_close_matches(name, known, n=_NUM_NEAR)
         return f"{text}; did you mean {' or '.join(near)}?" if near else text

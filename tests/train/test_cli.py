@@ -72,6 +72,8 @@ from clip_la.train.task import ContrastiveTask
         (["--epochs", "3"], "unknown option --epochs; did you mean budget_samples?"),
         (["--model.learning_rate", "3"], "unknown option --model.learning_rate; did you mean model.lr?"),
         (["--learning-rate", "3"], "unknown option --learning-rate; did you mean model.lr?"),
+        (["--model.leraning_rate", "3"], "unknown option --model.leraning_rate; did you mean model.lr?"),
+        (["--model.weight_decy", "3"], "did you mean model.weight_decay"),
         (["--data.batch-sizes", "3"], "unknown option --data.batch-sizes; did you mean data.batch_size"),
     ],
 )

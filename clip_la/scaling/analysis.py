@@ -107,7 +107,6 @@ def analyse(
     how = How.of(frontier, num_bins, method, num_resamples, seed)
     fits: list[SeriesFit] = []
     notes: list[str] = []
-    pair_notes: list[str] = []
     for name, points in group_points(selection.points, by, baseline).items():
         try:
             fits.append(SeriesFit.of(name, points, how))
@@ -115,19 +114,8 @@ def analyse(
             notes.append(f"no fit for {name}: {error}")
     if not fits:
         raise no_fit(notes)
-    first = fits[0]
-    pairs = {other.name: make_pairs(first.points, other.points, by) for other in fits[1:]}
-    for other in fits[1:]:
-        if pairs[other.name][0].num_units == 0:
-            why = why_no_pairs(first.points, other.points, by)
-            pair_notes.append(f"no pairs of {other.name} and {first.name}: {why}")
-            del pairs[other.name]
-    curves = {other.name: make_curves(first.points, other.points, by) for other in fits[1:]}
-    same: dict[str, Any] = {"how": how, "num_compared": len(pairs)}
-    comparisons = [
-        compare(name, first.name, own, curves=curves[name], num_repeated=num_repeated, **same)
-        for name, (own, num_repeated) in pairs.items()
-    ]
+    curves = {other.name: make_curves(fits[0].points, other.points, by) for other in fits[1:]}
+    comparisons, pair_notes = _compare_all(fits, curves, by, how)
     if len(fits) == 1 and not notes:
         pair_notes.append(f"one {by} alone, {fits[0].name}: nothing to compare it with")
     notes += pair_notes
@@ -140,6 +128,25 @@ def analyse(
         *(selection, by, label, how.method, num_resamples, seed),
         *(tuple(fits), tuple(comparisons), tuple(notes), (*pair_notes, *of_pairs)),
     )
+
+
+def _compare_all(
+    fits: Sequence[SeriesFit], curves: Mapping[str, Sequence[CurvePair]], by: str, how: How
+) -> tuple[list[Comparison], list[str]]:
+    """Each kind compared with the first over the pairs they have, and a note for each that has none."""
+    first, notes = fits[0], []
+    pairs = {other.name: make_pairs(first.points, other.points, by) for other in fits[1:]}
+    for other in fits[1:]:
+        if pairs[other.name][0].num_units == 0:
+            why = why_no_pairs(first.points, other.points, by)
+            notes.append(f"no pairs of {other.name} and {first.name}: {why}")
+            del pairs[other.name]
+    same: dict[str, Any] = {"how": how, "num_compared": len(pairs)}
+    found = [
+        compare(name, first.name, own, curves=curves[name], num_repeated=num_repeated, **same)
+        for name, (own, num_repeated) in pairs.items()
+    ]
+    return found, notes
 
 
 def _cautions(

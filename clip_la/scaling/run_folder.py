@@ -61,54 +61,64 @@ def completed(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if not read_config(folder) and isinstance(checkpoint, str):
         folder = Path(checkpoint).parent.parent
     config = read_config(folder)
-
-    def number(section: Any, name: str) -> float | None:
-        value = section.get(name) if isinstance(section, dict) else None
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-    model, more = config.get("model"), dict[str, Any]()
-    more["learning_rate"], more["image_size"] = number(model, "lr"), number(model, "image_size")
-    if isinstance(model, dict):
-        names = ("image_size", "patch_size", "context_length")
-        sizes = {name: model[name] for name in names if model.get(name) is not None}
-        dropout, context = number(model, "patch_dropout"), number(model, "context_length")
-        more["patch_dropout"], more["context_length"] = dropout or None, None if context is None else int(context)
-        try:
-            kinds: dict[str, Any] = {
-                f"{tower}_attention": fields.get(f"{tower}_attention") for tower in ("image", "text")
-            }
-            spec = model_spec(str(model.get("name")), **sizes, **kinds)
-            more["image_size"], more["tokens"] = spec.image_size, spec.num_image_tokens
-            if spec.context_length == model_spec(spec.name).context_length:
-                more["context_length"] = None
-            whole = fields.get("flops_per_sample")
-            if dropout and isinstance(whole, int | float):
-                trained = flops(spec, dropout)["total"] / flops(spec)["total"]
-                fields = {**fields, "flops_per_sample": whole * trained}
-        except (UserError, TypeError, ValueError):
-            # A model of a plugin that is not loaded here, or a config that was edited.
-            pass
+    more, trained_share = _of_model(config.get("model"), fields)
+    whole = fields.get("flops_per_sample")
+    if trained_share != 1 and isinstance(whole, int | float):
+        fields = {**fields, "flops_per_sample": whole * trained_share}
     seen = fields.get("samples_seen")
     seconds = training_seconds(folder).get(seen) if isinstance(seen, int) else None
     if seconds is not None:
-        gpus = (number(config, "devices") or 1) * (number(config, "num_nodes") or 1)
-        more["gpu_seconds"] = seconds * gpus / (number(_read_json(folder / PLACE_NAME), "runs_per_gpu") or 1)
-    data = config.get("data")
-    shards = data.get("shards") if isinstance(data, dict) else None
+        gpus = (_number(config, "devices") or 1) * (_number(config, "num_nodes") or 1)
+        more["gpu_seconds"] = seconds * gpus / (_number(_read_json(folder / PLACE_NAME), "runs_per_gpu") or 1)
+    more |= _of_shards(config.get("data"))
+    return {**{name: value for name, value in more.items() if value is not None}, **fields}
+
+
+def _of_model(model: Any, fields: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """What the section `model` of a config adds to a line, and the share of the model's FLOPs that its run spent."""
+    more, share = dict[str, Any](), 1.0
+    more["learning_rate"], more["image_size"] = _number(model, "lr"), _number(model, "image_size")
+    if not isinstance(model, dict):
+        return more, share
+    names = ("image_size", "patch_size", "context_length")
+    sizes = {name: model[name] for name in names if model.get(name) is not None}
+    dropout, context = _number(model, "patch_dropout"), _number(model, "context_length")
+    more["patch_dropout"], more["context_length"] = dropout or None, None if context is None else int(context)
+    kinds: dict[str, Any] = {f"{tower}_attention": fields.get(f"{tower}_attention") for tower in ("image", "text")}
+    try:
+        spec = model_spec(str(model.get("name")), **sizes, **kinds)
+        more["image_size"], more["tokens"] = spec.image_size, spec.num_image_tokens
+        if spec.context_length == model_spec(spec.name).context_length:
+            more["context_length"] = None
+        if dropout:
+            share = flops(spec, dropout)["total"] / flops(spec)["total"]
+    except (UserError, TypeError, ValueError):
+        # A model of a plugin that is not loaded here, or a config that was edited.
+        pass
+    return more, share
+
+
+def _of_shards(data: Any) -> dict[str, Any]:
+    """`train_pairs` and `pass_samples` by the section `data` of a config; empty where a folder has no counts."""
+    shards, weights = (data.get("shards"), data.get("weights")) if isinstance(data, dict) else (None, None)
     counts = [_read_json(Path(str(each)) / "sizes.json") for each in (shards if isinstance(shards, list) else [shards])]
     # A single folder without counts makes the sum unknown.
-    if all(counts):
-        pairs = [sum(size for size in each.values() if isinstance(size, int)) for each in counts]
-        more["train_pairs"] = sum(pairs)
-        weights = data.get("weights") if isinstance(data, dict) else None
-        if isinstance(weights, list) and len(weights) == len(pairs):
-            drawn = [
-                (size, float(w)) for size, w in zip(pairs, weights, strict=True) if isinstance(w, int | float) and w
-            ]
-            # A source has a part of the samples as its weight is of all.
-            if drawn:
-                more["pass_samples"] = round(min(size * sum(w for _, w in drawn) / w for size, w in drawn))
-    return {**{name: value for name, value in more.items() if value is not None}, **fields}
+    if not all(counts):
+        return {}
+    pairs = [sum(size for size in each.values() if isinstance(size, int)) for each in counts]
+    more = {"train_pairs": sum(pairs)}
+    if isinstance(weights, list) and len(weights) == len(pairs):
+        drawn = [(size, float(w)) for size, w in zip(pairs, weights, strict=True) if isinstance(w, int | float) and w]
+        # A source has a part of the samples as its weight is of all.
+        if drawn:
+            more["pass_samples"] = round(min(size * sum(w for _, w in drawn) / w for size, w in drawn))
+    return more
+
+
+def _number(section: Any, name: str) -> float | None:
+    """A number of a section of a config; None for anything else."""
+    value = section.get(name) if isinstance(section, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @cache

@@ -3,7 +3,7 @@
 A recorded tower has all its gradients at once. DDP then copies each into a bucket by a kernel of its own, and waits for
 buckets: on two H200s a step of ViT-B/16 takes 4 ms longer than on one, where its gradients travel for 1.8 ms. Here they
 lie side by side from the start (`tower_nodes`), and those of the image tower travel during the backward pass of the
-text tower.
+text tower. On four H200s that took .7 % less time a step, and .5 GiB less memory (results/LOG.md).
 
 Collectives must come in the same order on all processes. A tower's is part of its one node of autograd, and that node
 is in the same place of the same graph on every process, whether its pass is recorded there or not.

@@ -11,6 +11,8 @@ from clip_la.train.options import Compile, HardwareOptions, check_seed
 StageName = Literal["layers", "features", "tune"]
 STAGES: tuple[StageName, ...] = ("layers", "features", "tune")
 LAYERS, FEATURES, TUNE = STAGES
+# The most samples in a step of a stage that matches, unless it has a number of its own.
+MATCHING_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class Stage:
     weight_decay: float = 0.0
     """of AdamW; a teacher keeps weights in bounds better"""
     batch_size: int | None = None
-    """samples in a step, if not data.batch_size: matching needs no negatives, and small batches learn more from as
-    many samples"""
+    """samples in a step; null: data.batch_size, of layers and features at most 64: matching needs no negatives, and
+    small batches learn more from as many samples"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import yaml
 
 from clip_la.convert.copying import converted_spec, copy_weights, load_teacher, write_copy
 from clip_la.convert.matching import FeatureMatching, LayerMatching
-from clip_la.convert.options import FEATURES, LAYERS, STAGES, TUNE, ConvertOptions, Stage
+from clip_la.convert.options import FEATURES, LAYERS, MATCHING_BATCH, STAGES, TUNE, ConvertOptions, Stage
 from clip_la.data.datamodule import ShardDataModule
 from clip_la.data.shards.sources import check_sources
 from clip_la.errors import UserError
@@ -96,7 +96,10 @@ class Conversion:
         samples = int(SHARES[name] * seen) if stage.samples is None else stage.samples
         if samples < 1:
             raise UserError(f"{name}.samples must be at least 1, not {samples}")
-        batch_size = self.options.data.batch_size if stage.batch_size is None else stage.batch_size
+        batch_size = stage.batch_size
+        if batch_size is None:
+            batch_size = self.options.data.batch_size
+            batch_size = batch_size if name == TUNE else min(batch_size, MATCHING_BATCH)
         whole = replace(stage, samples=samples, batch_size=batch_size)
         try:
             # As the trainer will: a last stage must not fail after hours of those before it.

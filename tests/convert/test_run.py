@@ -18,7 +18,7 @@ from clip_la.convert.matching import FeatureMatching, LayerMatching
 from clip_la.convert.options import STAGES
 from clip_la.errors import UserError
 from clip_la.models import load_checkpoint
-from clip_la.runs import checkpoint_name
+from clip_la.runs import RunFolder, checkpoint_name
 from clip_la.train.cli import main as train
 from clip_la.train.compiled import uncompiled
 from clip_la.train.graphed import GraphedTower
@@ -225,3 +225,11 @@ def test_a_teacher_of_the_sigmoid_loss_keeps_its_bias_and_its_loss(data, tmp_pat
     for stage in ("layers", "features", "tune"):
         assert torch.equal(weights(end(tmp_path / "out", stage))["logit_bias"], bias)
     assert load_checkpoint(end(tmp_path / "out", "tune"))[1]["loss"] == "sigmoid"
+
+
+def test_matching_takes_small_batches_and_the_tune_the_datas(teacher, data, tmp_path):
+    numbers = of_stages(dict.fromkeys(SAMPLES, 128))
+    options = ["--attention", "linear", "--stages", ",".join(STAGES), "--data.batch_size", "100", *numbers]
+    assert main([str(teacher), *data, *options, "--out", str(tmp_path / "out")]) == 0
+    sizes = {name: RunFolder(tmp_path / "out" / name).read_config()["batch_size"] for name in STAGES}
+    assert sizes == {"layers": 64, "features": 64, "tune": 100}
